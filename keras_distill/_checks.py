@@ -1,0 +1,135 @@
+"""Argument checks, and the one error sentence of the package: owner, expected, got, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+
+def error(owner: str, expected: str, got: Any, advice: str = "") -> ValueError:
+    """Make the package's error: ``Owner: expected <expected>, got <got>. <advice>``.
+
+    Args:
+        owner: who complains: a class or function name.
+        expected: what was expected of which argument.
+        got: what came instead; shown with ``str`` if it is text, else with ``repr``.
+        advice: what to do, one sentence without a full stop at its end; may be empty.
+
+    Returns:
+        A ``ValueError`` for the caller to raise.
+    """
+    shown = got if isinstance(got, str) else repr(got)
+    tail = f" {advice}." if advice else ""
+    return ValueError(f"{owner}: expected {expected}, got {shown}.{tail}")
+
+
+def number(
+    owner: str,
+    name: str,
+    value: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    advice: str = "",
+) -> float:
+    """Return ``value`` as a finite float within the bounds, or raise the error that names them.
+
+    Args:
+        owner: who complains.
+        name: the argument's name.
+        value: a real number (bool and NaN are refused).
+        low: least value allowed, inclusive.
+        high: greatest value allowed, inclusive.
+        above: value that must be exceeded, exclusive.
+        advice: what to do about it.
+
+    Returns:
+        The number as a Python float.
+
+    Raises:
+        ValueError: if ``value`` is no real number, is not finite or lies outside the bounds.
+    """
+    bounds = []
+    if above is not None:
+        bounds.append(f"> {above:g}")
+    if low is not None:
+        bounds.append(f">= {low:g}")
+    if high is not None:
+        bounds.append(f"<= {high:g}")
+    expected = f"{name} {' and '.join(bounds)}" if bounds else f"{name} to be a finite number"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise error(owner, expected, value, advice)
+    out = float(value)
+    bad = (
+        not math.isfinite(out)
+        or (above is not None and out <= above)
+        or (low is not None and out < low)
+        or (high is not None and out > high)
+    )
+    if bad:
+        raise error(owner, expected, out, advice)
+    return out
+
+
+def integer(owner: str, name: str, value: Any, *, low: int, advice: str = "") -> int:
+    """Return ``value`` as an int of at least ``low``, or raise the error that says so.
+
+    Args:
+        owner: who complains.
+        name: the argument's name.
+        value: an integer (bool is refused).
+        low: least value allowed, inclusive.
+        advice: what to do about it.
+
+    Returns:
+        The number as a Python int.
+
+    Raises:
+        ValueError: if ``value`` is no integer or is below ``low``.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
+        raise error(owner, f"{name} to be an integer >= {low}", value, advice)
+    return int(value)
+
+
+def choice(owner: str, name: str, value: Any, options: Iterable[Any]) -> Any:
+    """Return ``value`` if it is one of ``options``, else raise the error that lists them.
+
+    Args:
+        owner: who complains.
+        name: the argument's name.
+        value: what the user gave.
+        options: what is allowed.
+
+    Returns:
+        ``value``.
+
+    Raises:
+        ValueError: if ``value`` is not among ``options``.
+    """
+    known = list(options)
+    if value not in known:
+        raise error(owner, f"{name} to be one of {', '.join(map(repr, known))}", value)
+    return value
+
+
+def nearest(name: str, known: Iterable[str], count: int = 5) -> str:
+    """Return the known names closest to ``name`` as a readable list for an error message.
+
+    Args:
+        name: what the user typed.
+        known: every name that exists.
+        count: how many names to show at most.
+
+    Returns:
+        ``"'a', 'b'"``, or ``"none"`` when nothing is known.
+    """
+    names = list(known)
+    lower = {n.lower(): n for n in names}
+    close = difflib.get_close_matches(name.lower(), list(lower), n=count, cutoff=0.3)
+    picked = [lower[c] for c in close] or names[:count]
+    return ", ".join(repr(p) for p in picked) or "none"

@@ -1,0 +1,78 @@
+"""What every class of this room is: a Keras loss that also gives its values unreduced, for the terms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+
+class LogitsLoss(keras.losses.Loss):
+    """Base of the losses that compare two sets of logits.
+
+    As a plain ``keras.losses.Loss`` it takes ``y_true`` = teacher's logits and ``y_pred`` = student's, compares them
+    at temperature 1 and reduces as Keras does. A term calls ``values`` instead, with its temperature.
+
+    Attributes:
+        needs_labels: True where ``values`` cannot do without ``labels``.
+        needs_batch: True where the result is one scalar for the whole (local) batch.
+    """
+
+    needs_labels = False
+    needs_batch = False
+
+    def values(
+        self,
+        teacher_logits: Any,
+        student_logits: Any,
+        *,
+        temperature: Any = 1.0,
+        labels: Any = None,
+        mask: Any = None,
+    ) -> Any:
+        """Return the loss of each example, not reduced.
+
+        Args:
+            teacher_logits: (..., classes), float.
+            student_logits: (..., classes), float.
+            temperature: > 0; a number, or a tensor of shape () or (batch,) for one temperature per example.
+            labels: (...,) integer class ids, where ``needs_labels``; else ignored.
+            mask: (...,) bool or None; see ``losses.soft_targets``.
+
+        Returns:
+            (...,), float32; a scalar where ``needs_batch``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define values().")
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Compare teacher's ``y_true`` with student's ``y_pred`` at temperature 1."""
+        return self.values(y_true, y_pred)
+
+
+class FeatureLoss(keras.losses.Loss):
+    """Base of the losses that compare two feature tensors (channels-last).
+
+    Attributes:
+        needs_batch: True where the result is one scalar for the whole (local) batch.
+        same_channels: True where teacher and student must have equal shapes, so that an adapter is called for.
+    """
+
+    needs_batch = False
+    same_channels = False
+
+    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+        """Return the loss of each example, not reduced.
+
+        Args:
+            teacher_features: a tensor, or a list of tensors where the loss compares several layers.
+            student_features: the same for the student, after its adapter.
+            mask: (batch, time) bool for sequences, or None; masked positions never count.
+
+        Returns:
+            (batch,), float32; a scalar where ``needs_batch``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define values().")
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Compare teacher's ``y_true`` with student's ``y_pred``."""
+        return self.values(y_true, y_pred)
