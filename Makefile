@@ -1,0 +1,60 @@
+# make demo | make test | make lint | make bench | make bench-full
+# Each makes .venv when it is missing and installs into it once; nothing else on the machine is used or changed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+# Whatever Python environment is active stays outside (pip's index settings are kept).
+unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_REQUIRE_VIRTUALENV PYTEST_ADDOPTS PYTEST_PLUGINS MYPYPATH
+export PIP_USER := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+export PYTHONNOUSERSITE := 1
+export KERAS_BACKEND := tensorflow
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+VENV := .venv
+PY := $(VENV)/bin/python
+FACTS := setup.cfg pyproject.toml
+WORKERS ?= 2
+OUT ?= demo_output
+ARGS ?=
+INSTALL = $(PY) -m pip install --quiet --editable
+
+.PHONY: demo test lint bench bench-full clean help
+
+help:
+	@sed -n 1,2p Makefile
+
+demo: $(VENV)/.installed-demo
+	$(PY) -m keras_distill demo --out $(OUT) $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadscope $(ARGS)
+
+lint: $(VENV)/.installed-lint
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -c "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
+
+bench: $(VENV)/.installed-test
+	$(PY) -m benchmarks $(ARGS)
+
+bench-full: $(VENV)/.installed-test
+	$(PY) -m benchmarks --full $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+
+# An interrupted run leaves no stamp, so the next one does the step again.
+$(VENV)/.made: .ci/make_venv
+	@bash .ci/make_venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed-%: $(VENV)/.made $(FACTS)
+	@echo "Installing keras-distill[$*] into $(VENV) (once; a few minutes the first time) ..."
+	@$(INSTALL) '.[$*]'
+	@touch $@

@@ -1,0 +1,39 @@
+"""Set up TensorFlow once, before any test uses it."""
+
+import os
+
+# Read by TensorFlow, OpenMP and Keras when they are first imported.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores: one thread each
+    for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
+        os.environ.setdefault(_name, "1")
+
+import keras
+import pytest
+import tensorflow as tf
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(2)
+# Two logical CPUs, so that the distribution tests can compare 1 replica with 2.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Every test starts from the same random state, whatever ran before it."""
+    keras.utils.set_random_seed(1234)
+    return 1234
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh_names():
+    """Free the graphs of the previous file; layer names count from zero again."""
+    yield
+    keras.backend.clear_session()
+    keras.config.set_dtype_policy("float32")
