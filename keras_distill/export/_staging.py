@@ -1,0 +1,143 @@
+"""Write aside, then rename: a reader never sees half an export, and a failed one leaves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from keras_distill._checks import error, integer
+
+
+def make_directory(owner: str, directory: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
+    """Create ``directory`` with its parents and prove that it can be written to.
+
+    Args:
+        owner: who complains.
+        directory: path to create; may exist.
+
+    Returns:
+        The path, and the directories that were created (deepest first), for ``remove_empty``.
+
+    Raises:
+        ValueError: if the path is no directory or cannot be written to.
+    """
+    path = Path(directory)
+    created: list[Path] = []
+    probe = path
+    while not probe.exists() and probe != probe.parent:
+        created.append(probe)
+        probe = probe.parent
+    advice = "Give a directory that you may create and write to"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise error(owner, "a writable output directory", f"{path} ({problem.strerror})", advice) from problem
+    trial = path / f".writing-{uuid.uuid4().hex}"
+    try:
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as problem:
+        remove_empty(created)
+        raise error(owner, "a writable output directory", f"{path} ({problem.strerror})", advice) from problem
+    return path, created
+
+
+def remove_empty(directories: list[Path]) -> None:
+    """Remove those of ``directories`` that are empty, in the order given.
+
+    Args:
+        directories: deepest first, as ``make_directory`` returns them.
+    """
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
+
+def versions(directory: Path) -> list[int]:
+    """List the version numbers under ``directory`` as TensorFlow Serving reads them: its purely numeric children.
+
+    Args:
+        directory: base path of one model.
+
+    Returns:
+        Sorted version numbers; empty if there are none.
+    """
+    if not directory.is_dir():
+        return []
+    return sorted(int(child.name) for child in directory.iterdir() if child.name.isdecimal() and child.name.isascii())
+
+
+@contextlib.contextmanager
+def staged_version(owner: str, directory: str | os.PathLike[str], version: int | None) -> Iterator[tuple[Path, Path]]:
+    """Yield an aside path to fill, renamed to ``directory/<version>`` when the block ends without an error.
+
+    The aside name is hidden and not numeric, so a server that polls ``directory`` ignores it. On an error nothing stays.
+
+    Args:
+        owner: who complains.
+        directory: base path of the model.
+        version: number of the version; None takes the next one.
+
+    Yields:
+        ``(aside, final)``: the directory to fill, and the path it gets.
+
+    Raises:
+        ValueError: if the version exists, is no positive integer, or the directory cannot be written to.
+    """
+    if version is not None:
+        version = integer(owner, "version", version, low=1)
+    base, created = make_directory(owner, directory)
+    try:
+        chosen = version if version is not None else max(versions(base), default=0) + 1
+        final = base / str(chosen)
+        if final.exists():
+            raise error(
+                owner, "a version that does not exist yet", f"{final}", "Leave version out to take the next one"
+            )
+        aside = base / f".writing-{uuid.uuid4().hex}"
+        try:
+            aside.mkdir()
+            yield aside, final
+            os.rename(aside, final)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except BaseException:
+        remove_empty(created)
+        raise
+
+
+@contextlib.contextmanager
+def staged_files(owner: str, path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
+    """Yield an aside path with the final name; every file beside it is moved to its place at the end.
+
+    Args:
+        owner: who complains.
+        path: the final file; it is replaced if it exists.
+        suffix: what its name must end with, dot included.
+
+    Yields:
+        A path with the same name in an aside directory.
+
+    Raises:
+        ValueError: if the suffix is wrong or the directory cannot be written to.
+    """
+    final = Path(path)
+    if final.suffix != suffix:
+        raise error(owner, f"a path that ends in {suffix}", str(final))
+    base, created = make_directory(owner, final.parent)
+    aside = base / f".writing-{uuid.uuid4().hex}"
+    try:
+        aside.mkdir()
+        try:
+            yield aside / final.name
+            for part in sorted(aside.iterdir(), key=lambda p: p.name == final.name):
+                os.replace(part, base / part.name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except BaseException:
+        remove_empty(created)
+        raise
