@@ -233,12 +233,7 @@ def describe_heads(
         if units is None and stated_task is None:
             chosen = "regression"
         if chosen == "classification" and units == 1:
-            raise error(
-                owner,
-                "task='binary' or 'regression' for a one-unit output",
-                "'classification'",
-                "One class needs no choice",
-            )
+            raise error(owner, "task='binary' or 'regression' for a one-unit output", "'classification'")
         read_as_logits = stated_logits if stated_logits is not None else activation not in ("softmax", "sigmoid")
         certain = stated_logits is not None or activation is not None
         class_names = None if chosen == "regression" else _check_labels(owner, class_names, chosen, units)

@@ -149,15 +149,15 @@ def compare(
     """
     worst: dict[str, float] = {"probabilities": 0.0, "logits": 0.0, "values": 0.0}
     agreement: list[float] = []
-    measured: dict[str, float] = {}
+    measured: dict[str, Any] = {}
     num_examples = 0
     for head, value in zip(heads, raw.values(), strict=True):
         expected = head.expected(value)
         num_examples = len(value)
         for name, wanted in expected.items():
             if name not in served or np.shape(served[name]) != wanted.shape:
-                got = np.shape(served[name]) if name in served else "nothing"
-                raise error(owner, f"output '{name}' of shape {wanted.shape} from the export", got)
+                shape = np.shape(served[name]) if name in served else "nothing"
+                raise error(owner, f"output '{name}' of shape {wanted.shape} from the export", shape)
             got = np.asarray(served[name], np.float64)
             difference = largest_difference(got, wanted)
             plain = name.removeprefix(head.prefix)
@@ -225,7 +225,7 @@ def decide(head: Head, probabilities: np.ndarray) -> np.ndarray:
 
 def _quality(
     owner: str, head: Head, probabilities: np.ndarray, student_probabilities: np.ndarray, labels: Any
-) -> dict[str, float]:
+) -> dict[str, Any]:
     truth = np.asarray(labels)
     wanted_shape = decide(head, probabilities).shape
     if truth.shape != wanted_shape and truth.size == np.prod(wanted_shape):

@@ -36,15 +36,15 @@ def saved_model(
 ) -> Export:
     """Export a student as ``directory/<version>/`` for TensorFlow Serving, checked against the Keras model.
 
-    The SavedModel is written aside, loaded again, run on ``check_inputs`` and compared with the student; only then is it
-    renamed to its version number, so a server that polls ``directory`` never sees half a model. If the two
+    The SavedModel is written aside, loaded again, run on ``check_inputs`` and compared with the student; only then is
+    it renamed to its version number, so a server that polls ``directory`` never sees half a model. If the two
     disagree, nothing stays on disk.
 
-    Signature ``serving_default``: inputs by the student's input names, batch dimension dynamic, other unknown dimensions
-    kept. Outputs, always float32 whatever the student computes in (prefixed ``<output>_`` for a student with several):
-    ``probabilities``; ``logits`` (for a softmax or sigmoid head: their logarithm, so that softmax or sigmoid of ``logits``
-    gives the probabilities back); ``classes``, int64, index of the most probable class, or 0/1 per unit of a binary
-    head; with ``labels`` also ``labels`` and ``scores``, class names and probabilities with the most probable first; with
+    Signature ``serving_default``: inputs by the student's input names, batch dimension dynamic, other unknown
+    dimensions kept. Outputs, float32 whatever the student computes in (prefixed ``<output>_`` where it has several):
+    ``probabilities``; ``logits`` (of a softmax or sigmoid head: the logarithms, so that softmax or sigmoid of
+    ``logits`` gives the probabilities back); ``classes``, int64, the most probable class, or 0/1 per unit of a binary
+    head; with ``labels`` also ``labels`` and ``scores``, class names and probabilities, most probable first; with
     ``uncertainty`` also ``entropy`` (nats) and ``confidence``. A regression output gives ``values`` alone.
 
     Args:
@@ -55,8 +55,8 @@ def saved_model(
         check_labels: integer labels of ``check_inputs``: adds accuracy and calibration error to the result.
         from_logits: whether the student gives logits; None looks at its last activation. A dictionary by output name
             for several outputs. Needed for subclassed models that give probabilities.
-        task: ``"classification"``, ``"binary"`` or ``"regression"``, or a dictionary by output name. None: one unit or a
-            sigmoid is binary, anything else classification.
+        task: ``"classification"``, ``"binary"`` or ``"regression"``, or a dictionary by output name. None: one unit or
+            a sigmoid is binary, anything else classification.
         labels: class names, or a dictionary of them by output name.
         temperature: calibration: a number > 0 or an object with a ``temperature`` (``calibration.TemperatureScaler``);
             probabilities are those of ``logits / temperature``. None is 1.

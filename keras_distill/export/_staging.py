@@ -75,7 +75,7 @@ def versions(directory: Path) -> list[int]:
 def staged_version(owner: str, directory: str | os.PathLike[str], version: int | None) -> Iterator[tuple[Path, Path]]:
     """Yield an aside path to fill, renamed to ``directory/<version>`` when the block ends without an error.
 
-    The aside name is hidden and not numeric, so a server that polls ``directory`` ignores it. On an error nothing stays.
+    The aside name is hidden and not numeric, so a server that polls ``directory`` ignores it. An error leaves nothing.
 
     Args:
         owner: who complains.
@@ -95,9 +95,7 @@ def staged_version(owner: str, directory: str | os.PathLike[str], version: int |
         chosen = version if version is not None else max(versions(base), default=0) + 1
         final = base / str(chosen)
         if final.exists():
-            raise error(
-                owner, "a version that does not exist yet", f"{final}", "Leave version out to take the next one"
-            )
+            raise error(owner, "a version that does not exist yet", f"{final}", "Leave version out for the next one")
         aside = base / f".writing-{uuid.uuid4().hex}"
         try:
             aside.mkdir()
