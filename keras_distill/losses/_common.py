@@ -1,0 +1,113 @@
+"""Private helpers of the losses: dtypes, shapes, temperature, masks. Nothing here is a loss."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_distill import _checks
+
+
+def float32(x: Any) -> Any:
+    """Return ``x`` as a float32 tensor, whatever it was."""
+    return ops.cast(ops.convert_to_tensor(x), "float32")
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    """Return the value of ``x`` as an array, or None where it is known only when a graph runs."""
+    try:
+        return np.asarray(ops.convert_to_numpy(x) if ops.is_tensor(x) else x)
+    except (NotImplementedError, TypeError, ValueError, RuntimeError):
+        return None
+
+
+def check_same_shape(owner: str, teacher: Any, student: Any, what: str = "logits") -> None:
+    """Raise unless teacher's and student's static shapes agree, unknown sizes matching anything."""
+    left, right = tuple(teacher.shape), tuple(student.shape)
+    if len(left) == 0 or len(right) == 0:
+        raise _checks.error(owner, f"{what} of rank >= 1", f"shapes {left} and {right}")
+    same = len(left) == len(right) and all(a == b or a is None or b is None for a, b in zip(left, right, strict=True))
+    if not same:
+        advice = "Compare outputs of the same layer shape"
+        if what == "logits" and len(left) == len(right) and left[:-1] == right[:-1]:
+            advice = "Where the label spaces differ, map the classes with losses.select_classes"
+        raise _checks.error(owner, f"teacher and student {what} of one shape", f"{left} and {right}", advice)
+
+
+def check_pair(owner: str, teacher: Any, student: Any, what: str = "logits") -> tuple[Any, Any]:
+    """Return teacher (without gradient) and student as float32 tensors of one shape."""
+    teacher, student = ops.stop_gradient(float32(teacher)), float32(student)
+    check_same_shape(owner, teacher, student, what)
+    return teacher, student
+
+
+def leading_shape(logits: Any) -> tuple[Any, ...]:
+    """Return the shape of ``logits`` without its last axis, static where it is known."""
+    return tuple(ops.shape(logits))[:-1]
+
+
+def temperature_like(owner: str, temperature: Any, logits: Any) -> Any:
+    """Check ``temperature`` and return it as a Python float, or as a tensor of the leading shape of ``logits``.
+
+    Args:
+        owner: who complains.
+        temperature: a number > 0, or a tensor of shape (), or one that matches the leading axes of ``logits`` from the
+            left: (batch,), (batch, 1), (batch, time).
+        logits: (..., classes).
+
+    Returns:
+        A float for a Python number, else float32 of shape (...,): differentiable in ``temperature``.
+    """
+    advice = "Use 1.0 for the plain distributions"
+    if isinstance(temperature, numbers.Real) and not isinstance(temperature, np.ndarray):
+        return _checks.number(owner, "temperature", temperature, above=0.0, advice=advice)
+    if isinstance(temperature, (str, bytes)) or temperature is None:
+        raise _checks.error(owner, "temperature > 0", temperature, advice)
+    value = concrete(temperature)
+    if value is not None and not (np.isfinite(value).all() and (value > 0).all()):
+        raise _checks.error(owner, "temperature > 0", str(value.tolist()), advice)
+    temperature = float32(temperature)
+    leading = leading_shape(logits)
+    shape = tuple(temperature.shape)
+    if len(shape) == len(leading) + 1 and shape[-1] == 1:
+        temperature = ops.squeeze(temperature, axis=-1)
+        shape = shape[:-1]
+    static = tuple(logits.shape)[:-1]
+    fits = len(shape) <= len(leading) and all(
+        a in (None, 1) or b is None or a == b for a, b in zip(shape, static, strict=False)
+    )
+    if not fits:
+        raise _checks.error(owner, f"temperature of shape () or the start of {static}", shape, "Give one per example")
+    padded = ops.reshape(temperature, tuple(ops.shape(temperature)) + (1,) * (len(leading) - len(shape)))
+    return ops.broadcast_to(padded, leading)
+
+
+def check_mask(owner: str, mask: Any, logits: Any) -> Any:
+    """Return ``mask`` as a bool tensor of the leading shape of ``logits``, or None."""
+    if mask is None:
+        return None
+    mask = ops.cast(ops.convert_to_tensor(mask), "bool")
+    static, got = tuple(logits.shape)[:-1], tuple(mask.shape)
+    if len(static) != len(got) or any(
+        a != b and a is not None and b is not None for a, b in zip(static, got, strict=True)
+    ):
+        raise _checks.error(owner, f"mask of shape {static}", got, "A mask has one bool per position")
+    return mask
+
+
+def apply_mask(values: Any, mask: Any) -> Any:
+    """Zero the masked ``values`` and scale the rest by positions / unmasked, so that a plain mean is the masked mean."""
+    if mask is None:
+        return values
+    kept = ops.cast(mask, "float32")
+    count = ops.sum(kept)
+    scale = ops.cast(ops.size(kept), "float32") / ops.maximum(count, 1.0)
+    return ops.where(mask, values * scale, 0.0)
+
+
+def clean(logits: Any, mask: Any) -> Any:
+    """Put 0 at masked positions of ``logits``, so that garbage there reaches neither value nor gradient."""
+    return logits if mask is None else ops.where(mask[..., None], logits, 0.0)
