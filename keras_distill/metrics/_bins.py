@@ -1,0 +1,133 @@
+"""Bins of confidence: which bin a score falls in, what is summed in it, and the calibration errors of those sums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_distill.metrics._common import float64
+
+CONVENTIONS = ("torchmetrics", "left_closed", "right_closed", "guo")
+NORMS = ("l1", "l2", "max", "average")
+SIDES = ("both", "over", "under")
+
+
+def torch_edges(num_bins: int, dtype: Any = np.float32) -> np.ndarray:
+    """Return the edges i / num_bins as torch's linspace rounds them: from both ends, with fused products."""
+    step = float(dtype(1) / dtype(num_bins))
+    index = np.arange(num_bins + 1)
+    return np.where(index < (num_bins + 1) // 2, step * index, 1.0 - step * (num_bins - index)).astype(dtype)
+
+
+def bin_index(scores: Any, num_bins: int, convention: str) -> Any:
+    """Return the bin of each score in [0, 1]: 0 .. num_bins - 1, or num_bins for the slot beyond.
+
+    The slot beyond holds the scores of exactly 1.0 for "torchmetrics" (a bin of its own) and those of exactly 0.0 for
+    "guo" (counted, but in no bin); else it stays empty.
+
+    Args:
+        scores: any shape, float32 or float64; NaN goes to bin 0.
+        num_bins: number of bins of equal width.
+        convention: one of ``CONVENTIONS``.
+
+    Returns:
+        The same shape, int32.
+    """
+    scores = ops.where(ops.isnan(scores), ops.zeros_like(scores), scores)
+    if convention == "left_closed":
+        return ops.minimum(ops.cast(ops.floor(float64(scores) * num_bins), "int32"), num_bins - 1)
+    if convention == "torchmetrics":
+        edges = ops.convert_to_tensor(torch_edges(num_bins, np.dtype(scores.dtype.name).type))
+        index = ops.clip(ops.cast(ops.floor(scores * num_bins), "int32"), 0, num_bins - 1)
+        index = index - ops.cast(scores < ops.take(edges, index, axis=0), "int32")
+        return index + ops.cast(scores >= ops.take(edges, index + 1, axis=0), "int32")
+    scores = float64(scores)
+    edges = ops.convert_to_tensor(np.linspace(0.0, 1.0, num_bins + 1))
+    index = ops.clip(ops.cast(ops.ceil(scores * num_bins), "int32") - 1, 0, num_bins - 1)
+    index = index - ops.cast(scores <= ops.take(edges, index, axis=0), "int32")
+    index = ops.maximum(index, 0) if convention == "right_closed" else index
+    index = index + ops.cast(scores > ops.take(edges, index + 1, axis=0), "int32")
+    return ops.where(index < 0, num_bins, index)
+
+
+def bin_sums(index: Any, num_bins: int, weights: Any, confidence: Any, accuracy: Any) -> Any:
+    """Sum weight, weighted confidence and weighted accuracy in each bin and the slot beyond.
+
+    Args:
+        index: (n,) int32 from ``bin_index``.
+        num_bins: number of bins.
+        weights: (n,) float64.
+        confidence: (n,).
+        accuracy: (n,), 1 or 0.
+
+    Returns:
+        (3, num_bins + 1), float64.
+    """
+    zero = ops.zeros((), dtype="float64")
+    none = ops.equal(weights, 0.0)
+    parts = [weights] + [ops.where(none, zero, weights * float64(v)) for v in (confidence, accuracy)]
+    return ops.transpose(ops.segment_sum(ops.stack(parts, axis=-1), index, num_segments=num_bins + 1))
+
+
+def error_of_sums(sums: Any, norm: str = "l1", convention: str = "torchmetrics", side: str = "both") -> Any:
+    """Return the calibration error of sums that ``bin_sums`` made.
+
+    Args:
+        sums: (..., 3, bins + 1), float64.
+        norm: "l1" (ECE), "l2" (root mean square), "max" (MCE), "average" (unweighted mean over non-empty bins).
+        convention: "guo" leaves the slot beyond out of the error, though in the total.
+        side: "both"; "over" counts only bins more confident than right, "under" the others.
+
+    Returns:
+        (...,), float64; NaN where nothing was seen.
+    """
+    weight, confidence, accuracy = sums[..., 0, :], sums[..., 1, :], sums[..., 2, :]
+    total = ops.sum(weight, axis=-1)
+    if convention == "guo":
+        weight, confidence, accuracy = weight[..., :-1], confidence[..., :-1], accuracy[..., :-1]
+    signed = confidence - accuracy
+    if side == "over":
+        signed = ops.maximum(signed, 0.0)
+    elif side == "under":
+        signed = ops.maximum(-signed, 0.0)
+    mass = ops.abs(signed)
+    if norm == "l1":
+        return ops.sum(mass, axis=-1) / total
+    filled = weight > 0
+    gap = ops.where(filled, mass / ops.where(filled, weight, ops.ones_like(weight)), mass)
+    if norm == "l2":
+        return ops.sqrt(ops.sum(weight * ops.square(gap), axis=-1) / total)
+    empty = ops.sum(mass, axis=-1) * 0.0 / total  # 0; NaN before the first example or after a NaN
+    if norm == "max":
+        return ops.max(gap, axis=-1) + empty
+    return ops.sum(gap, axis=-1) / ops.sum(ops.cast(filled, "float64"), axis=-1) + empty
+
+
+@dataclass(frozen=True)
+class ReliabilityBins:
+    """What a reliability diagram shows: for each bin, how confident the model was and how often it was right.
+
+    Attributes:
+        edges: (bins + 1,), float64, from 0 to 1.
+        weight: (bins,), float64: number of examples, or the sum of their weights.
+        confidence: (bins,), float64: mean confidence; NaN where the bin is empty.
+        accuracy: (bins,), float64: fraction right (of the positive class for "binary"); NaN where the bin is empty.
+    """
+
+    edges: np.ndarray
+    weight: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @classmethod
+    def from_sums(cls, sums: Any) -> ReliabilityBins:
+        """Make the bins from the (3, bins + 1) sums of a metric; a bin for exactly 1.0 joins the last, to be drawn."""
+        table = np.array(ops.convert_to_numpy(sums), np.float64)
+        table[:, -2] += table[:, -1] if table[1, -1] > 0 else 0.0
+        table[:, 0] += table[:, -1] if not table[1, -1] > 0 else 0.0
+        weight, confidence, accuracy = table[:, :-1]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return cls(np.linspace(0.0, 1.0, len(weight) + 1), weight, confidence / weight, accuracy / weight)

@@ -1,0 +1,273 @@
+"""What the metrics share: how labels, outputs and weights are read, and state that stays exact over any count."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_distill._checks import choice, error
+
+TASKS = ("multiclass", "binary", "multilabel")
+# A float16 softmax may exceed 1 by this much; anything further out is no probability.
+PROBABILITY_SLACK = 1e-3
+
+
+class Examples(NamedTuple):
+    """Labels, outputs and weights of one update, flattened to one row per example (or per entry)."""
+
+    labels: Any  # (n,) int32; for binary and multilabel 0 or 1
+    outputs: Any  # (n, classes) float; for binary and multilabel (n,)
+    weights: Any  # (n,) float64
+    targets: Any = None  # (n, classes) where y_true came as one-hot rows or soft labels
+
+
+class StreamingMetric(keras.metrics.Metric):
+    """Base of the metrics that keep sums: float64 state, so that no count is too large and batches may split anyhow.
+
+    State is added up over replicas. A subclass adds its state with ``add_sums`` and defines ``update_state`` and
+    ``value``. Before the first example the result is NaN: nothing is known yet.
+    """
+
+    def add_sums(self, shape: tuple[int, ...], name: str) -> Any:
+        """Return a float64 variable of zeros that replicas sum."""
+        return self.add_variable(shape=shape, initializer="zeros", dtype="float64", name=name)
+
+    def value(self) -> Any:
+        """Return the metric as a float64 scalar."""
+        raise NotImplementedError(f"{type(self).__name__} must define value().")
+
+    def result(self) -> Any:
+        """Return the metric of everything seen since the last reset, as a scalar of the metric's dtype."""
+        return ops.cast(self.value(), self.dtype)
+
+
+class MeanOverExamples(StreamingMetric):
+    """Base of the metrics that are a weighted mean of one value per example."""
+
+    def __init__(self, name: str | None = None, dtype: Any = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.total = self.add_sums((), "total")
+        self.weight = self.add_sums((), "weight")
+
+    def add(self, values: Any, weights: Any) -> None:
+        """Add ``values`` (n,) with ``weights`` (n,); a value whose weight is 0 does not count, even if it is NaN."""
+        self.total.assign_add(weighted_sum(values, weights))
+        self.weight.assign_add(ops.sum(weights))
+
+    def value(self) -> Any:
+        """Return total / weight."""
+        return self.total / self.weight
+
+
+def as_float(values: Any) -> Any:
+    """Return ``values`` as a tensor of float32 or float64; half precision and integers become float32."""
+    tensor = ops.convert_to_tensor(values)
+    if keras.backend.standardize_dtype(tensor.dtype) in ("float32", "float64"):
+        return tensor
+    return ops.cast(tensor, "float32")
+
+
+def float64(values: Any) -> Any:
+    """Return ``values`` as a float64 tensor."""
+    return ops.cast(values, "float64")
+
+
+def weighted_sum(values: Any, weights: Any) -> Any:
+    """Return sum(values * weights) in float64, where weight 0 removes even a NaN."""
+    zero = ops.zeros((), dtype="float64")
+    return ops.sum(ops.where(ops.equal(weights, 0.0), zero, float64(values) * weights))
+
+
+def read(owner: str, task: str, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Examples:
+    """Read the arguments of ``update_state`` for any of the tasks.
+
+    Args:
+        owner: who asks, for the error message.
+        task: "multiclass", "binary" or "multilabel".
+        y_true: labels; see ``read_classes`` and ``read_entries``.
+        y_pred: outputs of the model.
+        sample_weight: weights that broadcast from the left, or None.
+
+    Returns:
+        The flattened examples.
+    """
+    choice(owner, "task", task, TASKS)
+    if task == "multiclass":
+        return read_classes(owner, y_true, y_pred, sample_weight)
+    return read_entries(owner, y_true, y_pred, sample_weight)
+
+
+def read_classes(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Examples:
+    """Read ``y_pred`` (..., classes) with ``y_true`` (...,) or (..., 1) class ids, or (..., classes) distributions.
+
+    Args:
+        owner: who asks, for the error message.
+        y_true: class ids, one-hot rows or soft labels (``labels`` are then their first largest class).
+        y_pred: one row of outputs per example.
+        sample_weight: (batch,) up to (...,), or None.
+
+    Returns:
+        The flattened examples; ``targets`` is None for class ids. A label out of range gives weight NaN, so that the
+        result is NaN instead of a wrong number.
+    """
+    mask = keras_mask(y_pred)
+    y_true, y_pred = ops.convert_to_tensor(y_true), as_float(y_pred)
+    rank = len(y_pred.shape)
+    classes = y_pred.shape[-1] if rank else None
+    if rank < 2 or classes is None or classes < 2:
+        raise error(
+            owner,
+            "y_pred of shape (..., classes) with at least 2 classes",
+            f"shape {tuple(y_pred.shape)}",
+            'For one probability per example use task="binary", where the metric has it',
+        )
+    lead = ops.shape(y_pred)[:-1]
+    outputs = ops.reshape(y_pred, (-1, classes))
+    targets = None
+    if len(y_true.shape) == rank and y_true.shape[-1] == classes:
+        targets = ops.reshape(as_float(y_true), (-1, classes))
+        labels = ops.cast(ops.argmax(targets, axis=-1), "int32")
+    elif len(y_true.shape) == rank - 1 or (len(y_true.shape) == rank and y_true.shape[-1] == 1):
+        labels = ops.reshape(ops.cast(y_true, "int32"), (-1,))
+    else:
+        raise error(
+            owner,
+            f"y_true of class ids or of one-hot rows for y_pred of shape {tuple(y_pred.shape)}",
+            f"shape {tuple(y_true.shape)}",
+        )
+    weights = read_weights(owner, sample_weight, lead, rank - 1, mask)
+    known = ops.logical_and(labels >= 0, labels < classes)
+    weights = ops.where(ops.logical_or(known, ops.equal(weights, 0.0)), weights, float("nan"))
+    return Examples(ops.clip(labels, 0, classes - 1), outputs, weights, targets)
+
+
+def read_entries(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Examples:
+    """Read yes/no answers: ``y_pred`` of any shape, ``y_true`` of the same shape with entries 0 and 1.
+
+    Args:
+        owner: who asks, for the error message.
+        y_true: 0 or 1 for each entry; a last axis of size 1 may be missing or extra.
+        y_pred: one output per entry.
+        sample_weight: (batch,) up to the shape of ``y_pred``, or None.
+
+    Returns:
+        The flattened entries. A label that is neither 0 nor 1 gives weight NaN.
+    """
+    mask = keras_mask(y_pred)
+    y_true, y_pred = ops.convert_to_tensor(y_true), as_float(y_pred)
+    if len(y_pred.shape) > 1 and y_pred.shape[-1] == 1:
+        y_pred = ops.squeeze(y_pred, axis=-1)
+    if len(y_true.shape) == len(y_pred.shape) + 1 and y_true.shape[-1] == 1:
+        y_true = ops.squeeze(y_true, axis=-1)
+    unequal = [a != b for a, b in zip(y_true.shape, y_pred.shape, strict=False) if None not in (a, b)]
+    if len(y_true.shape) != len(y_pred.shape) or any(unequal):
+        raise error(
+            owner,
+            f"y_true of 0 and 1 in the shape of y_pred, {tuple(y_pred.shape)}",
+            f"shape {tuple(y_true.shape)}",
+            'For class ids use task="multiclass", where the metric has it',
+        )
+    lead = ops.shape(y_pred)
+    weights = read_weights(owner, sample_weight, lead, len(y_pred.shape), mask)
+    labels = ops.reshape(ops.cast(y_true, "int32"), (-1,))
+    known = ops.logical_or(ops.equal(labels, 0), ops.equal(labels, 1))
+    weights = ops.where(ops.logical_or(known, ops.equal(weights, 0.0)), weights, float("nan"))
+    return Examples(labels, ops.reshape(y_pred, (-1,)), weights)
+
+
+def read_weights(owner: str, sample_weight: Any, lead: Any, rank: int, mask: Any = None) -> Any:
+    """Return float64 weights (n,) for examples of shape ``lead``: ones, times the sample weights, times the mask.
+
+    Args:
+        owner: who asks, for the error message.
+        sample_weight: None, or weights whose shape is the first axes of ``lead``; a last axis of size 1 may be extra.
+        lead: shape of the examples.
+        rank: length of ``lead``.
+        mask: None or (...,) bool; masked examples weigh nothing.
+
+    Returns:
+        (n,), float64.
+    """
+    weights = ops.ones(lead, dtype="float64")
+    for part in (sample_weight, mask):
+        if part is None:
+            continue
+        part = float64(part)
+        if len(part.shape) == rank + 1 and part.shape[-1] == 1:
+            part = ops.squeeze(part, axis=-1)
+        if len(part.shape) > rank:
+            raise error(owner, f"sample_weight of at most {rank} axes", f"shape {tuple(part.shape)}")
+        while len(part.shape) < rank:
+            part = ops.expand_dims(part, axis=-1)
+        weights = weights * part
+    return ops.reshape(weights, (-1,))
+
+
+def keras_mask(y_pred: Any) -> Any:
+    """Return the padding mask that Keras attached to a model's output, or None."""
+    return getattr(y_pred, "_keras_mask", None)
+
+
+def first_largest(outputs: Any) -> tuple[Any, Any]:
+    """Return the largest of each row and the first index where it stands.
+
+    TensorFlow's argmax on a CPU reads memory ten times slower than its max. Where the number of classes allows, each
+    row is therefore cut in blocks: one fast pass gives the largest of every block, argmax only sees few numbers.
+
+    Args:
+        outputs: (n, classes), float.
+
+    Returns:
+        (n,) values and (n,) int32 indices.
+    """
+    classes = outputs.shape[-1]
+    size = next((k for k in (32, 25, 40, 50, 20, 16, 24, 30, 36, 15, 10, 12, 8) if classes % k == 0), 0)
+    if classes < 100 or not size:
+        index = ops.argmax(outputs, axis=-1)
+        return _pick(outputs, index), ops.cast(index, "int32")
+    blocks = ops.reshape(outputs, (-1, classes // size, size))
+    block = ops.argmax(ops.max(blocks, axis=-1), axis=-1)
+    rows = ops.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    index = ops.argmax(rows, axis=-1)
+    return _pick(rows, index), ops.cast(block, "int32") * size + ops.cast(index, "int32")
+
+
+def _pick(outputs: Any, index: Any) -> Any:
+    """Return outputs[i, index[i]]."""
+    return ops.take_along_axis(outputs, ops.cast(index, "int32")[:, None], axis=-1)[:, 0]
+
+
+def of_label(outputs: Any, labels: Any) -> Any:
+    """Return each row's entry at its label: (n,)."""
+    return _pick(outputs, labels)
+
+
+def checked_probability(values: Any) -> Any:
+    """Return probabilities clipped to [0, 1]; NaN where a value is further out than rounding explains."""
+    good = ops.logical_and(values >= -PROBABILITY_SLACK, values <= 1.0 + PROBABILITY_SLACK)
+    return ops.where(good, ops.clip(values, 0.0, 1.0), float("nan"))
+
+
+def top_label(examples: Examples, from_logits: bool) -> tuple[Any, Any]:
+    """Return each example's confidence (largest probability) and whether that class is the label (1.0 or 0.0).
+
+    Args:
+        examples: what ``read_classes`` gave.
+        from_logits: whether the outputs are logits; else probabilities, used as given.
+
+    Returns:
+        (n,) confidence in the outputs' dtype, (n,) correctness as float64.
+    """
+    largest, predicted = first_largest(examples.outputs)
+    if from_logits:
+        confidence = 1.0 / ops.sum(ops.exp(examples.outputs - largest[:, None]), axis=-1)
+    else:
+        confidence = checked_probability(largest)
+    return confidence, float64(ops.equal(predicted, examples.labels))
+
+
+def distribution(outputs: Any, from_logits: bool) -> Any:
+    """Return probabilities of rows of outputs, checked where they are given."""
+    return ops.softmax(outputs, axis=-1) if from_logits else checked_probability(outputs)
