@@ -16,10 +16,12 @@ class LogitsLoss(keras.losses.Loss):
     Attributes:
         needs_labels: True where ``values`` cannot do without ``labels``.
         needs_batch: True where the result is one scalar for the whole (local) batch.
+        needs_members: True where ``teacher_logits`` are the members of an ensemble, (batch, members, classes).
     """
 
     needs_labels = False
     needs_batch = False
+    needs_members = False
 
     def values(
         self,

@@ -1,0 +1,114 @@
+"""Stops training at the first number that is not finite, with the weights of the last good step kept.
+
+Costs no look at the device from Python: without XLA an op of the graph raises; under XLA, where ops cannot raise, the
+update of a bad step and of all steps after it is skipped in the graph, and ``fit`` looks now and then.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+_MARK = "keras_distill: not finite: "
+_LOOK_EVERY_SECONDS = 1.0
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss, an output of the teacher or a gradient was NaN or infinite; the message names it and the step."""
+
+
+def _check(name: str, tensor: Any) -> Any:
+    return tf.debugging.check_numerics(tensor, _MARK + name)
+
+
+class Guard:
+    """Watches the named numbers of one distiller's training step.
+
+    Args:
+        distiller: whose student is kept at its last finite weights.
+    """
+
+    def __init__(self, distiller: Any) -> None:
+        self._distiller = distiller
+        self._failed_step: Any = None  # XLA only: -1, or the first bad step
+        self._failed_name: Any = None
+        self._names: list[str] = []
+        self._last_look = time.monotonic()
+
+    def create(self) -> None:
+        """Make the variables that XLA steps write to; outside of any trace."""
+        if self._failed_step is None:
+            with tf.init_scope():
+                kinds = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
+                self._failed_step = tf.Variable(-1, dtype=tf.int64, **kinds)
+                self._failed_name = tf.Variable(-1, dtype=tf.int32, **kinds)
+
+    def apply(
+        self, named: Sequence[tuple[str, Any]], state: Sequence[tuple[Any, Any]], update: Callable[[], None]
+    ) -> None:
+        """Run ``update`` only if every named tensor is finite.
+
+        Args:
+            named: what is watched, cheapest first: scalars and small tensors, each with the name a message shows.
+            state: pairs of a non-trainable variable (BatchNorm's moving statistics) and its value before this step.
+            update: applies the gradients.
+        """
+        finite = [tf.reduce_all(tf.math.is_finite(tensor)) for _, tensor in named]
+        good = tf.reduce_all(tf.stack(finite))
+        xla = self._distiller.jit_compile and not self._distiller.run_eagerly
+        if xla:
+            self._names = [name for name, _ in named]
+            good = tf.logical_and(good, self._failed_step < 0)
+            step = tf.cast(self._distiller.optimizer.iterations, tf.int64)
+            first = tf.logical_and(tf.logical_not(good), self._failed_step < 0)
+            index = tf.argmin(tf.cast(tf.stack(finite), tf.int32), output_type=tf.int32)
+            self._failed_name.assign(tf.where(first, index, self._failed_name))
+            self._failed_step.assign(tf.where(first, step, self._failed_step))
+        for variable, before in state:
+            variable.assign(tf.where(good, tf.convert_to_tensor(variable), before))
+        if xla:
+            tf.cond(good, lambda: (update(), tf.constant(0))[1], lambda: tf.constant(0))
+            return
+        with tf.control_dependencies([_check(name, tensor) for name, tensor in named]):
+            update()
+
+    def look(self, *, now: bool = False) -> None:
+        """Raise if an XLA step has failed; looks at the device at most once a second unless ``now``."""
+        if self._failed_step is None or not (now or time.monotonic() - self._last_look > _LOOK_EVERY_SECONDS):
+            return
+        self._last_look = time.monotonic()
+        step = int(self._failed_step.numpy())
+        if step >= 0:
+            name = self._names[int(self._failed_name.numpy())]
+            self._failed_step.assign(-1)
+            raise self.error(name, step)
+
+    def translate(self, problem: tf.errors.InvalidArgumentError) -> Exception:
+        """Return the error to raise instead of one that an op raised: ours if the op was ours."""
+        found = re.search(re.escape(_MARK) + r"(.*?) : Tensor had", str(problem))
+        if found is None:
+            label = re.search(r"label value of (-?\d+) which is outside the valid range of \[0, (\d+)\)", str(problem))
+            if label is not None:
+                return ValueError(
+                    f"Distiller: expected labels from 0 to {int(label[2]) - 1}, got {label[1]}. "
+                    "Check that the labels fit the number of classes of the student's output."
+                )
+            return problem
+        return self.error(found[1], int(self._distiller.optimizer.iterations))
+
+    def error(self, name: str, step: int) -> NonFiniteLossError:
+        """Make the message: what, when, what is kept, what to try."""
+        if name.startswith("teacher"):
+            advice = "Look at the teacher's weights, precision and inputs"
+        elif name == "inputs":
+            advice = "Look for NaN or infinite values in the data"
+        else:
+            advice = "Try a lower learning rate, gradient clipping (clipnorm=1.0) or a lower distillation weight"
+        return NonFiniteLossError(
+            f"Distiller: expected finite numbers, got NaN or infinity in {name} at step {step}. {advice}. "
+            "The student keeps its last finite weights."
+        )

@@ -1,0 +1,296 @@
+"""Named tensors out of one forward pass of any model, with nothing left on the model afterwards.
+
+A tap is named by the path of a layer: ``"block3"`` for a layer of the model itself, ``"backbone/block3/out"`` for one
+inside nested models or layers. ``"block3:input"`` is what the layer receives instead of what it returns, and
+``"shared#1"`` the second call of a layer that is called more than once (``"shared"`` means the last call).
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import copy
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+
+from keras_distill._checks import error, nearest
+
+__all__ = ["Taps", "final_activation", "list_taps", "walk", "without_softmax"]
+
+_NAME = re.compile(r"^(?P<path>.+?)(?:#(?P<call>\d+))?(?P<input>:input)?$")
+
+
+def walk(model: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+    """Yield the path and the layer of everything inside ``model``, outer layers before inner ones.
+
+    Args:
+        model: any Keras model or layer.
+        prefix: put before each path; for the recursion.
+
+    Yields:
+        Pairs of path (``"backbone/conv1"``) and layer. The model's input layers are left out.
+    """
+    for layer in model._flatten_layers(include_self=False, recursive=False):
+        if isinstance(layer, keras.layers.InputLayer) or layer is getattr(model, "_functional", None):
+            continue
+        path = f"{prefix}{layer.name}"
+        yield path, layer
+        yield from walk(layer, f"{path}/")
+
+
+class Taps:
+    """A model that also gives the tensors of named layers, from the same single forward pass.
+
+    The layers' ``call`` is intercepted for that one pass by an attribute of the instance, which is removed before the
+    pass returns: the user's model is unchanged and no layer runs twice. Works in eager mode, ``tf.function`` and XLA.
+    A layer that runs inside a loop of its own (an RNN's cell) cannot be tapped: its tensors never leave the loop.
+
+    Args:
+        model: any built or unbuilt ``keras.Model``: Functional, Sequential, nested or subclassed.
+        names: what to tap, see the module's first paragraph; ``list_taps(model)`` shows what there is.
+        owner: who complains in error messages.
+
+    Raises:
+        ValueError: if a name is unknown (the message lists the nearest ones) or stands for two different layers.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="hidden"), keras.layers.Dense(1)])
+        >>> outputs, tapped = Taps(model, ["hidden"])(np.ones((4, 2), "float32"))
+        >>> outputs.shape[1], tapped["hidden"].shape[1]
+        (1, 3)
+    """
+
+    def __init__(self, model: keras.Model, names: Sequence[str] = (), *, owner: str = "Taps") -> None:
+        self.model = model
+        self.names = tuple(dict.fromkeys(names))
+        self.owner = owner
+        # The layers as they are named now, found again at each use while the model may still grow (unbuilt models).
+        self._layers: dict[str, keras.layers.Layer] | None = None
+        if self.names and (model.built or next(walk(model), None) is not None):
+            self._find()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what one pass gives: the final output, then each tap."""
+        return ("final_output", *self.names)
+
+    def _find(self) -> dict[str, keras.layers.Layer]:
+        if self._layers is None:
+            known: dict[str, list[keras.layers.Layer]] = {}
+            for path, layer in walk(self.model):
+                known.setdefault(path, []).append(layer)
+            found = {}
+            for name in self.names:
+                path = _parse(self.owner, name)[0]
+                if path not in known:
+                    raise error(
+                        self.owner,
+                        f"a layer of model {self.model.name!r}",
+                        repr(name),
+                        f"Nearest: {nearest(path, known)}; see keras_distill.taps.list_taps(model)",
+                    )
+                if len({id(layer) for layer in known[path]}) > 1:
+                    raise error(
+                        self.owner,
+                        f"a name of one layer of model {self.model.name!r}",
+                        f"{name!r}, which {len(known[path])} layers bear",
+                        "Give these layers names of their own",
+                    )
+                found[name] = known[path][0]
+            self._layers = found
+        return self._layers
+
+    def __call__(self, inputs: Any, training: bool | None = None) -> tuple[Any, dict[str, Any]]:
+        """Run the model once.
+
+        Args:
+            inputs: what the model takes.
+            training: as in ``keras.Model.__call__``.
+
+        Returns:
+            The model's outputs, and a dict from tap name to tensor (or structure, where a layer returns several).
+
+        Raises:
+            ValueError: if a tapped layer was not called in this pass, or not often enough.
+        """
+        if not self.names:
+            return self.model(inputs, training=training), {}
+        layers = self._find()
+        calls: dict[int, list[tuple[Any, Any]]] = {id(layer): [] for layer in layers.values()}
+        with contextlib.ExitStack() as stack:
+            for layer in {id(layer): layer for layer in layers.values()}.values():
+                stack.enter_context(_intercepted(layer, calls[id(layer)]))
+            outputs = self.model(inputs, training=training)
+        return outputs, {name: self._pick(name, calls[id(layers[name])]) for name in self.names}
+
+    def _pick(self, name: str, calls: list[tuple[Any, Any]]) -> Any:
+        path, index, is_input = _parse(self.owner, name)
+        if not calls:
+            raise error(self.owner, f"layer {path!r} to be called in the forward pass", "no call of it")
+        if index is not None and index >= len(calls):
+            raise error(self.owner, f"a call number below {len(calls)} for layer {path!r}", repr(name))
+        received, returned = calls[-1 if index is None else index]
+        return received if is_input else returned
+
+
+def _parse(owner: str, name: str) -> tuple[str, int | None, bool]:
+    match = _NAME.match(name) if isinstance(name, str) else None
+    if match is None:
+        raise error(owner, "a layer name such as 'block3' or 'backbone/block3:input'", name)
+    call = match["call"]
+    return match["path"], None if call is None else int(call), bool(match["input"])
+
+
+@contextlib.contextmanager
+def _intercepted(layer: keras.layers.Layer, calls: list[tuple[Any, Any]]) -> Iterator[None]:
+    # A quantised layer runs `quantized_call` instead of `call`; an instance attribute hides either one.
+    method = "quantized_call" if getattr(layer, "quantization_mode", None) is not None else "call"
+    original = getattr(layer, method)
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        returned = original(*args, **kwargs)
+        calls.append((args[0] if args else next(iter(kwargs.values()), None), returned))
+        return returned
+
+    earlier = vars(layer).get(method)
+    object.__setattr__(layer, method, record)
+    try:
+        yield
+    finally:
+        if earlier is None:
+            object.__delattr__(layer, method)
+        else:  # an outer pass over the same layer is under way
+            object.__setattr__(layer, method, earlier)
+
+
+def list_taps(model: keras.Model, print_fn: Callable[[str], Any] | None = builtins.print) -> dict[str, Any]:
+    """Show every name that can be tapped, with the shape of its output.
+
+    Args:
+        model: any Keras model.
+        print_fn: called with each line of the table; ``None`` shows nothing.
+
+    Returns:
+        A dict from name to output shape (a structure of shapes for layers with several outputs; ``None`` where the
+        shape is not known before the model runs, as in subclassed models).
+
+    Example:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="hidden")])
+        >>> list_taps(model, print_fn=None)
+        {'hidden': (None, 3)}
+    """
+    shapes = {path: _known_shape(layer) for path, layer in walk(model)}
+    if print_fn is not None:
+        width = max([len(name) for name in shapes] + [4])
+        print_fn(f"{'name':<{width}}  output shape")
+        for name, shape in shapes.items():
+            print_fn(f"{name:<{width}}  {'known when the model runs' if shape is None else shape}")
+    return shapes
+
+
+def _known_shape(layer: keras.layers.Layer) -> Any:
+    try:
+        output = layer.output
+    except (AttributeError, ValueError):  # never called symbolically, or called several times
+        return None
+    return keras.tree.map_structure(lambda tensor: tuple(tensor.shape), output)
+
+
+def _head_layers(model: keras.Model) -> list[keras.layers.Layer] | None:
+    """Layers that give the outputs of ``model``, one for each output; None where that is not known for certain."""
+    if isinstance(model, keras.Sequential):
+        return [model.layers[-1]] if model.layers else None
+    if not getattr(model, "outputs", None):
+        return None
+    history = [getattr(tensor, "_keras_history", None) for tensor in model.outputs]
+    return None if None in history else [entry.operation for entry in history]
+
+
+def final_activation(model: keras.Model) -> list[str | None]:
+    """Say which of ``"softmax"`` and ``"sigmoid"`` each output of ``model`` ends in, where that is certain.
+
+    Args:
+        model: any Keras model.
+
+    Returns:
+        A list with ``"softmax"``, ``"sigmoid"`` or ``None`` (neither, or not known: subclassed models) per output.
+
+    Example:
+        >>> import keras
+        >>> final_activation(keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, activation="softmax")]))
+        ['softmax']
+    """
+    heads = _head_layers(model)
+    if heads is None:
+        return [None]
+    found: list[str | None] = []
+    for head in heads:
+        if isinstance(head, keras.Model):
+            found.append(final_activation(head)[0])
+        elif isinstance(head, keras.layers.Softmax):
+            found.append("softmax")
+        else:
+            # Operations of keras.ops ("Softmax", "Sigmoid") in a functional graph have no `activation`.
+            activation = getattr(head, "activation", None)
+            name = getattr(activation, "__name__", type(head).__name__.lower())
+            found.append(name if name in ("softmax", "sigmoid") else None)
+    return found
+
+
+def without_softmax(model: keras.Model) -> keras.Model:
+    """Return a model with the same weights whose last layer gives logits instead of softmax or sigmoid probabilities.
+
+    What most published classifiers need before distillation (``keras.applications`` among them), because a
+    temperature divides logits. The weights are copied; the given model is not touched.
+
+    Args:
+        model: a Functional or Sequential model, possibly nested, with softmax or sigmoid as its last activation.
+
+    Returns:
+        A new model of the same class; ``softmax(new(x))`` equals ``model(x)``.
+
+    Raises:
+        ValueError: if the model does not end in softmax or sigmoid, or is subclassed so that this is not certain.
+
+    Example:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, activation="softmax")])
+        >>> final_activation(without_softmax(model))
+        [None]
+    """
+    heads = _head_layers(model)
+    if heads is None or not any(final_activation(model)):
+        raise error(
+            "without_softmax",
+            "a Functional or Sequential model that ends in softmax or sigmoid",
+            f"{type(model).__name__} {model.name!r}",
+            "A subclassed model needs its own switch: let its call() return logits",
+        )
+    head_ids = {id(head) for head in heads}
+
+    def replace(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if id(layer) not in head_ids:
+            if isinstance(layer, keras.Model):
+                inner = keras.models.clone_model(layer)
+                inner.set_weights(layer.get_weights())
+                return inner
+            return layer.__class__.from_config(layer.get_config())
+        if isinstance(layer, keras.Model):
+            return without_softmax(layer) if any(final_activation(layer)) else keras.models.clone_model(layer)
+        if isinstance(layer, keras.layers.Softmax):
+            return keras.layers.Activation("linear", name=layer.name, dtype=layer.dtype_policy)
+        config = copy.deepcopy(layer.get_config())
+        if config.get("activation") in ("softmax", "sigmoid"):
+            config["activation"] = "linear"
+        return layer.__class__.from_config(config)
+
+    clone = keras.models.clone_model(model, clone_function=replace)
+    if not clone.built and isinstance(model, keras.Sequential) and model.built:
+        clone.build(model.input_shape)
+    clone.set_weights(model.get_weights())
+    return clone

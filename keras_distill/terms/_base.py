@@ -1,0 +1,167 @@
+"""What every term is, and how the values of its examples become one number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill._settings import Setting
+
+
+def mask_of(tensor: Any) -> Any:
+    """Return the padding mask that Keras layers have put on a tensor, or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def weighted_mean(values: Any, sample_weight: Any = None, mask: Any = None) -> Any:
+    """Mean over examples as Keras takes it: weighted values, divided by their number or by that of unmasked positions.
+
+    Args:
+        values: (batch, ...) or a scalar, which is returned as it is (a loss that needs the whole batch).
+        sample_weight: (batch,) or (batch, ...), or None.
+        mask: (batch, ...) bool, or None; masked positions never count.
+
+    Returns:
+        A scalar, float32; 0 where nothing counts.
+    """
+    values = ops.cast(values, "float32")
+    if len(values.shape) == 0:
+        return values
+    count = ops.cast(ops.prod(ops.shape(values)), "float32")
+    if mask is not None and len(mask.shape) <= len(values.shape):
+        mask = _to_rank(ops.cast(mask, "float32"), len(values.shape)) * ops.ones_like(values)
+        # Not `values * mask`: a masked NaN must not count either.
+        values = ops.where(mask > 0, values, 0.0)
+        count = ops.sum(mask)
+    if sample_weight is not None:
+        weight = _to_rank(ops.cast(sample_weight, "float32"), len(values.shape))
+        while len(weight.shape) > len(values.shape):  # a weight per position, a value per example
+            weight = ops.mean(weight, axis=-1)
+        values = values * weight
+    return ops.divide_no_nan(ops.sum(values), count)
+
+
+def _to_rank(tensor: Any, rank: int) -> Any:
+    while len(tensor.shape) > rank and tensor.shape[-1] == 1:
+        tensor = ops.squeeze(tensor, -1)
+    while len(tensor.shape) < rank:
+        tensor = ops.expand_dims(tensor, -1)
+    return tensor
+
+
+class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
+    """Base of the terms: compares what the teacher and the student say, one value per example.
+
+    A term is a Keras layer, so that what it trains (adapters) and what is scheduled (temperature) are tracked, trained
+    and saved by the distiller; and it is a ``keras.distillation.DistillationLoss``, so that it also works inside
+    Keras' own ``Distiller``. To make one, subclass and define ``values``.
+
+    Args:
+        name: shown in logs and error messages; unique within one distiller.
+        **kwargs: as for ``keras.layers.Layer``.
+
+    Attributes:
+        teacher_layer_name: the tap it wants from the teacher, a list of them, or None for the final outputs.
+        student_layer_name: the same for the student.
+        needs_shapes: True where ``build_from`` must see what is compared (adapters, checks of shape).
+    """
+
+    teacher_layer_name: Any = None
+    student_layer_name: Any = None
+    needs_shapes: bool = False
+
+    @property
+    def teacher_taps(self) -> list[str]:
+        """Names of the teacher's tensors that this term wants besides the final outputs."""
+        return names_of(self.teacher_layer_name)
+
+    @property
+    def student_taps(self) -> list[str]:
+        """Names of the student's tensors that this term wants besides the final outputs."""
+        return names_of(self.student_layer_name)
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """The numbers of this term that can be assigned or scheduled, by the name under which logs show them."""
+        return {}
+
+    def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
+        """Raise ``ValueError`` where this term cannot work for these two models, as far as that is known by now."""
+
+    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+        """Make what this term trains, once, from tensors or specs of what it compares.
+
+        Args:
+            teacher_outputs: structure of objects with ``shape`` and ``dtype``.
+            student_outputs: the same for the student.
+        """
+        self.built = True
+
+    def values(
+        self,
+        teacher_outputs: Any,
+        student_outputs: Any,
+        *,
+        labels: Any = None,
+        mask: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Return the loss of each example.
+
+        Args:
+            teacher_outputs: the teacher's final outputs, or what ``teacher_layer_name`` taps.
+            student_outputs: the same for the student.
+            labels: the targets of ``fit``, or None.
+            mask: (batch, ...) bool: positions that count, or None.
+            training: whether this is a training step.
+
+        Returns:
+            (batch, ...), or a scalar for a loss that needs the whole batch, or a list of these, one per output.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define values().")
+
+    def compute_loss(
+        self,
+        teacher_outputs: Any,
+        student_outputs: Any,
+        labels: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Return the scalar loss of a batch: the weighted mean of ``values``, summed over outputs.
+
+        Args:
+            teacher_outputs: as in ``values``.
+            student_outputs: as in ``values``.
+            labels: as in ``values``.
+            sample_weight: (batch,), (batch, ...), or a structure of these, one per output; or None.
+            training: as in ``values``.
+            **kwargs: ignored; Keras' own ``Distiller`` may pass more.
+
+        Returns:
+            A scalar, float32.
+        """
+        if not self.built:  # inside Keras' own Distiller nobody else builds it
+            self.build_from(teacher_outputs, student_outputs)
+        students = keras.tree.flatten(student_outputs)
+        mask = mask_of(students[0]) if len(students) == 1 else [mask_of(tensor) for tensor in students]
+        values = self.values(teacher_outputs, student_outputs, labels=labels, mask=mask, training=training)
+        if not isinstance(values, list):
+            values, mask = [values], [mask if not isinstance(mask, list) else None]
+        weights = keras.tree.flatten(sample_weight) if sample_weight is not None else [None]
+        weights = weights * len(values) if len(weights) == 1 else weights
+        means = [
+            weighted_mean(value, weight, each_mask)
+            for value, weight, each_mask in zip(values, weights, mask, strict=True)
+            if value is not None
+        ]
+        return ops.sum(ops.stack(means)) if len(means) > 1 else means[0]
+
+
+def names_of(layer_name: Any) -> list[str]:
+    if layer_name is None:
+        return []
+    return [layer_name] if isinstance(layer_name, str) else list(layer_name)

@@ -1,0 +1,237 @@
+"""The term on intermediate layers: named taps of both models, through an adapter."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill import adapters, taps, teachers
+from keras_distill._checks import choice, error
+from keras_distill.losses._base import FeatureLoss
+from keras_distill.terms._base import DistillationLoss, mask_of, names_of
+from keras_distill.terms._structures import deserialized, flat_as, flat_with_none, is_leaf, map_with_none
+
+_log = logging.getLogger(__name__)
+
+
+def _as_feature_loss(loss: Any, owner: str) -> Any:
+    """Turn what a user gave into something with ``values``: a feature loss as it is, a Keras loss wrapped."""
+    if loss is None or isinstance(loss, FeatureLoss):
+        return loss
+    try:
+        return _KerasLossOnFeatures(loss)
+    except ValueError as problem:
+        advice = "Use 'mse', 'mae', 'cosine_similarity' or a class of keras_distill.losses"
+        raise error(owner, "a loss that Keras or keras_distill.losses knows", loss, advice) from problem
+
+
+class _KerasLossOnFeatures(FeatureLoss):
+    """A Keras loss (a name, an object, a function) between two tensors of one shape, averaged over all but the batch."""
+
+    same_channels = True
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__(name="keras_loss_on_features")
+        self.loss = loss
+        resolved = keras.losses.get(loss)
+        self._per_position = resolved.call if isinstance(resolved, keras.losses.Loss) else resolved
+
+    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+        teacher_features = ops.cast(teacher_features, "float32")
+        values = self._per_position(teacher_features, ops.cast(student_features, "float32"))
+        if len(values.shape) == 0:  # a user's function that reduces by itself
+            return values
+        while len(values.shape) > 2:
+            values = ops.mean(values, axis=-1)
+        if len(values.shape) == 1:
+            return values
+        if mask is None or len(mask.shape) != 2:
+            return ops.mean(values, axis=-1)
+        # Each position counts the same whatever example it is in, as Keras' masked losses have it.
+        kept = ops.cast(mask, "float32")
+        scale = ops.divide_no_nan(ops.cast(ops.shape(values)[0], "float32"), ops.sum(kept))
+        return ops.sum(ops.where(kept > 0, values, 0.0), axis=-1) * scale
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class FeatureDistillation(DistillationLoss):
+    """Distillation of an intermediate layer (FitNet hints, and every loss of ``losses`` that compares features).
+
+    One pass of the student gives logits and features together; an adapter makes unequal shapes comparable.
+
+    Args:
+        loss: a Keras loss (``"mse"``, ``"cosine_similarity"``, an object) or a feature loss of ``keras_distill.losses``;
+            a structure with one per output where whole outputs are compared, ``None`` skips one.
+        teacher_layer_name: the tap (``taps.list_taps(teacher)`` shows them), a list of taps, or None for the outputs.
+        student_layer_name: the same for the student.
+        adapter: ``"auto"``, a layer that fits one side to the other (see ``keras_distill.adapters``), or None for none.
+        adapter_side: ``"student"`` (the adapter is applied to the student's tensor) or ``"teacher"``.
+        name: shown in logs and error messages.
+        **kwargs: as for ``keras.layers.Layer``.
+
+    Raises:
+        ValueError: if every loss is None, a layer is unknown, or shapes differ and there is no adapter.
+
+    Example:
+        >>> import numpy as np
+        >>> term = FeatureDistillation(loss="mse")
+        >>> float(term.compute_loss(np.zeros((2, 3)), np.ones((2, 3))))
+        1.0
+
+    Reference:
+        Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv:1412.6550.
+        Differs: one stage, and any loss.
+    """
+
+    needs_shapes = True
+
+    def __init__(
+        self,
+        loss: Any = "mse",
+        teacher_layer_name: Any = None,
+        student_layer_name: Any = None,
+        adapter: Any = None,
+        adapter_side: str = "student",
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        owner = type(self).__name__
+        if all(each is None for each in flat_with_none(loss)):
+            raise error(owner, "at least one loss that is not None", loss)
+        if adapter is not None and adapter != "auto" and not isinstance(adapter, keras.layers.Layer):
+            raise error(owner, "adapter to be 'auto', a keras.layers.Layer or None", adapter)
+        if len(names_of(teacher_layer_name)) != len(names_of(student_layer_name)) and None not in (
+            teacher_layer_name,
+            student_layer_name,
+        ):
+            got = f"{teacher_layer_name!r} and {student_layer_name!r}"
+            raise error(owner, "as many teacher layers as student layers", got)
+        object.__setattr__(self, "_spec", {"loss": map_with_none(lambda each: _as_feature_loss(each, owner), loss)})
+        self.teacher_layer_name = teacher_layer_name
+        self.student_layer_name = student_layer_name
+        self.adapter_side = choice(owner, "adapter_side", adapter_side, ("student", "teacher"))
+        self.adapter = None if isinstance(adapter, str) else adapter
+        self._auto = isinstance(adapter, str)
+
+    @property
+    def loss(self) -> Any:
+        """The loss, or the structure of losses, that compares the features."""
+        return self._spec["loss"]
+
+    def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
+        """Raise ``ValueError`` where a named layer does not exist."""
+        owner = type(self).__name__
+        if not isinstance(teacher, teachers.Teacher):
+            taps.Taps(teacher, self.teacher_taps, owner=f"{owner} (teacher)")
+        taps.Taps(student, self.student_taps, owner=f"{owner} (student)")
+
+    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+        """Raise ``ValueError`` where the two structures differ, or the losses have another one."""
+        keras.tree.assert_same_structure(teacher_outputs, student_outputs)
+        if not is_leaf(self.loss):
+            flat_as(self.loss, student_outputs, type(self).__name__, "loss")
+
+    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+        """Choose the adapter where it is ``"auto"``, make its variables, and check that the shapes then agree."""
+        if not (keras.tree.is_nested(teacher_outputs) or keras.tree.is_nested(student_outputs)):
+            shapes = [tuple(teacher_outputs.shape), tuple(student_outputs.shape)]
+            if self._auto and self.adapter is None:
+                self.adapter, self.adapter_side, reason = adapters.auto(*shapes)
+                _log.info("%s: %s", self.name, reason)
+            if self.adapter is not None:
+                side = 0 if self.adapter_side == "teacher" else 1
+                if not self.adapter.built:
+                    self.adapter.build(shapes[side])
+                adapted = self.adapter.compute_output_shape(shapes[side])
+                if keras.tree.is_nested(adapted) and not isinstance(adapted[0], (int, type(None))):
+                    self.built = True  # an adapter with several outputs feeds a loss that knows them
+                    return
+                shapes[side] = tuple(adapted)
+            if getattr(self.loss, "same_channels", False):
+                self._check_shapes(*shapes)
+        elif self._auto:
+            advice = "Give adapter=None, or one term for each pair of layers (HierarchicalDistillation)"
+            raise error(type(self).__name__, "one tensor on each side for adapter='auto'", "several", advice)
+        self.built = True
+
+    def _check_shapes(self, teacher_shape: tuple[Any, ...], student_shape: tuple[Any, ...]) -> None:
+        differs = len(teacher_shape) != len(student_shape) or any(
+            None not in (a, b) and a != b for a, b in zip(teacher_shape[1:], student_shape[1:], strict=True)
+        )
+        if differs:
+            raise error(
+                type(self).__name__,
+                "teacher and student features of one shape",
+                f"{teacher_shape} at {self.teacher_layer_name!r} and {student_shape} at {self.student_layer_name!r}",
+                "Give adapter='auto', a layer of keras_distill.adapters, or a loss that needs no equal shapes",
+            )
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """Return what ``build_from_config`` needs to make the adapter again before its weights are loaded."""
+        if not self.built:
+            return None
+        return {"adapter": None if self.adapter is None else self.adapter.get_build_config()}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Make the adapter's variables."""
+        if config["adapter"] and self.adapter is not None and not self.adapter.built:
+            self.adapter.build_from_config(config["adapter"])
+        self.built = True
+
+    def values(
+        self,
+        teacher_outputs: Any,
+        student_outputs: Any,
+        *,
+        labels: Any = None,
+        mask: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Return the loss of each example; a list with one entry per output where each has a loss of its own."""
+        if self.adapter is not None:
+            if self.adapter_side == "student":
+                student_outputs = self.adapter(student_outputs, training=training)
+            else:
+                teacher_outputs = self.adapter(teacher_outputs, training=training)
+        if isinstance(self.loss, FeatureLoss) and not isinstance(self.loss, _KerasLossOnFeatures):
+            return self.loss.values(teacher_outputs, student_outputs, mask=mask if not isinstance(mask, list) else None)
+        if not keras.tree.is_nested(student_outputs):
+            return flat_with_none(self.loss)[0].values(teacher_outputs, student_outputs, mask=mask)
+        students, teachers_side = keras.tree.flatten(student_outputs), keras.tree.flatten(teacher_outputs)
+        losses = [self.loss] * len(students) if is_leaf(self.loss) else self.loss
+        return [
+            None if loss is None else loss.values(teacher, student, mask=mask_of(student))
+            for loss, teacher, student in zip(
+                flat_as(losses, student_outputs, type(self).__name__, "loss"), teachers_side, students, strict=True
+            )
+        ]
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs to make this term again."""
+
+        def describe(loss: Any) -> Any:
+            loss = loss.loss if isinstance(loss, _KerasLossOnFeatures) else loss
+            return keras.saving.serialize_keras_object(loss)
+
+        # An adapter that was chosen is kept as it is, so that its weights find their place again.
+        adapter = "auto" if self._auto and self.adapter is None else self.adapter
+        return {
+            **super().get_config(),
+            "loss": map_with_none(describe, self.loss),
+            "teacher_layer_name": self.teacher_layer_name,
+            "student_layer_name": self.student_layer_name,
+            "adapter": keras.saving.serialize_keras_object(adapter),
+            "adapter_side": self.adapter_side,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> FeatureDistillation:
+        """Make the term that ``get_config`` described."""
+        config = dict(config)
+        config["loss"] = deserialized(config["loss"])
+        config["adapter"] = deserialized(config["adapter"])
+        return cls(**config)

@@ -1,0 +1,331 @@
+"""The term on final outputs: logits at a temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill import losses as losses_room
+from keras_distill import taps, teachers
+from keras_distill._checks import error, number
+from keras_distill._settings import Setting
+from keras_distill.losses._base import LogitsLoss
+from keras_distill.terms._base import DistillationLoss
+from keras_distill.terms._structures import deserialized, flat_as, flat_with_none, is_leaf, map_with_none, output_shapes
+
+_SMALLEST_PROBABILITY = 1.1754944e-38  # the smallest normal float32: its logarithm is finite
+
+
+def _temperature_check(owner: str) -> Any:
+    return lambda value: number(owner, "temperature", value, above=0.0, advice="Use 1.0 for the plain distributions")
+
+
+_KL_NAMES = {"kl_divergence", "kld", "kldivergence"}
+_SOFT_CROSS_ENTROPY_NAMES = {"categorical_crossentropy", "categoricalcrossentropy"}
+
+
+def _as_logits_loss(loss: Any, owner: str) -> Any:
+    """Turn whatever spelling a user picked into a ``LogitsLoss``, a Keras loss on logits, or a refusal."""
+    if loss is None or isinstance(loss, LogitsLoss):
+        return loss
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    key = name.lower()
+    if key in _KL_NAMES:
+        return losses_room.SoftTargets()
+    if key in _SOFT_CROSS_ENTROPY_NAMES:
+        return _SoftCrossEntropy()
+    if key in {"binary_crossentropy", "binarycrossentropy", "sparse_categorical_crossentropy"} or (
+        "crossentropy" in key or "hinge" in key or "poisson" in key
+    ):
+        advice = "Use loss='kl_divergence', or losses.BinarySoftTargets() for sigmoid heads"
+        raise error(owner, "a loss that makes sense between two sets of logits", repr(name), advice)
+    return _KerasLossOnLogits(loss)
+
+
+class _KerasLossOnLogits(LogitsLoss):
+    """A Keras regression loss (``"mse"``, ``"mae"``, an object, a function) between logits divided by temperature."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__(name="keras_loss_on_logits")
+        self.loss = loss
+        resolved = keras.losses.get(loss)
+        self._per_example = resolved.call if isinstance(resolved, keras.losses.Loss) else resolved
+
+    def values(
+        self,
+        teacher_logits: Any,
+        student_logits: Any,
+        *,
+        temperature: Any = 1.0,
+        labels: Any = None,
+        mask: Any = None,
+    ) -> Any:
+        teacher_logits = ops.cast(teacher_logits, "float32") / temperature
+        return self._per_example(teacher_logits, ops.cast(student_logits, "float32") / temperature)
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class _SoftCrossEntropy(LogitsLoss):
+    """Cross-entropy to the teacher's distribution: soft targets plus the teacher's entropy, both times T**2."""
+
+    def __init__(self, name: str = "soft_cross_entropy", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+
+    def values(
+        self,
+        teacher_logits: Any,
+        student_logits: Any,
+        *,
+        temperature: Any = 1.0,
+        labels: Any = None,
+        mask: Any = None,
+    ) -> Any:
+        divergence = losses_room.soft_targets(
+            teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask
+        )
+        log_p = ops.log_softmax(ops.cast(teacher_logits, "float32") / temperature, axis=-1)
+        entropy = -ops.sum(ops.where(ops.isfinite(log_p), ops.exp(log_p) * log_p, 0.0), axis=-1)
+        return divergence + temperature**2 * entropy
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class LogitsDistillation(DistillationLoss):
+    """Distillation of the final outputs at a temperature (KD, soft targets, knowledge distillation).
+
+    Choose it first. With the default loss it is temperature**2 * KL(softmax(teacher / temperature) || softmax(student
+    / temperature)), computed from log-softmax: exact for logits of any size, whatever spelling of KL is given.
+
+    Args:
+        temperature: > 0, no unit; 2 to 8 are usual. A ``keras.optimizers.schedules.LearningRateSchedule`` is evaluated
+            at the optimizer's step. For several outputs: one for all, or a structure with one per output.
+        loss: ``"kl_divergence"`` in any spelling, any class of ``keras_distill.losses`` for logits,
+            ``"categorical_crossentropy"`` (soft targets, times temperature**2), a Keras regression loss such as
+            ``"mse"`` (between logits / temperature), or a structure of these with one per output; ``None`` skips one.
+        from_logits: False where both models' outputs are probabilities; their logarithms are used.
+        class_map: for each of the student's classes its number among the teacher's, where the teacher knows more.
+        standardize: standardise each example's logits (logit standardisation) before the loss.
+        name: shown in logs and error messages.
+        **kwargs: as for ``keras.layers.Layer``.
+
+    Raises:
+        ValueError: if temperature is not above 0 (also at a schedule's start), or every loss is None.
+
+    Example:
+        >>> import numpy as np
+        >>> term = LogitsDistillation(temperature=1.0)
+        >>> teacher, student = np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])
+        >>> round(float(term.compute_loss(teacher, student)), 4)  # 0.5 log 2 + 0.5 log(2/3)
+        0.1438
+
+    Reference:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
+        Differs: nothing.
+    """
+
+    def __init__(
+        self,
+        temperature: Any = 3.0,
+        loss: Any = "kl_divergence",
+        from_logits: bool = True,
+        class_map: Sequence[int] | None = None,
+        standardize: bool = False,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        owner = type(self).__name__
+        losses = map_with_none(lambda each: _as_logits_loss(each, owner), loss)
+        if all(each is None for each in flat_with_none(losses)):
+            raise error(owner, "at least one loss that is not None", loss)
+        settings = map_with_none(
+            lambda each: None if each is None else Setting(each, _temperature_check(owner)), temperature
+        )
+        # Around Keras' tracking, which would wrap the lists and dictionaries in classes of its own.
+        object.__setattr__(self, "_spec", {"losses": losses, "temperatures": settings, "loss": loss})
+        self.from_logits = bool(from_logits)
+        self.class_map = None if class_map is None else [int(index) for index in class_map]
+        self.standardize = bool(standardize)
+
+    @property
+    def loss(self) -> Any:
+        """The loss, or the structure of losses, that compares the outputs."""
+        return self._spec["losses"]
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """The temperatures, by the name under which logs show them."""
+        found = [each for each in flat_with_none(self._spec["temperatures"]) if each is not None]
+        if len(found) == 1:
+            return {"temperature": found[0]}
+        return {f"temperature_{index}": each for index, each in enumerate(found)}
+
+    @property
+    def temperature(self) -> Any:
+        """The temperature now (> 0): a number, or a structure with one per output. Assign at any time."""
+        return map_with_none(lambda each: None if each is None else each.number, self._spec["temperatures"])
+
+    @temperature.setter
+    def temperature(self, value: Any) -> None:
+        settings = flat_with_none(self._spec["temperatures"])
+        values = flat_with_none(value)
+        if len(values) == 1:
+            values = values * len(settings)
+        if len(values) != len(settings):
+            raise error(type(self).__name__, f"{len(settings)} temperatures", f"{len(values)}")
+        for setting, each in zip(settings, values, strict=True):
+            if setting is not None:
+                setting.assign(each)
+
+    def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
+        """Refuse softmax heads, one-logit heads and different class counts, as far as they are known by now."""
+        owner = type(self).__name__
+        for role, model in (("teacher", teacher), ("student", student)):
+            if isinstance(model, teachers.Teacher):
+                continue
+            for loss, activation in zip(self._flat_losses(model), taps.final_activation(model), strict=False):
+                if loss is not None and activation is not None and self.from_logits:
+                    raise error(
+                        owner,
+                        f"a {role} that gives logits",
+                        f"model {model.name!r}, which ends in {activation}",
+                        f"Use taps.without_softmax({role}), or from_logits=False if both models give probabilities",
+                    )
+        shapes = [output_shapes(model) for model in (teacher, student)]
+        if None not in shapes and len(shapes[0]) == len(shapes[1]):
+            for loss, teacher_shape, student_shape in zip(self._flat_losses(student), *shapes, strict=False):
+                if loss is not None:
+                    self._check_classes(loss, teacher_shape[-1], student_shape[-1])
+
+    def _flat_losses(self, model: Any) -> list[Any]:
+        losses = flat_with_none(self.loss)
+        outputs = len(getattr(model, "outputs", None) or losses)
+        return losses * outputs if len(losses) == 1 else losses
+
+    def _check_classes(self, loss: LogitsLoss, teacher_classes: int | None, student_classes: int | None) -> None:
+        if teacher_classes is None or student_classes is None:
+            return
+        owner = type(self).__name__
+        if self.class_map is not None:
+            if len(self.class_map) != student_classes:
+                expected = f"class_map to name one teacher class for each of the student's {student_classes} classes"
+                raise error(owner, expected, f"{len(self.class_map)}")
+            if min(self.class_map) < 0 or max(self.class_map) >= teacher_classes:
+                raise error(owner, f"class_map within the teacher's {teacher_classes} classes", self.class_map)
+        elif teacher_classes != student_classes:
+            advice = "Give class_map=[...] if the student's classes are some of the teacher's"
+            got = f"{teacher_classes} and {student_classes}"
+            raise error(owner, "teacher and student with the same number of classes", got, advice)
+        if student_classes == 1 and isinstance(loss, (losses_room.SoftTargets, _SoftCrossEntropy)):
+            advice = "Use loss=losses.BinarySoftTargets() for a head with one logit"
+            raise error(owner, "at least 2 classes (softmax over one logit is always 1)", "1", advice)
+
+    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+        """Raise ``ValueError`` where the two structures differ."""
+        if not isinstance(teacher_outputs, teachers.Members):
+            keras.tree.assert_same_structure(teacher_outputs, student_outputs)
+
+    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+        """Make the temperatures' variables, and check class counts that were not known before."""
+        for name, setting in self.settings.items():
+            setting.create(self, name)
+        self.built = True
+
+    def build(self, input_shape: Any = None) -> None:
+        """Make the temperatures' variables."""
+        self.build_from(None, None)
+
+    def values(
+        self,
+        teacher_outputs: Any,
+        student_outputs: Any,
+        *,
+        labels: Any = None,
+        mask: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Return the loss of each example; a list with one entry per output where there are several."""
+        owner = type(self).__name__
+        if isinstance(teacher_outputs, teachers.Members):
+            loss, setting = flat_with_none(self.loss)[0], flat_with_none(self._spec["temperatures"])[0]
+            return self._members(loss, teacher_outputs, student_outputs, setting.tensor, labels)
+        if not keras.tree.is_nested(student_outputs):
+            loss, setting = flat_with_none(self.loss)[0], flat_with_none(self._spec["temperatures"])[0]
+            return self._one(loss, teacher_outputs, student_outputs, setting.tensor, labels)
+        students = keras.tree.flatten(student_outputs)
+        losses = self.loss if not is_leaf(self.loss) else [self.loss] * len(students)
+        settings = self._spec["temperatures"]
+        settings = settings if not is_leaf(settings) else [settings] * len(students)
+        flat_labels = keras.tree.flatten(labels) if labels is not None else []
+        flat_labels = flat_labels if len(flat_labels) == len(students) else [None] * len(students)
+        return [
+            None if loss is None else self._one(loss, teacher, student, setting.tensor, label)
+            for loss, setting, teacher, student, label in zip(
+                flat_as(losses, student_outputs, owner, "loss"),
+                flat_as(settings, student_outputs, owner, "temperature"),
+                keras.tree.flatten(teacher_outputs),
+                students,
+                flat_labels,
+                strict=True,
+            )
+        ]
+
+    def _logits(self, tensor: Any) -> Any:
+        tensor = ops.cast(tensor, "float32")
+        return tensor if self.from_logits else ops.log(ops.maximum(tensor, _SMALLEST_PROBABILITY))
+
+    def _one(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
+        self._check_classes(loss, teacher.shape[-1], student.shape[-1])
+        teacher, student = self._logits(teacher), self._logits(student)
+        if self.class_map is not None:
+            teacher = ops.take(teacher, ops.convert_to_tensor(self.class_map, "int32"), axis=-1)
+        return self._compare(loss, teacher, student, temperature, labels)
+
+    def _compare(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
+        if loss.needs_labels and labels is None:
+            raise error(type(self).__name__, f"labels (y), which {type(loss).__name__} needs", "None")
+        if self.standardize:
+            teacher, student = losses_room.standardize_logits(teacher), losses_room.standardize_logits(student)
+        return loss.values(teacher, student, temperature=temperature, labels=labels)
+
+    def _members(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
+        """Compare with many teachers: their combined distribution, or each of them where the rule says so."""
+        student = self._logits(student)
+        if loss.needs_members:
+            return loss.values(teacher.members, student, temperature=temperature, labels=labels)
+        if teacher.per_member:
+            parts = [
+                weight * self._compare(loss, logits, student, temperature, labels)
+                for logits, weight in teacher.weighted_members(temperature, labels=labels, student_logits=student)
+            ]
+            return ops.sum(ops.stack(parts), axis=0)
+        combined = teacher.resolve(temperature, labels=labels, student_logits=student)
+        return self._compare(loss, combined, student, temperature, labels)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs to make this term again."""
+
+        def describe(loss: Any) -> Any:
+            loss = loss.loss if isinstance(loss, _KerasLossOnLogits) else loss
+            return keras.saving.serialize_keras_object(loss)
+
+        return {
+            **super().get_config(),
+            "temperature": map_with_none(
+                lambda each: None if each is None else each.config, self._spec["temperatures"]
+            ),
+            "loss": map_with_none(describe, self.loss),
+            "from_logits": self.from_logits,
+            "class_map": self.class_map,
+            "standardize": self.standardize,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LogitsDistillation:
+        """Make the term that ``get_config`` described."""
+        config = dict(config)
+        config["loss"] = deserialized(config["loss"])
+        config["temperature"] = deserialized(config["temperature"])
+        return cls(**config)

@@ -1,0 +1,58 @@
+"""Structures of losses, temperatures and outputs, in which None is a leaf that means "skip this one"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_distill import teachers
+from keras_distill._checks import error
+
+
+def flat_with_none(structure: Any) -> list[Any]:
+    """Flatten a structure of losses or temperatures, keeping None as a leaf."""
+    if isinstance(structure, dict):
+        return [leaf for key in sorted(structure) for leaf in flat_with_none(structure[key])]
+    if isinstance(structure, (list, tuple)):
+        return [leaf for item in structure for leaf in flat_with_none(item)]
+    return [structure]
+
+
+def map_with_none(function: Any, structure: Any) -> Any:
+    if isinstance(structure, dict):
+        return {key: map_with_none(function, item) for key, item in structure.items()}
+    if isinstance(structure, (list, tuple)):
+        return [map_with_none(function, item) for item in structure]
+    return function(structure)
+
+
+def flat_as(structure: Any, outputs: Any, owner: str, what: str) -> list[Any]:
+    """Flatten ``structure`` in the order in which Keras flattens ``outputs``, one leaf for each output."""
+    flat = keras.tree.flatten(outputs)
+    if isinstance(outputs, dict) and isinstance(structure, dict) and set(structure) == set(outputs):
+        # Keras flattens dictionaries in the order of their sorted keys.
+        return flat_with_none({key: structure[key] for key in outputs})
+    leaves = flat_with_none(structure)
+    if len(leaves) != len(flat):
+        raise error(owner, f"one {what} for each of the {len(flat)} outputs", f"{len(leaves)}: {structure!r}")
+    return leaves
+
+
+def is_leaf(structure: Any) -> bool:
+    return not isinstance(structure, (dict, list, tuple))
+
+
+def deserialized(config: Any) -> Any:
+    """Undo ``serialize_keras_object`` on each leaf of a structure."""
+    if isinstance(config, dict) and "class_name" in config:
+        return keras.saving.deserialize_keras_object(config)
+    if isinstance(config, dict):
+        return {key: deserialized(item) for key, item in config.items()}
+    return [deserialized(item) for item in config] if isinstance(config, list) else config
+
+
+def output_shapes(model: Any) -> list[tuple[int | None, ...]] | None:
+    if isinstance(model, teachers.Teacher) or not getattr(model, "outputs", None):
+        return None
+    return [tuple(tensor.shape) for tensor in model.outputs]
