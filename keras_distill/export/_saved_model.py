@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_distill._checks import error, number
+from keras_distill._checks import integer
 from keras_distill.export._heads import Head, describe_heads
 from keras_distill.export._inputs import Inputs, batches, describe_inputs
 from keras_distill.export._parity import Export, compare, tolerance_for
+from keras_distill.export._signatures import (
+    METHODS,
+    Endpoint,
+    ImageBytes,
+    check_endpoint,
+    example_endpoint,
+    image_endpoint,
+    text_endpoint,
+)
 from keras_distill.export._staging import staged_version
+from keras_distill.export._student import CHECK_BATCH, check_student, run_student, temperature_value
+from keras_distill.export._warmup import example_log, predict_log, write_warmup
 
 _OWNER = "saved_model"
-_CHECK_BATCH = 256
 
 
 def saved_model(
@@ -33,6 +45,10 @@ def saved_model(
     uncertainty: bool = False,
     tolerance: float | None = None,
     input_signature: Any = None,
+    image: ImageBytes | None = None,
+    text: Any = None,
+    examples: bool = False,
+    warmup_batch_sizes: Sequence[int] = (),
 ) -> Export:
     """Export a student as ``directory/<version>/`` for TensorFlow Serving, checked against the Keras model.
 
@@ -64,6 +80,12 @@ def saved_model(
         tolerance: largest difference allowed between export and student: of probabilities, and of logits relative to
             the largest one. None: 1e-5, or 1e-2 for a student that computes in half precision.
         input_signature: structure of ``keras.InputSpec`` for a student that does not know its inputs.
+        image: an ``ImageBytes`` adds the signature ``image_bytes``: encoded JPEG or PNG files in.
+        text: the preprocessing of a text student (a layer or function of a (batch,) string tensor), or True for a
+            student that takes strings: adds the signature ``text``.
+        examples: add ``classify`` (or ``regress``): serialized ``tf.train.Example`` in, a feature per input.
+        warmup_batch_sizes: one warm-up request per size and signature goes into ``assets.extra``, made of
+            ``check_inputs``; needs the extra ``[serving]``.
 
     Returns:
         An ``Export``: usable as a path, with the measured differences.
@@ -81,8 +103,8 @@ def saved_model(
     """
     check_student(_OWNER, student)
     inputs = describe_inputs(_OWNER, student, input_signature, check_inputs)
-    examples = inputs.random() if check_inputs is None else inputs.flatten(_OWNER, check_inputs)
-    raw = run_student(_OWNER, student, inputs, examples, made_up=check_inputs is None)
+    arrays = inputs.random() if check_inputs is None else inputs.flatten(_OWNER, check_inputs)
+    raw = run_student(_OWNER, student, inputs, arrays, made_up=check_inputs is None)
     heads = describe_heads(
         _OWNER,
         student,
@@ -96,113 +118,68 @@ def saved_model(
     for head, value in zip(heads, raw.values(), strict=True):
         head.check_values(_OWNER, value)
     allowed = tolerance_for(_OWNER, tolerance, student)
+    sizes = [integer(_OWNER, "warmup_batch_sizes", size, low=1) for size in warmup_batch_sizes]
+    serve = serving_function(student, inputs, heads)
+    endpoints: list[Endpoint] = []
+    if image is not None:
+        endpoints.append(image_endpoint(_OWNER, image, inputs, serve))
+    if text is not None and text is not False:
+        endpoints.append(text_endpoint(_OWNER, text, inputs, serve))
+    if examples:
+        endpoints.append(example_endpoint(_OWNER, inputs, heads, serve, arrays))
 
     with staged_version(_OWNER, directory, version) as (aside, final):
         archive = keras.export.ExportArchive()
         holder = tf.Module()
         holder.student = student  # tracks lookup tables; variables are those the endpoints use, and no others
+        if isinstance(text, keras.layers.Layer | tf.Module):
+            holder.text = text
         archive.track(holder)
-        archive.add_endpoint("serving_default", serving_function(student, inputs, heads), list(inputs.specs))
+        archive.add_endpoint("serving_default", serve, list(inputs.specs))
+        for endpoint in endpoints:
+            archive.add_endpoint(endpoint.name, endpoint.function, [endpoint.spec])
         archive.write_out(str(aside), verbose=False)
-        served = run_saved_model(aside, inputs, examples)
+        _name_methods(aside, endpoints)
+        signatures = tf.saved_model.load(str(aside)).signatures
+        served = run_signature(signatures["serving_default"], inputs.names, arrays)
         result = compare(_OWNER, "saved_model", final, heads, raw, served, check_labels, allowed)
+        for endpoint in endpoints:
+            expected = run_signature(signatures["serving_default"], inputs.names, endpoint.student_inputs)
+            got = run_signature(signatures[endpoint.name], [str(endpoint.spec.name)], [endpoint.examples])
+            check_endpoint(_OWNER, endpoint, got, expected)
+        if sizes:
+            write_warmup(_OWNER, aside, _warmup_logs(final.parent.name, inputs, arrays, endpoints, sizes))
         result = result.with_size(aside)
     return result
 
 
-def check_student(owner: str, student: Any) -> None:
-    """Refuse what is not a built student alone.
-
-    Args:
-        owner: who complains.
-        student: what the user gave.
-
-    Raises:
-        ValueError: if it is no model, is a distiller, or has no weights yet.
-    """
-    if not isinstance(student, keras.Model):
-        raise error(owner, "student to be a keras.Model", type(student).__name__)
-    if hasattr(student, "student") and hasattr(student, "teacher"):
-        raise error(owner, "the student alone", f"a {type(student).__name__}", "Pass distiller.student")
-    if not student.built:
-        raise error(owner, "a built student", f"'{student.name}' without weights", "Call it once on real inputs")
+def _name_methods(path: Path, endpoints: list[Endpoint]) -> None:
+    """Give classify and regress signatures the method names that TensorFlow Serving's calls ask for."""
+    special = [endpoint.name for endpoint in endpoints if endpoint.name in METHODS]
+    if special:
+        updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(path))
+        for name in special:
+            updater.replace_method_name(signature_key=name, method_name=METHODS[name])
+        updater.save()
 
 
-def temperature_value(owner: str, temperature: Any) -> float:
-    """Read a calibration temperature from a number or from a scaler that holds one.
+def _warmup_logs(
+    model: str, inputs: Inputs, examples: list[np.ndarray], endpoints: list[Endpoint], sizes: list[int]
+) -> list[Any]:
+    def of_size(array: np.ndarray, size: int) -> np.ndarray:
+        return array[np.arange(size) % len(array)]
 
-    Args:
-        owner: who complains.
-        temperature: None, a number, or an object with a ``temperature``.
-
-    Returns:
-        A positive number; 1.0 for None.
-
-    Raises:
-        ValueError: if it is not above 0.
-    """
-    if temperature is None:
-        return 1.0
-    value = getattr(temperature, "temperature", temperature)
-    if keras.ops.is_tensor(value) or isinstance(value, np.ndarray | keras.Variable):
-        value = float(np.asarray(keras.ops.convert_to_numpy(value)))
-    return number(owner, "temperature", value, above=0, advice="Use None for uncalibrated probabilities")
-
-
-def run_student(
-    owner: str, student: keras.Model, inputs: Inputs, examples: list[np.ndarray], made_up: bool
-) -> dict[str, np.ndarray]:
-    """Run the Keras student as ``model(x, training=False)``.
-
-    Args:
-        owner: who complains.
-        student: the model.
-        inputs: its description.
-        examples: one array per input.
-        made_up: whether the examples are random, for the error message.
-
-    Returns:
-        Outputs by name, in order; the single output of a student is called ``"outputs"``.
-
-    Raises:
-        ValueError: if the student cannot be run on made-up inputs, or has no array outputs.
-    """
-    parts: list[list[np.ndarray]] = []
-    for batch in batches(examples, _CHECK_BATCH):
-        try:
-            structure = student(inputs.pack([tf.convert_to_tensor(array) for array in batch]), training=False)
-        except Exception as problem:
-            if not made_up:
-                raise
-            raise error(
-                owner, "a student that runs on made-up inputs", f"{type(problem).__name__}", "Pass check_inputs"
-            ) from problem
-        parts.append([np.asarray(keras.ops.convert_to_numpy(leaf)) for leaf in keras.tree.flatten(structure)])
-    names = output_names(student, structure)
-    return {name: np.concatenate(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}
-
-
-def output_names(student: keras.Model, structure: Any) -> list[str]:
-    """Name the outputs of a student: dictionary keys, else the names of its output layers.
-
-    Args:
-        student: the model.
-        structure: what it gives.
-
-    Returns:
-        One name per flat output, unique.
-    """
-    leaves = keras.tree.flatten_with_path(structure)
-    if len(leaves) == 1:
-        return ["outputs"]
-    layer_names = list(getattr(student, "output_names", []))
-    names: list[str] = []
-    for position, (path, _) in enumerate(leaves):
-        keys = [part for part in path if isinstance(part, str)]
-        fallback = layer_names[position] if len(layer_names) == len(leaves) else f"output_{position}"
-        name = "_".join(keys) or fallback
-        names.append(name if name not in names else f"{name}_{position}")
-    return names
+    logs = []
+    for size in sizes:
+        feeds = {name: of_size(array, size) for name, array in zip(inputs.names, examples, strict=True)}
+        logs.append(predict_log(_OWNER, model, "serving_default", feeds))
+        for endpoint in endpoints:
+            batch = of_size(endpoint.examples, size)
+            if endpoint.name in METHODS:
+                logs.append(example_log(_OWNER, model, endpoint.name, list(batch)))
+            else:
+                logs.append(predict_log(_OWNER, model, endpoint.name, {str(endpoint.spec.name): batch}))
+    return logs
 
 
 def serving_function(student: keras.Model, inputs: Inputs, heads: list[Head]) -> Any:
@@ -227,23 +204,19 @@ def serving_function(student: keras.Model, inputs: Inputs, heads: list[Head]) ->
     return serve
 
 
-def run_saved_model(
-    path: str | os.PathLike[str], inputs: Inputs, examples: list[np.ndarray], batch_size: int = _CHECK_BATCH
-) -> dict[str, np.ndarray]:
-    """Load a SavedModel with ``tf.saved_model.load`` and run ``serving_default``.
+def run_signature(signature: Any, names: Sequence[str], arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a signature of ``tf.saved_model.load`` in batches.
 
     Args:
-        path: the version directory.
-        inputs: names and dtypes.
-        examples: one array per input.
-        batch_size: most examples per call.
+        signature: the function.
+        names: of its inputs.
+        arrays: one per input.
 
     Returns:
         Arrays by output name.
     """
-    signature = tf.saved_model.load(str(path)).signatures["serving_default"]
     parts: list[dict[str, np.ndarray]] = []
-    for batch in batches(examples, batch_size):
-        feeds = {name: tf.convert_to_tensor(array) for name, array in zip(inputs.names, batch, strict=True)}
+    for batch in batches(arrays, CHECK_BATCH):
+        feeds = {name: tf.convert_to_tensor(array) for name, array in zip(names, batch, strict=True)}
         parts.append({name: value.numpy() for name, value in signature(**feeds).items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

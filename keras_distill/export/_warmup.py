@@ -1,0 +1,160 @@
+"""Warm-up requests: TensorFlow Serving replays them before a version becomes available, so that no user waits."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_distill._checks import error
+from keras_distill.export._session import ServingSession
+
+#: Where TensorFlow Serving looks, below the version directory.
+WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+#: TensorFlow Serving refuses a file with more records.
+MOST_RECORDS = 1000
+
+
+def load_extra(owner: str, module: str, extra: str) -> Any:
+    """Import an optional package, or say which extra brings it.
+
+    Args:
+        owner: who complains.
+        module: dotted name.
+        extra: of this package.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as problem:
+        raise error(
+            owner, f"the package {module.split('.')[0]}", f"{problem}", f"pip install 'keras-distill[{extra}]'"
+        ) from problem
+
+
+def predict_log(owner: str, model: str, signature: str, feeds: Mapping[str, np.ndarray]) -> Any:
+    """Make a PredictionLog of a Predict call.
+
+    Args:
+        owner: who complains.
+        model: name of the model.
+        signature: name of the signature.
+        feeds: arrays by input name.
+
+    Returns:
+        The ``PredictionLog`` proto.
+    """
+    logs = load_extra(owner, "tensorflow_serving.apis.prediction_log_pb2", "serving")
+    log = logs.PredictionLog()
+    request = log.predict_log.request
+    request.model_spec.name = model
+    request.model_spec.signature_name = signature
+    for name, array in feeds.items():
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
+    return log
+
+
+def example_log(owner: str, model: str, signature: str, serialized: Sequence[bytes]) -> Any:
+    """Make a PredictionLog of a Classify or Regress call.
+
+    Args:
+        owner: who complains.
+        model: name of the model.
+        signature: ``"classify"`` or ``"regress"``.
+        serialized: ``tf.train.Example`` protos.
+
+    Returns:
+        The ``PredictionLog`` proto.
+    """
+    logs = load_extra(owner, "tensorflow_serving.apis.prediction_log_pb2", "serving")
+    log = logs.PredictionLog()
+    request = (log.classify_log if signature == "classify" else log.regress_log).request
+    request.model_spec.name = model
+    request.model_spec.signature_name = signature
+    for content in serialized:
+        request.input.example_list.examples.add().ParseFromString(content)
+    return log
+
+
+def write_warmup(owner: str, version_directory: str | os.PathLike[str], logs: Sequence[Any]) -> Path:
+    """Write the records where TensorFlow Serving looks for them.
+
+    Args:
+        owner: who complains.
+        version_directory: of the SavedModel.
+        logs: ``PredictionLog`` protos.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: if there are more than 1000.
+    """
+    if len(logs) > MOST_RECORDS:
+        raise error(owner, f"at most {MOST_RECORDS} warm-up requests", len(logs))
+    path = Path(version_directory) / WARMUP_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for log in logs:
+            writer.write(log.SerializeToString())
+    return path
+
+
+def read_warmup(version_directory: str | os.PathLike[str]) -> list[Any]:
+    """Parse the warm-up file of a version.
+
+    Args:
+        version_directory: of the SavedModel.
+
+    Returns:
+        ``PredictionLog`` protos; empty if there is no file.
+
+    Raises:
+        ValueError: if the file is not one of warm-up requests.
+    """
+    owner = "read_warmup"
+    path = Path(version_directory) / WARMUP_FILE
+    if not path.is_file():
+        return []
+    logs = load_extra(owner, "tensorflow_serving.apis.prediction_log_pb2", "serving")
+    try:
+        return [logs.PredictionLog.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(path))]
+    except Exception as problem:
+        raise error(owner, "a file of PredictionLog records", f"{path} ({type(problem).__name__})") from problem
+
+
+def replay_warmup(session: ServingSession, logs: Sequence[Any]) -> list[dict[str, np.ndarray]]:
+    """Run every record through a serving session, as the server does when it loads the version.
+
+    Args:
+        session: the loaded version.
+        logs: what ``read_warmup`` gave.
+
+    Returns:
+        The outputs of each record.
+
+    Raises:
+        ServedError: if a record does not run.
+    """
+    out = []
+    for log in logs:
+        kind = log.WhichOneof("log_type")
+        request = getattr(log, kind).request
+        signature = request.model_spec.signature_name or "serving_default"
+        if kind == "predict_log":
+            feeds = {name: tf.make_ndarray(proto) for name, proto in request.inputs.items()}
+        else:
+            examples = [example.SerializeToString() for example in request.input.example_list.examples]
+            feeds = {"inputs": np.array(examples, dtype=object)}
+        out.append(session.run(feeds, signature))
+    return out
