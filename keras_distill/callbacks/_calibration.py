@@ -173,12 +173,13 @@ class CalibrationMonitor(keras.callbacks.Callback):
 
     def _batches(self) -> Iterator[tuple[Any, Any, Any]]:
         data = self.validation_data
+        batches = data
         if isinstance(data, tuple):
-            count = len(keras.tree.flatten(data[0])[0])
-            data = (_rows(data, slice(start, start + self.batch_size)) for start in range(0, count, self.batch_size))
+            count, size = len(keras.tree.flatten(data[0])[0]), self.batch_size
+            batches = (_rows(data, slice(start, start + size)) for start in range(0, count, size))
         elif isinstance(data, keras.utils.PyDataset):
-            data = (data[index] for index in range(self.steps or data.num_batches))
-        for batch in itertools.islice(data, self.steps):
+            batches = (data[index] for index in range(self.steps or data.num_batches))
+        for batch in itertools.islice(batches, self.steps):
             yield keras.utils.unpack_x_y_sample_weight(batch)
 
     def _pick(self, values: Any) -> Any:
