@@ -1,0 +1,41 @@
+"""Who is listened to: several models, one with dropout on, outputs stored on disk. ``Distiller`` takes any of them."""
+
+from keras_distill.teachers._base import Preprocessed, Single, StoredTeacherError, Teacher, as_teacher
+from keras_distill.teachers._combine import (
+    Combine,
+    ConfidenceWeighted,
+    EntropyWeighted,
+    GradientBased,
+    MeanLogits,
+    MeanLoss,
+    MeanProbs,
+    Stochastic,
+    UncertaintyWeighted,
+)
+from keras_distill.teachers._ensemble import Ensemble
+from keras_distill.teachers._gate import LearnedGate
+from keras_distill.teachers._members import Members
+from keras_distill.teachers._monte_carlo import MonteCarloDropout
+from keras_distill.teachers._snapshot import Snapshot
+
+__all__ = [
+    "Combine",
+    "ConfidenceWeighted",
+    "Ensemble",
+    "EntropyWeighted",
+    "GradientBased",
+    "LearnedGate",
+    "MeanLogits",
+    "MeanLoss",
+    "MeanProbs",
+    "Members",
+    "MonteCarloDropout",
+    "Preprocessed",
+    "Single",
+    "Snapshot",
+    "Stochastic",
+    "StoredTeacherError",
+    "Teacher",
+    "UncertaintyWeighted",
+    "as_teacher",
+]

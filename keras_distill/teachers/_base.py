@@ -1,0 +1,195 @@
+"""What a teacher is: something to listen to, that says what it sees of a batch and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill import taps as taps_room
+from keras_distill._checks import error
+from keras_distill.teachers._members import Members
+
+_PACKAGE = "keras_distill"
+
+
+class StoredTeacherError(ValueError):
+    """A store of teacher outputs that does not fit: another dataset or order, or a damaged file."""
+
+
+class Teacher(keras.Model):
+    """Base of everything that teaches besides a plain ``keras.Model``. Subclasses define ``listen``.
+
+    A teacher is a Keras model, so its weights are saved with the distiller; called, it gives the combined logits,
+    so ``teacher.predict`` and ``teacher.evaluate`` work. It never changes the models it is made of.
+    """
+
+    def split(self, x: Any) -> tuple[Any, Any]:
+        """Return what the student sees of a batch's inputs, and what the teacher sees."""
+        return x, x
+
+    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+        """Run the teacher once, in inference mode and without gradients.
+
+        Args:
+            teacher_x: what ``split`` gave for the teacher.
+            taps: names of layers whose outputs are wanted as well.
+
+        Returns:
+            The outputs (a tensor, a structure, or ``Members``) and a dict from tap name to tensor.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define listen().")
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        """Return the combined outputs; ``training`` changes nothing."""
+        return resolved(self.listen(self.split(x)[1])[0])
+
+    def build(self, input_shape: Any = None) -> None:
+        """Do nothing: the models inside build themselves when they are first run."""
+        self.built = True
+
+    @property
+    def trainable_parts(self) -> list[keras.layers.Layer]:
+        """Layers of the teacher that are trained along with the student; none, except for a learned gate."""
+        return []
+
+    @property
+    def seed_generators(self) -> list[keras.random.SeedGenerator]:
+        """The sources of the teacher's randomness; empty where it always gives the same answer."""
+        return []
+
+    def reseed(self, number: int) -> None:
+        """Restart the randomness, as a function of ``number`` and the teacher's own seed; no-op where there is none."""
+        for index, generator in enumerate(self.seed_generators):
+            seed = (generator._initial_seed + 1_000_003 * number + 7919 * index) % (2**31)
+            generator.state.assign(ops.convert_to_tensor([seed, 0], generator.state.dtype))
+
+
+def resolved(outputs: Any) -> Any:
+    """Replace each ``Members`` in a structure of outputs by its combined logits."""
+    return keras.tree.map_structure(lambda each: each.predictive() if isinstance(each, Members) else each, outputs)
+
+
+def silent(outputs: Any) -> Any:
+    """Stop the gradient of each tensor in a structure."""
+    return keras.tree.map_structure(ops.stop_gradient, outputs)
+
+
+def as_teacher(model: Any, owner: str = "teachers") -> Teacher:
+    """Return ``model`` if it is a teacher, else a ``Single`` around the Keras model it must be."""
+    if isinstance(model, Teacher):
+        return model
+    if isinstance(model, keras.Model):
+        return Single(model)
+    raise error(owner, "a keras.Model or a teachers.Teacher", type(model).__name__)
+
+
+def refuse_probabilities(owner: str, model: Any) -> None:
+    """Raise ``ValueError`` where a model certainly ends in softmax or sigmoid."""
+    model = model.model if isinstance(model, (Single, Preprocessed)) else model
+    if isinstance(model, Teacher):
+        return
+    for activation in taps_room.final_activation(model):
+        if activation is not None:
+            got = f"model {model.name!r}, which ends in {activation}"
+            raise error(owner, "members that give logits", got, "Use taps.without_softmax(model)")
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Single(Teacher):
+    """One Keras model as a teacher: what a plain model given to ``Distiller`` becomes.
+
+    Args:
+        model: any Keras model.
+        **kwargs: passed on to ``keras.Model`` (``name``).
+    """
+
+    def __init__(self, model: keras.Model, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(model, keras.Model):
+            raise error(type(self).__name__, "a keras.Model", type(model).__name__)
+        self.model = model
+
+    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+        """Run the model once with ``training=False``; see ``Teacher.listen``."""
+        outputs, tapped = taps_room.Taps(self.model, taps, owner=type(self).__name__)(teacher_x, training=False)
+        return silent(outputs), silent(tapped)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return {"name": self.name, "model": keras.saving.serialize_keras_object(self.model)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Single:
+        """Make the teacher again from ``get_config``."""
+        return cls(**{**config, "model": keras.saving.deserialize_keras_object(config["model"], custom_objects)})
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Preprocessed(Teacher):
+    """A teacher that sees a function of the batch: another resolution, another modality, another tokenisation.
+
+    Args:
+        model: a Keras model or a teacher.
+        fn: from the batch's inputs to what the teacher sees; TensorFlow or Keras operations, traced into the step.
+            To save the distiller, give a Keras layer or a function registered with
+            ``keras.saving.register_keras_serializable``.
+        student_fn: from the batch's inputs to what the student sees; None leaves them as they are.
+        **kwargs: passed on to ``keras.Model`` (``name``).
+
+    Example:
+        >>> import keras, numpy as np
+        >>> hears = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+        >>> hears.set_weights([np.array([[1.0], [10.0]])])
+        >>> teacher = Preprocessed(hears, fn=lambda x: x["sound"], student_fn=lambda x: x["image"])
+        >>> batch = {"sound": np.array([[1.0, 2.0]]), "image": np.zeros((1, 5))}
+        >>> teacher(batch).numpy(), teacher.split(batch)[0].shape
+        (array([[21.]], dtype=float32), (1, 5))
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        fn: Callable[[Any], Any],
+        student_fn: Callable[[Any], Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, each in (("fn", fn), ("student_fn", student_fn or fn)):
+            if not callable(each):
+                raise error("Preprocessed", f"{name} to be a function or a layer", each)
+        self.model = as_teacher(model, "Preprocessed")
+        self.fn = fn
+        self.student_fn = student_fn
+
+    def split(self, x: Any) -> tuple[Any, Any]:
+        """Return what the student sees, and what the teacher sees: ``fn`` of it."""
+        return (x if self.student_fn is None else self.student_fn(x)), self.model.split(self.fn(x))[1]
+
+    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+        """Run the model once on what ``split`` gave; see ``Teacher.listen``."""
+        return self.model.listen(teacher_x, taps)
+
+    @property
+    def trainable_parts(self) -> list[keras.layers.Layer]:
+        """As the inner teacher's."""
+        return self.model.trainable_parts
+
+    @property
+    def seed_generators(self) -> list[keras.random.SeedGenerator]:
+        """As the inner teacher's."""
+        return self.model.seed_generators
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        serialize = keras.saving.serialize_keras_object
+        parts: Iterable[str] = ("model", "fn", "student_fn")
+        return {"name": self.name, **{part: serialize(getattr(self, part)) for part in parts}}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Preprocessed:
+        """Make the teacher again from ``get_config``."""
+        made = {part: keras.saving.deserialize_keras_object(config[part], custom_objects) for part in config}
+        return cls(**made)

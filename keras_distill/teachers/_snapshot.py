@@ -1,0 +1,95 @@
+"""A teacher made of the student itself: its running average, or what it was some time ago."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill._checks import error, integer, number
+from keras_distill.teachers._base import Single
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class Snapshot(Single):
+    """A copy of a model that follows it: the mean teacher (EMA), or the model as it was some steps ago.
+
+    Give the student to the constructor and ``teacher.follow(student)`` to ``fit(callbacks=[...])``. The default is the
+    mean teacher; ``decay=0.0`` with ``every_steps`` = steps per epoch is last epoch's student.
+
+    Formula: after every ``every_steps``-th step, teacher = decay * teacher + (1 - decay) * student, for all weights,
+    BatchNorm's statistics included; integer state is copied.
+
+    Args:
+        model: the model to copy: built, and one that ``keras.models.clone_model`` can clone.
+        decay: 0 <= decay <= 1, no unit. 0.999 averages over about the last 1000 updates.
+        every_steps: how many training steps lie between two updates.
+        **kwargs: passed on to ``keras.Model`` (``name``).
+
+    Example:
+        >>> import keras, numpy as np
+        >>> student = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+        >>> student.set_weights([np.array([[1.0]])])
+        >>> teacher = Snapshot(student, decay=0.5)
+        >>> student.set_weights([np.array([[2.0]])])
+        >>> teacher.update(student)
+        >>> float(teacher(np.ones((1, 1)))[0, 0])
+        1.5
+
+    Reference:
+        Tarvainen, Valpola, "Mean teachers are better role models", NeurIPS 2017, arXiv:1703.01780.
+        Differs: nothing.
+    """
+
+    def __init__(self, model: keras.Model, decay: float = 0.999, every_steps: int = 1, **kwargs: Any) -> None:
+        self_decay = number("Snapshot", "decay", decay, low=0.0, high=1.0)
+        if not isinstance(model, keras.Model) or not model.built:
+            raise error("Snapshot", "a built keras.Model", model, "Call the model once on a batch before")
+        copy = keras.models.clone_model(model)
+        if not copy.built:
+            copy.build(model.input_shape)
+        copy.set_weights(model.get_weights())
+        super().__init__(copy, **kwargs)
+        self.decay = self_decay
+        self.every_steps = integer("Snapshot", "every_steps", every_steps, low=1)
+
+    def update(self, student: keras.Model, num_updates: int = 1) -> None:
+        """Move towards the student as it is now, as ``num_updates`` updates with this student would."""
+        decay = self.decay**num_updates
+        for own, other in zip(self.model.variables, student.variables, strict=True):
+            if own.dtype.startswith(("float", "bfloat")):
+                mixed = decay * ops.cast(own, "float32") + (1.0 - decay) * ops.cast(other, "float32")
+                own.assign(ops.cast(mixed, own.dtype))
+            else:
+                own.assign(other)
+
+    def follow(self, student: keras.Model) -> keras.callbacks.Callback:
+        """Return the callback for ``fit`` that updates this teacher as ``student`` is trained."""
+        return _Follow(self, student)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return {**super().get_config(), "decay": self.decay, "every_steps": self.every_steps}
+
+
+class _Follow(keras.callbacks.Callback):
+    """Updates a ``Snapshot`` after every ``every_steps``-th batch, also where Keras runs several batches at once."""
+
+    def __init__(self, teacher: Snapshot, student: keras.Model) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.student = student
+        self._steps = 0
+        self._last = -1
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._last = -1
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        before = self._steps // self.teacher.every_steps
+        self._steps += batch - self._last  # more than 1 with steps_per_execution
+        self._last = batch
+        due = self._steps // self.teacher.every_steps - before
+        if due:
+            self.teacher.update(self.student, due)
