@@ -128,9 +128,12 @@ def read_warmup(version_directory: str | os.PathLike[str]) -> list[Any]:
         return []
     logs = load_extra(owner, "tensorflow_serving.apis.prediction_log_pb2", "serving")
     try:
-        return [logs.PredictionLog.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(path))]
+        out = [logs.PredictionLog.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(path))]
     except Exception as problem:
         raise error(owner, "a file of PredictionLog records", f"{path} ({type(problem).__name__})") from problem
+    if not out:
+        raise error(owner, "a file of PredictionLog records", f"{path} without one")
+    return out
 
 
 def replay_warmup(session: ServingSession, logs: Sequence[Any]) -> list[dict[str, np.ndarray]]:
