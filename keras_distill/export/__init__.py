@@ -2,8 +2,18 @@
 
 from keras_distill.export._parity import Export
 from keras_distill.export._saved_model import saved_model
+from keras_distill.export._serving_files import serving_files
 from keras_distill.export._session import ServedError, ServingSession
 from keras_distill.export._signatures import ImageBytes
 from keras_distill.export._warmup import read_warmup, replay_warmup
 
-__all__ = ["Export", "ImageBytes", "ServedError", "ServingSession", "read_warmup", "replay_warmup", "saved_model"]
+__all__ = [
+    "Export",
+    "ImageBytes",
+    "ServedError",
+    "ServingSession",
+    "read_warmup",
+    "replay_warmup",
+    "saved_model",
+    "serving_files",
+]

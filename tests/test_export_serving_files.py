@@ -1,0 +1,195 @@
+"""The files that start TensorFlow Serving parse with the official message types and say what was asked for."""
+
+import http.server
+import json
+import re
+import subprocess
+import threading
+
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
+
+from keras_distill import export
+
+yaml = pytest.importorskip("yaml")
+model_server_config_pb2 = pytest.importorskip("tensorflow_serving.config.model_server_config_pb2")
+
+
+@pytest.fixture
+def model(tmp_path):
+    for version in ("1", "2", "10", "draft"):
+        (tmp_path / "serving" / "digits_Student" / version).mkdir(parents=True)
+    return tmp_path / "serving" / "digits_Student"
+
+
+def batching_parameters():
+    """The message tensorflow.serving.BatchingParameters, which tensorflow-serving-api does not ship.
+
+    Facts of tensorflow_serving/servables/tensorflow/session_bundle_config.proto: field names, numbers and types.
+    """
+    pool = descriptor_pool.DescriptorPool()
+    wrappers = descriptor_pb2.FileDescriptorProto()
+    wrappers_pb2.DESCRIPTOR.CopyToProto(wrappers)
+    pool.Add(wrappers)
+    file = descriptor_pb2.FileDescriptorProto(
+        name="session_bundle_config.proto", package="tensorflow.serving", syntax="proto3", dependency=[wrappers.name]
+    )
+    message = file.message_type.add(name="BatchingParameters")
+    field = descriptor_pb2.FieldDescriptorProto
+    for number, name in enumerate(
+        ["max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads"], 1
+    ):
+        message.field.add(
+            name=name, number=number, type=field.TYPE_MESSAGE, label=1, type_name=".google.protobuf.Int64Value"
+        )
+    message.field.add(name="allowed_batch_sizes", number=6, type=field.TYPE_INT64, label=3)
+    message.field.add(name="pad_variable_length_inputs", number=7, type=field.TYPE_BOOL, label=1)
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.serving.BatchingParameters"))
+
+
+def test_models_config_parses_with_the_official_message(model):
+    files = export.serving_files(model)
+    parsed = text_format.Parse(files["models.config"].read_text(), model_server_config_pb2.ModelServerConfig())
+    (config,) = parsed.model_config_list.config
+    assert (config.name, config.base_path) == ("digits_Student", "/models/digits_Student")
+    assert config.model_platform == "tensorflow"
+    assert dict(config.version_labels) == {"stable": 2, "canary": 10}
+    assert list(config.model_version_policy.specific.versions) == [2, 10]
+
+
+def test_labels_are_the_users(model):
+    files = export.serving_files(model, labels={"stable": 10})
+    parsed = text_format.Parse(files["models.config"].read_text(), model_server_config_pb2.ModelServerConfig())
+    (config,) = parsed.model_config_list.config
+    assert dict(config.version_labels) == {"stable": 10}
+    assert list(config.model_version_policy.specific.versions) == [10]
+
+
+def test_batching_parameters_parse_with_the_official_message(model):
+    files = export.serving_files(model, max_batch_size=64, batch_timeout_micros=500, num_batch_threads=2)
+    parsed = text_format.Parse(files["batching_parameters.txt"].read_text(), batching_parameters()())
+    assert parsed.max_batch_size.value == 64
+    assert parsed.batch_timeout_micros.value == 500
+    assert parsed.num_batch_threads.value == 2
+    assert parsed.max_enqueued_batches.value == 100
+
+
+def test_compose_file(model):
+    files = export.serving_files(model, image="tensorflow/serving:2.19.0")
+    compose = yaml.safe_load(files["docker-compose.yml"].read_text())
+    assert set(compose) == {"services"}
+    (service,) = compose["services"].values()
+    # Keys and types of the Compose specification's service object.
+    kinds = dict(image=str, command=list, ports=list, volumes=list, healthcheck=dict, restart=str)
+    assert {key: type(value) for key, value in service.items()} == kinds
+    assert service["image"] == "tensorflow/serving:2.19.0"
+    assert service["ports"] == ["8500:8500", "8501:8501"]
+    assert set(service["healthcheck"]) == {"test", "interval", "timeout", "retries", "start_period"}
+    mounts = {}
+    for volume in service["volumes"]:
+        source, target, mode = volume.split(":")
+        assert mode == "ro"
+        assert (files["docker-compose.yml"].parent / source).exists()  # relative to the compose file
+        mounts[target] = source
+    assert mounts["/models/digits_Student"] == "./digits_Student"
+    for argument in service["command"]:
+        flag, value = argument.split("=")
+        assert flag.startswith("--")
+        if value.startswith("/"):
+            assert value in mounts
+    assert "--allow_version_labels_for_unavailable_models=true" in service["command"]
+
+
+def test_files_elsewhere_point_back_to_the_model(model, tmp_path):
+    files = export.serving_files(model, tmp_path / "deploy" / "prod")
+    compose = yaml.safe_load(files["docker-compose.yml"].read_text())
+    source = compose["services"]["serving"]["volumes"][0].split(":")[0]
+    assert (files["docker-compose.yml"].parent / source).resolve() == model.resolve()
+
+
+def test_kubernetes_manifest(model):
+    files = export.serving_files(model)
+    documents = list(yaml.safe_load_all(files["kubernetes.yaml"].read_text()))
+    config, deployment, service = documents
+    assert [d["kind"] for d in documents] == ["ConfigMap", "Deployment", "Service"]
+    for name in ("models.config", "batching_parameters.txt"):
+        assert config["data"][name] == files[name].read_text()
+    for document in documents:
+        assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", document["metadata"]["name"])
+    template = deployment["spec"]["template"]
+    labels = template["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"] == labels == service["spec"]["selector"]
+    (container,) = template["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"grpc": 8500, "rest": 8501}
+    assert {port["targetPort"] for port in service["spec"]["ports"]} == set(ports)
+    probe = container["readinessProbe"]["httpGet"]
+    assert probe == {"path": "/v1/models/digits_Student/metadata", "port": "rest"}
+    volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+    assert volumes["config"]["configMap"]["name"] == config["metadata"]["name"]
+
+
+def test_kubernetes_client_accepts_the_manifest(model):
+    client = pytest.importorskip("kubernetes.client")
+    files = export.serving_files(model)
+
+    class Response:
+        def __init__(self, data):
+            self.data = data
+
+    api = client.ApiClient()
+    for document in yaml.safe_load_all(files["kubernetes.yaml"].read_text()):
+        kind = {"ConfigMap": "V1ConfigMap", "Deployment": "V1Deployment", "Service": "V1Service"}[document["kind"]]
+        parsed = api.deserialize(Response(json.dumps(document)), kind, "application/json")
+        assert api.sanitize_for_serialization(parsed) == document  # no key that the API does not know
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (404, 1)])
+def test_the_health_check_really_asks(model, status, code):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status if self.path == "/v1/models/digits_Student/metadata" else 500)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    compose = yaml.safe_load(export.serving_files(model)["docker-compose.yml"].read_text())
+    kind, *command = compose["services"]["serving"]["healthcheck"]["test"]
+    assert kind == "CMD"
+    command[-1] = command[-1].replace("/8501", f"/{server.server_port}")
+    try:
+        assert subprocess.run(command, timeout=20).returncode == code
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(labels={"stable": 3}), r"expected labels\['stable'\] to be one of the versions \[1, 2, 10\], got 3"),
+        (dict(labels={'a" }': 1}), r"expected labels of letters, digits, '\.', '_' and '-', got a\""),
+        (dict(labels={}), "expected at least one label, got {}"),
+        (dict(max_batch_size=0), "expected max_batch_size to be an integer >= 1, got 0"),
+        (dict(batch_timeout_micros=1.5), "expected batch_timeout_micros to be an integer >= 0, got 1.5"),
+        (dict(image="x\ny: z"), "expected image to be a container image name"),
+    ],
+)
+def test_bad_arguments(model, change, message):
+    with pytest.raises(ValueError, match=message):
+        export.serving_files(model, **change)
+    assert not (model.parent / "models.config").exists()
+
+
+def test_no_version_or_a_strange_name(tmp_path):
+    with pytest.raises(ValueError, match=r"expected a directory with a numbered version, got .*nothing\. Use export"):
+        export.serving_files(tmp_path / "nothing")
+    strange = tmp_path / 'a"b'
+    (strange / "1").mkdir(parents=True)
+    with pytest.raises(ValueError, match="expected a directory name of letters, digits"):
+        export.serving_files(strange)
