@@ -132,17 +132,13 @@ def test_kubernetes_manifest(model):
 
 
 def test_kubernetes_client_accepts_the_manifest(model):
-    client = pytest.importorskip("kubernetes.client")
+    client = pytest.importorskip("kubernetes", minversion="36").client
     files = export.serving_files(model)
-
-    class Response:
-        def __init__(self, data):
-            self.data = data
 
     api = client.ApiClient()
     for document in yaml.safe_load_all(files["kubernetes.yaml"].read_text()):
         kind = {"ConfigMap": "V1ConfigMap", "Deployment": "V1Deployment", "Service": "V1Service"}[document["kind"]]
-        parsed = api.deserialize(Response(json.dumps(document)), kind, "application/json")
+        parsed = api.deserialize(json.dumps(document), kind, "application/json")
         assert api.sanitize_for_serialization(parsed) == document  # no key that the API does not know
 
 
