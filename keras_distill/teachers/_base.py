@@ -51,9 +51,24 @@ class Teacher(keras.Model):
         self.built = True
 
     @property
+    def trainable(self) -> bool:
+        """False once a distiller has the teacher: nothing of it is trained but ``trainable_parts``."""
+        return keras.Model.trainable.fget(self)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.Model.trainable.fset(self, value)
+        for part in self.trainable_parts:
+            part.trainable = True
+
+    @property
     def trainable_parts(self) -> list[keras.layers.Layer]:
         """Layers of the teacher that are trained along with the student; none, except for a learned gate."""
         return []
+
+    def translate(self, problem: Exception) -> Exception:
+        """Return the error to raise instead of one that TensorFlow raised while this teacher was in use."""
+        return problem
 
     @property
     def seed_generators(self) -> list[keras.random.SeedGenerator]:

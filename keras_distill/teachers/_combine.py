@@ -204,7 +204,7 @@ class GradientBased(Combine):
 
     Args:
         max_weight: 0 < max_weight <= 1, no unit: the most that one member may weigh. 1.0 lets one decide alone.
-        num_iterations: exact steps on pairs of members; 20 per member is plenty.
+        num_iterations: exact moves of weight from one member to another.
 
     Reference:
         Du et al., "Agree to disagree: adaptive ensemble knowledge distillation in gradient space", NeurIPS 2020.
@@ -234,32 +234,32 @@ class GradientBased(Combine):
 
 
 def smallest_norm(gram: Any, max_weight: float, num_iterations: int) -> Any:
-    """Minimise w' gram w over 0 <= w <= max_weight, sum w = 1, moving the worst pair of entries exactly each time.
+    """Minimise w' gram w over 0 <= w <= max_weight, sum w = 1, by the best exact move between two entries each time.
 
     Args:
         gram: (..., members, members), float32, positive semi-definite.
         max_weight: at least 1 / members.
-        num_iterations: number of pairs to move.
+        num_iterations: number of moves.
 
     Returns:
         (..., members), float32.
     """
     count = gram.shape[-1]
     start = ops.ones_like(gram[..., 0]) / count
+    diagonal = ops.diagonal(gram, axis1=-2, axis2=-1)
+    # Entry [i, j] is about moving weight from member i to member j.
+    curvature = ops.maximum(ops.expand_dims(diagonal, -1) + ops.expand_dims(diagonal, -2) - 2.0 * gram, 1e-12)
 
     def improve(_: Any, weights: Any) -> Any:
         slope = ops.squeeze(ops.matmul(gram, ops.expand_dims(weights, -1)), -1)
-        gainer = ops.one_hot(ops.argmin(ops.where(weights < max_weight, slope, 1e30), axis=-1), count, dtype="float32")
-        loser = ops.one_hot(ops.argmax(ops.where(weights > 0, slope, -1e30), axis=-1), count, dtype="float32")
-        pair = gainer - loser
-        gain = -ops.sum(pair * slope, axis=-1, keepdims=True)
-        curvature = ops.sum(pair * ops.squeeze(ops.matmul(gram, ops.expand_dims(pair, -1)), -1), axis=-1, keepdims=True)
-        step = ops.where(gain > 0, gain / ops.maximum(curvature, 1e-12), 0.0)
-        room = ops.minimum(
-            ops.sum(loser * weights, axis=-1, keepdims=True),
-            ops.sum(gainer * (max_weight - weights), axis=-1, keepdims=True),
-        )
-        return ops.clip(weights + ops.minimum(step, room) * pair, 0.0, max_weight)
+        fall = ops.maximum(ops.expand_dims(slope, -1) - ops.expand_dims(slope, -2), 0.0)
+        room = ops.minimum(ops.expand_dims(weights, -1), ops.expand_dims(max_weight - weights, -2))
+        step = ops.minimum(fall / curvature, room)
+        gain = step * (2.0 * fall - step * curvature)
+        best = ops.argmax(ops.reshape(gain, (*ops.shape(gain)[:-2], count * count)), axis=-1)
+        chosen = ops.reshape(ops.one_hot(best, count * count, dtype="float32"), ops.shape(gain)) * step
+        moved = ops.sum(chosen, axis=-2) - ops.sum(chosen, axis=-1)
+        return ops.clip(weights + moved, 0.0, max_weight)
 
     return ops.fori_loop(0, num_iterations, improve, start)
 

@@ -212,6 +212,16 @@ class Ensemble(Teacher):
         own = [self.draws] if isinstance(self.combine, _combine.Stochastic) else []
         return own + [generator for member in self.models for generator in member.seed_generators]
 
+    def get_build_config(self) -> dict[str, Any]:
+        """Return the shape of what the learned gate looks at, so that a loaded one can take its weights."""
+        return {"gate_inputs": self.gate.input_shape_seen} if self.gate is not None and self.gate.built else {}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Build the learned gate as it was."""
+        if config.get("gate_inputs") is not None and self.gate is not None:
+            self.gate.build(tuple(config["gate_inputs"]))
+        self.built = True
+
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
         serialize = keras.saving.serialize_keras_object

@@ -28,13 +28,20 @@ class Gate(keras.layers.Layer):
     """
 
     def __init__(
-        self, num_members: int, scores: keras.layers.Layer | None = None, entropy_weight: float = 0.01, **kwargs: Any
+        self, num_members: int, scores: keras.layers.Layer | None = None, entropy_weight: float = 0.1, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.num_members = num_members
         self.entropy_weight = entropy_weight
         self.looks_at_inputs = scores is not None
         self.scores = scores or keras.layers.Dense(num_members, kernel_initializer="zeros", dtype="float32")
+
+    def build(self, input_shape: Any) -> None:
+        """Build the layer that gives the scores."""
+        if not self.scores.built:
+            self.scores.build(input_shape)
+        self.input_shape_seen = input_shape
+        self.built = True
 
     def call(self, inputs: Any) -> Any:
         """Return (batch, members), float32, summing to 1."""
@@ -61,10 +68,10 @@ class LearnedGate(Combine):
     """Weigh the members by a small network that is trained along with the student.
 
     Use it when no rule says in advance which teacher to trust where. The gate sees the same loss as the student, so it
-    also learns to prefer the teacher that is easiest to follow: compare with ``ConfidenceWeighted``, which looks at the
-    labels instead.
+    learns to prefer the teacher that is easiest to follow, and only the entropy penalty keeps it from following that
+    one alone: compare with ``ConfidenceWeighted``, which looks at the labels instead.
 
-    Formula: p = sum_m w_m * softmax(z_m / temperature), w = softmax(scores(x)) per example; the gate adds
+    Formula: sum_m w_m * loss(z_m, student), w = softmax(scores(x)) per example; the gate adds
     entropy_weight * mean(sum_m w_m log w_m) to the training loss.
 
     Args:
@@ -77,7 +84,9 @@ class LearnedGate(Combine):
         Differs: an entropy penalty instead of a shared latent factor model.
     """
 
-    def __init__(self, scores: keras.layers.Layer | None = None, entropy_weight: float = 0.01) -> None:
+    per_member = True
+
+    def __init__(self, scores: keras.layers.Layer | None = None, entropy_weight: float = 0.1) -> None:
         self.scores = scores
         self.entropy_weight = number("LearnedGate", "entropy_weight", entropy_weight, low=0.0)
         self.layer: Gate | None = None

@@ -30,7 +30,10 @@ def log_probabilities(logits: Any, temperature: Any = 1.0) -> Any:
         The shape of ``logits``, float32.
     """
     tempered = ops.cast(logits, "float32") / for_rank(temperature, len(logits.shape))
-    return tempered - ops.expand_dims(log_sum_exp(tempered, axis=-1), -1)
+    # The largest logit goes first: beside 1e4, the logarithm of a sum would be rounded away.
+    top = ops.max(tempered, axis=-1, keepdims=True)
+    shifted = tempered - ops.where(ops.isfinite(top), top, ops.zeros_like(top))
+    return shifted - ops.expand_dims(log_sum_exp(shifted, axis=-1), -1)
 
 
 def for_rank(temperature: Any, rank: int) -> Any:
