@@ -1,5 +1,14 @@
 """Policies that need logs or validation data; everything that is a function of the step is a schedule instead."""
 
+from keras_distill.callbacks._adaptive import AdaptiveTemperature, AdaptiveWeights, EarlyStoppedDistillation
 from keras_distill.callbacks._calibration import CalibrationMonitor
+from keras_distill.callbacks._schedulers import TemperatureScheduler, WeightScheduler
 
-__all__ = ["CalibrationMonitor"]
+__all__ = [
+    "AdaptiveTemperature",
+    "AdaptiveWeights",
+    "CalibrationMonitor",
+    "EarlyStoppedDistillation",
+    "TemperatureScheduler",
+    "WeightScheduler",
+]

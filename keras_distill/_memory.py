@@ -1,0 +1,51 @@
+"""What callbacks must remember when a killed run is resumed: saved and loaded with the distiller's weights."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import keras
+import numpy as np
+
+
+class Memory(keras.layers.Layer):
+    """States of callbacks by name, written wherever Keras writes weights: in checkpoints, backups and ``save``.
+
+    It hangs on a distiller without being tracked as one of its layers: it has no variables, is counted nowhere and
+    reaches no graph. A file without a state for a callback is no error: that callback starts afresh.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="callback_memory")
+        self.built = True
+        # Around Keras' tracking, which would wrap the dictionary in a class of its own.
+        object.__setattr__(self, "states", {})
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write each state as the bytes of its JSON text.
+
+        Args:
+            store: where Keras wants them.
+        """
+        for name, state in self.states.items():
+            store[name] = np.frombuffer(json.dumps(state).encode(), dtype="uint8")
+
+    def load_own_variables(self, store: Any) -> None:
+        """Replace the states by those that were saved.
+
+        Args:
+            store: where Keras keeps them.
+        """
+        self.states.clear()
+        for name in store.keys():
+            self.states[name] = json.loads(np.asarray(store[name], dtype="uint8").tobytes().decode())
+
+
+def memory_of(model: keras.Model) -> Memory:
+    """Return the memory that hangs on ``model``, hung there if there is none."""
+    memory = vars(model).get("_memory")
+    if memory is None:
+        memory = Memory()
+        object.__setattr__(model, "_memory", memory)
+    return memory

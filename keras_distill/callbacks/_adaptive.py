@@ -1,0 +1,424 @@
+"""Policies that look at results: a temperature that follows the student, a teacher that leaves in time."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from keras_distill._checks import choice, error, integer, number
+from keras_distill._settings import Setting
+from keras_distill.callbacks import _steering
+from keras_distill.callbacks._policy import Plateau, Policy, Probe, read
+from keras_distill.distiller import Distiller
+
+
+class AdaptiveTemperature(Policy):
+    """Moves the temperature as the student learns: by a validation metric, or by its distance from the teacher.
+
+    Choose it where you do not know the right curve beforehand; a fixed curve costs nothing and is easier to repeat
+    (``TemperatureScheduler``). The two rules are definitions of this package, not of a paper:
+
+    * ``rule="plateau"``: when ``monitor`` has not improved for ``patience`` epochs, the temperature is multiplied by
+      ``factor``.
+    * ``rule="progress"``: temperature = max - (max - min) * progress; training starts at ``max_temperature``. Progress,
+      0 to 1, is 1 - monitor / its first value where less is better, and ``monitor`` itself where more is better
+      (accuracy, agreement), clipped, and smoothed as an exponential moving average that starts at 0.
+
+    The default monitor, ``"gap"``, is the term's own loss on ``validation_data`` at temperature 1, so that moving the
+    temperature does not move what is watched (``val_distillation_loss`` does depend on it). It costs one pass of
+    teacher and student over the data per epoch and is shown in ``logs`` as ``gap``. ``logs`` get ``temperature`` too.
+
+    A killed run goes on as if nothing had happened: what the callback remembers (``state``) is saved with the
+    distiller's weights, by ``BackupAndRestore``, ``ModelCheckpoint`` and ``save_weights``. Put the callback before
+    those in the list. A ``fit`` that begins at epoch 0 begins afresh, one with ``initial_epoch`` goes on.
+
+    Args:
+        monitor: ``"gap"``, or a name in the logs, such as ``"val_accuracy"``.
+        rule: ``"plateau"`` or ``"progress"``.
+        validation_data: what the gap is measured on: (x,), (x, y) or (x, y, sample_weight) of arrays, or a
+            ``tf.data.Dataset`` or ``PyDataset`` of such batches. Needed for ``"gap"`` only.
+        mode: ``"min"``, ``"max"`` or ``"auto"``: ``"max"`` for accuracies, agreement, AUC, precision, recall and F1.
+        min_temperature: > 0, lower bound.
+        max_temperature: upper bound.
+        factor: > 0 and not 1, for plateaus.
+        patience: >= 1. Plateau: epochs without improvement. Progress: epochs in a row that must call for a change.
+        min_delta: >= 0, hysteresis: least change of ``monitor`` (plateau) or of progress that counts.
+        cooldown: >= 0, epochs after a change in which nothing happens.
+        smoothing: 0 to 1, for progress: weight of the past per epoch.
+        monotone: for progress: the temperature never rises.
+        term: the term meant (index, name or the term itself); None: every temperature of every term.
+        batch_size: >= 1, for arrays.
+        steps: number of batches to look at; None looks at all.
+        verbose: 0 quiet, 1 a line when the temperature moves.
+
+    Attributes:
+        state: what is remembered, a dictionary ready for JSON; may be assigned.
+
+    Raises:
+        ValueError: if an argument is out of bounds, the temperature at the start lies outside the bounds, ``monitor``
+            is not in the logs or is not finite.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> from keras_distill import Distiller, LogitsDistillation
+        >>> teacher, student = (keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]) for _ in "ts")
+        >>> distiller = Distiller(teacher, student, LogitsDistillation(8.0), student_loss_weight=0.0)
+        >>> distiller.compile(keras.optimizers.SGD(0.0))  # a student that does not learn: always a plateau
+        >>> x = np.ones((8, 4), "float32")
+        >>> lower = AdaptiveTemperature(validation_data=(x,), factor=0.5, patience=1)
+        >>> distiller.fit(x, epochs=4, verbose=0, callbacks=[lower]).history["temperature"]
+        [8.0, 8.0, 4.0, 2.0]
+    """
+
+    def __init__(
+        self,
+        monitor: str = "gap",
+        rule: str = "plateau",
+        *,
+        validation_data: Any = None,
+        mode: str = "auto",
+        min_temperature: float = 1.0,
+        max_temperature: float = 8.0,
+        factor: float = 0.8,
+        patience: int = 2,
+        min_delta: float = 0.0,
+        cooldown: int = 0,
+        smoothing: float = 0.9,
+        monotone: bool = True,
+        term: Any = None,
+        batch_size: int = 256,
+        steps: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        owner = self._owner
+        self.monitor = monitor
+        self.rule = choice(owner, "rule", rule, ("plateau", "progress"))
+        self.min_temperature = number(owner, "min_temperature", min_temperature, above=0.0)
+        self.max_temperature = number(owner, "max_temperature", max_temperature, low=self.min_temperature)
+        self.factor = number(owner, "factor", factor, above=0.0)
+        if self.factor == 1.0:
+            raise error(owner, "factor other than 1", factor, "Below 1 the temperature falls, above 1 it rises")
+        self.smoothing = number(owner, "smoothing", smoothing, low=0.0, high=1.0)
+        self.monotone = bool(monotone)
+        self.term = term
+        self._plateau = Plateau(owner, monitor, mode, patience, min_delta, cooldown)
+        self._probe = None
+        if monitor == "gap":
+            if validation_data is None:
+                raise error(owner, "validation_data to measure the gap on", "None", "Or name a monitor of the logs")
+            self._probe = Probe(owner, validation_data, batch_size, steps)
+        elif validation_data is not None:
+            raise error(owner, "validation_data only with monitor='gap'", f"monitor={monitor!r}")
+
+    def _find(self, distiller: Distiller) -> dict[str, Setting]:
+        return _steering.temperatures(self._owner, distiller, self.term)
+
+    def _fresh(self) -> dict[str, Any]:
+        for name, setting in self._targets.items():
+            if self.rule == "progress":
+                setting.assign(self.max_temperature)
+            elif not self.min_temperature <= setting.number <= self.max_temperature:
+                bounds = f"{self.min_temperature:g} and {self.max_temperature:g}"
+                advice = "Set min_temperature and max_temperature to fit"
+                raise error(self._owner, f"{name} between {bounds} at the start", setting.number, advice)
+        return {**Plateau.fresh(), "progress": 0.0, "first": self._gap() if self.rule == "progress" else None}
+
+    def _decide(self, epoch: int, logs: dict[str, Any]) -> None:
+        if self._probe is not None:
+            logs["gap"] = self._gap()
+        value = read(self._owner, self.monitor, logs)
+        if self.rule == "plateau":
+            if self._plateau.stalled(self.state, value):
+                wanted = {name: self._bounded(each.number * self.factor) for name, each in self._targets.items()}
+                self._assign(epoch, wanted)
+            return
+        state = self.state
+        state["first"] = value if state["first"] is None else state["first"]
+        progress = value if self._plateau.mode == "max" else 1.0 - value / state["first"] if state["first"] else 1.0
+        progress = min(max(progress, 0.0), 1.0)
+        state["progress"] = self.smoothing * state["progress"] + (1.0 - self.smoothing) * progress
+        width = self.max_temperature - self.min_temperature
+        wished = self._bounded(self.max_temperature - width * state["progress"])
+        now = next(iter(self._targets.values())).number
+        call = abs(wished - now) > self._plateau.min_delta * width and not (self.monotone and wished > now)
+        if self._plateau.patient(state, call):
+            self._assign(epoch, dict.fromkeys(self._targets, wished))
+
+    def _bounded(self, temperature: float) -> float:
+        return min(max(temperature, self.min_temperature), self.max_temperature)
+
+    def _gap(self) -> float | None:
+        """Return the loss of the chosen terms on held-out data, all at temperature 1."""
+        if self._probe is None:
+            return None
+        terms = range(len(self.model.distillation_losses))
+        chosen = terms if self.term is None else [_steering.find_term(self._owner, self.model, self.term)]
+        with _at_temperature_one(self._targets):
+            values = self._probe.losses(self.model)[1:]
+        own = [index for index in chosen if _has_temperature(self.model.distillation_losses[index], self._targets)]
+        return float(sum(values[index] for index in own))
+
+
+def _has_temperature(term: Any, targets: dict[str, Setting]) -> bool:
+    steered = {id(setting) for setting in targets.values()}
+    return any(id(setting) in steered for setting in getattr(term, "settings", {}).values())
+
+
+@contextlib.contextmanager
+def _at_temperature_one(targets: dict[str, Setting]) -> Iterator[None]:
+    before = {name: setting.number for name, setting in targets.items()}
+    try:
+        for setting in targets.values():
+            setting.assign(1.0)
+        yield
+    finally:
+        for name, setting in targets.items():
+            setting.assign(before[name])
+
+
+class EarlyStoppedDistillation(Policy):
+    """Lets the teacher go once it stops helping: the distillation weights fall to zero (ESKD).
+
+    Choose it for a small student of a strong teacher, which may follow only so far and then be held back. When
+    ``monitor`` has not improved for ``patience`` epochs, or ``max_epochs`` are over, the weights fade linearly to 0
+    over ``fade_epochs``, for good, while ``student_loss_weight`` goes to ``final_student_loss_weight``: what remains is
+    plain training on labels. The teacher still runs (the traced step is not changed): its time is not saved.
+
+    ``logs`` get the weights. Resuming: see ``AdaptiveTemperature``.
+
+    Args:
+        monitor: a name in the logs, or None to go by ``max_epochs`` alone.
+        mode: ``"min"``, ``"max"`` or ``"auto"``: ``"max"`` for accuracies, agreement, AUC, precision, recall and F1.
+        patience: >= 1, epochs without improvement.
+        min_delta: >= 0, least change that counts as improvement.
+        min_epochs: >= 0, epochs with distillation in any case.
+        max_epochs: > 0, epochs after which distillation ends in any case; None: no such limit.
+        fade_epochs: >= 1, length of the fall; 1 is at once.
+        final_student_loss_weight: 0 to 1, where the supervised loss' share goes. It stays if None or if ``term`` is
+            given.
+        term: the term meant (index, name or the term itself); None: every term.
+        verbose: 0 quiet, 1 a line when a weight moves.
+
+    Attributes:
+        state: what is remembered, a dictionary ready for JSON; may be assigned.
+
+    Raises:
+        ValueError: if an argument is out of bounds, there is nothing to stop by, or nothing would be left to train on.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> from keras_distill import Distiller, LogitsDistillation
+        >>> teacher, student = (keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]) for _ in "ts")
+        >>> distiller = Distiller(teacher, student, LogitsDistillation(), student_loss_weight=0.5)
+        >>> distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        >>> stop = EarlyStoppedDistillation(None, max_epochs=2, fade_epochs=2)
+        >>> history = distiller.fit(np.ones((8, 4)), np.zeros(8), epochs=5, verbose=0, callbacks=[stop]).history
+        >>> history["distillation_loss_weight"], history["student_loss_weight"]
+        ([1.0, 1.0, 0.5, 0.0, 0.0], [0.5, 0.5, 0.75, 1.0, 1.0])
+
+    Reference:
+        Cho, Hariharan, "On the Efficacy of Knowledge Distillation", 2019, arXiv:1910.01348, section 4 (ESKD).
+        Differs: the epoch may be found from held-out data and the fall may be gradual.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = "val_student_loss",
+        *,
+        mode: str = "auto",
+        patience: int = 3,
+        min_delta: float = 0.0,
+        min_epochs: int = 0,
+        max_epochs: int | None = None,
+        fade_epochs: int = 1,
+        final_student_loss_weight: float | None = 1.0,
+        term: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        owner = self._owner
+        self.monitor = monitor
+        self._plateau = Plateau(owner, monitor or "", mode, patience, min_delta, 0)
+        self.min_epochs = integer(owner, "min_epochs", min_epochs, low=0)
+        self.max_epochs = None if max_epochs is None else integer(owner, "max_epochs", max_epochs, low=1)
+        if monitor is None and max_epochs is None:
+            raise error(owner, "monitor or max_epochs to stop by", "neither")
+        if self.max_epochs is not None and self.max_epochs < self.min_epochs:
+            raise error(owner, f"max_epochs >= min_epochs ({self.min_epochs})", self.max_epochs)
+        self.fade_epochs = integer(owner, "fade_epochs", fade_epochs, low=1)
+        final = final_student_loss_weight
+        self.final_student_loss_weight = (
+            None if final is None else number(owner, "final_student_loss_weight", final, low=0.0, high=1.0)
+        )
+        self.term = term
+
+    def _find(self, distiller: Distiller) -> dict[str, Setting]:
+        found = _steering.distillation_weights(self._owner, distiller, self.term)
+        if self.term is None and self.final_student_loss_weight is not None:
+            found = {**found, **_steering.student_weight(distiller)}
+        left = distiller.student_loss_weight
+        if self.term is None and self.final_student_loss_weight is not None:
+            left = self.final_student_loss_weight
+        if self.term is None and (left == 0 or distiller.loss is None):
+            advice = "Give compile(loss=...) and a student_loss_weight above 0"
+            raise error(self._owner, "a supervised loss to train on when the teacher leaves", "none", advice)
+        return found
+
+    def _fresh(self) -> dict[str, Any]:
+        start = {name: setting.number for name, setting in self._targets.items()}
+        return {**Plateau.fresh(), "stopped_epoch": None, "start": start}
+
+    def _decide(self, epoch: int, logs: dict[str, Any]) -> None:
+        state = self.state
+        if state["stopped_epoch"] is None:
+            over = self.max_epochs is not None and epoch + 1 >= self.max_epochs
+            if self.monitor is not None:
+                stalled = self._plateau.stalled(state, read(self._owner, self.monitor, logs))
+                over = over or (stalled and epoch + 1 >= self.min_epochs)
+            if not over:
+                return
+            state["stopped_epoch"] = epoch
+        done = min((epoch - state["stopped_epoch"] + 1) / self.fade_epochs, 1.0)
+        wanted = {}
+        for name, start in state["start"].items():
+            end = self.final_student_loss_weight if name == "student_loss_weight" else 0.0
+            wanted[name] = start + (end - start) * done if done < 1.0 else end
+        self._assign(epoch, wanted)
+
+
+class AdaptiveWeights(Policy):
+    """Balances the terms as training goes: by the norms of their gradients, or by uncertainty weighting.
+
+    Choose it for terms of very different or drifting scales (logits with features of several layers); with one term, or
+    with scales you know, plain weights do. After each epoch the magnitude m_i of each term is measured on held-out data
+    and smoothed (an exponential moving average of its logarithm); then
+
+    Formula: weight_i = start_i * M / m_i, with M = sum_j start_j * m_j / sum_j start_j, or the supervised loss'
+    magnitude for ``relative_to="student_loss"``.
+
+    * ``method="gradient_norm"``: m_i is the norm of the term's gradient to the student's weights: all terms then pull
+      in the proportion of the weights they started with.
+    * ``method="uncertainty"``: m_i is the term's loss (> 0): 1 / (2 m_i) is the precision that minimises
+      sum_i exp(-s_i) * m_i + s_i / 2, uncertainty weighting with its log-variances s_i found in closed form instead of
+      by gradient steps; only their ratios are kept, the common factor belongs to the learning rate.
+
+    ``logs`` get the weights. Costs, per epoch, ``steps`` batches forwards, and backwards once for each term. Resuming:
+    see ``AdaptiveTemperature``.
+
+    Args:
+        validation_data: (x, y), (x, y, sample_weight) or (x,) of arrays, or a ``tf.data.Dataset`` or ``PyDataset``.
+        method: ``"gradient_norm"`` or ``"uncertainty"``.
+        relative_to: ``"terms"``: balance the terms among themselves; ``"student_loss"``: each against the supervised
+            loss.
+        smoothing: 0 to 1, weight of the past per epoch.
+        min_weight: >= 0, lower bound.
+        max_weight: upper bound.
+        patience: >= 1, epochs in a row that must call for a change.
+        min_delta: >= 0, hysteresis: least relative change of any weight that counts.
+        cooldown: >= 0, epochs after a change in which nothing happens.
+        batch_size: >= 1, for arrays.
+        steps: number of batches to look at; None looks at all.
+        verbose: 0 quiet, 1 a line when a weight moves.
+
+    Attributes:
+        state: what is remembered, a dictionary ready for JSON; may be assigned.
+
+    Raises:
+        ValueError: if an argument is out of bounds, there is nothing to balance, or a loss is not above 0 with
+            ``method="uncertainty"``.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> from keras_distill import Distiller, LogitsDistillation
+        >>> teacher, student = (keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]) for _ in "ts")
+        >>> terms = [LogitsDistillation(2.0, name="two"), LogitsDistillation(2.0, name="same")]
+        >>> distiller = Distiller(teacher, student, terms, [1.0, 3.0], student_loss_weight=0.0)
+        >>> distiller.compile("sgd")
+        >>> x = np.ones((8, 4), "float32")
+        >>> balance = AdaptiveWeights((x,))  # equal terms: the weights they started with are right
+        >>> history = distiller.fit(x, epochs=2, verbose=0, callbacks=[balance])
+        >>> [round(weight, 5) for weight in distiller.distillation_loss_weights]
+        [1.0, 3.0]
+
+    Reference:
+        Kendall, Gal, Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", 2018, arXiv:1705.07115; Chen et
+        al., "GradNorm", 2018, arXiv:1711.02257. Differs: log-variances in closed form on held-out data; norms are
+        equalised once per epoch without GradNorm's training rates (its alpha = 0), over all the student's weights.
+    """
+
+    def __init__(
+        self,
+        validation_data: Any,
+        method: str = "gradient_norm",
+        *,
+        relative_to: str = "terms",
+        smoothing: float = 0.5,
+        min_weight: float = 1e-3,
+        max_weight: float = 1e3,
+        patience: int = 1,
+        min_delta: float = 0.05,
+        cooldown: int = 0,
+        batch_size: int = 256,
+        steps: int | None = 1,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        owner = self._owner
+        self.method = choice(owner, "method", method, ("gradient_norm", "uncertainty"))
+        self.relative_to = choice(owner, "relative_to", relative_to, ("terms", "student_loss"))
+        self.smoothing = number(owner, "smoothing", smoothing, low=0.0, high=1.0)
+        self.min_weight = number(owner, "min_weight", min_weight, low=0.0)
+        self.max_weight = number(owner, "max_weight", max_weight, low=self.min_weight)
+        self._plateau = Plateau(owner, "", "min", patience, min_delta, cooldown)
+        self._probe = Probe(owner, validation_data, batch_size, steps)
+
+    def _find(self, distiller: Distiller) -> dict[str, Setting]:
+        found = _steering.distillation_weights(self._owner, distiller)
+        if self.relative_to == "student_loss" and distiller.loss is None:
+            raise error(self._owner, "a supervised loss to balance against", "None", "Give compile(loss=...)")
+        if self.relative_to == "terms" and len(found) < 2:
+            raise error(self._owner, "at least 2 terms to balance", "1", "Use relative_to='student_loss'")
+        return found
+
+    def _fresh(self) -> dict[str, Any]:
+        start = {name: setting.number for name, setting in self._targets.items()}
+        if not any(start.values()):
+            raise error(self._owner, "a distillation loss weight above 0 at the start", list(start.values()))
+        return {**Plateau.fresh(), "start": start, "logarithms": None}
+
+    def _decide(self, epoch: int, logs: dict[str, Any]) -> None:
+        state, past = self.state, self.smoothing
+        new = [math.log(each) for each in self._magnitudes()]
+        old = state["logarithms"] or new
+        state["logarithms"] = [past * before + (1.0 - past) * now for before, now in zip(old, new, strict=True)]
+        supervised, *terms = (math.exp(each) for each in state["logarithms"])
+        start = list(state["start"].values())
+        common = supervised
+        if self.relative_to == "terms":
+            common = sum(w * m for w, m in zip(start, terms, strict=True)) / sum(start)
+        wanted = {
+            name: self._bounded(weight * common / magnitude) if weight else 0.0
+            for (name, weight), magnitude in zip(state["start"].items(), terms, strict=True)
+        }
+        changes = [abs(wish - self._targets[name].number) / (wish or 1.0) for name, wish in wanted.items()]
+        if self._plateau.patient(state, max(changes) > self._plateau.min_delta):
+            self._assign(epoch, wanted)
+
+    def _magnitudes(self) -> list[float]:
+        """Return the magnitudes of the supervised loss and of the terms, above 0."""
+        values = self._probe.gradient_norms(self.model)
+        if self.method == "uncertainty":
+            values = self._probe.losses(self.model)
+        unused = 1 if self.relative_to == "terms" else 0
+        for index, value in enumerate(values):
+            if not math.isfinite(value) or (value < 0 and index >= unused):
+                what = "the supervised loss" if index == 0 else f"term {index - 1}"
+                advice = "Use method='gradient_norm' for losses that may be negative"
+                raise error(self._owner, f"{self.method} of {what} >= 0", float(value), advice)
+        return [max(float(value), 1e-12) for value in values]
+
+    def _bounded(self, weight: float) -> float:
+        return min(max(weight, self.min_weight), self.max_weight)
