@@ -1,0 +1,392 @@
+"""Measure models on the same examples and keep the numbers: ``evaluate(models, data) -> Report``."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_distill._checks import error, integer, nearest
+from keras_distill.data import Data, Examples
+from keras_distill.metrics import (
+    ReliabilityBins,
+    brier_score,
+    expected_calibration_error,
+    negative_log_likelihood,
+    reliability_bins,
+)
+from keras_distill.taps import final_activation
+
+Histories = Mapping[str, Sequence[Mapping[str, Sequence[float]]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """One number per model, and what they have in common.
+
+    Args:
+        values: one per model: the same student trained from several seeds, say.
+
+    Example:
+        >>> score = Score((1.0, 2.0, 3.0))
+        >>> score.mean, score.spread
+        (2.0, 1.0)
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Arithmetic mean."""
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation (divided by n - 1); None of a single value."""
+        return statistics.stdev(self.values) if len(self.values) > 1 and all(map(math.isfinite, self.values)) else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entry:
+    """What was measured of one model, or of the same model trained several times.
+
+    Args:
+        name: as the user calls it.
+        accuracy: fraction right, 0 to 1.
+        negative_log_likelihood: mean over examples, nats.
+        expected_calibration_error: mean distance of confidence and accuracy over the bins, 0 to 1.
+        brier_score: squared distance of probabilities and one-hot label, summed over classes, 0 to 2.
+        agreement: fraction of examples with the reference's answer, 0 to 1; None for the reference itself.
+        num_parameters: trainable and not.
+        size_bytes: of the ``.keras`` file, without optimizer state.
+        milliseconds_per_example: fastest of 30 calls of ``predict_on_batch``, divided by the batch.
+        batch_size: examples in those calls.
+        reliability: bins of confidence over all examples of all models of this entry.
+        confusion: (classes, classes) counts, rows are the true classes; summed over the models.
+    """
+
+    name: str
+    accuracy: Score
+    negative_log_likelihood: Score
+    expected_calibration_error: Score
+    brier_score: Score
+    agreement: Score | None
+    num_parameters: int
+    size_bytes: int
+    milliseconds_per_example: float
+    batch_size: int
+    reliability: ReliabilityBins
+    confusion: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+    """Models compared on the same examples: everything the table, the figures and the page show.
+
+    Args:
+        title: one line.
+        entries: one per model, in the order given.
+        reference: name of the entry the others' ``agreement`` refers to; None without one.
+        class_names: one per class.
+        num_examples: how many examples were measured on.
+        notes: what a reader must know to judge the numbers, one sentence each.
+        settings: how the models were made, names and plain values.
+        environment: versions and machine, filled in by ``evaluate``.
+        histories: training curves: entry -> one dictionary per model -> name -> one value per epoch.
+    """
+
+    title: str
+    entries: tuple[Entry, ...]
+    reference: str | None
+    class_names: tuple[str, ...]
+    num_examples: int
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    histories: Histories = dataclasses.field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Entry:
+        """Return the entry of that name."""
+        for entry in self.entries:
+            if entry.name == name:
+                return entry
+        known = nearest(str(name), [entry.name for entry in self.entries])
+        raise error("Report", f"the name of an entry (nearest: {known})", repr(name))
+
+    def to_json(self) -> str:
+        """Return the report as JSON text; NaN and infinity become null.
+
+        Returns:
+            Strict JSON, for ``from_json`` and for other programs.
+        """
+        return json.dumps(_plain(self), indent=1, allow_nan=False, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Read what ``to_json`` wrote.
+
+        Args:
+            text: the JSON text.
+
+        Returns:
+            An equal report.
+        """
+        fields = json.loads(text)
+        fields["entries"] = tuple(_entry(**each) for each in fields["entries"])
+        fields["class_names"], fields["notes"] = tuple(fields["class_names"]), tuple(fields["notes"])
+        return cls(**fields)
+
+
+def evaluate(
+    models: Mapping[str, Any] | keras.Model,
+    data: Any,
+    *,
+    reference: str | None = None,
+    from_logits: bool = True,
+    class_names: Sequence[str] | None = None,
+    num_bins: int = 15,
+    batch_size: int = 256,
+    title: str = "",
+    notes: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    histories: Histories | None = None,
+) -> Report:
+    """Measure classifiers on the same examples: accuracy, honesty, agreement, size and speed.
+
+    Args:
+        models: a model, or models by name; several in a list are one entry, shown as mean and spread over the list.
+        data: ``Examples``, ``Data`` (its test split), a pair ``(inputs, labels)``, or a ``tf.data.Dataset`` of such
+            batches. Labels are integer class ids.
+        reference: name of the model the others' agreement is measured against: the teacher.
+        from_logits: whether the models give logits (the default) or probabilities.
+        class_names: for the confusion matrices; those of ``Data``, else the class ids.
+        num_bins: >= 1, bins of confidence.
+        batch_size: >= 1, of the predictions and of the timing.
+        title: first line of the page.
+        notes: sentences that a reader needs to judge the numbers.
+        settings: how the models were made, for the record.
+        histories: training curves by name: for each model of the entry a dictionary of lists, as Keras'
+            ``History.history``.
+
+    Returns:
+        The frozen report: ``report.write_page`` shows it, ``report.to_json()`` keeps it.
+
+    Raises:
+        ValueError: if there are no examples, labels are out of range, or an argument does not fit.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Activation("linear")])
+        >>> result = evaluate({"identity": model}, (np.array([[9.0, 0.0], [0.0, 9.0]]), np.array([0, 0])))
+        >>> result["identity"].accuracy.mean
+        0.5
+    """
+    owner = "report.evaluate"
+    integer(owner, "num_bins", num_bins, low=1)
+    integer(owner, "batch_size", batch_size, low=1)
+    groups = _groups(owner, models, from_logits)
+    if reference is not None and reference not in groups:
+        raise error(
+            owner, f"reference to be one of the models (nearest: {nearest(reference, groups)})", repr(reference)
+        )
+    inputs, labels = _arrays(owner, data)
+    outputs = {name: [_outputs(owner, each, inputs, batch_size) for each in group] for name, group in groups.items()}
+    num_classes = _num_classes(owner, outputs, labels)
+    if class_names is None:
+        class_names = data.class_names if isinstance(data, Data) else [str(i) for i in range(num_classes)]
+    if len(class_names) != num_classes:
+        raise error(owner, f"{num_classes} class_names", f"{len(class_names)}")
+
+    answers = {name: [each.argmax(-1) for each in group] for name, group in outputs.items()}
+    speed = _milliseconds({name: group[0] for name, group in groups.items()}, inputs[:batch_size])
+    entries = []
+    for name, group in groups.items():
+        pooled = np.concatenate(outputs[name]), np.tile(labels, len(group))
+        entries.append(
+            Entry(
+                name=name,
+                accuracy=Score(tuple(float(np.mean(each == labels)) for each in answers[name])),
+                negative_log_likelihood=Score(
+                    tuple(negative_log_likelihood(labels, each, from_logits=from_logits) for each in outputs[name])
+                ),
+                expected_calibration_error=Score(
+                    tuple(
+                        expected_calibration_error(labels, each, num_bins=num_bins, from_logits=from_logits)
+                        for each in outputs[name]
+                    )
+                ),
+                brier_score=Score(tuple(brier_score(labels, each, from_logits=from_logits) for each in outputs[name])),
+                agreement=_agreement(answers, name, reference),
+                num_parameters=group[0].count_params(),
+                size_bytes=_size_on_disk(group[0]),
+                milliseconds_per_example=speed[name],
+                batch_size=min(batch_size, len(labels)),
+                reliability=reliability_bins(pooled[1], pooled[0], num_bins=num_bins, from_logits=from_logits),
+                confusion=_confusion(np.concatenate(answers[name]), pooled[1], num_classes),
+            )
+        )
+    return Report(
+        title=title,
+        entries=tuple(entries),
+        reference=reference,
+        class_names=tuple(map(str, class_names)),
+        num_examples=len(labels),
+        notes=tuple(notes),
+        settings=dict(settings or {}),
+        environment=_environment(),
+        histories=dict(histories or {}),
+    )
+
+
+def _groups(owner: str, models: Any, from_logits: bool) -> dict[str, list[keras.Model]]:
+    named = models if isinstance(models, Mapping) else {getattr(models, "name", "model"): models}
+    groups = {str(name): list(each) if isinstance(each, (list, tuple)) else [each] for name, each in named.items()}
+    if not groups or not all(groups.values()):
+        raise error(owner, "at least one model for each name", groups)
+    for name, group in groups.items():
+        for model in group:
+            if not isinstance(model, keras.Model):
+                raise error(owner, f"a keras.Model as {name!r}", type(model).__name__)
+            if from_logits and "softmax" in final_activation(model):
+                raise error(owner, f"{name!r} to give logits", "a model that ends in softmax", "Pass from_logits=False")
+    return groups
+
+
+def _arrays(owner: str, data: Any) -> tuple[Any, np.ndarray]:
+    """Inputs and labels as arrays, whatever they came in."""
+    if isinstance(data, Data):
+        data = data.test
+    if isinstance(data, Examples):
+        inputs, labels = data.inputs, data.labels
+    elif isinstance(data, (tuple, list)) and len(data) == 2:
+        inputs, labels = data
+    elif hasattr(data, "as_numpy_iterator"):
+        batches = list(data.as_numpy_iterator())
+        if not batches:
+            raise error(owner, "at least one example", "an empty dataset")
+        inputs, labels = (np.concatenate(part) for part in zip(*(batch[:2] for batch in batches), strict=True))
+    else:
+        raise error(owner, "data of inputs and labels", type(data).__name__, "Pass (inputs, labels)")
+    labels = np.asarray(labels)
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        advice = "Use labels.argmax(-1) for one-hot labels"
+        raise error(owner, "integer labels of shape (examples,)", f"{labels.dtype} of shape {labels.shape}", advice)
+    if not len(labels) or len(inputs) != len(labels):
+        raise error(owner, "at least one example, and a label for each", f"{len(inputs)} inputs, {len(labels)} labels")
+    return np.asarray(inputs), labels
+
+
+def _outputs(owner: str, model: keras.Model, inputs: Any, batch_size: int) -> np.ndarray:
+    outputs = model.predict(inputs, batch_size=batch_size, verbose=0)
+    if not isinstance(outputs, np.ndarray) or outputs.ndim != 2 or outputs.shape[1] < 2:
+        shape = getattr(outputs, "shape", type(outputs).__name__)
+        raise error(owner, f"one output of shape (examples, classes) from {model.name!r}", f"{shape}")
+    return outputs
+
+
+def _num_classes(owner: str, outputs: Mapping[str, list[np.ndarray]], labels: np.ndarray) -> int:
+    counts = {each.shape[-1] for group in outputs.values() for each in group}
+    if len(counts) > 1:
+        raise error(owner, "the same number of classes from every model", f"{sorted(counts)}")
+    (count,) = counts
+    if labels.min() < 0 or labels.max() >= count:
+        raise error(owner, f"labels in 0..{count - 1}", f"{labels.min()}..{labels.max()}")
+    return count
+
+
+def _agreement(answers: Mapping[str, list[np.ndarray]], name: str, reference: str | None) -> Score | None:
+    if reference is None or name == reference:
+        return None
+    theirs = answers[reference]
+    pairs = zip(
+        answers[name], theirs if len(theirs) == len(answers[name]) else theirs[:1] * len(answers[name]), strict=True
+    )
+    return Score(tuple(float(np.mean(ours == other)) for ours, other in pairs))
+
+
+def _confusion(answers: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    counts = np.bincount(labels.astype("int64") * num_classes + answers, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def _size_on_disk(model: keras.Model) -> int:
+    """Bytes of the ``.keras`` file a user would ship: of an uncompiled copy where the model can be copied."""
+    if isinstance(model, keras.Sequential) or type(model).__name__ == "Functional":
+        copy = type(model).from_config(model.get_config())
+        copy.set_weights(model.get_weights())
+        model = copy
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.keras"
+        model.save(path)
+        return path.stat().st_size
+
+
+def _milliseconds(models: Mapping[str, keras.Model], batch: Any, repeats: int = 30) -> dict[str, float]:
+    """Time of ``predict_on_batch`` per example: the fastest of many calls, the models taking turns."""
+    fastest = dict.fromkeys(models, math.inf)
+    for round_ in range(repeats + 3):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model.predict_on_batch(batch)
+            seconds = time.perf_counter() - start
+            if round_ >= 3:  # the first calls trace
+                fastest[name] = min(fastest[name], seconds)
+    return {name: 1000 * seconds / len(batch) for name, seconds in fastest.items()}
+
+
+def _environment() -> dict[str, Any]:
+    cpus = pathlib.Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    model = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    versions = {name: importlib.metadata.version(name) for name in ("keras", "tensorflow", "numpy")}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": f"{os.cpu_count()} CPUs, {model or platform.machine()}",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, arrays and mappings as what JSON knows."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _entry(**fields: Any) -> Entry:
+    def floats(values: Sequence[float | None]) -> list[float]:
+        return [math.nan if value is None else value for value in values]
+
+    for name, value in fields.items():
+        if isinstance(value, dict) and set(value) == {"values"}:
+            fields[name] = Score(tuple(floats(value["values"])))
+    bins = fields["reliability"]
+    fields["reliability"] = ReliabilityBins(**{name: np.array(floats(each)) for name, each in bins.items()})
+    fields["confusion"] = np.array(fields["confusion"], np.int64)
+    return Entry(**fields)

@@ -1,0 +1,192 @@
+"""Figures that survive colour blindness and grey printers: each function returns a matplotlib ``Figure``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_distill._checks import error
+from keras_distill.metrics import ReliabilityBins
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colours that stay apart under every common colour blindness and in grey (Okabe and Ito's), each with a line style.
+_BLUE, _RED, _INK, _PALE = "#0072B2", "#D55E00", "#222222", "#D9D9D9"
+_STYLES = (
+    ("#0072B2", "-"),
+    ("#D55E00", "--"),
+    ("#009E73", "-."),
+    ("#CC79A7", ":"),
+    ("#E69F00", (0, (5, 1, 1, 1, 1, 1))),
+)
+
+
+def reliability_diagram(bins: ReliabilityBins | Mapping[str, ReliabilityBins]) -> Figure:
+    """Draw, for each model, how often it is right against how sure it is, above how many examples say so.
+
+    Args:
+        bins: as ``metrics.reliability_bins``, the metric's ``bins`` or ``CalibrationMonitor`` give them; or several, by
+            model name.
+
+    Returns:
+        The figure: one column per model. Bars are accuracies, dots mean confidences, the line between them is the gap
+        that calibration errors sum; below, the number of examples in each bin.
+
+    Raises:
+        ValueError: if there is no model, or matplotlib is missing.
+
+    Example:
+        >>> from keras_distill.metrics import reliability_bins
+        >>> figure = reliability_diagram({"coin": reliability_bins([0, 1], [[0.5, 0.5], [0.4, 0.6]])})
+        >>> [axes.get_title() for axes in figure.axes]
+        ['coin', '']
+    """
+    bins = {"": bins} if isinstance(bins, ReliabilityBins) else bins
+    figure, grid = _panels("reliability_diagram", len(bins), rows=2, width=3.1, height=4.4, ratios=(3, 1))
+    most = max(float(each.weight.max()) for each in bins.values())
+    for column, (name, each) in enumerate(bins.items()):
+        upper, lower = grid[0][column], grid[1][column]
+        width = np.diff(each.edges)
+        middle = each.edges[:-1] + width / 2
+        upper.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--", label="perfectly calibrated")
+        upper.bar(middle, np.nan_to_num(each.accuracy), 0.9 * width, color="#9ECAE1", edgecolor=_BLUE, label="accuracy")
+        upper.vlines(each.confidence, each.accuracy, each.confidence, color=_RED, linewidth=2, label="gap")
+        upper.plot(each.confidence, each.confidence, "o", color=_RED, markersize=4, label="mean confidence")
+        upper.set(title=name, xlim=(0, 1), ylim=(0, 1), xticks=np.linspace(0, 1, 6))
+        upper.tick_params(labelbottom=False)
+        lower.bar(middle, each.weight, 0.9 * width, color=_PALE, edgecolor=_INK, linewidth=0.6)
+        lower.set(xlim=(0, 1), xlabel="confidence", xticks=np.linspace(0, 1, 6), ylim=(0.5, 20 * max(most, 1.0)))
+        lower.set_yscale("log")
+        for x, count in zip(middle, each.weight, strict=True):
+            if count > 0:
+                lower.annotate(
+                    f"{count:g}", (x, count), (0, 2), textcoords="offset points", ha="center", rotation=90, fontsize=6
+                )
+    grid[0][0].set_ylabel("accuracy")
+    grid[1][0].set_ylabel("examples")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def confusion_matrices(counts: Mapping[str, Any], class_names: Sequence[str] | None = None) -> Figure:
+    """Draw which classes each model takes for which; only mistakes are coloured, on one scale for all models.
+
+    Args:
+        counts: by model name, (classes, classes) counts, rows are the true classes.
+        class_names: one per class; their ids by default. Left out, as are the counts, beyond 20 classes.
+
+    Returns:
+        The figure: one matrix per model.
+
+    Raises:
+        ValueError: if there is no model, or matplotlib is missing.
+
+    Example:
+        >>> figure = confusion_matrices({"model": [[9, 1], [2, 8]]}, ["cat", "dog"])
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['9', '1', '2', '8']
+    """
+    figure, grid = _panels("confusion_matrices", len(counts), rows=1, width=3.4, height=3.6)
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shares = {}
+    for name, matrix in counts.items():
+        table = np.asarray(matrix, "float64")
+        shares[name] = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+        np.fill_diagonal(shares[name], np.nan)
+    most = max([np.nanmax(share) for share in shares.values() if share.size > 1], default=0.0) or 1.0
+    colors = LinearSegmentedColormap.from_list("mistakes", ["#FFFFFF", "#F6B26B", _RED, "#6E2C00"])
+    colors.set_bad(_PALE)
+    for axes, (name, matrix) in zip(grid[0], counts.items(), strict=True):
+        table = np.asarray(matrix)
+        size = len(table)
+        names = list(class_names) if class_names is not None else [str(i) for i in range(size)]
+        image = axes.imshow(shares[name], cmap=colors, vmin=0, vmax=most)
+        axes.set(title=name, xlabel="answer")
+        if size <= 20:
+            long = max(map(len, names)) > 3
+            axes.set_xticks(range(size), names, rotation=90 if long else 0, fontsize=7)
+            axes.set_yticks(range(size), names, fontsize=7)
+            for i, j in np.ndindex(table.shape):
+                if table[i, j]:
+                    dark = i != j and shares[name][i, j] > 0.6 * most
+                    axes.text(
+                        j, i, f"{table[i, j]}", ha="center", va="center", fontsize=6, color="white" if dark else _INK
+                    )
+        else:
+            axes.set(xticks=[], yticks=[])
+    grid[0][0].set_ylabel("true class")
+    bar = figure.colorbar(image, ax=list(grid[0]), shrink=0.75, pad=0.02)
+    bar.set_label("share of the true class", fontsize=8)
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def training_curves(histories: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]) -> Figure:
+    """Draw how each quantity went over the epochs: the mean over a model's runs, and the band from least to most.
+
+    Args:
+        histories: by model name, one dictionary per run, as Keras' ``History.history``. Quantities only one model has
+            are drawn too; runs of different length are cut to the shortest.
+
+    Returns:
+        The figure: one panel per quantity.
+
+    Raises:
+        ValueError: if there is nothing to draw, or matplotlib is missing.
+
+    Example:
+        >>> figure = training_curves({"student": [{"loss": [2.0, 1.0]}, {"loss": [4.0, 1.0]}]})
+        >>> figure.axes[0].lines[0].get_ydata().tolist()
+        [3.0, 1.0]
+    """
+    quantities = list(dict.fromkeys(key for runs in histories.values() for run in runs for key in run))
+    figure, grid = _panels("training_curves", len(quantities), rows=1, width=3.6, height=3.0)
+    for axes, quantity in zip(grid[0], quantities, strict=True):
+        for index, (name, runs) in enumerate(histories.items()):
+            curves = [np.asarray(run[quantity], "float64") for run in runs if quantity in run]
+            if curves:
+                _curve(axes, name, curves, *_STYLES[index % len(_STYLES)])
+        axes.set(title=quantity, xlabel="epoch")
+        axes.grid(color="#EEEEEE")
+    labels: dict[str, Any] = {}
+    for axes in grid[0]:
+        handles, names = axes.get_legend_handles_labels()
+        labels.update(zip(names, handles, strict=True))
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    return figure
+
+
+def _curve(axes: Axes, name: str, curves: Sequence[np.ndarray], color: str, style: Any) -> None:
+    length = min(map(len, curves))
+    stack = np.stack([curve[:length] for curve in curves])
+    epochs = np.arange(1, length + 1)
+    axes.plot(epochs, stack.mean(axis=0), color=color, linestyle=style, linewidth=1.8, label=name)
+    if len(curves) > 1:
+        axes.fill_between(epochs, stack.min(axis=0), stack.max(axis=0), color=color, alpha=0.2, linewidth=0)
+
+
+def _panels(
+    owner: str, columns: int, *, rows: int, width: float, height: float, ratios: Sequence[float] = (1,)
+) -> tuple[Figure, Any]:
+    """A figure of its own, known to no global state, and its axes by row and column."""
+    if not columns:
+        raise error(f"report.{owner}", "something to draw", "nothing")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as failure:
+        advice = "Run: pip install 'keras-distill[demo]'"
+        raise error(f"report.{owner}", "matplotlib to be installed", str(failure), advice) from failure
+    figure = Figure(figsize=(width * columns + 0.6, height), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        axes.title.set_fontsize(10)
+    return figure, grid

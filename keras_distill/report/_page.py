@@ -1,0 +1,144 @@
+"""The report as one HTML file that needs nothing else: no network, no script, no other file."""
+
+from __future__ import annotations
+
+import html
+import io
+import os
+import pathlib
+import uuid
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from keras_distill.report._evaluate import Report
+from keras_distill.report._figures import confusion_matrices, reliability_diagram, training_curves
+from keras_distill.report._table import table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #fff; color: #1c1c1c; font: 16px/1.5 system-ui, Helvetica, Arial, sans-serif; }
+main { max-width: 68rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .5rem; }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top: 1px solid #ddd; }
+p, ul { max-width: 46rem; margin: .4rem 0; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem 1.4rem .35rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e4e4; }
+thead th { border-bottom: 2px solid #1c1c1c; vertical-align: bottom; }
+tbody th, thead th:first-child { text-align: left; font-weight: 400; }
+.facts th { color: #555; vertical-align: top; }
+.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+figure { margin: .5rem 0; }
+figure svg { display: block; max-width: 100%; height: auto; }
+figcaption, footer { color: #555; font-size: .9rem; max-width: 46rem; }
+@media print { main { max-width: none; padding: 0; } h2, figure { break-inside: avoid; } }
+"""
+
+_CAPTIONS = {
+    "reliability": (
+        "Bars: how often the model is right among the answers it is equally sure of. Dots: how sure it says it is. "
+        "A dot above its bar is over-confidence, below it under-confidence. Underneath: how many answers fall into "
+        "the bin, on a logarithmic scale; a gap over a handful of answers means little."
+    ),
+    "confusion": (
+        "Rows are the true classes, columns the answers; counts. Right answers are grey, mistakes are darker "
+        "the larger their share of the true class."
+    ),
+    "curves": "Lines: mean over the runs. Bands: from the least to the greatest run.",
+}
+
+
+def write_page(report: Report, path: str | os.PathLike[str]) -> pathlib.Path:
+    """Write the report as one self-contained HTML page; it appears whole or not at all.
+
+    Args:
+        report: what ``evaluate`` gave.
+        path: the file; replaced if it exists.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if matplotlib is missing.
+        OSError: if the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    text = _page(report)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _page(report: Report) -> str:
+    title = html.escape(report.title or "Report")
+    pooled = " Over all runs of a model." if any(len(entry.accuracy.values) > 1 for entry in report.entries) else ""
+    bins = {entry.name: entry.reliability for entry in report.entries}
+    confusion = {entry.name: entry.confusion for entry in report.entries}
+    parts = [
+        f"<h1>{title}</h1>",
+        *(f"<p>{html.escape(note)}</p>" for note in report.notes),
+        "<h2>Numbers</h2>",
+        _numbers(report),
+        "<h2>Are they as sure as they should be?</h2>",
+        _figure(reliability_diagram(bins), "Reliability diagrams", _CAPTIONS["reliability"] + pooled),
+        "<h2>What do they confuse?</h2>",
+        _figure(
+            confusion_matrices(confusion, report.class_names), "Confusion matrices", _CAPTIONS["confusion"] + pooled
+        ),
+    ]
+    if report.histories:
+        curves = _figure(training_curves(report.histories), "Training curves", _CAPTIONS["curves"])
+        parts += ["<h2>How did they learn?</h2>", curves]
+    parts += ["<h2>How was it made?</h2>", _facts({**report.settings, **report.environment})]
+    body = "\n".join(parts)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _numbers(report: Report) -> str:
+    header, rows = table(report)
+    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
+    body = "\n".join(
+        f'<tr><th scope="row">{html.escape(row[0])}</th>'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    runs = max(len(entry.accuracy.values) for entry in report.entries)
+    spread = f" Mean ± standard deviation over {runs} runs." if runs > 1 else ""
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>\n'
+        f"<p>Measured on {report.num_examples:,} test examples. ↑ more is better, ↓ less is better.{spread}</p>"
+    )
+
+
+def _figure(figure: Figure, label: str, caption: str) -> str:
+    """A figure as SVG inside the page, named for screen readers."""
+    with io.StringIO() as text:
+        figure.savefig(text, format="svg", metadata={"Date": None})
+        svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
+    # Names inside an SVG count for the whole page: keep those of different figures apart.
+    mark = label.split()[0].lower()
+    for before, after in (('id="', f'id="{mark}-'), ('href="#', f'href="#{mark}-'), ("url(#", f"url(#{mark}-")):
+        svg = svg.replace(before, after)
+    return f"<figure>\n{svg}\n<figcaption>{html.escape(caption)}</figcaption>\n</figure>"
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    rows = "\n".join(
+        f'<tr><th scope="row">{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>'
+        for name, value in facts.items()
+    )
+    return f'<table class="facts"><tbody>\n{rows}\n</tbody></table>'

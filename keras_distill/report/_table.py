@@ -1,0 +1,50 @@
+"""The one table of a report, as text: the same on the terminal and on the page."""
+
+from __future__ import annotations
+
+from keras_distill.report._evaluate import Report, Score
+
+
+def table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Return the numbers of a report as text: a line per quantity, a column per model.
+
+    Args:
+        report: what ``evaluate`` gave.
+
+    Returns:
+        The header (its first cell is empty) and the rows, the first cell of each naming its quantity and unit.
+    """
+    batch = report.entries[0].batch_size
+    columns = []
+    for entry in report.entries:
+        columns.append(
+            [
+                _score(entry.accuracy, 100, 2),
+                _score(entry.negative_log_likelihood, 1, 3),
+                _score(entry.expected_calibration_error, 100, 2),
+                _score(entry.brier_score, 1, 3),
+                "–" if entry.agreement is None else _score(entry.agreement, 100, 2),
+                f"{entry.num_parameters:,}",
+                f"{entry.size_bytes / 1024:,.0f}",
+                f"{entry.milliseconds_per_example:.4f}",
+            ]
+        )
+    names = [
+        "accuracy, % ↑",
+        "NLL, nats ↓",
+        "ECE, % ↓",
+        "Brier score ↓",
+        f"agreement with {report.reference}, % ↑" if report.reference else "agreement, %",
+        "parameters",
+        "size on disk, KiB",
+        f"ms per example (batch {batch})",
+    ]
+    rows = [[name, *(column[i] for column in columns)] for i, name in enumerate(names)]
+    if report.reference is None:
+        rows = [row for row in rows if row[0] != "agreement, %"]
+    return ["", *(entry.name for entry in report.entries)], rows
+
+
+def _score(score: Score, factor: float, digits: int) -> str:
+    mean = f"{factor * score.mean:.{digits}f}"
+    return mean if score.spread is None else f"{mean} ± {factor * score.spread:.{digits}f}"
