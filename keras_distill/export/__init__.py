@@ -1,5 +1,6 @@
 """From a trained student to a file somebody else serves; every export is checked against the Keras student."""
 
+from keras_distill.export._edge import litert, onnx, openvino
 from keras_distill.export._parity import Export
 from keras_distill.export._saved_model import saved_model
 from keras_distill.export._serving_files import serving_files
@@ -12,6 +13,9 @@ __all__ = [
     "ImageBytes",
     "ServedError",
     "ServingSession",
+    "litert",
+    "onnx",
+    "openvino",
     "read_warmup",
     "replay_warmup",
     "saved_model",

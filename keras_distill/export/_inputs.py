@@ -41,12 +41,13 @@ class Inputs:
         """
         return keras.tree.pack_sequence_as(self.structure, list(leaves))
 
-    def flatten(self, owner: str, inputs: Any) -> list[np.ndarray]:
+    def flatten(self, owner: str, inputs: Any, argument: str = "check_inputs") -> list[np.ndarray]:
         """Turn what a user calls the student with into one array per name, of the dtype of its spec.
 
         Args:
             owner: who complains.
             inputs: array, or structure of arrays, or dictionary by input name.
+            argument: what the user calls them.
 
         Returns:
             Arrays in the order of ``names``.
@@ -61,7 +62,7 @@ class Inputs:
         else:
             leaves = [inputs]
         if len(leaves) != len(self.names):
-            raise error(owner, f"check_inputs with {len(self.names)} arrays ({', '.join(self.names)})", len(leaves))
+            raise error(owner, f"{argument} with {len(self.names)} arrays ({', '.join(self.names)})", len(leaves))
         out = []
         for name, spec, leaf in zip(self.names, self.specs, leaves, strict=True):
             array = _as_array(leaf, spec.dtype)
@@ -69,10 +70,10 @@ class Inputs:
                 s is None or s == d for s, d in zip(spec.shape, array.shape, strict=False)
             )
             if not fits or not len(array):
-                raise error(owner, f"check_inputs of shape {tuple(spec.shape)} for input '{name}'", array.shape)
+                raise error(owner, f"{argument} of shape {tuple(spec.shape)} for input '{name}'", array.shape)
             out.append(array)
         if len({len(array) for array in out}) != 1:
-            raise error(owner, "check_inputs with equally many examples each", [len(array) for array in out])
+            raise error(owner, f"{argument} with equally many examples each", [len(array) for array in out])
         return out
 
     def random(self, count: int = 8, seed: int = 0) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_distill._checks import error, number
 from keras_distill.export._heads import Head
+from keras_distill.export._student import computes_in_half
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Export(os.PathLike):
         format: ``"saved_model"``, ``"litert"``, ``"onnx"`` or ``"openvino"``.
         num_examples: how many inputs were compared.
         max_difference: largest absolute difference of probabilities (of values, for regression).
-        max_logit_difference: largest absolute difference of logits; None for regression.
+        max_logit_difference: largest absolute difference of logits; None where the student gives none.
         tolerance: what was allowed.
         agreement: fraction of examples with the student's class, between 0 and 1; None for regression.
         accuracy: of the export, if labels were given.
@@ -108,15 +109,7 @@ def tolerance_for(owner: str, tolerance: float | None, student: keras.Model) -> 
     """
     if tolerance is not None:
         return number(owner, "tolerance", tolerance, low=0)
-    computes_in = {layer.compute_dtype for layer in _all_layers(student)}
-    return 1e-2 if computes_in & {"float16", "bfloat16"} else 1e-5
-
-
-def _all_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    out = [model]
-    for layer in model.layers:
-        out.extend(_all_layers(layer) if isinstance(layer, keras.Model) else [layer])
-    return out
+    return 1e-2 if computes_in_half(student) else 1e-5
 
 
 def compare(
@@ -161,6 +154,8 @@ def compare(
             got = np.asarray(served[name], np.float64)
             difference = largest_difference(got, wanted)
             plain = name.removeprefix(head.prefix)
+            if plain == "logits" and not head.from_logits:  # computed from the probabilities, which are compared
+                continue
             relative = plain in ("logits", "values")
             scale = max(1.0, float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0))) if relative else 1.0
             if not difference <= tolerance * scale:
@@ -184,7 +179,7 @@ def compare(
         format=kind,
         num_examples=num_examples,
         max_difference=max(worst["probabilities"], worst["values"]),
-        max_logit_difference=worst["logits"] if has_classes else None,
+        max_logit_difference=worst["logits"] if any(h.task != "regression" and h.from_logits for h in heads) else None,
         tolerance=tolerance,
         agreement=min(agreement) if has_classes else None,
         **measured,

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_distill import taps
 from keras_distill._checks import error, number
 from keras_distill.export._inputs import Inputs, batches
 
@@ -108,3 +109,65 @@ def output_names(student: keras.Model, structure: Any) -> list[str]:
         name = "_".join(keys) or fallback
         names.append(name if name not in names else f"{name}_{position}")
     return names
+
+
+def in_float32(owner: str, student: keras.Model) -> keras.Model:
+    """Return a student that computes in float32: itself, or a copy with the same weights where it uses 16 bits.
+
+    Args:
+        owner: who complains.
+        student: the model.
+
+    Returns:
+        A model that the converters accept.
+
+    Raises:
+        ValueError: if a subclassed model computes in 16 bits, because it cannot be copied layer by layer.
+    """
+    if not computes_in_half(student):
+        return student
+
+    def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = layer.get_config()
+        return layer.__class__.from_config(_with_float32(config))
+
+    try:
+        twin = keras.models.clone_model(student, clone_function=copy, recursive=True)
+        twin.set_weights(student.get_weights())
+    except Exception as problem:
+        raise error(
+            owner,
+            "a student in float32, or a Functional or Sequential one that can be copied into it",
+            f"'{student.name}' in 16 bits",
+            "Build the same model under keras.config.set_dtype_policy('float32') and copy the weights",
+        ) from problem
+    return twin
+
+
+def computes_in_half(model: keras.Model) -> bool:
+    """Tell whether any layer of a model computes in float16 or bfloat16.
+
+    Args:
+        model: any model.
+
+    Returns:
+        True or False.
+    """
+    return any(layer.compute_dtype in ("float16", "bfloat16") for _, layer in taps.walk(model))
+
+
+def _with_float32(config: Any) -> Any:
+    """Replace every dtype policy in a layer's configuration, nested layers included."""
+    if isinstance(config, dict):
+        return {
+            key: "float32" if key == "dtype" and _is_half(value) else _with_float32(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, list | tuple):
+        return type(config)(_with_float32(value) for value in config)
+    return config
+
+
+def _is_half(value: Any) -> bool:
+    name = value.get("config", {}).get("name", "") if isinstance(value, dict) else str(value)
+    return "float16" in name  # float16, bfloat16, mixed_float16, mixed_bfloat16
