@@ -40,6 +40,11 @@ def pair(
     return teacher if teacher_gradient else ops.stop_gradient(teacher), student
 
 
+def _is_list_of_tensors(side: Any) -> bool:
+    """Tell a list of layers from one tensor written as nested lists."""
+    return isinstance(side, (list, tuple)) and all(ops.is_tensor(each) or isinstance(each, np.ndarray) for each in side)
+
+
 def matching(
     owner: str,
     teacher: Any,
@@ -95,8 +100,9 @@ def lists(owner: str, teacher: Any, student: Any, *, least: int = 1) -> tuple[li
     Raises:
         ValueError: if the lists differ in length or are too short.
     """
-    teachers = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
-    students = list(student) if isinstance(student, (list, tuple)) else [student]
+    teachers, students = (
+        list(side) if least > 1 or _is_list_of_tensors(side) else [side] for side in (teacher, student)
+    )
     if len(teachers) != len(students) or len(teachers) < least:
         raise _checks.error(
             owner,
