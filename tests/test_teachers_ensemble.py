@@ -356,7 +356,7 @@ def test_the_gate_learns_and_the_members_do_not():
     models = [dense() for _ in range(3)]
     before = [model.get_weights() for model in models]
     ensemble = teachers.Ensemble(models, combine=teachers.LearnedGate(entropy_weight=0.0))
-    _, _, distiller = train(ensemble, epochs=5)
+    _, _, distiller = train(ensemble, epochs=10)
     weights = np.asarray(ensemble.listen(X)[0].weights())
     np.testing.assert_allclose(weights.sum(1), 1.0, rtol=1e-5)
     assert np.abs(weights - 1 / 3).max() > 0.01
@@ -365,8 +365,8 @@ def test_the_gate_learns_and_the_members_do_not():
             np.testing.assert_array_equal(a, b)
     # The entropy penalty pulls the weights back to equal ones.
     equal = teachers.Ensemble(models, combine=teachers.LearnedGate(entropy_weight=3.0))
-    train(equal, epochs=5)
-    assert np.abs(np.asarray(equal.listen(X)[0].weights()) - 1 / 3).mean() < np.abs(weights - 1 / 3).mean() / 1.5
+    train(equal, epochs=10)
+    assert np.abs(np.asarray(equal.listen(X)[0].weights()) - 1 / 3).mean() < np.abs(weights - 1 / 3).mean() / 3
     distiller.evaluate(X, Y, verbose=0)
 
 

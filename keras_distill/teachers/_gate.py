@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -11,9 +12,6 @@ from keras_distill._checks import number
 from keras_distill.teachers._combine import Combine
 from keras_distill.teachers._members import Members
 
-# Log-probabilities below this say "no" whatever their value; -inf would poison the gate's first layer.
-_LOWEST = -20.0
-
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Gate(keras.layers.Layer):
@@ -22,8 +20,8 @@ class Gate(keras.layers.Layer):
     Args:
         num_members: how many weights.
         scores: layer or model that maps the teacher's input to (batch, members); None for one dense layer on the
-            members' log-probabilities, which starts from equal weights.
-        entropy_weight: >= 0: penalty on the negative entropy of the weights, against collapse onto one member.
+            members' probabilities, which starts from equal weights.
+        entropy_weight: >= 0: penalty on the entropy that the weights lack, against collapse onto one member.
         **kwargs: passed on to ``keras.layers.Layer``.
     """
 
@@ -48,7 +46,8 @@ class Gate(keras.layers.Layer):
         log_weights = ops.log_softmax(ops.cast(self.scores(inputs), "float32"), axis=-1)
         weights = ops.exp(log_weights)
         if self.entropy_weight:
-            self.add_loss(self.entropy_weight * ops.mean(ops.sum(weights * log_weights, axis=-1)))
+            lost = math.log(self.num_members) + ops.mean(ops.sum(weights * log_weights, axis=-1))
+            self.add_loss(self.entropy_weight * lost)
         return weights
 
     def get_config(self) -> dict[str, Any]:
@@ -72,11 +71,11 @@ class LearnedGate(Combine):
     one alone: compare with ``ConfidenceWeighted``, which looks at the labels instead.
 
     Formula: sum_m w_m * loss(z_m, student), w = softmax(scores(x)) per example; the gate adds
-    entropy_weight * mean(sum_m w_m log w_m) to the training loss.
+    entropy_weight * (log members - mean(H(w))) to the training loss.
 
     Args:
         scores: layer or model from the teacher's input to (batch, members) scores; None for one dense layer on the
-            members' log-probabilities, which works for every kind of input.
+            members' probabilities, which works for every kind of input.
         entropy_weight: >= 0; larger keeps the weights more equal.
 
     Reference:
@@ -101,8 +100,8 @@ class LearnedGate(Combine):
         """Return what the gate looks at, without gradients to the teachers."""
         if self.scores is not None:
             return teacher_x
-        log_probs = ops.clip(Members(members, self).log_probs(), _LOWEST, 0.0)
-        return ops.reshape(log_probs, (-1, members.shape[1] * members.shape[-1]))
+        probabilities = ops.exp(Members(members, self).log_probs())
+        return ops.reshape(probabilities, (-1, members.shape[1] * members.shape[-1]))
 
     def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Any) -> Any:
         """Return the gate's weights of each example."""
