@@ -371,7 +371,7 @@ class Distiller(keras.Model):
         if not self.stop_on_non_finite:
             update()
             return
-        heard = [tensor for tensor in keras.tree.flatten(teacher[0]) if hasattr(tensor, "dtype")]
+        heard = [t.members if isinstance(t, teachers.Members) else t for t in keras.tree.flatten(teacher[0])]
         named = [("the teacher's outputs", _nan_or_zero(tensor)) for tensor in heard if tensor.dtype.is_floating]
         named += [*parts["terms"], ("student_loss", parts["student_loss"]), ("total_loss", parts["total"])]
         small = [g for g in gradients if isinstance(g, tf.Tensor) and g.shape.rank is not None and g.shape.rank < 2]
@@ -417,6 +417,24 @@ class Distiller(keras.Model):
             if not term.built:
                 term.build_from(_pick(term.teacher_layer_name, *teacher), _pick(term.student_layer_name, *student))
 
+    def _build_before(self, x: Any) -> None:
+        """Build everything from the first element's spec before callbacks see the model (BackupAndRestore must)."""
+        if self.built or self._distribute_strategy is not None:
+            return  # under a strategy Keras builds by itself
+        if isinstance(x, tf.data.Dataset):
+            spec = x.element_spec
+            spec = spec[0] if isinstance(spec, tuple) else spec
+        elif isinstance(x, keras.utils.PyDataset):
+            spec = keras.tree.map_structure(tf.convert_to_tensor, keras.utils.unpack_x_y_sample_weight(x[0])[0])
+        elif all(hasattr(array, "shape") for array in keras.tree.flatten(x)):
+            spec = keras.tree.map_structure(_spec_of_array, x)
+        else:
+            return  # a generator: the first step builds
+        # Not through __call__, which would bury the message of a term that does not fit in Keras' own.
+        build = tf.function(lambda inputs: self._build_terms(*self._split(inputs)), autograph=False)
+        build.get_concrete_function(spec)
+        self.built = True
+
     def _check_supervision(self) -> None:
         if self._compile_loss is None and (self.student_loss_weight > 0 or self._student_setting.schedule is not None):
             advice = "Give compile(loss=...), or student_loss_weight=0 to learn from the teacher alone"
@@ -450,6 +468,7 @@ class Distiller(keras.Model):
         """
         self._assert_compile_called("fit")
         check_data(self, x, y, "fit")
+        self._build_before(x)
         history = super().fit(x, y, *args, **kwargs)
         self._guard.look(now=True)
         return history
@@ -472,6 +491,7 @@ class Distiller(keras.Model):
         if not kwargs.get("_use_cached_eval_dataset"):
             self._assert_compile_called("evaluate")
             check_data(self, x, y, "evaluate")
+            self._build_before(x)
         return super().evaluate(x, y, *args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Any:
@@ -675,6 +695,12 @@ def _pick(name: Any, outputs: Any, features: dict[str, Any]) -> Any:
     if name is None:
         return outputs
     return features[name] if isinstance(name, str) else [features[each] for each in name]
+
+
+def _spec_of_array(array: Any) -> tf.TensorSpec:
+    """Return what a batch of ``array`` will look like: Keras casts floating numbers to its own precision."""
+    dtype = keras.backend.standardize_dtype(array.dtype)
+    return tf.TensorSpec((None, *array.shape[1:]), keras.config.floatx() if "float" in dtype else dtype)
 
 
 def _num_replicas() -> int:

@@ -8,9 +8,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill import adapters, taps, teachers
+from keras_distill import taps, teachers
 from keras_distill._checks import choice, error
 from keras_distill.losses._base import FeatureLoss
+from keras_distill.losses._tensors import pool
 from keras_distill.terms._base import DistillationLoss, mask_of, names_of
 from keras_distill.terms._structures import deserialized, flat_as, flat_with_none, is_leaf, map_with_none
 
@@ -29,7 +30,7 @@ def _as_feature_loss(loss: Any, owner: str) -> Any:
 
 
 class _KerasLossOnFeatures(FeatureLoss):
-    """A Keras loss (a name, an object, a function) between two tensors of one shape, averaged over all but the batch."""
+    """A Keras loss (a name, an object, a function) between two tensors of one rank, one value per example."""
 
     same_channels = True
 
@@ -40,8 +41,13 @@ class _KerasLossOnFeatures(FeatureLoss):
         self._per_position = resolved.call if isinstance(resolved, keras.losses.Loss) else resolved
 
     def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
-        teacher_features = ops.cast(teacher_features, "float32")
-        values = self._per_position(teacher_features, ops.cast(student_features, "float32"))
+        # The larger map is pooled to the smaller one's size.
+        sizes = zip(teacher_features.shape[1:-1], student_features.shape[1:-1], strict=True)
+        size = [None if None in pair else min(pair) for pair in sizes]
+        teacher_features, student_features = (
+            pool(ops.cast(features, "float32"), size) for features in (teacher_features, student_features)
+        )
+        values = self._per_position(teacher_features, student_features)
         if len(values.shape) == 0:  # a user's function that reduces by itself
             return values
         while len(values.shape) > 2:
@@ -63,8 +69,8 @@ class FeatureDistillation(DistillationLoss):
     One pass of the student gives logits and features together; an adapter makes unequal shapes comparable.
 
     Args:
-        loss: a Keras loss (``"mse"``, ``"cosine_similarity"``, an object) or a feature loss of ``keras_distill.losses``;
-            a structure with one per output where whole outputs are compared, ``None`` skips one.
+        loss: a Keras loss (``"mse"``, ``"cosine_similarity"``, an object), a feature loss of ``keras_distill.losses``,
+            or a structure with one per output where whole outputs are compared; ``None`` skips one.
         teacher_layer_name: the tap (``taps.list_taps(teacher)`` shows them), a list of taps, or None for the outputs.
         student_layer_name: the same for the student.
         adapter: ``"auto"``, a layer that fits one side to the other (see ``keras_distill.adapters``), or None for none.
@@ -140,6 +146,8 @@ class FeatureDistillation(DistillationLoss):
         if not (keras.tree.is_nested(teacher_outputs) or keras.tree.is_nested(student_outputs)):
             shapes = [tuple(teacher_outputs.shape), tuple(student_outputs.shape)]
             if self._auto and self.adapter is None:
+                from keras_distill import adapters
+
                 self.adapter, self.adapter_side, reason = adapters.auto(*shapes)
                 _log.info("%s: %s", self.name, reason)
             if self.adapter is not None:
@@ -159,15 +167,13 @@ class FeatureDistillation(DistillationLoss):
         self.built = True
 
     def _check_shapes(self, teacher_shape: tuple[Any, ...], student_shape: tuple[Any, ...]) -> None:
-        differs = len(teacher_shape) != len(student_shape) or any(
-            None not in (a, b) and a != b for a, b in zip(teacher_shape[1:], student_shape[1:], strict=True)
-        )
-        if differs:
+        channels = teacher_shape[-1], student_shape[-1]
+        if len(teacher_shape) != len(student_shape) or (None not in channels and channels[0] != channels[1]):
             raise error(
                 type(self).__name__,
-                "teacher and student features of one shape",
+                "teacher and student features of one rank and number of channels",
                 f"{teacher_shape} at {self.teacher_layer_name!r} and {student_shape} at {self.student_layer_name!r}",
-                "Give adapter='auto', a layer of keras_distill.adapters, or a loss that needs no equal shapes",
+                "Give adapter='auto', a layer of keras_distill.adapters, or a loss that needs no equal channels",
             )
 
     def get_build_config(self) -> dict[str, Any] | None:

@@ -248,9 +248,6 @@ class LogitsDistillation(DistillationLoss):
     ) -> Any:
         """Return the loss of each example; a list with one entry per output where there are several."""
         owner = type(self).__name__
-        if isinstance(teacher_outputs, teachers.Members):
-            loss, setting = flat_with_none(self.loss)[0], flat_with_none(self._spec["temperatures"])[0]
-            return self._members(loss, teacher_outputs, student_outputs, setting.tensor, labels)
         if not keras.tree.is_nested(student_outputs):
             loss, setting = flat_with_none(self.loss)[0], flat_with_none(self._spec["temperatures"])[0]
             return self._one(loss, teacher_outputs, student_outputs, setting.tensor, labels)
@@ -277,6 +274,8 @@ class LogitsDistillation(DistillationLoss):
         return tensor if self.from_logits else ops.log(ops.maximum(tensor, _SMALLEST_PROBABILITY))
 
     def _one(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
+        if isinstance(teacher, teachers.Members):
+            return self._members(loss, teacher, student, temperature, labels)
         self._check_classes(loss, teacher.shape[-1], student.shape[-1])
         teacher, student = self._logits(teacher), self._logits(student)
         if self.class_map is not None:
@@ -292,6 +291,7 @@ class LogitsDistillation(DistillationLoss):
 
     def _members(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
         """Compare with many teachers: their combined distribution, or each of them where the rule says so."""
+        self._check_classes(loss, teacher.members.shape[-1], student.shape[-1])
         student = self._logits(student)
         if loss.needs_members:
             return loss.values(teacher.members, student, temperature=temperature, labels=labels)
