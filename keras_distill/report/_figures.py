@@ -101,11 +101,11 @@ def confusion_matrices(counts: Mapping[str, Any], class_names: Sequence[str] | N
         np.fill_diagonal(shares[name], np.nan)
     most = max([np.nanmax(share) for share in shares.values() if share.size > 1], default=0.0) or 1.0
     colors = LinearSegmentedColormap.from_list("mistakes", ["#FFFFFF", "#F6B26B", _RED, "#6E2C00"])
-    colors.set_bad(_PALE)
     for axes, (name, matrix) in zip(grid[0], counts.items(), strict=True):
         table = np.asarray(matrix)
         size = len(table)
         names = list(class_names) if class_names is not None else [str(i) for i in range(size)]
+        axes.set_facecolor(_PALE)  # shines through where there is no mistake to colour: on the diagonal
         image = axes.imshow(shares[name], cmap=colors, vmin=0, vmax=most)
         axes.set(title=name, xlabel="answer")
         if size <= 20:

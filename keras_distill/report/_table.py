@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from keras_distill._checks import error
 from keras_distill.report._evaluate import Report, Score
 
 
@@ -13,7 +14,12 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
 
     Returns:
         The header (its first cell is empty) and the rows, the first cell of each naming its quantity and unit.
+
+    Raises:
+        ValueError: if there is no entry.
     """
+    if not report.entries:
+        raise error("report.table", "at least one entry", "none")
     batch = report.entries[0].batch_size
     columns = []
     for entry in report.entries:
