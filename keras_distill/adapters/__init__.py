@@ -1,17 +1,27 @@
 """Small layers that fit a student's tensor to a teacher's: owned by a term, trained with it, never exported."""
 
 from keras_distill.adapters._auto import auto
+from keras_distill.adapters._fusion import AttentionFusion, LayerEmbedding, MemoryBank, SimilarityEmbedding
 from keras_distill.adapters._projections import Conv1x1, ConvRegressor, Dense, Embedding
+from keras_distill.adapters._regressors import BottleneckRegressor, Paraphraser, Translator, VariationalRegressor
 from keras_distill.adapters._sizes import AdaptiveAveragePool, AttentionPool, Resize, SequenceInterpolation
 
 __all__ = [
     "AdaptiveAveragePool",
+    "AttentionFusion",
     "AttentionPool",
+    "BottleneckRegressor",
     "Conv1x1",
     "ConvRegressor",
     "Dense",
     "Embedding",
+    "LayerEmbedding",
+    "MemoryBank",
+    "Paraphraser",
     "Resize",
     "SequenceInterpolation",
+    "SimilarityEmbedding",
+    "Translator",
+    "VariationalRegressor",
     "auto",
 ]

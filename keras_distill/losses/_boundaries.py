@@ -94,6 +94,8 @@ class ActivationBoundaries(FeatureLoss):
         arXiv:1811.03233. Differs: see ``activation_boundaries``.
     """
 
+    same_channels = True
+
     def __init__(
         self,
         margin: float = 1.0,
@@ -212,6 +214,8 @@ class MarginRelu(FeatureLoss):
     Reference:
         Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv:1904.01866. Differs: nothing.
     """
+
+    same_channels = True
 
     def __init__(
         self,

@@ -86,6 +86,8 @@ class HintMatching(FeatureLoss):
         Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv:1412.6550. Differs: see ``hint``.
     """
 
+    same_channels = True
+
     def __init__(
         self,
         distance: str = "mse",

@@ -93,6 +93,8 @@ class HierarchicalContext(FeatureLoss):
         Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv:2104.09044. Differs: nothing.
     """
 
+    same_channels = True
+
     def __init__(
         self,
         levels: Sequence[int] = (4, 2, 1),

@@ -215,6 +215,8 @@ class HiddenStates(FeatureLoss):
         Jiao et al., "TinyBERT", EMNLP Findings 2020, arXiv:1909.10351. Differs: see ``hidden_states``.
     """
 
+    same_channels = True
+
     def __init__(
         self,
         mode: str = "mse",
