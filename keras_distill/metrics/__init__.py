@@ -1,16 +1,112 @@
-"""Calibration, uncertainty and agreement, as streaming Keras metrics with fixed-size state and functional twins."""
+"""Calibration, uncertainty, rejection, detection and agreement.
 
+Classes are streaming Keras metrics: state of fixed size that adds up over batches and replicas. Functions give the same
+number for whole arrays, and the exact one where a class works from a histogram. As in Keras, ``from_logits=False`` is
+the default everywhere in this room: say ``from_logits=True`` for a student that ends in logits.
+"""
+
+from keras_distill.metrics._adaptive import (
+    AdaptiveCalibrationError,
+    MaximumMeanCalibrationError,
+    adaptive_calibration_error,
+    kolmogorov_smirnov_calibration_error,
+    maximum_mean_calibration_error,
+)
+from keras_distill.metrics._agreement import (
+    AgreementOnErrors,
+    RankCorrelation,
+    TeacherKL,
+    TopKAgreement,
+    agreement_on_errors,
+    rank_correlation,
+    teacher_kl,
+    top_k_agreement,
+)
 from keras_distill.metrics._bins import ReliabilityBins
 from keras_distill.metrics._calibration import ExpectedCalibrationError, expected_calibration_error, reliability_bins
+from keras_distill.metrics._classwise import ClasswiseCalibrationError, classwise_calibration_error
+from keras_distill.metrics._decomposition import BrierComponent, BrierDecomposition, brier_decomposition
+from keras_distill.metrics._detection import (
+    DetectionAUPR,
+    DetectionAUROC,
+    DetectionFPR,
+    auroc,
+    average_precision,
+    fpr_at_recall,
+)
+from keras_distill.metrics._histogram import uncertainty_score
+from keras_distill.metrics._risk_coverage import (
+    area_under_generalized_risk_coverage,
+    area_under_risk_coverage,
+    coverage_at_risk,
+    prediction_rejection_ratio,
+    risk_at_coverage,
+    risk_coverage_curve,
+)
 from keras_distill.metrics._scores import BrierScore, NegativeLogLikelihood, brier_score, negative_log_likelihood
+from keras_distill.metrics._selective import (
+    AreaUnderGeneralizedRiskCoverage,
+    AreaUnderRiskCoverage,
+    FailureAUROC,
+    PredictionRejectionRatio,
+    RiskAtCoverage,
+)
+from keras_distill.metrics._uncertainty import (
+    MeanUncertainty,
+    Uncertainty,
+    dirichlet_entropy,
+    dirichlet_uncertainty,
+    ensemble_uncertainty,
+)
 
 __all__ = [
+    "AdaptiveCalibrationError",
+    "AgreementOnErrors",
+    "AreaUnderGeneralizedRiskCoverage",
+    "AreaUnderRiskCoverage",
+    "BrierComponent",
+    "BrierDecomposition",
     "BrierScore",
+    "ClasswiseCalibrationError",
+    "DetectionAUPR",
+    "DetectionAUROC",
+    "DetectionFPR",
     "ExpectedCalibrationError",
+    "FailureAUROC",
+    "MaximumMeanCalibrationError",
+    "MeanUncertainty",
     "NegativeLogLikelihood",
+    "PredictionRejectionRatio",
+    "RankCorrelation",
     "ReliabilityBins",
+    "RiskAtCoverage",
+    "TeacherKL",
+    "TopKAgreement",
+    "Uncertainty",
+    "adaptive_calibration_error",
+    "agreement_on_errors",
+    "area_under_generalized_risk_coverage",
+    "area_under_risk_coverage",
+    "auroc",
+    "average_precision",
+    "brier_decomposition",
     "brier_score",
+    "classwise_calibration_error",
+    "coverage_at_risk",
+    "dirichlet_entropy",
+    "dirichlet_uncertainty",
+    "ensemble_uncertainty",
     "expected_calibration_error",
+    "fpr_at_recall",
+    "kolmogorov_smirnov_calibration_error",
+    "maximum_mean_calibration_error",
     "negative_log_likelihood",
+    "prediction_rejection_ratio",
+    "rank_correlation",
     "reliability_bins",
+    "risk_at_coverage",
+    "risk_coverage_curve",
+    "teacher_kl",
+    "top_k_agreement",
+    "uncertainty_score",
 ]
