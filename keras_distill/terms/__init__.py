@@ -1,7 +1,14 @@
 """Terms: which tensors of teacher and student are compared, at what temperature, through which adapter."""
 
 from keras_distill.terms._base import DistillationLoss
+from keras_distill.terms._curriculum import CurriculumTemperature, EntropyMatchedTemperature
 from keras_distill.terms._features import FeatureDistillation
 from keras_distill.terms._logits import LogitsDistillation
 
-__all__ = ["DistillationLoss", "FeatureDistillation", "LogitsDistillation"]
+__all__ = [
+    "CurriculumTemperature",
+    "DistillationLoss",
+    "EntropyMatchedTemperature",
+    "FeatureDistillation",
+    "LogitsDistillation",
+]
