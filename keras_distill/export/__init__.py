@@ -1,5 +1,6 @@
 """From a trained student to a file somebody else serves; every export is checked against the Keras student."""
 
+from keras_distill.export._card import ModelCard
 from keras_distill.export._edge import litert, onnx, openvino
 from keras_distill.export._parity import Export
 from keras_distill.export._saved_model import saved_model
@@ -11,6 +12,7 @@ from keras_distill.export._warmup import read_warmup, replay_warmup
 __all__ = [
     "Export",
     "ImageBytes",
+    "ModelCard",
     "ServedError",
     "ServingSession",
     "litert",

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill._checks import choice, error, integer, number
+from keras_distill.export._card import ModelCard, check_card, check_folder, write_card
 from keras_distill.export._heads import describe_heads
 from keras_distill.export._inputs import Inputs, batches, describe_inputs
 from keras_distill.export._parity import Export, compare
@@ -42,6 +43,7 @@ def litert(
     min_agreement: float | None = None,
     input_signature: Any = None,
     latency_batch_sizes: Sequence[int] = (1, 32),
+    card: ModelCard | None = None,
 ) -> Export:
     """Convert a student to a ``.tflite`` file for phones and small devices, checked in the LiteRT runtime.
 
@@ -65,6 +67,8 @@ def litert(
         min_agreement: least fraction of examples with the student's class. None: 0.999, 0.99, 0.97, 0.95.
         input_signature: as in ``saved_model``.
         latency_batch_sizes: batch sizes that are timed on one thread; empty for none.
+        card: what you know about the student, for the ``MODEL_CARD.md`` and ``distillation.json`` beside the file; the
+            card of a directory lists every export of one student.
 
     Returns:
         An ``Export`` with differences, agreement, accuracy, calibration error, size and latency.
@@ -97,7 +101,7 @@ def litert(
         options["target_spec"] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]}
     settings = dict(check_inputs=check_inputs, check_labels=check_labels, from_logits=from_logits, task=task)
     limits = _limits(owner, quantize, tolerance, min_agreement)
-    return _export(owner, student, path, ".tflite", inputs, options, settings, limits, latency_batch_sizes)
+    return _export(owner, student, path, ".tflite", inputs, options, settings, limits, latency_batch_sizes, card)
 
 
 def onnx(
@@ -113,6 +117,7 @@ def onnx(
     min_agreement: float | None = None,
     input_signature: Any = None,
     latency_batch_sizes: Sequence[int] = (1, 32),
+    card: ModelCard | None = None,
 ) -> Export:
     """Convert a student to an ``.onnx`` file, checked in ONNX Runtime.
 
@@ -130,6 +135,7 @@ def onnx(
         min_agreement: least fraction of examples with the student's class. None: 0.999.
         input_signature: as in ``saved_model``.
         latency_batch_sizes: as in ``litert``.
+        card: as in ``litert``.
 
     Returns:
         An ``Export``.
@@ -144,7 +150,7 @@ def onnx(
     options = {} if opset_version is None else {"opset_version": integer(owner, "opset_version", opset_version, low=7)}
     settings = dict(check_inputs=check_inputs, check_labels=check_labels, from_logits=from_logits, task=task)
     limits = _limits(owner, None, tolerance, min_agreement)
-    return _export(owner, student, path, ".onnx", inputs, options, settings, limits, latency_batch_sizes)
+    return _export(owner, student, path, ".onnx", inputs, options, settings, limits, latency_batch_sizes, card)
 
 
 def openvino(
@@ -159,6 +165,7 @@ def openvino(
     min_agreement: float | None = None,
     input_signature: Any = None,
     latency_batch_sizes: Sequence[int] = (1, 32),
+    card: ModelCard | None = None,
 ) -> Export:
     """Convert a student to OpenVINO's ``.xml`` and ``.bin``, checked in its runtime, in float32.
 
@@ -176,6 +183,7 @@ def openvino(
         min_agreement: least fraction of examples with the student's class. None: 0.999.
         input_signature: as in ``saved_model``.
         latency_batch_sizes: as in ``litert``.
+        card: as in ``litert``.
 
     Returns:
         An ``Export``; its size is that of both files.
@@ -188,7 +196,7 @@ def openvino(
     inputs = describe_inputs(owner, student, input_signature, check_inputs)
     settings = dict(check_inputs=check_inputs, check_labels=check_labels, from_logits=from_logits, task=task)
     limits = _limits(owner, None, tolerance, min_agreement)
-    return _export(owner, student, path, ".xml", inputs, {}, settings, limits, latency_batch_sizes)
+    return _export(owner, student, path, ".xml", inputs, {}, settings, limits, latency_batch_sizes, card)
 
 
 def _limits(
@@ -212,9 +220,12 @@ def _export(
     settings: dict[str, Any],
     limits: tuple[float, float],
     latency_batch_sizes: Sequence[int],
+    card: ModelCard | None,
 ) -> Export:
     kind, module, extra = FORMATS[suffix]
     load_extra(owner, module, extra)  # before the work: the check needs it
+    check_card(owner, card)
+    earlier = check_folder(owner, Path(path).parent, student)
     sizes = [integer(owner, "latency_batch_sizes", size, low=1) for size in latency_batch_sizes]
     made_up = settings["check_inputs"] is None
     arrays = inputs.random() if made_up else inputs.flatten(owner, settings["check_inputs"])
@@ -242,9 +253,9 @@ def _export(
                 "Nothing was kept. Use a finer precision, or lower min_agreement if you accept it",
             )
         result = result.with_size(aside.parent)
-        result = dataclasses.replace(
-            result, latency_ms={size: _time(owner, aside, inputs, arrays, size) for size in sizes}
-        )
+        times = {size: _time(owner, aside, inputs, arrays, size) for size in sizes}
+        result = dataclasses.replace(result, latency_ms=times)
+        write_card(aside.parent, student, inputs, heads, result, card, earlier)
     return result
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill._checks import integer
+from keras_distill.export._card import ModelCard, check_card, write_card
 from keras_distill.export._heads import Head, describe_heads
 from keras_distill.export._inputs import Inputs, batches, describe_inputs
 from keras_distill.export._parity import Export, compare, tolerance_for
@@ -49,6 +50,7 @@ def saved_model(
     text: Any = None,
     examples: bool = False,
     warmup_batch_sizes: Sequence[int] = (),
+    card: ModelCard | None = None,
 ) -> Export:
     """Export a student as ``directory/<version>/`` for TensorFlow Serving, checked against the Keras model.
 
@@ -86,6 +88,8 @@ def saved_model(
         examples: add ``classify`` (or ``regress``): serialized ``tf.train.Example`` in, a feature per input.
         warmup_batch_sizes: one warm-up request per size and signature goes into ``assets.extra``, made of
             ``check_inputs``; needs the extra ``[serving]``.
+        card: what you know about the student, for the ``MODEL_CARD.md`` and ``distillation.json`` that are written
+            into the version directory; TensorFlow Serving ignores them.
 
     Returns:
         An ``Export``: usable as a path, with the measured differences.
@@ -102,6 +106,7 @@ def saved_model(
         ('1', True)
     """
     check_student(_OWNER, student)
+    check_card(_OWNER, card)
     inputs = describe_inputs(_OWNER, student, input_signature, check_inputs)
     arrays = inputs.random() if check_inputs is None else inputs.flatten(_OWNER, check_inputs)
     raw = run_student(_OWNER, student, inputs, arrays, made_up=check_inputs is None)
@@ -150,6 +155,7 @@ def saved_model(
         if sizes:
             write_warmup(_OWNER, aside, _warmup_logs(final.parent.name, inputs, arrays, endpoints, sizes))
         result = result.with_size(aside)
+        write_card(aside, student, inputs, heads, result, card)
     return result
 
 

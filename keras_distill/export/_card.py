@@ -1,0 +1,359 @@
+"""The model card beside each export: where the student comes from, what it scores, and how to make it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_distill._checks import error
+from keras_distill.export._heads import Head
+from keras_distill.export._inputs import Inputs
+from keras_distill.export._parity import Export
+
+JSON_NAME = "distillation.json"
+PAGE_NAME = "MODEL_CARD.md"
+_SCHEMA = 1
+_LIBRARIES = ("keras-distill", "keras", "tensorflow", "numpy")
+_RUNTIMES = {"litert": ("ai-edge-litert",), "onnx": ("tf2onnx", "onnx", "onnxruntime"), "openvino": ("openvino",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """What only you know about a student; the export adds what it measures itself.
+
+    Args:
+        distiller: the distiller that trained it: records the teacher's fingerprint, terms, weights, temperatures,
+            optimizer.
+        data: a ``keras_distill.data.Data``, or a dictionary, best with ``name`` and ``fingerprint``.
+        metrics: by name a number, or one number per seed: mean and spread (standard deviation) are written.
+        training: settings that the distiller does not hold: epochs, batch size, seeds, callbacks' schedules.
+        command: the command line that made it.
+        notes: intended use, limits: free text.
+
+    Raises:
+        ValueError: if a value is of the wrong kind.
+
+    Example:
+        >>> card = ModelCard(data={"name": "digits"}, metrics={"accuracy": [0.9, 0.8]}, command="python train.py")
+        >>> {key: round(value, 3) for key, value in card.as_dict()["metrics"]["accuracy"].items() if key != "values"}
+        {'mean': 0.85, 'spread': 0.071}
+    """
+
+    distiller: Any = None
+    data: Any = None
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    command: str | None = None
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        self.as_dict()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plain values that go into ``distillation.json``.
+
+        Returns:
+            A dictionary of what is known.
+        """
+        for name, wanted, value in (("command", str | None, self.command), ("notes", str, self.notes)):
+            if not isinstance(value, wanted):
+                raise error("ModelCard", f"{name} to be text", value)
+        out: dict[str, Any] = {}
+        if self.distiller is not None:
+            out.update(_describe_distiller(self.distiller))
+        if self.data is not None:
+            out["data"] = _describe_data(self.data)
+        if self.metrics:
+            out["metrics"] = {str(name): _spread(str(name), value) for name, value in self.metrics.items()}
+        if self.training:
+            out["training"] = _plain("training", dict(self.training))
+        if self.command:
+            out["command"] = self.command
+        if self.notes:
+            out["notes"] = self.notes
+        return out
+
+
+def check_card(owner: str, card: Any) -> None:
+    """Refuse a card of the wrong kind before anything is converted.
+
+    Args:
+        owner: who complains.
+        card: what the user gave.
+
+    Raises:
+        ValueError: if it is neither None nor a ``ModelCard``.
+    """
+    if card is not None and not isinstance(card, ModelCard):
+        raise error(owner, "card to be an export.ModelCard", type(card).__name__)
+
+
+def fingerprint(model: keras.Model) -> str:
+    """SHA-256 over the shape, type and bytes of every weight, in order: equal for equal weights, whatever the names.
+
+    Args:
+        model: any built model.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for array in model.get_weights():
+        digest.update(f"{array.shape} {array.dtype} ".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _describe_distiller(distiller: Any) -> dict[str, Any]:
+    if not isinstance(distiller, keras.Model) or not hasattr(distiller, "distillation_losses"):
+        raise error("ModelCard", "distiller to be a Distiller", type(distiller).__name__)
+    teacher = distiller.teacher
+    config = distiller.get_config()
+    distillation = {
+        "terms": config["distillation_losses"],
+        "weights": config["distillation_loss_weights"],
+        "student_loss_weight": config["student_loss_weight"],
+    }
+    if distiller.compiled:
+        distillation["optimizer"] = keras.saving.serialize_keras_object(distiller.optimizer)
+        distillation["loss"] = keras.saving.serialize_keras_object(distiller.loss)
+    return {
+        "teacher": {
+            "name": teacher.name,
+            "class": type(teacher).__name__,
+            "num_parameters": int(teacher.count_params()),
+            "fingerprint": fingerprint(teacher),
+        },
+        "distillation": _plain("distiller", distillation),
+    }
+
+
+def _describe_data(data: Any) -> dict[str, Any]:
+    if isinstance(data, Mapping):
+        return _plain("data", dict(data))
+    try:
+        splits = {name: len(examples.labels) for name, examples in data.splits.items()}
+        return {"name": data.name, "fingerprint": data.fingerprint, "source": data.source, "num_examples": splits}
+    except AttributeError as problem:
+        raise error(
+            "ModelCard", "data to be a keras_distill.data.Data or a dictionary", type(data).__name__
+        ) from problem
+
+
+def _spread(name: str, value: Any) -> Any:
+    values = np.asarray(value)
+    if values.dtype.kind not in "fiu" or values.ndim > 1 or not values.size:
+        raise error("ModelCard", f"metrics[{name!r}] to be a number or one number per seed", value)
+    if values.ndim == 0:
+        return float(values)
+    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(values.mean()), "spread": spread, "values": [float(v) for v in values]}
+
+
+def _plain(name: str, value: Any) -> Any:
+    def convert(item: Any) -> Any:
+        if isinstance(item, np.generic):
+            return item.item()
+        if isinstance(item, np.ndarray):
+            return item.tolist()
+        return keras.saving.serialize_keras_object(item)
+
+    try:
+        return json.loads(json.dumps(value, default=convert))
+    except (TypeError, ValueError) as problem:
+        raise error("ModelCard", f"{name} of plain values", f"{type(problem).__name__}: {problem}") from problem
+
+
+def read_card(owner: str, folder: Path) -> dict[str, Any]:
+    """Read the ``distillation.json`` of a directory.
+
+    Args:
+        owner: who complains.
+        folder: the directory.
+
+    Returns:
+        Its content; empty if there is none.
+
+    Raises:
+        ValueError: if it is not one of ours.
+    """
+    path = folder / JSON_NAME
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = content["schema"] == _SCHEMA and isinstance(content["student"]["fingerprint"], str)
+        if not known or not all(isinstance(entry, dict) for entry in content["exports"].values()):
+            raise ValueError("unknown content")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as problem:
+        advice = "Move it away, or export into another directory"
+        raise error(
+            owner, f"a {JSON_NAME} written by an export", f"{path} ({type(problem).__name__})", advice
+        ) from problem
+    return content
+
+
+def check_folder(owner: str, folder: Path, student: keras.Model) -> dict[str, Any]:
+    """See, before anything is converted, that the card in a directory is about this student.
+
+    Args:
+        owner: who complains.
+        folder: where a file is going to be.
+        student: what is exported.
+
+    Returns:
+        The exports that the card lists already, by file name.
+
+    Raises:
+        ValueError: if the card is about other weights.
+    """
+    existing = read_card(owner, folder)
+    if existing and existing["student"]["fingerprint"] != fingerprint(student):
+        raise error(
+            owner,
+            "one student per directory, because its card describes one",
+            f"{folder / JSON_NAME} of other weights",
+            "Export into another directory, or remove the old files",
+        )
+    return existing.get("exports", {})
+
+
+def write_card(
+    folder: Path,
+    student: keras.Model,
+    inputs: Inputs,
+    heads: Sequence[Head],
+    exported: Export,
+    card: ModelCard | None,
+    earlier: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``distillation.json`` and ``MODEL_CARD.md``.
+
+    Args:
+        folder: where.
+        student: what was exported.
+        inputs: its inputs.
+        heads: how its outputs are read.
+        exported: what was measured.
+        card: what the user knows, or None.
+        earlier: other exports of the same student in the same directory.
+    """
+    content: dict[str, Any] = {
+        "schema": _SCHEMA,
+        "student": {
+            "name": student.name,
+            "class": type(student).__name__,
+            "num_parameters": int(student.count_params()),
+            "fingerprint": fingerprint(student),
+            "inputs": {
+                name: {"shape": list(spec.shape), "dtype": spec.dtype}
+                for name, spec in zip(inputs.names, inputs.specs, strict=True)
+            },
+            "outputs": {head.prefix.removesuffix("_") or "outputs": _describe_head(head) for head in heads},
+        },
+        **(card.as_dict() if card is not None else {}),
+        "exports": {**(earlier or {}), exported.path.name: exported.as_dict()},
+        "libraries": _versions({entry["format"] for entry in (earlier or {}).values()} | {exported.format}),
+    }
+    try:
+        content["student"]["config"] = json.loads(json.dumps(keras.saving.serialize_keras_object(student)))
+    except (NotImplementedError, TypeError, ValueError):
+        content["student"]["config"] = None  # a subclassed model without get_config: its code is its description
+    (folder / JSON_NAME).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / PAGE_NAME).write_text(_page(content), encoding="utf-8")
+
+
+def _describe_head(head: Head) -> dict[str, Any]:
+    out: dict[str, Any] = {"task": head.task}
+    if head.task != "regression":
+        out.update(from_logits=head.from_logits, temperature=head.temperature)
+        out["labels"] = list(head.labels) if head.labels is not None else None
+    return out
+
+
+def _versions(formats: set[str]) -> dict[str, str]:
+    names = [*_LIBRARIES, *(package for kind in sorted(formats) for package in _RUNTIMES.get(kind, ()))]
+    out = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in names:
+        try:
+            out[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            out[name] = "not installed as a package"
+    return out
+
+
+def _page(content: Mapping[str, Any]) -> str:
+    student = content["student"]
+    lines = [f"# {student['name']}", "", f"{student['num_parameters']:,} parameters, fingerprint `{_short(student)}`."]
+    if "notes" in content:
+        lines += ["", content["notes"]]
+    lines += ["", "## Inputs and outputs", ""]
+    for name, spec in student["inputs"].items():
+        shape = ", ".join("any" if size is None else str(size) for size in spec["shape"])
+        lines.append(f"- in: `{name}`, {spec['dtype']} ({shape})")
+    for name, head in student["outputs"].items():
+        said = head["task"]
+        if "temperature" in head:
+            said += f", {'logits' if head['from_logits'] else 'probabilities'}, temperature {head['temperature']:g}"
+        if head.get("labels"):
+            said += f", classes: {', '.join(head['labels'])}"
+        lines.append(f"- out: `{name}`, {said}")
+    if "metrics" in content:
+        lines += ["", "## Measured", "", "| metric | value |", "|---|---|"]
+        for name, value in content["metrics"].items():
+            shown = (
+                f"{value:.4g}"
+                if isinstance(value, float)
+                else (f"{value['mean']:.4g} ± {value['spread']:.2g} over {len(value['values'])} runs")
+            )
+            lines.append(f"| {name} | {shown} |")
+    lines += ["", "## Exports, each compared with the Keras student", ""]
+    lines += [
+        "| file | format | bytes | examples | largest difference | agreement | accuracy | ECE |",
+        "|" + "---|" * 8,
+    ]
+    for name, entry in content["exports"].items():
+        cells = [name, entry["format"], f"{entry['size_bytes']:,}", entry["num_examples"]]
+        cells += [_cell(entry[key]) for key in ("max_difference", "agreement", "accuracy", "ece")]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += ["", "## Where it comes from", ""]
+    if "teacher" in content:
+        teacher = content["teacher"]
+        lines.append(
+            f"- teacher: `{teacher['name']}` ({teacher['class']}), {teacher['num_parameters']:,} parameters, "
+            f"fingerprint `{_short(teacher)}`"
+        )
+    if "distillation" in content:
+        part = content["distillation"]
+        for term, weight in zip(part["terms"], part["weights"], strict=True):
+            config = {k: v for k, v in term["config"].items() if k not in ("name", "trainable", "dtype")}
+            lines.append(f"- term: {term['class_name']}, weight {json.dumps(weight)}, {json.dumps(config)}")
+        lines.append(f"- student loss weight: {json.dumps(part['student_loss_weight'])}")
+    for key in ("data", "training"):
+        if key in content:
+            lines.append(f"- {key}: " + ", ".join(f"{k} {json.dumps(v)}" for k, v in content[key].items()))
+    if lines[-1] == "":
+        lines.append("Not recorded: pass `card=export.ModelCard(...)` when exporting.")
+    lines += ["", "## To make it again", ""]
+    if "command" in content:
+        lines += ["```", content["command"], "```", ""]
+    lines.append("With " + ", ".join(f"{name} {version}" for name, version in content["libraries"].items()) + ".")
+    lines += [f"`{JSON_NAME}` holds the same facts in full, the student's architecture among them.", ""]
+    return "\n".join(lines)
+
+
+def _short(part: Mapping[str, Any]) -> str:
+    return str(part["fingerprint"])[:16]
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
