@@ -3,6 +3,7 @@
 from keras_distill.terms._base import DistillationLoss
 from keras_distill.terms._curriculum import CurriculumTemperature, EntropyMatchedTemperature
 from keras_distill.terms._features import FeatureDistillation
+from keras_distill.terms._hierarchical import HierarchicalDistillation
 from keras_distill.terms._logits import LogitsDistillation
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "DistillationLoss",
     "EntropyMatchedTemperature",
     "FeatureDistillation",
+    "HierarchicalDistillation",
     "LogitsDistillation",
 ]
