@@ -48,6 +48,7 @@ class Distiller(keras.Model):
 
     Example:
         >>> import keras, numpy as np
+        >>> from keras_distill import LogitsDistillation
         >>> teacher, student = (keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]) for _ in "ts")
         >>> distiller = Distiller(teacher, student, LogitsDistillation(temperature=2.0), student_loss_weight=0.0)
         >>> distiller.compile("sgd")
