@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,14 @@ import keras
 import numpy as np
 
 from keras_distill._checks import error, integer
-from keras_distill.metrics import BrierScore, ExpectedCalibrationError, NegativeLogLikelihood, ReliabilityBins
+from keras_distill.distiller import Distiller
+from keras_distill.metrics import (
+    AgreementOnErrors,
+    BrierScore,
+    ExpectedCalibrationError,
+    NegativeLogLikelihood,
+    ReliabilityBins,
+)
 from keras_distill.taps import final_activation
 
 
@@ -28,7 +36,7 @@ class CalibrationMonitor(keras.callbacks.Callback):
         validation_data: (x, y) or (x, y, sample_weight) of arrays, or a ``tf.data.Dataset`` or ``PyDataset`` of such
             batches, in an order of its own choice. Not a generator: it is read every epoch.
         metrics: further Keras metrics, called with (y, outputs, sample_weight) and logged as ``val_<name>``.
-        teacher: model or callable whose outputs for x ``teacher_metrics`` compare with the student's.
+        teacher: model, ``teachers.Teacher`` or callable: its outputs for x are what ``teacher_metrics`` compare with.
         teacher_metrics: metrics called with (teacher's outputs, student's outputs, sample_weight), such as
             ``metrics.TopKAgreement``.
         num_bins: >= 1, bins of the calibration error and of the diagram.
@@ -125,7 +133,8 @@ class CalibrationMonitor(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Refuse a model whose outputs are certainly no logits."""
-        ends = {end for end in final_activation(self.model) if end}
+        model = self.model.student if isinstance(self.model, Distiller) else self.model
+        ends = {end for end in final_activation(model) if end}
         if self.from_logits and ends:
             raise error(
                 "CalibrationMonitor",
@@ -166,7 +175,8 @@ class CalibrationMonitor(keras.callbacks.Callback):
             if self.teacher_metrics:
                 teacher_outputs = self._pick(_predict(self.teacher, x))
                 for metric in self.teacher_metrics:
-                    metric.update_state(teacher_outputs, outputs, sample_weight=weights)
+                    labels = {"labels": y} if isinstance(metric, AgreementOnErrors) else {}
+                    metric.update_state(teacher_outputs, outputs, sample_weight=weights, **labels)
         if not seen:
             raise error("CalibrationMonitor", "at least one batch of validation_data", "none")
         return {f"val_{metric.name}": float(metric.result()) for metric in every}
@@ -183,7 +193,7 @@ class CalibrationMonitor(keras.callbacks.Callback):
             yield keras.utils.unpack_x_y_sample_weight(batch)
 
     def _pick(self, values: Any) -> Any:
-        if not isinstance(values, (dict, list, tuple)):
+        if not keras.tree.is_nested(values):
             return values
         if self.output is None:
             keys = list(values) if isinstance(values, dict) else list(range(len(values)))
@@ -196,10 +206,16 @@ class CalibrationMonitor(keras.callbacks.Callback):
         if self._writer is None:
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
         buffer = io.BytesIO()
-        self.figure(self.bins[-1]).savefig(buffer, format="png")
-        image = tf.io.decode_png(buffer.getvalue(), channels=4)
+        figure: Any = self.figure
+        figure(self.bins[-1]).savefig(buffer, format="png")
+        png = buffer.getvalue()
+        width, height = struct.unpack(">II", png[16:24])  # a PNG begins with its size
+        # The message itself, because tf.summary.image needs TensorBoard installed where training runs.
+        summary = tf.compat.v1.Summary()
+        value = summary.value.add(tag="reliability_diagram")
+        value.image.height, value.image.width, value.image.encoded_image_string = height, width, png
         with self._writer.as_default():
-            tf.summary.image("reliability_diagram", image[None], step=epoch)
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=epoch)
         self._writer.flush()
 
 

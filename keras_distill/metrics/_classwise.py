@@ -192,8 +192,8 @@ def classwise_calibration_error(
     parts = class_entries(owner, y_true, y_pred, sample_weight, from_logits, task, None)
     probabilities, answers, weights = (np.asarray(ops.convert_to_numpy(part), np.float64) for part in parts)
     keep = probabilities > threshold if threshold > 0 else np.ones_like(probabilities, bool)
-    sums = [
-        equal_mass_sums(*(part[keep[:, k], k] for part in (probabilities, answers, weights)), num_bins)
-        for k in range(classes)
-    ]
+    sums = []
+    for k in range(classes):
+        chosen = keep[:, k]
+        sums.append(equal_mass_sums(probabilities[chosen, k], answers[chosen, k], weights[chosen, k], num_bins))
     return float(_mean_of_classes(ops.convert_to_tensor(np.stack(sums)), norm, "torchmetrics"))

@@ -119,7 +119,8 @@ class DetectionFPR(_DetectionMetric):
     """False positive rate where 95 % of the positives are found (FPR95).
 
     Choose it when foreign inputs must not pass: the share of known inputs that is then refused. Streams as
-    ``DetectionAUROC`` does; ``fpr_at_recall`` is exact.
+    ``DetectionAUROC`` does, off by at most the share of known inputs in the cell of the threshold; ``fpr_at_recall`` is
+    exact.
 
     Args:
         recall: above 0, at most 1: share of the positives to be found.
