@@ -45,7 +45,7 @@ class AdaptiveTemperature(Policy):
         factor: > 0 and not 1, for plateaus.
         patience: >= 1. Plateau: epochs without improvement. Progress: epochs in a row that must call for a change.
         min_delta: >= 0, hysteresis: least change of ``monitor`` (plateau) or of progress that counts.
-        cooldown: >= 0, epochs after a change in which nothing happens.
+        cooldown: >= 0, epochs after a change until one counts again, as in ``keras.callbacks.ReduceLROnPlateau``.
         smoothing: 0 to 1, for progress: weight of the past per epoch.
         monotone: for progress: the temperature never rises.
         term: the term meant (index, name or the term itself); None: every temperature of every term.
@@ -318,7 +318,7 @@ class AdaptiveWeights(Policy):
         max_weight: upper bound.
         patience: >= 1, epochs in a row that must call for a change.
         min_delta: >= 0, hysteresis: least relative change of any weight that counts.
-        cooldown: >= 0, epochs after a change in which nothing happens.
+        cooldown: >= 0, epochs after a change until one counts again, as in ``keras.callbacks.ReduceLROnPlateau``.
         batch_size: >= 1, for arrays.
         steps: number of batches to look at; None looks at all.
         verbose: 0 quiet, 1 a line when a weight moves.

@@ -103,7 +103,7 @@ class Plateau:
         mode: "min", "max", or "auto": "max" for accuracies, agreement, AUC, precision, recall and F1, else "min".
         patience: >= 1, epochs without improvement until it says so.
         min_delta: >= 0, least change that counts as improvement.
-        cooldown: >= 0, epochs after that in which it does not count.
+        cooldown: >= 0, epochs until it counts again, as in ``keras.callbacks.ReduceLROnPlateau``.
     """
 
     def __init__(self, owner: str, monitor: str, mode: str, patience: int, min_delta: float, cooldown: int) -> None:
@@ -134,6 +134,7 @@ class Plateau:
         if state["resting"] > 0:
             state["resting"] -= 1
             state["wait"] = 0
+        if state["resting"] > 0:
             return False
         state["wait"] = state["wait"] + 1 if call else 0
         if state["wait"] < self.patience:
@@ -183,7 +184,7 @@ class Probe:
             def run(x: Any, y: Any, sample_weight: Any) -> Any:
                 return measure(distiller, x, y, sample_weight)
 
-            function = run if distiller.run_eagerly else tf.function(run, reduce_retracing=True)
+            function = run if distiller.run_eagerly else tf.function(run, reduce_retracing=True, autograph=False)
             self._functions[name] = (distiller, function)
         total, count = np.zeros(()), 0
         for batch in self._batches():
