@@ -195,7 +195,8 @@ def probabilistic_transfer(
 
 def _neighbours(features: Any) -> Any:
     norm = _tensors.length(features)[:, None]
-    features = features / (norm + _EPSILON)
+    # Not `features / (norm + ...)` alone: a dead example would have a gradient of 1e7.
+    features = ops.where(norm > 0.0, features / (norm + _EPSILON), 0.0)
     similarity = 0.5 * (ops.matmul(features, ops.transpose(features)) + 1.0)
     return similarity / ops.sum(similarity, axis=-1, keepdims=True)
 
