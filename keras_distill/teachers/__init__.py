@@ -14,9 +14,12 @@ from keras_distill.teachers._combine import (
 )
 from keras_distill.teachers._ensemble import Ensemble
 from keras_distill.teachers._gate import LearnedGate
+from keras_distill.teachers._label import label
 from keras_distill.teachers._members import Members
 from keras_distill.teachers._monte_carlo import MonteCarloDropout
 from keras_distill.teachers._snapshot import Snapshot
+from keras_distill.teachers._store_check import StoreProblem, repair, verify
+from keras_distill.teachers._stored import Stored
 
 __all__ = [
     "Combine",
@@ -34,8 +37,13 @@ __all__ = [
     "Single",
     "Snapshot",
     "Stochastic",
+    "StoreProblem",
+    "Stored",
     "StoredTeacherError",
     "Teacher",
     "UncertaintyWeighted",
     "as_teacher",
+    "label",
+    "repair",
+    "verify",
 ]

@@ -1,0 +1,372 @@
+"""Run the teacher over a dataset once, and write down what it says."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_distill._checks import choice, error, integer
+from keras_distill.teachers import _store_files as files
+from keras_distill.teachers import _store_format as layout
+from keras_distill.teachers._base import as_teacher, resolved
+from keras_distill.teachers._combine import Stochastic
+from keras_distill.teachers._gate import LearnedGate
+from keras_distill.teachers._members import Members
+from keras_distill.teachers._progress import progress_bar
+from keras_distill.teachers._stored import Stored
+from keras_distill.teachers._teacher_id import teacher_fingerprint
+from keras_distill.teachers._views import Augment, view_of
+
+_SHARD_BYTES = 64 * 2**20
+_SHARD_EXAMPLES = 4096
+_OWNER = "label"
+
+
+def label(
+    teacher: keras.Model,
+    dataset: tf.data.Dataset,
+    path: str | Path,
+    *,
+    top_k: int | None = None,
+    dtype: str = "float16",
+    features: Sequence[str] = (),
+    members: bool = True,
+    num_views: int = 1,
+    augment: Augment | None = None,
+    seed: int = 0,
+    examples_per_shard: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Stored | None:
+    """Write a teacher's outputs for a dataset to disk, so that training never runs the teacher (FKD).
+
+    Finished shards survive anything: run the same call again after a crash or a kill, and it goes on where it stopped
+    and ends with the same bytes. Memory does not grow with the dataset.
+
+    Args:
+        teacher: a Keras model or any of ``keras_distill.teachers``.
+        dataset: yields x, (x, y) or (x, y, sample_weight), batched, in an order that repeats. Only x is looked at.
+        path: a directory; made if it is not there.
+        top_k: keep this many classes of each output, and the sum of the others' probabilities, which are then taken as
+            equal. None keeps all. Exact at temperature 1, an approximation at others.
+        dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"int8"`` (256 levels between least and greatest).
+        features: names of layers whose outputs are stored as well, for feature terms.
+        members: store each member of an ensemble (exact at every temperature), or False: only their combination.
+        num_views: how many random views of each example are labelled; needs ``augment``.
+        augment: from one example and a (2,) int32 seed to what both networks see; made of stateless random operations
+            such as ``tf.image.stateless_random_crop``. ``Stored.attach`` repeats exactly these views.
+        seed: of the views.
+        examples_per_shard: None for 4096, or as many as make 64 MB. A kill loses the work on one shard.
+        shard: (i, n): write only every n-th shard, from the i-th: n machines with n values of i do it together.
+        overwrite: True discards what is there.
+        progress: show a bar, if rich is installed.
+
+    Returns:
+        The store; None while shards of other writers are missing.
+
+    Raises:
+        ValueError: if an argument is wrong, or the teacher gives NaN or numbers beyond the dtype.
+        StoredTeacherError: if there is a store of another teacher, dataset or settings at ``path``, another writer is
+            at work, or the disk is full.
+
+    Example:
+        >>> import keras, numpy as np, tempfile, tensorflow as tf
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        >>> dataset = tf.data.Dataset.from_tensor_slices(np.eye(4, 2, dtype="float32")).batch(2)
+        >>> stored = label(model, dataset, tempfile.mkdtemp(), progress=False)
+        >>> stored.num_examples, stored.bytes_per_example
+        (4, 30)
+
+    Reference:
+        Shen, Xing, "A fast knowledge distillation framework for visual recognition", ECCV 2022, arXiv:2112.01528.
+        Differs: ``top_k`` stores log-probabilities and the others' mass, so that a temperature can still be applied.
+    """
+    number, count = shard
+    integer(_OWNER, "shard[1]", count, low=1)
+    choice(_OWNER, "shard[0]", number, range(count))
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with files.writing(path, (number, count)):
+        if overwrite:
+            clear(path)
+        files.remove_leftovers(path)
+        options = {"top_k": top_k, "dtype": dtype, "features": list(features), "members": members,
+                   "num_views": num_views, "seed": seed, "examples_per_shard": examples_per_shard}  # fmt: skip
+        work = Labeller(teacher, dataset, augment, **options)
+        manifest = work.begin(path)
+        if not manifest["complete"]:
+            work.run(path, number, count, progress)
+        return Stored(path) if files.read_manifest(path)["complete"] else None
+
+
+def clear(path: Path) -> None:
+    """Remove a store's files, and only these."""
+    (path / "manifest.json").unlink(missing_ok=True)
+    for file in path.glob("shard-*.tfrecord"):
+        file.unlink()
+
+
+class Labeller:
+    """A teacher, a dataset and the settings of a store: writes any of its shards.
+
+    Args:
+        teacher: as in ``label``.
+        dataset: as in ``label``.
+        augment: as in ``label``.
+        **options: as in ``label``.
+    """
+
+    def __init__(self, teacher: keras.Model, dataset: tf.data.Dataset, augment: Augment | None, **options: Any) -> None:
+        self.teacher = as_teacher(teacher, _OWNER)
+        self.features = tuple(options["features"])
+        top_k = options["top_k"]
+        if top_k is not None:
+            integer(_OWNER, "top_k", top_k, low=1)
+        choice(_OWNER, "dtype", options["dtype"], layout.DTYPES)
+        if integer(_OWNER, "num_views", options["num_views"], low=1) > 1 and augment is None:
+            raise error(_OWNER, "augment=... to make several views", "None")
+        if not isinstance(dataset, tf.data.Dataset):
+            advice = "Make one with tf.data.Dataset.from_tensor_slices(arrays).batch(128)"
+            raise error(_OWNER, "a tf.data.Dataset of batches", type(dataset).__name__, advice)
+        if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise error(_OWNER, "a finite dataset", "an endless one", "Put .repeat() after attach(), not here")
+        self.dataset, self.augment, self.options = dataset, augment, options
+        self._look_at_first_batch()
+
+    def _look_at_first_batch(self) -> None:
+        for element in self.dataset.take(1):
+            self.batch_size = int(tf.shape(keras.tree.flatten(_x(element))[0])[0])
+            break
+        else:
+            raise error(_OWNER, "at least one batch of data", "an empty dataset")
+        for x in self._inputs().take(1):
+            self.inputs = layout.input_specs(_OWNER, x)
+            outputs, tapped = self._ask(x)
+            self._first = layout.fingerprint(x)
+        self.specs: list[layout.OutputSpec] = []
+        self.template = {
+            "outputs": self._describe(outputs, "output"),
+            "features": {name: self._leaf(tapped[name], f"feature/{name}", None) for name in self.features},
+        }
+        self.length = layout.record_bytes(self.specs)
+        wanted = self.options["examples_per_shard"] or min(_SHARD_EXAMPLES, max(1, _SHARD_BYTES // self.length))
+        self.batches_per_shard = max(1, integer(_OWNER, "examples_per_shard", wanted, low=1) // self.batch_size)
+        signature = [tf.TensorSpec((None, *s["shape"]), s["dtype"]) for s in self.inputs]
+        self._structure = x
+        self._records = tf.function(self._to_records, input_signature=signature)
+
+    def _inputs(self) -> tf.data.Dataset:
+        """The inputs alone, view after view."""
+        dataset, views = self.dataset, self.options["num_views"]
+        if self.augment is None:
+            return dataset.map(lambda *element: _x(element[0] if len(element) == 1 else element))
+        augment, seed = self.augment, self.options["seed"]
+        every = tf.data.Dataset.range(views).flat_map(lambda view: view_of(dataset, augment, view, seed, True))
+        return every.map(lambda *element: _x(element[0] if len(element) == 1 else element))
+
+    def _ask(self, x: Any) -> tuple[Any, dict[str, Any]]:
+        outputs, tapped = self.teacher.listen(self.teacher.split(x)[1], self.features)
+        return (outputs if self.options["members"] else resolved(outputs)), tapped
+
+    # -------------------------------------------------------------------------------- what is stored, and how
+
+    def _describe(self, outputs: Any, name: str) -> Any:
+        """Describe the outputs' structure as JSON; its leaves are numbers of specs."""
+        if isinstance(outputs, Members):
+            if isinstance(outputs.combine, (Stochastic, LearnedGate)):
+                got = type(outputs.combine).__name__
+                raise error(_OWNER, "a rule that needs no training and no chance", got, "Use members=False")
+            found = {"members": self._leaf(outputs.members, name, self.options["top_k"])}
+            if outputs.spread is not None:
+                found["spread"] = self._leaf(outputs.spread, f"{name}/spread", None, "float32")
+            return {**found, "combine": keras.saving.serialize_keras_object(outputs.combine)}
+        if isinstance(outputs, dict):
+            return {"dict": {key: self._describe(each, f"{name}/{key}") for key, each in sorted(outputs.items())}}
+        if isinstance(outputs, (list, tuple)):
+            kind = "list" if isinstance(outputs, list) else "tuple"
+            return {kind: [self._describe(each, f"{name}/{i}") for i, each in enumerate(outputs)]}
+        return {"tensor": self._leaf(outputs, name, self.options["top_k"])}
+
+    def _leaf(self, tensor: Any, name: str, top_k: int | None, dtype: str | None = None) -> int:
+        shape = tuple(tensor.shape[1:])
+        top_k = top_k if top_k is not None and shape and shape[-1] > top_k else None
+        by_row = not name.startswith("feature/")
+        self.specs.append(layout.OutputSpec(name, shape, dtype or self.options["dtype"], top_k, by_row))
+        return len(self.specs) - 1
+
+    def _leaves(self, outputs: Any, tapped: dict[str, Any]) -> Iterator[Any]:
+        for each in keras.tree.flatten(outputs):  # sorted keys, as in _describe
+            yield from ([each.members] + ([] if each.spread is None else [each.spread])
+                        if isinstance(each, Members) else [each])  # fmt: skip
+        yield from (tapped[name] for name in self.features)
+
+    def _to_records(self, *x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Return (batch, length) uint8 records, (batch,) fingerprints, (outputs, batch) bool: fit to be stored."""
+        x = keras.tree.pack_sequence_as(self._structure, x)
+        found = layout.fingerprint(x)
+        fields, fine = [], []
+        for spec, tensor in zip(self.specs, self._leaves(*self._ask(x)), strict=True):
+            encoded = spec.encode(tf.ensure_shape(tensor, (None, *spec.shape)))
+            fields += encoded
+            wide = tf.reshape(tf.cast(tensor, tf.float32), (tf.shape(tensor)[0], -1))
+            good = tf.reduce_all(tf.math.logical_not(tf.math.is_nan(wide)), axis=1)
+            if spec.dtype == "int8":
+                good &= tf.reduce_all(tf.math.is_finite(wide), axis=1)
+            elif spec.top_k is None:
+                narrow = tf.reshape(tf.cast(encoded[0], tf.float32), tf.shape(wide))
+                good &= tf.reduce_all(tf.equal(tf.math.is_finite(narrow), tf.math.is_finite(wide)), axis=1)
+            fine.append(good)
+        return layout.to_bytes(found, fields), found, tf.stack(fine)
+
+    # -------------------------------------------------------------------------------- settings and their store
+
+    def settings(self) -> dict[str, Any]:
+        """Return what makes two stores the same: everything but the data itself."""
+        return {
+            "teacher": {"name": self.teacher.name, "fingerprint": teacher_fingerprint(self.teacher)},
+            "inputs": self.inputs,
+            "outputs": [spec.config() for spec in self.specs],
+            "template": self.template,
+            "record_bytes": self.length,
+            "batch_size": self.batch_size,
+            "batches_per_shard": self.batches_per_shard,
+            "options": {**self.options, "augment": self.augment is not None},
+        }
+
+    def begin(self, path: Path) -> dict[str, Any]:
+        """Take up the store at ``path``, or begin it.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            StoredTeacherError: if what is there does not fit.
+        """
+        if (path / "manifest.json").exists():
+            there = files.read_manifest(path, _OWNER)
+            self.fit_to(path, there)
+            if there["complete"]:
+                Stored(path).compare_first(self._first.numpy())
+            self.settings_digest = _digest(self.settings())
+            return there
+        self.settings_digest = _digest(self.settings())
+        manifest = files.new_manifest(self.settings())
+        files.write_manifest(path, manifest)
+        return manifest
+
+    def fit_to(self, path: Path, there: dict[str, Any]) -> None:
+        """Take over the batch size of a store; raise unless teacher and settings are the store's."""
+        if there["batch_size"] != self.batch_size:
+            self.dataset = self.dataset.rebatch(there["batch_size"])
+            self._look_at_first_batch()
+        self._same(path, there)
+
+    def _same(self, path: Path, there: dict[str, Any]) -> None:
+        here = self.settings()
+        here["teacher"]["name"] = there["teacher"]["name"]
+        advice = "Use another path, or overwrite=True to discard what is there"
+        for part, ours in here.items():
+            if ours != there[part]:
+                got = "one of another teacher" if part == "teacher" else f"{part} {there[part]} instead of {ours}"
+                raise files.stored_error(f"the store begun at {path} to fit this label()", got, advice, _OWNER)
+
+    # -------------------------------------------------------------------------------- the work
+
+    def run(self, path: Path, number: int, count: int, progress: bool) -> None:
+        """Write the missing shards of part ``number`` of ``count``; complete the manifest if none is missing then."""
+        rows = 0
+        cardinality = int(self.dataset.cardinality())
+        total = cardinality * self.batch_size * self.options["num_views"] if cardinality >= 0 else None
+        batches = enumerate(self._inputs().prefetch(2))
+        writer = concurrent.futures.ThreadPoolExecutor(1)
+        pending: list[concurrent.futures.Future] = []
+        with progress_bar(f"labelling {path.name}", total, progress) as advance, writer:
+            for index, group in itertools.groupby(batches, key=lambda each: each[0] // self.batches_per_shard):
+                done = files.find_shards(path).get(index)
+                mine = index % count == number
+                first, inputs, parts = rows, hashlib.sha256(), []
+                if mine and done is None:
+                    self.teacher.reseed(index)
+                for _, x in group:
+                    if mine and done is None:
+                        records, found = self.records(x, rows)
+                        parts.append(records)
+                    elif done is not None:
+                        found = layout.fingerprint(x).numpy()
+                    else:
+                        found = np.zeros(int(tf.shape(keras.tree.flatten(x)[0])[0]), "int64")
+                    inputs.update(found.tobytes())
+                    rows += len(found)
+                    advance(len(found))
+                if done is not None:
+                    self._still_fits(done, inputs.hexdigest())
+                elif mine:
+                    for each in pending:
+                        each.result()
+                    header = self._header(index, first, rows - first, inputs.hexdigest())
+                    pending = [writer.submit(files.write_shard, path, index, header, parts, self.length)]
+            for each in pending:
+                each.result()
+        self.complete(path, rows, index + 1)
+
+    def records(self, x: Any, first_row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the records and fingerprints of one batch."""
+        records, found, fine = self._records(*keras.tree.flatten(x))
+        fine = fine.numpy()
+        if not fine.all():
+            output, row = np.argwhere(~fine)[0]
+            spec = self.specs[output]
+            advice = "Use dtype='float32' or 'bfloat16' if the numbers are too large; NaN is a fault of the teacher"
+            got = f"NaN or a number beyond {spec.dtype} for example {first_row + row}"
+            raise error(_OWNER, f"{spec.name} that {spec.dtype} can hold", got, advice)
+        return records.numpy(), found.numpy()
+
+    def _header(self, index: int, first: int, count: int, inputs: str) -> dict[str, Any]:
+        return {"shard": index, "first": first, "count": count, "inputs": inputs, "settings": self.settings_digest}
+
+    def _still_fits(self, shard: files.Shard, inputs: str) -> None:
+        header = shard.header()
+        advice = "Fix the order (no unseeded shuffle before label), or use overwrite=True"
+        if header["settings"] != self.settings_digest:
+            raise files.stored_error(f"shard {shard.index} to be of this teacher", "another one's", advice, _OWNER)
+        if header["inputs"] != inputs:
+            got = "other examples, or another order, than when it was written"
+            raise files.stored_error(f"the examples of finished shard {shard.index}", got, advice, _OWNER)
+
+    def complete(self, path: Path, rows: int, num_shards: int) -> None:
+        """Write the final manifest if every shard is there."""
+        shards = files.find_shards(path)
+        if set(shards) != set(range(num_shards)):
+            extra = set(shards) - set(range(num_shards))
+            if extra:
+                got = f"shard {min(extra)} of a longer dataset"
+                raise files.stored_error(f"{num_shards} shards", got, "Use overwrite=True", _OWNER)
+            return
+        headers = [shards[index].header() for index in range(num_shards)]
+        table = [
+            {"file": shards[i].file.name, "count": head["count"], "bytes": shards[i].file.stat().st_size}
+            for i, head in enumerate(headers)
+        ]
+        dataset = hashlib.sha256("".join(head["inputs"] for head in headers).encode()).hexdigest()
+        extra_facts = {"complete": True, "count": rows, "shards": table, "dataset": {"fingerprint": dataset}}
+        files.write_manifest(path, {**files.new_manifest(self.settings()), **extra_facts})
+        for file in path.glob("shard-*.tfrecord"):  # a second version of a shard, from a machine with other rounding
+            if file.name not in {each["file"] for each in table}:
+                file.unlink()
+
+
+def _x(element: Any) -> Any:
+    return element[0] if isinstance(element, tuple) else element
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(files.canonical(value)).hexdigest()[:16]

@@ -1,0 +1,56 @@
+"""A fingerprint of a teacher: the same for the same weights and architecture, in every process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import keras
+
+_INCIDENTAL = {"name", "trainable", "build_config", "compile_config", "registered_name", "module", "shared_object_id"}
+
+
+def teacher_fingerprint(teacher: keras.Model) -> str:
+    """Return a SHA-256 over the teacher's weights and its configuration, layer names left out.
+
+    Args:
+        teacher: built.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for weight in teacher.weights:
+        array = keras.ops.convert_to_tensor(weight).numpy()
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    try:
+        config = keras.saving.serialize_keras_object(teacher)
+        config = json.loads(json.dumps(config, default=lambda value: type(value).__name__))
+    except (NotImplementedError, TypeError, ValueError):  # a subclassed model without get_config
+        config = {"class_name": type(teacher).__name__}
+    names: dict[str, str] = {}
+    _collect(config, names)
+    digest.update(json.dumps(_plain(config, names), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _collect(value: Any, names: dict[str, str]) -> None:
+    """Number the names of layers in the order in which they first appear."""
+    if isinstance(value, dict):
+        if isinstance(value.get("name"), str):
+            names.setdefault(value["name"], f"#{len(names)}")
+        for key in sorted(value):
+            _collect(value[key], names)
+    elif isinstance(value, list):
+        for each in value:
+            _collect(each, names)
+
+
+def _plain(value: Any, names: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each, names) for key, each in value.items() if key not in _INCIDENTAL}
+    if isinstance(value, list):
+        return [_plain(each, names) for each in value]
+    return names.get(value, value) if isinstance(value, str) else value

@@ -1,0 +1,57 @@
+"""Random augmentation that can be repeated: each view of each example has a seed of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+Augment = Callable[[Any, tf.Tensor], Any]
+
+
+def view_of(dataset: tf.data.Dataset, augment: Augment, view: Any, seed: int, batched: bool) -> tf.data.Dataset:
+    """Return ``dataset`` with ``augment(example, seed)`` in place of each example, the same whatever the batch size.
+
+    Args:
+        dataset: x, (x, y) or (x, y, sample_weight), batched or not.
+        augment: from one example and a (2,) int32 seed, for ``tf.image.stateless_*`` and the like, to what both
+            networks see.
+        view: number of the view, an int or a scalar tensor.
+        seed: of the store.
+        batched: whether the dataset is.
+
+    Returns:
+        A dataset of the same structure.
+    """
+    first = tf.cast((seed * 1_000_003) % (2**30), tf.int32) + tf.cast(view, tf.int32)
+
+    def number(start: tf.Tensor, *element: Any) -> tuple[tf.Tensor, Any]:
+        element = element[0] if len(element) == 1 else element
+        count = tf.shape(leaves(element)[0], out_type=tf.int64)[0] if batched else tf.constant(1, tf.int64)
+        return start + count, (start, element)
+
+    def apply(start: tf.Tensor, element: Any) -> Any:
+        x, rest = (element[0], element[1:]) if isinstance(element, tuple) else (element, None)
+
+        def one(each: tuple[Any, tf.Tensor]) -> Any:
+            return augment(each[0], tf.stack([first, tf.cast(each[1], tf.int32)]))
+
+        if not batched:
+            seen = one((x, start))
+        else:
+            rows = start + tf.range(tf.shape(keras.tree.flatten(x)[0], out_type=tf.int64)[0])
+            # What augment returns is only known by asking it.
+            spec = tf.function(one).get_concrete_function(
+                keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape[1:], t.dtype), (x, rows))
+            )
+            signature = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), spec.structured_outputs)
+            seen = tf.map_fn(one, (x, rows), fn_output_signature=signature)
+        return seen if rest is None else (seen, *rest)
+
+    def leaves(element: Any) -> list[Any]:
+        return keras.tree.flatten(element[0] if isinstance(element, tuple) else element)
+
+    numbered = dataset.scan(tf.constant(0, tf.int64), number)
+    return numbered.map(apply, num_parallel_calls=tf.data.AUTOTUNE)
