@@ -1,16 +1,20 @@
 """Terms: which tensors of teacher and student are compared, at what temperature, through which adapter."""
 
 from keras_distill.terms._base import DistillationLoss
+from keras_distill.terms._cross_layer import CrossLayerAttention
 from keras_distill.terms._curriculum import CurriculumTemperature, EntropyMatchedTemperature
 from keras_distill.terms._features import FeatureDistillation
 from keras_distill.terms._hierarchical import HierarchicalDistillation
 from keras_distill.terms._logits import LogitsDistillation
+from keras_distill.terms._review import ReviewDistillation
 
 __all__ = [
+    "CrossLayerAttention",
     "CurriculumTemperature",
     "DistillationLoss",
     "EntropyMatchedTemperature",
     "FeatureDistillation",
     "HierarchicalDistillation",
     "LogitsDistillation",
+    "ReviewDistillation",
 ]

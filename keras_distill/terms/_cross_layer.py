@@ -1,0 +1,175 @@
+"""The term in which attention decides which teacher layer teaches which student layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_distill import adapters, losses
+from keras_distill._checks import error, integer
+from keras_distill.losses._tensors import pool
+from keras_distill.terms._base import DistillationLoss
+from keras_distill.terms._review import check_layer_lists, check_layers_exist
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class CrossLayerAttention(DistillationLoss):
+    """Every teacher layer may teach every student layer; attention learns how much (semantic calibration, SemCKD).
+
+    Choose it when it is not clear which layers of two architectures correspond. It trains one adapter per pair of
+    layers and one embedding per layer, so its cost grows with the product of the two numbers of layers. What it has
+    learned can be read: ``attention`` is the mean over the last batch, and ``report.layer_attention`` draws it.
+
+    Formula: mean over student layers s of sum over teacher layers t of attention_st * mean((adapter_st(f_s) - f_t)**2).
+
+    Args:
+        teacher_layer_names: taps of the teacher, each (batch, height, width, channels).
+        student_layer_names: taps of the student, each (batch, height, width, channels); their number may differ.
+        units: >= 1, width of the embeddings that are compared.
+        batch_size: None embeds the mean over positions, for any batch size. A number embeds each example's
+            similarities to the batch, as published; every batch must then have that size (``drop_remainder=True``).
+        name: shown in logs and error messages.
+        **kwargs: as for ``keras.layers.Layer``.
+
+    Raises:
+        ValueError: if a list is empty, a layer is unknown, or a tap is no map of known size.
+
+    Example:
+        >>> term = CrossLayerAttention(["block1", "block2", "block3"], ["b1", "b2"])
+        >>> len(term.teacher_taps), len(term.student_taps)
+        (3, 2)
+
+    Reference:
+        Chen et al., "Cross-Layer Distillation with Semantic Calibration", AAAI 2021, arXiv:2012.03236.
+        Differs: the embedding is of pooled features unless ``batch_size`` is given.
+    """
+
+    needs_shapes = True
+
+    def __init__(
+        self,
+        teacher_layer_names: Sequence[str],
+        student_layer_names: Sequence[str],
+        units: int = 32,
+        batch_size: int | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        owner = type(self).__name__
+        check_layer_lists(owner, teacher_layer_names, student_layer_names)
+        self.teacher_layer_name = list(teacher_layer_names)
+        self.student_layer_name = list(student_layer_names)
+        self.units = integer(owner, "units", units, low=1)
+        self.batch_size = None if batch_size is None else integer(owner, "batch_size", batch_size, low=1)
+        self.keys: list[keras.layers.Layer] = []
+        self.queries: list[keras.layers.Layer] = []
+        self.pairs: list[list[keras.layers.Layer]] = []
+
+    def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
+        """Raise ``ValueError`` where a named layer does not exist."""
+        check_layers_exist(type(self).__name__, self, teacher, student)
+
+    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+        """Make embeddings and adapters from the sizes of the layers."""
+        self._build_shapes(*([tuple(tensor.shape) for tensor in side] for side in (teacher_outputs, student_outputs)))
+
+    def _embedding(self, shape: tuple) -> keras.layers.Layer:
+        if self.batch_size is None:
+            made = adapters.LayerEmbedding(self.units)
+        else:
+            made = adapters.SimilarityEmbedding(self.units, batch_size=self.batch_size)
+        made.build(shape)
+        return made
+
+    def _build_shapes(self, teacher_shapes: list[tuple], student_shapes: list[tuple]) -> None:
+        for shape in (*teacher_shapes, *student_shapes):
+            if len(shape) != 4 or None in shape[1:]:
+                raise error(type(self).__name__, "layers of shape (batch, height, width, channels), all known", shape)
+        self.keys = [self._embedding(shape) for shape in teacher_shapes]
+        self.queries = [self._embedding(shape) for shape in student_shapes]
+        rows = []
+        for student in student_shapes:
+            row = []
+            for teacher in teacher_shapes:
+                adapter = adapters.BottleneckRegressor(teacher[-1])
+                adapter.build((None, *_smaller(student, teacher), student[-1]))
+                row.append(adapter)
+            rows.append(row)
+        self.pairs = rows
+        self._seen = self.add_weight(
+            name="attention",
+            shape=(len(student_shapes), len(teacher_shapes)),
+            initializer=keras.initializers.Constant(1.0 / len(teacher_shapes)),
+            trainable=False,
+            dtype="float32",
+            aggregation="mean",
+        )
+        object.__setattr__(self, "_shapes", (teacher_shapes, student_shapes))
+        self.built = True
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """Return the sizes from which embeddings and adapters are made again."""
+        if not self.built:
+            return None
+        sides = [[[None, *shape[1:]] for shape in side] for side in self._shapes]
+        return {"teacher_shapes": sides[0], "student_shapes": sides[1]}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Make embeddings and adapters."""
+        self._build_shapes(*([tuple(shape) for shape in config[key]] for key in ("teacher_shapes", "student_shapes")))
+
+    @property
+    def attention(self) -> np.ndarray:
+        """How much each teacher layer (column) taught each student layer (row) in the last training batch."""
+        if not self.built:
+            raise error(type(self).__name__, "a built term", "one that has not seen data", "Call fit first")
+        return ops.convert_to_numpy(ops.convert_to_tensor(self._seen))
+
+    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+        """Raise nothing: any number of layers may be compared with any other."""
+
+    def values(
+        self,
+        teacher_outputs: Any,
+        student_outputs: Any,
+        *,
+        labels: Any = None,
+        mask: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Return the loss of each example, (batch,)."""
+        keys = [embed(ops.stop_gradient(tensor)) for embed, tensor in zip(self.keys, teacher_outputs, strict=True)]
+        queries = [embed(tensor) for embed, tensor in zip(self.queries, student_outputs, strict=True)]
+        attention = losses.layer_attention(queries=ops.stack(queries, axis=1), keys=ops.stack(keys, axis=1))
+        if training:
+            self._seen.assign(ops.stop_gradient(ops.mean(attention, axis=0)))
+        adapted = [
+            [
+                adapter(pool(student, _smaller(student.shape, teacher.shape)), training=training)
+                for adapter, teacher in zip(row, teacher_outputs, strict=True)
+            ]
+            for row, student in zip(self.pairs, student_outputs, strict=True)
+        ]
+        return losses.semantic_calibration(
+            teacher_features=list(teacher_outputs), student_features=adapted, attention=attention
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs to make this term again."""
+        return {
+            **super().get_config(),
+            "teacher_layer_names": list(self.teacher_layer_name),
+            "student_layer_names": list(self.student_layer_name),
+            "units": self.units,
+            "batch_size": self.batch_size,
+        }
+
+
+def _smaller(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    """Return the size at which two maps are compared: the smaller height and width."""
+    return [min(a, b) for a, b in zip(one[1:3], other[1:3], strict=True)]
