@@ -86,9 +86,9 @@ class AttentionFusion(Adapter):
 
 
 def _stage_and_residual(input_shape: Any) -> tuple[Shape, Shape | None]:
-    if isinstance(input_shape[0], (list, tuple)):
-        return tuple(input_shape[0]), tuple(input_shape[1])
-    return tuple(input_shape), None
+    if isinstance(input_shape[0], int) or input_shape[0] is None:
+        return tuple(input_shape), None
+    return tuple(input_shape[0]), tuple(input_shape[1])
 
 
 def _nearest(features: Any, size: Any) -> Any:
@@ -264,7 +264,7 @@ class MemoryBank(Adapter):
         """
         first = ops.mean(ops.exp(ops.stop_gradient(ops.cast(scores, "float32")))) * self.num_examples
         self.constant.assign(ops.where(self.constant > 0.0, self.constant, first))
-        return ops.convert_to_tensor(self.constant)
+        return ops.reshape(self.constant, ())
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Return the shape of the candidates."""

@@ -86,7 +86,7 @@ class VariationalRegressor(Adapter):
         outputs = inputs if self.size is None else _tensors.pool(inputs, _smaller(tuple(inputs.shape), self.size))
         for layer in self.maps[:-1]:
             outputs = ops.relu(layer(outputs))
-        return [self.maps[-1](outputs), ops.convert_to_tensor(self.raw_variance)]
+        return [self.maps[-1](outputs), ops.reshape(self.raw_variance, (self.units,))]
 
     def compute_output_shape(self, input_shape: Shape) -> list[Shape]:
         """Return the shapes of mean and raw variance."""
