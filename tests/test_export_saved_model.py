@@ -367,6 +367,7 @@ BAD = [
     (dict(tolerance=-1), "expected tolerance >= 0, got -1.0"),
     (dict(check_inputs=np.zeros((0, 4))), r"expected check_inputs of shape \(None, 4\) for input 'features'"),
     (dict(check_inputs=np.zeros((3, 5))), r"expected check_inputs of shape \(None, 4\) .* got \(3, 5\)"),
+    (dict(check_inputs=[["a"] * 4]), r"expected check_inputs of float32 for input 'features', got list \(could not"),
     (dict(check_inputs=np.full((3, 4), np.nan)), "expected finite values from the student's output"),
     (dict(check_inputs=np.zeros((3, 4)), check_labels=[0, 1]), r"expected check_labels of shape \(3,\), got \(2,\)"),
     (dict(warmup_batch_sizes=[0]), "expected warmup_batch_sizes to be an integer >= 1, got 0"),

@@ -22,7 +22,7 @@ from keras_distill.export._parity import Export
 JSON_NAME = "distillation.json"
 PAGE_NAME = "MODEL_CARD.md"
 _SCHEMA = 1
-_LIBRARIES = ("keras-distill", "keras", "tensorflow", "numpy")
+_LIBRARIES = ("keras", "tensorflow", "numpy")
 _RUNTIMES = {"litert": ("ai-edge-litert",), "onnx": ("tf2onnx", "onnx", "onnxruntime"), "openvino": ("openvino",)}
 
 
@@ -282,7 +282,9 @@ def _describe_head(head: Head) -> dict[str, Any]:
 
 def _versions(formats: set[str]) -> dict[str, str]:
     names = [*_LIBRARIES, *(package for kind in sorted(formats) for package in _RUNTIMES.get(kind, ()))]
-    out = {"python": platform.python_version(), "platform": platform.platform()}
+    from keras_distill import __version__  # the package imports this module
+
+    out = {"python": platform.python_version(), "platform": platform.platform(), "keras-distill": __version__}
     for name in names:
         try:
             out[name] = importlib.metadata.version(name)

@@ -65,7 +65,11 @@ class Inputs:
             raise error(owner, f"{argument} with {len(self.names)} arrays ({', '.join(self.names)})", len(leaves))
         out = []
         for name, spec, leaf in zip(self.names, self.specs, leaves, strict=True):
-            array = _as_array(leaf, spec.dtype)
+            try:
+                array = _as_array(leaf, spec.dtype)
+            except (TypeError, ValueError) as problem:
+                got = f"{type(leaf).__name__} ({problem})"
+                raise error(owner, f"{argument} of {spec.dtype} for input '{name}'", got) from problem
             fits = array.ndim == len(spec.shape) and all(
                 s is None or s == d for s, d in zip(spec.shape, array.shape, strict=False)
             )

@@ -16,6 +16,7 @@ from keras_distill.export._card import ModelCard, check_card, write_card
 from keras_distill.export._heads import Head, describe_heads
 from keras_distill.export._inputs import Inputs, batches, describe_inputs
 from keras_distill.export._parity import Export, compare, tolerance_for
+from keras_distill.export._serve_check import write_parity
 from keras_distill.export._signatures import (
     METHODS,
     Endpoint,
@@ -154,6 +155,7 @@ def saved_model(
             check_endpoint(_OWNER, endpoint, got, expected)
         if sizes:
             write_warmup(_OWNER, aside, _warmup_logs(final.parent.name, inputs, arrays, endpoints, sizes))
+        write_parity(aside, student, inputs, heads, allowed)
         result = result.with_size(aside)
         write_card(aside, student, inputs, heads, result, card)
     return result

@@ -38,6 +38,7 @@ class ImageBytes:
         ValueError: if a value is out of range.
 
     Example:
+        >>> import numpy as np
         >>> ImageBytes(scale=1 / 255).normalise(np.array([[[255.0]]])).tolist()
         [[[1.0]]]
     """
