@@ -25,6 +25,11 @@ def _check(name: str, tensor: Any) -> Any:
     return tf.debugging.check_numerics(tensor, _MARK + name)
 
 
+def _then_zero(update: Callable[[], None]) -> Any:
+    update()
+    return tf.constant(0)  # both branches of a condition must give something
+
+
 class Guard:
     """Watches the named numbers of one distiller's training step.
 
@@ -71,7 +76,7 @@ class Guard:
         for variable, before in state:
             variable.assign(tf.where(good, tf.convert_to_tensor(variable), before))
         if xla:
-            tf.cond(good, lambda: (update(), tf.constant(0))[1], lambda: tf.constant(0))
+            tf.cond(good, lambda: _then_zero(update), lambda: tf.constant(0))
             return
         with tf.control_dependencies([_check(name, tensor) for name, tensor in named]):
             update()

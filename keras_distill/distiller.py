@@ -293,7 +293,9 @@ class Distiller(keras.Model):
         if self._compile_loss is not None and y is not None:
             supervised = ops.cast(self._compile_loss(y, outputs, sample_weight), "float32") * _num_replicas()
         distillation, each = ops.zeros((), "float32"), []
-        for index, term in enumerate(self.distillation_losses if teacher is not None else ()):
+        for index, term in enumerate(self.distillation_losses):
+            if teacher is None:
+                break
             value = self._term_value(term, teacher, student, y, sample_weight, training)
             each.append((f"distillation term {index} ({getattr(term, 'name', type(term).__name__)})", value))
             distillation = distillation + self._weight_settings[index].tensor * value
@@ -504,10 +506,11 @@ class Distiller(keras.Model):
         Returns:
             The function.
         """
-        if self.train_function is not None and not force:
-            return self.train_function
+        existing = getattr(self, "train_function", None)
+        if existing is not None and not force:
+            return existing
         super().make_train_function(force=force)
-        run = self.train_function
+        run: Any = vars(self)["train_function"]
 
         def guarded(iterator: Any) -> Any:
             try:
@@ -518,7 +521,7 @@ class Distiller(keras.Model):
             return logs
 
         self.train_function = guarded
-        return self.train_function
+        return guarded
 
     # ------------------------------------------------------------------ saving
 

@@ -208,7 +208,7 @@ def _head_layers(model: keras.Model) -> list[keras.layers.Layer] | None:
     if not getattr(model, "outputs", None):
         return None
     history = [getattr(tensor, "_keras_history", None) for tensor in model.outputs]
-    return None if None in history else [entry.operation for entry in history]
+    return None if None in history else [entry.operation for entry in history if entry is not None]
 
 
 def final_activation(model: keras.Model) -> list[str | None]:

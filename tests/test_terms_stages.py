@@ -1,4 +1,4 @@
-"""Terms over many stages: knowledge review and cross-layer attention, against recorded values and by what they learn."""
+"""Terms over many stages: knowledge review and cross-layer attention, recorded values and what they learn."""
 
 import json
 import pathlib

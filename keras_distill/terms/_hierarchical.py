@@ -58,9 +58,10 @@ class HierarchicalDistillation(DistillationLoss):
     ) -> None:
         super().__init__(name=name, **kwargs)
         owner = type(self).__name__
-        pairs = [tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in pairs]
-        if not pairs or any(len(pair) != 2 or not all(isinstance(each, str) for each in pair) for pair in pairs):
-            raise error(owner, "pairs of a teacher's and a student's layer name", pairs)
+        for pair in pairs or [()]:  # type: ignore[list-item]
+            if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(each, str) for each in pair):
+                raise error(owner, "pairs of a teacher's and a student's layer name", pairs)
+        pairs = [(teacher, student) for teacher, student in pairs]
         weights = [1.0] * len(pairs) if weights is None else list(weights)
         adapters = list(adapter) if isinstance(adapter, (list, tuple)) else [adapter] * len(pairs)
         for what, given in (("weights", weights), ("adapters", adapters)):

@@ -193,9 +193,9 @@ class LogitsDistillation(DistillationLoss):
                         f"model {model.name!r}, which ends in {activation}",
                         f"Use taps.without_softmax({role}), or from_logits=False if both models give probabilities",
                     )
-        shapes = [output_shapes(model) for model in (teacher, student)]
-        if None not in shapes and len(shapes[0]) == len(shapes[1]):
-            for loss, teacher_shape, student_shape in zip(self._flat_losses(student), *shapes, strict=False):
+        heard, own = output_shapes(teacher), output_shapes(student)
+        if heard is not None and own is not None and len(heard) == len(own):
+            for loss, teacher_shape, student_shape in zip(self._flat_losses(student), heard, own, strict=False):
                 if loss is not None:
                     self._check_classes(loss, teacher_shape[-1], student_shape[-1])
 
