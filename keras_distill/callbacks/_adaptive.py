@@ -284,7 +284,7 @@ class EarlyStoppedDistillation(Policy):
         done = min((epoch - state["stopped_epoch"] + 1) / self.fade_epochs, 1.0)
         wanted = {}
         for name, start in state["start"].items():
-            end = self.final_student_loss_weight if name == "student_loss_weight" else 0.0
+            end = (self.final_student_loss_weight or 0.0) if name == "student_loss_weight" else 0.0
             wanted[name] = start + (end - start) * done if done < 1.0 else end
         self._assign(epoch, wanted)
 

@@ -78,15 +78,18 @@ class _OwnTemperature(LogitsDistillation):
     @property
     def temperature(self) -> float:
         """The mean temperature of the examples since the epoch began; it is found, not set."""
-        return float(self._seen.result()) if float(self._seen.count) else self._start
+        return self._mean_seen()
 
     @temperature.setter
     def temperature(self, value: Any) -> None:
         owner = type(self).__name__
         raise error(owner, "its temperature to be left to itself", value, "Use LogitsDistillation to set one")
 
+    def _mean_seen(self) -> float:
+        return float(self._seen.result()) if float(self._seen.count) else self._start
+
     def _temperatures(self, teacher: Any, student: Any) -> Any:
-        """Return (...,), one temperature for each row of logits."""
+        """Return (...,), one temperature for each row of logits, or () for all."""
         raise NotImplementedError
 
     def _compare(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
@@ -195,7 +198,8 @@ class CurriculumTemperature(_OwnTemperature):
         strength = _CosineRamp(self._full_strength, self.ramp_steps) if self.ramp_steps else self._full_strength
         self._strength = Setting(strength, lambda value: number(owner, "reversal_strength", value, low=0.0))
         self._theta: Any = None
-        self.network: Any = None
+        self.hidden: Any = None
+        self.head: Any = None
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -215,7 +219,7 @@ class CurriculumTemperature(_OwnTemperature):
     def temperature(self) -> float:
         """The temperature now; for ``per_example`` its mean since the epoch began. Assign to start from another one."""
         if self.per_example or self._theta is None:
-            return _OwnTemperature.temperature.fget(self)
+            return self._mean_seen()
         return float(self._bounded(ops.convert_to_tensor(self._theta)))
 
     @temperature.setter
@@ -237,26 +241,35 @@ class CurriculumTemperature(_OwnTemperature):
     def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
         """Make what is trained: theta, or the network that gives it for each example."""
         super().build_from(teacher_outputs, student_outputs)
-        theta = keras.initializers.Constant(self._theta_of(self._start))
         if not self.per_example:
+            theta = keras.initializers.Constant(self._theta_of(self._start))
             self._theta = self.add_weight(name="theta", shape=(), dtype="float32", initializer=theta, autocast=False)
             return
         if keras.tree.is_nested(student_outputs):
             got = f"{len(keras.tree.flatten(student_outputs))}"
             raise error(type(self).__name__, "one output for per_example=True", got, "Use one term per output")
-        self.network = keras.Sequential(
-            [
-                keras.layers.Dense(self.hidden_units, activation="relu", dtype="float32"),
-                keras.layers.Dense(1, kernel_initializer="zeros", bias_initializer=theta, dtype="float32"),
-            ],
-            name="temperature_network",
-        )
-        self.network.build((None, 2 * int(student_outputs.shape[-1])))
+        self._build_network(int(student_outputs.shape[-1]))
+
+    def _build_network(self, classes: int) -> None:
+        theta = keras.initializers.Constant(self._theta_of(self._start))
+        self.hidden = keras.layers.Dense(self.hidden_units, activation="relu", dtype="float32")
+        self.hidden.build((None, 2 * classes))
+        self.head = keras.layers.Dense(1, kernel_initializer="zeros", bias_initializer=theta, dtype="float32")
+        self.head.build((None, self.hidden_units))
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """Return what ``build_from_config`` needs to make the network again before its weights are loaded."""
+        return {"classes": self.hidden.kernel.shape[0] // 2} if self.hidden is not None else None
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Make the network's variables."""
+        super().build_from(None, None)
+        self._build_network(config["classes"])
 
     def _temperatures(self, teacher: Any, student: Any) -> Any:
         if self.per_example:
             seen = ops.stop_gradient(ops.concatenate([teacher, student], axis=-1))
-            theta = ops.squeeze(self.network(ops.clip(seen, -_LARGEST_LOGIT, _LARGEST_LOGIT)), axis=-1)
+            theta = self.head(self.hidden(ops.clip(seen, -_LARGEST_LOGIT, _LARGEST_LOGIT)))[..., 0]
         else:
             theta = ops.convert_to_tensor(self._theta)
         return self._bounded(_against(theta, self._strength.tensor))
