@@ -72,7 +72,7 @@ class Entry:
         agreement: fraction of examples with the reference's answer, 0 to 1; None for the reference itself.
         num_parameters: trainable and not.
         size_bytes: of the ``.keras`` file, without optimizer state.
-        milliseconds_per_example: fastest of 30 calls of ``predict_on_batch``, divided by the batch.
+        milliseconds_per_example: fastest of 100 calls of ``predict_on_batch``, divided by the batch.
         batch_size: examples in those calls.
         reliability: bins of confidence over all examples of all models of this entry.
         confusion: (classes, classes) counts, rows are the true classes; summed over the models.
@@ -335,7 +335,7 @@ def _size_on_disk(model: keras.Model) -> int:
         return path.stat().st_size
 
 
-def _milliseconds(models: Mapping[str, keras.Model], batch: Any, repeats: int = 30) -> dict[str, float]:
+def _milliseconds(models: Mapping[str, keras.Model], batch: Any, repeats: int = 100) -> dict[str, float]:
     """Time of ``predict_on_batch`` per example: the fastest of many calls, the models taking turns."""
     fastest = dict.fromkeys(models, math.inf)
     for round_ in range(repeats + 3):
