@@ -27,7 +27,7 @@ _ALONE, _DISTILLED = "student alone", "student distilled"
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What the demo does with a data set: plain values, not tuned (temperature 1 has more accuracy in digits' validation).
+    """What the demo does with a data set: plain values, not tuned (at temperature 1 digits come out better still).
 
     Args:
         num_labelled: training pictures whose label is known: to the teacher and to the student alone.
