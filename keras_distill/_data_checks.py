@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -9,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill._checks import error
+from keras_distill.taps import gives_logits
 
 _SPARSE = {"sparse_categorical_crossentropy", "sparsecategoricalcrossentropy"}
 _DENSE = {"categorical_crossentropy", "categoricalcrossentropy"}
@@ -48,6 +50,28 @@ def check_data(distiller: Any, x: Any, y: Any, where: str) -> None:
         _check_no_labels(distiller, owner)
     elif not keras.tree.is_nested(targets) and not keras.tree.is_nested(distiller.loss):
         _check_labels(distiller, targets, owner)
+
+
+def warn_of_probabilities(loss: Any, student: keras.Model) -> None:
+    """Warn where Keras will take logits for probabilities: its cross-entropies do, unless told ``from_logits=True``.
+
+    Args:
+        loss: as given to ``compile``.
+        student: whose outputs the loss sees.
+    """
+    if not gives_logits(student):
+        return
+    for each in keras.tree.flatten(loss):
+        kind = _loss_kind(each)
+        configured = each.get_config() if isinstance(each, keras.losses.Loss) else {}
+        if "crossentropy" in kind and not configured.get("from_logits", False):
+            warnings.warn(
+                f"Distiller.compile: the student {student.name!r} gives logits, but the loss {kind} takes its outputs "
+                "for probabilities. Give an object with from_logits=True, such as "
+                "keras.losses.SparseCategoricalCrossentropy(from_logits=True).",
+                stacklevel=3,
+            )
+            return
 
 
 def _is_arrays(x: Any) -> bool:

@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_distill import teachers
 from keras_distill._checks import error, number
-from keras_distill._data_checks import check_data
+from keras_distill._data_checks import check_data, warn_of_probabilities
 from keras_distill._guard import Guard
 from keras_distill._settings import Setting, from_config
 from keras_distill.taps import Taps
@@ -207,6 +207,7 @@ class Distiller(keras.Model):
         self.stop_on_non_finite = bool(stop_on_non_finite)
         self._check_supervision()
         self._check_strategy()
+        warn_of_probabilities(loss, self.student)
         if self.stop_on_non_finite and self.jit_compile:
             self._guard.create()
 

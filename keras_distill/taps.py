@@ -18,7 +18,7 @@ import keras
 
 from keras_distill._checks import error, nearest
 
-__all__ = ["Taps", "final_activation", "list_taps", "walk", "without_softmax"]
+__all__ = ["Taps", "final_activation", "gives_logits", "list_taps", "walk", "without_softmax"]
 
 _NAME = re.compile(r"^(?P<path>.+?)(?:#(?P<call>\d+))?(?P<input>:input)?$")
 
@@ -240,6 +240,31 @@ def final_activation(model: keras.Model) -> list[str | None]:
             name = getattr(activation, "__name__", type(head).__name__.lower())
             found.append(name if name in ("softmax", "sigmoid") else None)
     return found
+
+
+def gives_logits(model: keras.Model) -> bool:
+    """Say whether every output of ``model`` certainly comes from a layer with weights and no activation.
+
+    Args:
+        model: any Keras model.
+
+    Returns:
+        True where it is certain; False where the last layer has an activation, or is not known.
+
+    Example:
+        >>> import keras
+        >>> gives_logits(keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]))
+        True
+    """
+    heads = _head_layers(model)
+    if heads is None:
+        return False
+    return all(
+        gives_logits(head)
+        if isinstance(head, keras.Model)
+        else bool(getattr(head, "weights", None)) and getattr(head, "activation", None) is keras.activations.linear
+        for head in heads
+    )
 
 
 def without_softmax(model: keras.Model) -> keras.Model:

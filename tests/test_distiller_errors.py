@@ -1,5 +1,7 @@
 """Bad input: one sentence that says who, what was expected, what came and what to do, before training starts."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -136,6 +138,33 @@ def test_integer_labels_for_a_dense_loss():
     made.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
     with pytest.raises(ValueError, match=r"one-hot labels with 4 columns .*, got shape \(8,\)\. Use SparseCategorical"):
         made.fit(x, y, verbose=0)
+
+
+def test_logits_taken_for_probabilities_are_warned_of():
+    made = Distiller(mlp(8, 4), mlp(5, 4), LogitsDistillation())
+    with pytest.warns(
+        UserWarning, match=r"gives logits, but the loss sparse_categorical_crossentropy .*from_logits=True"
+    ):
+        made.compile("sgd", "sparse_categorical_crossentropy")
+    softmax = Distiller(mlp(8, 4), keras.Sequential(SOFTMAX), LogitsDistillation(from_logits=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.compile("sgd", CROSS_ENTROPY)
+        softmax.compile("sgd", "sparse_categorical_crossentropy")
+
+
+def test_probabilities_are_compared_through_their_logarithms():
+    teacher, student = mlp(8, 4, seed=1), mlp(5, 4, seed=2)
+    soft = [keras.Sequential([model, keras.layers.Softmax()]) for model in (teacher, student)]
+    values = []
+    for models, term in (
+        ((teacher, student), LogitsDistillation(2.0)),
+        (soft, LogitsDistillation(2.0, from_logits=False)),
+    ):
+        made = Distiller(*models, term, student_loss_weight=0.0)
+        made.compile("sgd")
+        values.append(made.evaluate(x, verbose=0, return_dict=True)["loss"])
+    np.testing.assert_allclose(*values, rtol=1e-5)
 
 
 def test_labels_in_a_column_and_ignored_classes_are_fine():
