@@ -153,8 +153,8 @@ class MaximumMeanCalibrationError(StreamingMetric):
         none = ops.equal(examples.weights, 0.0)
         inside = ops.where(ops.isnan(confidence), ops.zeros_like(confidence), confidence)
         cell = ops.minimum(ops.cast(ops.floor(inside * MMCE_CELLS), "int32"), MMCE_CELLS - 1)
-        parts = (ops.ones_like(confidence), confidence, accuracy - confidence)
-        parts = [ops.where(none, ops.zeros_like(confidence), examples.weights * part) for part in parts]
+        values = (ops.ones_like(confidence), confidence, accuracy - confidence)
+        parts = [ops.where(none, ops.zeros_like(confidence), examples.weights * value) for value in values]
         sums = ops.segment_sum(ops.stack(parts, axis=-1), cell, num_segments=MMCE_CELLS)
         self.cells.assign_add(ops.transpose(sums))
 

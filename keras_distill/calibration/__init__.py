@@ -1,0 +1,21 @@
+"""Calibration after training: fitted on held-out logits, then part of the student. Needs the extra ``[calibration]``.
+
+Fit on data that neither trained the model nor will judge it. Every scaler takes logits and gives logits, so a wrapped
+student is exported, served, stored or distilled from as any other model.
+"""
+
+from keras_distill.calibration._base import CalibratedModel, Scaler
+from keras_distill.calibration._isotonic import IsotonicCalibrator
+from keras_distill.calibration._layers import IsotonicScaling, TemperatureScaling, VectorScaling
+from keras_distill.calibration._scalers import TemperatureScaler, VectorScaler
+
+__all__ = [
+    "CalibratedModel",
+    "IsotonicCalibrator",
+    "IsotonicScaling",
+    "Scaler",
+    "TemperatureScaler",
+    "TemperatureScaling",
+    "VectorScaler",
+    "VectorScaling",
+]
