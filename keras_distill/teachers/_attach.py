@@ -126,8 +126,10 @@ def _count_fits(dataset: tf.data.Dataset, batched: bool, batch_size: int, rows: 
     allowed = {whole + bool(rest)} | ({whole} if _drops_remainder(dataset, batched) else set())
     if count not in allowed:
         got = f"{count} batches of {batch_size}" if batched else f"{count}"
-        side = "missing" if count < min(allowed) else "surplus"
-        advice = f"The first {side} one is number {min(count * batch_size, rows)}"
+        last = count * batch_size
+        missing = f"{last}" if not batched else f"between {last - batch_size + 1} and {last}"
+        short = count < min(allowed)
+        advice = f"The first missing one is number {missing}" if short else f"The first surplus one is number {rows}"
         raise files.stored_error(f"{rows} examples, as labelled", got, advice, _OWNER)
     return True
 

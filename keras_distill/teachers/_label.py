@@ -141,6 +141,7 @@ class Labeller:
             raise error(_OWNER, "a finite dataset", "an endless one", "Put .repeat() after attach(), not here")
         self.dataset, self.augment, self.options = dataset, augment, options
         self._look_at_first_batch()
+        self.teacher_print = teacher_fingerprint(self.teacher)
 
     def _look_at_first_batch(self) -> None:
         for element in self.dataset.take(1):
@@ -232,7 +233,7 @@ class Labeller:
     def settings(self) -> dict[str, Any]:
         """Return what makes two stores the same: everything but the data itself."""
         return {
-            "teacher": {"name": self.teacher.name, "fingerprint": teacher_fingerprint(self.teacher)},
+            "teacher": self.teacher_print,
             "inputs": self.inputs,
             "outputs": [spec.config() for spec in self.specs],
             "template": self.template,
@@ -272,7 +273,6 @@ class Labeller:
 
     def _same(self, path: Path, there: dict[str, Any]) -> None:
         here = self.settings()
-        here["teacher"]["name"] = there["teacher"]["name"]
         advice = "Use another path, or overwrite=True to discard what is there"
         for part, ours in here.items():
             if ours != there[part]:

@@ -189,8 +189,11 @@ class Stored(Teacher):
             if found[2] == "missing":
                 advice = f"The first missing one is number {index}"
                 return files.stored_error(f"{count} examples", f"{index}", advice, "Stored.attach")
-            advice = "Attach before batching if the batches differ in size"
-            return files.stored_error(f"a full batch up to example {index}", "a shorter one", advice, "Stored.attach")
+            advice = (
+                f"The first missing one is number {index}; batches of different sizes need attach() before batching"
+            )
+            got = f"a batch that ends before example {index}"
+            return files.stored_error(f"{count} examples in batches of one size", got, advice, "Stored.attach")
         if isinstance(problem, (tf.errors.DataLossError, tf.errors.NotFoundError)) or "shard-" in text:
             advice = f"See keras-distill store verify {self.directory}, then store repair"
             return files.stored_error(f"readable shards in {self.directory}", text.splitlines()[0], advice)
