@@ -1,0 +1,105 @@
+"""Two replicas train as one: the same weights, losses and metrics, whatever is being distilled."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_distill import Distiller, FeatureDistillation, LogitsDistillation, losses, teachers
+from tests.models import batch, mlp, replicas
+
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def regularized():
+    init = keras.initializers.GlorotUniform(seed=5)
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(5, "relu", kernel_initializer=init, kernel_regularizer="l2", name="dense_0"),
+            keras.layers.Dense(4, kernel_initializer=init),
+        ]
+    )
+
+
+def adapter():
+    init = keras.initializers.GlorotUniform(seed=9)
+    return keras.layers.Dense(8, kernel_initializer=init)
+
+
+def falling():
+    return keras.optimizers.schedules.PolynomialDecay(6.0, 20, end_learning_rate=1.0)
+
+
+CASES = {
+    "weights, ragged batch, momentum": (
+        lambda: (mlp(8, 4, seed=1), mlp(5, 4, seed=2), [LogitsDistillation(2.0)]),
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+        {},
+    ),
+    "adapter, regulariser, schedule, several steps": (
+        lambda: (
+            mlp(8, 4, seed=1),
+            regularized(),
+            [LogitsDistillation(falling()), FeatureDistillation("mse", "dense_0", "dense_0", adapter=adapter())],
+        ),
+        lambda: keras.optimizers.Adam(0.01),
+        {"steps_per_execution": 2},
+    ),
+    "ensemble": (
+        lambda: (
+            teachers.Ensemble([mlp(8, 4, seed=1), mlp(7, 4, seed=3)]),
+            mlp(5, 4, seed=2),
+            [LogitsDistillation(2.0)],
+        ),
+        lambda: keras.optimizers.SGD(0.1),
+        {},
+    ),
+}
+
+
+def trained(count, case):
+    x, y = batch(34)
+    weight = np.linspace(0.0, 2.0, 34).astype("float32")
+    make, optimizer, compile_arguments = CASES[case]
+    with replicas(count).scope():
+        teacher, student, terms = make()
+        distiller = Distiller(teacher, student, terms, student_loss_weight=0.4)
+        distiller.compile(optimizer(), CROSS_ENTROPY, weighted_metrics=["accuracy"], **compile_arguments)
+    data = tf.data.Dataset.from_tensor_slices((x, y, weight)).batch(8)
+    history = distiller.fit(data, epochs=4, verbose=0).history  # 20 steps
+    return distiller, {**history, "evaluate": list(distiller.evaluate(data, verbose=0, return_dict=True).values())}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_two_replicas_equal_one(case):
+    (one, expected), (two, got) = trained(1, case), trained(2, case)
+    for a, b in zip(one.trainable_weights, two.trainable_weights, strict=True):
+        np.testing.assert_allclose(b.numpy(), a.numpy(), rtol=1e-5, atol=1e-6)
+    for name in expected:
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_relations_over_gathered_replicas_equal_one_big_batch():
+    x, y = batch(16)
+    results = []
+    for count in (1, 2):
+        with replicas(count).scope():
+            term = FeatureDistillation(losses.SimilarityPreserving(gather_replicas=True), "dense_0", "dense_0")
+            distiller = Distiller(mlp(8, 4, seed=1), mlp(5, 4, seed=2), [term], student_loss_weight=0.0)
+            distiller.compile(keras.optimizers.SGD(10.0), CROSS_ENTROPY)
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+        history = distiller.fit(data, epochs=5, verbose=0).history["distillation_loss"]
+        results.append((history, distiller.student.get_weights()))
+    np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-4)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_accumulation_under_two_replicas_is_refused():
+    with replicas(2).scope():
+        distiller = Distiller(mlp(8, 4), mlp(5, 4), LogitsDistillation())
+        with pytest.raises(ValueError, match=r"without gradient_accumulation_steps, got 2\. Keras cannot accumulate"):
+            distiller.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), CROSS_ENTROPY)
