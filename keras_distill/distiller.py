@@ -257,8 +257,9 @@ class Distiller(keras.Model):
         student = self._student_feature_extractor(student_inputs, training=False)
         parts = self._objective(y, sample_weight, student, teacher, training=False)
         self._track(parts, student[0])
+        left_out = set(self._scheduled()) | (set() if self.evaluate_distillation else {"distillation_loss"})
         logs = self._logs(x, y, student[0], sample_weight)
-        return logs if self.evaluate_distillation else {k: v for k, v in logs.items() if k != "distillation_loss"}
+        return {name: value for name, value in logs.items() if name not in left_out}
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -397,11 +398,25 @@ class Distiller(keras.Model):
         if y is None:
             # Without labels there is nothing for the user's metrics to see.
             trackers = (self._loss_tracker, *self._metrics)
-            logs = {metric.name: metric.result() for metric in trackers}
-        else:
-            logs = self.compute_metrics(x, y, outputs, sample_weight=sample_weight)
-        scheduled = {name: setting for name, setting in self._settings.items() if setting.schedule is not None}
-        return {**logs, **{name: setting.tensor for name, setting in scheduled.items()}}
+            return {**{metric.name: metric.result() for metric in trackers}, **self._scheduled()}
+        return self.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+
+    def _scheduled(self) -> dict[str, Any]:
+        return {name: each.tensor for name, each in self._settings.items() if each.schedule is not None}
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Return the results of all metrics, and the numbers that follow a schedule.
+
+        Returns:
+            Name to value.
+        """
+        return {**super().get_metrics_result(), **self._scheduled()}
+
+    def _get_metrics_result_or_logs(self, logs: Any) -> Any:
+        # Keras takes the last step's logs where the names differ from those of all metrics, as they do without labels
+        # or without the teacher. Under several replicas these are means over replicas: not the metrics' results.
+        results = self.get_metrics_result()
+        return {name: results[name] for name in logs} if set(logs) <= set(results) else logs
 
     # ------------------------------------------------------------------ building and checks
 
@@ -451,6 +466,10 @@ class Distiller(keras.Model):
         if foreign and self.distribute_strategy.num_replicas_in_sync > 1:
             got = f"{type(foreign[0]).__module__}.{type(foreign[0]).__name__}"
             raise error("Distiller", "terms of keras_distill under several replicas", got, "Its scale is not defined")
+        steps = getattr(self.optimizer, "gradient_accumulation_steps", None)
+        if steps and self.distribute_strategy.num_replicas_in_sync > 1:
+            advice = "Keras cannot accumulate under several replicas: use a larger batch"
+            raise error("Distiller", "an optimizer without gradient_accumulation_steps", steps, advice)
 
     # ------------------------------------------------------------------ fit and its errors
 
