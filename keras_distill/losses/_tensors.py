@@ -100,8 +100,11 @@ def lists(owner: str, teacher: Any, student: Any, *, least: int = 1) -> tuple[li
     Raises:
         ValueError: if the lists differ in length or are too short.
     """
+    layered = [
+        isinstance(side, (list, tuple)) if least > 1 else _is_list_of_tensors(side) for side in (teacher, student)
+    ]
     teachers, students = (
-        list(side) if least > 1 or _is_list_of_tensors(side) else [side] for side in (teacher, student)
+        list(side) if many else [side] for side, many in zip((teacher, student), layered, strict=True)
     )
     if len(teachers) != len(students) or len(teachers) < least:
         raise _checks.error(
