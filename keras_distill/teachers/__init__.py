@@ -13,19 +13,23 @@ from keras_distill.teachers._combine import (
     UncertaintyWeighted,
 )
 from keras_distill.teachers._ensemble import Ensemble
+from keras_distill.teachers._fast import Agreement, Fast, agreement
 from keras_distill.teachers._gate import LearnedGate
 from keras_distill.teachers._label import label
 from keras_distill.teachers._members import Members
 from keras_distill.teachers._monte_carlo import MonteCarloDropout
+from keras_distill.teachers._ray import label_with_ray
 from keras_distill.teachers._snapshot import Snapshot
 from keras_distill.teachers._store_check import StoreProblem, repair, verify
 from keras_distill.teachers._stored import Stored
 
 __all__ = [
+    "Agreement",
     "Combine",
     "ConfidenceWeighted",
     "Ensemble",
     "EntropyWeighted",
+    "Fast",
     "GradientBased",
     "LearnedGate",
     "MeanLogits",
@@ -42,8 +46,10 @@ __all__ = [
     "StoredTeacherError",
     "Teacher",
     "UncertaintyWeighted",
+    "agreement",
     "as_teacher",
     "label",
+    "label_with_ray",
     "repair",
     "verify",
 ]

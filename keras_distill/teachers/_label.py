@@ -257,7 +257,6 @@ class Labeller:
             self.fit_to(path, there)
             if there["complete"]:
                 Stored(path).compare_first(self._first.numpy())
-            self.settings_digest = _digest(self.settings())
             return there
         self.settings_digest = _digest(self.settings())
         manifest = files.new_manifest(self.settings())
@@ -270,6 +269,7 @@ class Labeller:
             self.dataset = self.dataset.rebatch(there["batch_size"])
             self._look_at_first_batch()
         self._same(path, there)
+        self.settings_digest = _digest(self.settings())
 
     def _same(self, path: Path, there: dict[str, Any]) -> None:
         here = self.settings()
@@ -293,7 +293,7 @@ class Labeller:
             for index, group in itertools.groupby(batches, key=lambda each: each[0] // self.batches_per_shard):
                 done = files.find_shards(path).get(index)
                 mine = index % count == number
-                first, inputs, parts = rows, hashlib.sha256(), []
+                start, inputs, parts = rows, hashlib.sha256(), []
                 if mine and done is None:
                     self.teacher.reseed(index)
                 for _, x in group:
@@ -312,11 +312,11 @@ class Labeller:
                 elif mine:
                     for each in pending:
                         each.result()
-                    header = self._header(index, first, rows - first, inputs.hexdigest())
+                    header = self._header(index, rows - start, inputs.hexdigest())
                     pending = [writer.submit(files.write_shard, path, index, header, parts, self.length)]
             for each in pending:
                 each.result()
-        self.complete(path, rows, index + 1)
+        self.complete(path, index + 1)
 
     def records(self, x: Any, first_row: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the records and fingerprints of one batch."""
@@ -330,8 +330,32 @@ class Labeller:
             raise error(_OWNER, f"{spec.name} that {spec.dtype} can hold", got, advice)
         return records.numpy(), found.numpy()
 
-    def _header(self, index: int, first: int, count: int, inputs: str) -> dict[str, Any]:
-        return {"shard": index, "first": first, "count": count, "inputs": inputs, "settings": self.settings_digest}
+    def write_one(self, path: Path, index: int) -> int:
+        """Write shard ``index`` on its own, without going through the batches before it more than needed.
+
+        Returns:
+            The number of its examples.
+        """
+        self.teacher.reseed(index)
+        rows, inputs, parts = 0, hashlib.sha256(), []
+        start = index * self.batches_per_shard
+        for x in self._inputs().skip(start).take(self.batches_per_shard):
+            records, found = self.records(x, rows)
+            parts.append(records)
+            inputs.update(found.tobytes())
+            rows += len(found)
+        files.write_shard(path, index, self._header(index, rows, inputs.hexdigest()), parts, self.length)
+        return rows
+
+    def num_shards(self) -> int:
+        """Return how many shards the dataset makes; goes through it where its cardinality is not known."""
+        count = int(self.dataset.cardinality())
+        if count < 0:
+            count = int(self.dataset.reduce(tf.constant(0, tf.int64), lambda sofar, *element: sofar + 1))
+        return -(-count * self.options["num_views"] // self.batches_per_shard)
+
+    def _header(self, index: int, count: int, inputs: str) -> dict[str, Any]:
+        return {"shard": index, "count": count, "inputs": inputs, "settings": self.settings_digest}
 
     def _still_fits(self, shard: files.Shard, inputs: str) -> None:
         header = shard.header()
@@ -342,7 +366,7 @@ class Labeller:
             got = "other examples, or another order, than when it was written"
             raise files.stored_error(f"the examples of finished shard {shard.index}", got, advice, _OWNER)
 
-    def complete(self, path: Path, rows: int, num_shards: int) -> None:
+    def complete(self, path: Path, num_shards: int) -> None:
         """Write the final manifest if every shard is there."""
         shards = files.find_shards(path)
         if set(shards) != set(range(num_shards)):
@@ -357,6 +381,7 @@ class Labeller:
             for i, head in enumerate(headers)
         ]
         dataset = hashlib.sha256("".join(head["inputs"] for head in headers).encode()).hexdigest()
+        rows = sum(head["count"] for head in headers)
         extra_facts = {"complete": True, "count": rows, "shards": table, "dataset": {"fingerprint": dataset}}
         files.write_manifest(path, {**files.new_manifest(self.settings()), **extra_facts})
         for file in path.glob("shard-*.tfrecord"):  # a second version of a shard, from a machine with other rounding

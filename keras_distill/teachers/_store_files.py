@@ -95,7 +95,7 @@ class Shard:
     digest: str
 
     def header(self) -> dict[str, Any]:
-        """Return the first record: ``first`` row, ``count`` of rows, ``inputs`` digest, number of the shard.
+        """Return the first record: number of the ``shard``, ``count`` of rows, digests of ``inputs`` and ``settings``.
 
         Raises:
             StoredTeacherError: if it cannot be read.
