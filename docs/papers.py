@@ -1,0 +1,129 @@
+"""The README's table of papers, made from the docstrings: python docs/papers.py writes it, a test compares it."""
+
+import importlib
+import inspect
+import pathlib
+import re
+
+import keras_distill
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+START, END = "<!-- papers: made by docs/papers.py -->\n", "<!-- end of papers -->"
+ROOMS = ("losses", "terms", "teachers", "callbacks", "schedules", "metrics", "calibration", "students", "regimes")
+
+# Which formula of the algorithm reference each name is (ALGORITHMS.md of the project).
+FORMULAS = {
+    "soft_targets": "A1",
+    "reverse_soft_targets": "A20",
+    "jensen_shannon": "A20",
+    "total_variation": "A20",
+    "logit_matching": "A2",
+    "probability_matching": "A2",
+    "decoupled_soft_targets": "A3",
+    "normalized_soft_targets": "A4",
+    "weighted_soft_labels": "A5",
+    "class_correlation": "A6",
+    "standardized_soft_targets": "A7",
+    "binary_soft_targets": "A1",
+    "hard_targets": "G5",
+    "top_k_soft_targets": "A17",
+    "gaussian_kl": "D8",
+    "regression_matching": "D8",
+    "hint": "B1",
+    "attention_transfer": "B2",
+    "neuron_selectivity": "B3",
+    "solution_flow": "B4",
+    "singular_vectors": "B5",
+    "probabilistic_transfer": "B6",
+    "similarity_preserving": "B7",
+    "correlation_congruence": "B8",
+    "relational_distance": "B9",
+    "relational_angle": "B9",
+    "variational_information": "B10",
+    "activation_boundaries": "B11",
+    "factor_transfer": "B12",
+    "margin_relu": "B13",
+    "negative_mean": "B13",
+    "contrastive_representation": "B14",
+    "contrastive_noise": "B14",
+    "hierarchical_context": "B15",
+    "ReviewDistillation": "B15",
+    "semantic_calibration": "B16",
+    "layer_attention": "B16",
+    "CrossLayerAttention": "B16",
+    "self_attention_relation": "B17",
+    "attention_maps": "H7",
+    "hidden_states": "H7",
+    "CurriculumTemperature": "A10",
+    "EarlyStoppedDistillation": "A11",
+    "Annealing": "A9",
+    "annealing": "A9",
+    "Ensemble": "C, D1",
+    "MonteCarloDropout": "D6",
+    "Stored": "A17",
+    "dirichlet_distillation": "D2",
+    "proxy_dirichlet": "D3",
+    "TemperatureScaler": "E5",
+    "AreaUnderRiskCoverage": "E3",
+    "TeacherKL": "G4",
+    "TopKAgreement": "G4",
+    "FeatureDistillation": "B",
+    "HierarchicalDistillation": "B",
+    "LogitsDistillation": "A1",
+}
+SECTIONS = {"teachers": "C", "callbacks": "A19", "schedules": "A19", "metrics": "E1", "calibration": "E5"}
+
+
+def reference(thing):
+    """Return the paper a docstring names, without what differs from it; empty if there is none."""
+    section = re.search(r"^Reference:\n((?:    .*(?:\n|$)|\n)+)", inspect.getdoc(thing) or "", re.MULTILINE)
+    text = " ".join(section.group(1).split()) if section else ""
+    return re.split(r"\s*Differs:", text)[0].rstrip(" .;")
+
+
+def nickname(thing):
+    """Return what the paper's method is called for short: the last parentheses of the docstring's first line."""
+    found = re.findall(r"\(([^()]*)\)", (inspect.getdoc(thing) or "").splitlines()[0])
+    return found[-1].replace("``", "`") if found else ""
+
+
+def entries():
+    """Yield (room, name, twin or None, thing) for every public name that has a paper."""
+    for room in ROOMS:
+        if (
+            not (pathlib.Path(keras_distill.__file__).parent / room).exists()
+            and not (pathlib.Path(keras_distill.__file__).parent / f"{room}.py").exists()
+        ):
+            continue
+        module = importlib.import_module(f"keras_distill.{room}")
+        public = {name: getattr(module, name) for name in module.__all__}
+        twins = {}  # function -> class that says it is its twin
+        for name, thing in public.items():
+            first = (inspect.getdoc(thing) or " ").splitlines()[0]
+            named = re.search(r"[Tt]win of ``(\w+)``", first)
+            if inspect.isclass(thing) and named and named.group(1) in public:
+                twins[named.group(1)] = name
+        for name, thing in public.items():
+            if name not in twins.values() and reference(thing):
+                yield room, name, twins.get(name), thing
+
+
+def table():
+    """Return the table as Markdown."""
+    rows = ["| paper | short | name | formula |", "|---|---|---|---|"]
+    for room, name, twin, thing in sorted(entries(), key=lambda entry: (ROOMS.index(entry[0]), entry[1].lower())):
+        names = f"`{room}.{name}`" + (f" · `{twin}`" if twin else "")
+        paper = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", reference(thing))
+        formula = FORMULAS.get(name, SECTIONS.get(room, ""))
+        rows.append(f"| {paper.replace('|', '/')} | {nickname(thing)} | {names} | {formula} |")
+    return "\n".join(rows) + "\n"
+
+
+def in_readme():
+    """Return the table that stands in the README."""
+    return README.read_text(encoding="utf-8").split(START)[1].split(END)[0]
+
+
+if __name__ == "__main__":
+    before, rest = README.read_text(encoding="utf-8").split(START)
+    README.write_text(before + START + table() + END + rest.split(END)[1], encoding="utf-8")
