@@ -124,6 +124,27 @@ def test_text_is_no_data_set_for_the_demo(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_every_command_explains_itself(capsys):
+    for words in ("demo", "label", "store verify", "store repair", "export", "serve-check"):
+        with pytest.raises(SystemExit) as end:
+            main([*words.split(), "--help"])
+        assert end.value.code == 0
+        assert f"usage: keras-distill {words}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["distil"], ["demo", "--epochs", "many"], ["demo", "--seed", "3"]])
+def test_a_mistyped_command_exits_with_2_and_the_usage(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert "usage: keras-distill" in capsys.readouterr().err
+
+
+def test_the_demos_student_passes_the_check_that_serves_it(short, capsys):
+    assert main(["serve-check", str(short / "serving" / "digits"), "--student", str(short / "student.keras")]) == 0
+    assert "serving_default" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_as_a_program_an_error_is_a_line_on_stderr_and_exit_code_2(tmp_path):
     line, kwargs = command("demo", "--dataset", "digit", "--out", str(tmp_path / "out"))
@@ -145,7 +166,7 @@ def test_interrupted_it_leaves_what_was_there_before(tmp_path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "keras-distill demo: interrupted; nothing was written." in errors
+    assert "keras-distill demo: interrupted." in errors
     assert os.listdir(tmp_path) == ["report.html"]
     assert (tmp_path / "report.html").read_text() == "the one before"
 

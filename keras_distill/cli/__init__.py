@@ -7,6 +7,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from keras_distill.export import _commands as export_commands
+from keras_distill.teachers import _commands as teacher_commands
+
 __all__ = ["main"]
 
 
@@ -28,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"keras-distill {options.command}: {sentence}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write(f"keras-distill {options.command}: interrupted; nothing was written.\n")
+        sys.stderr.write(f"keras-distill {options.command}: interrupted.\n")
         return 130
     return 0
 
@@ -44,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         help="train a teacher, a student alone and the same student distilled; compare, plot and export them",
         description="Trains a teacher, a small student alone and the same student distilled, from several seeds; "
         "prints a table and writes report.html, report.json, student.keras and serving/<dataset>/1.",
+        allow_abbrev=False,
     )
     demo.add_argument("--dataset", default="digits", help="a set of images that keras_distill.data knows (digits)")
     demo.add_argument("--epochs", type=int, metavar="N", help="epochs of every training (the data set's own number)")
@@ -51,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="demo_output", metavar="DIR", help="where to write (demo_output)")
     demo.add_argument("--download", action="store_true", help="let tensorflow-datasets download the data set")
     demo.set_defaults(run=_run_demo)
+    teacher_commands.add_parsers(commands)
+    export_commands.add_parsers(commands)
     return parser
 
 
