@@ -99,7 +99,7 @@ def check_mask(owner: str, mask: Any, logits: Any) -> Any:
 
 
 def apply_mask(values: Any, mask: Any) -> Any:
-    """Zero the masked ``values`` and scale the rest by positions / unmasked, so that a plain mean is the masked mean."""
+    """Zero the masked ``values``, scale the rest by positions / unmasked: a plain mean is then the masked mean."""
     if mask is None:
         return values
     kept = ops.cast(mask, "float32")

@@ -1,0 +1,215 @@
+"""How two rows of logits are compared without losing digits, and without losing memory where the classes are many.
+
+Everything here works on log(q / p), taken from the difference of the logits themselves, so that its rounding error is
+relative to itself. Divergences are then sums of terms that are each >= 0: nothing cancels, at any temperature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_distill import _checks
+from keras_distill.losses import _common
+
+CHUNKED_FROM_CLASSES = 32_000
+CHUNK_ELEMENTS = 1 << 19
+EAGER_CHUNK_ELEMENTS = 1 << 22  # a block costs a hundred Python calls there
+
+# (exp(x) - 1 - x) / x**2 for |x| <= NEAR: a Chebyshev fit of degree 6, relative error below 3e-8.
+NEAR = 0.75
+_SERIES = (2.5113472e-05, 0.00020114328, 0.001388779, 0.0083325636, 0.04166668, 0.16666672, 0.5)
+
+
+class Constants(NamedTuple):
+    """What is left to know of each row once its sums are taken: every entry (..., 1)."""
+
+    top_p: Any  # largest teacher logit
+    top_q: Any  # largest student logit
+    log_total_p: Any  # log sum exp((logits - top) / temperature)
+    log_total_q: Any
+    log_ratio: Any  # to be taken from (student - teacher) / temperature, a common offset apart
+
+
+class Pair(NamedTuple):
+    """Two distributions per row, and what is known of their ratio: every entry (..., classes)."""
+
+    p: Any  # softmax(teacher / temperature)
+    q: Any  # softmax(student / temperature)
+    log_ratio: Any  # log(q / p); inf, -inf or NaN where p or q or both are 0 because a logit is -inf
+    near: Any  # |log_ratio| <= NEAR, but for rounding
+    small: Any  # log_ratio where near, else 0: safe to put into a series
+    difference: Any  # q - p, relative to itself where near
+
+
+class Kernel(NamedTuple):
+    """A divergence D between the two distributions of a Pair: three functions of that Pair."""
+
+    value: Callable[[Pair], Any]  # D of each row, (...,)
+    to_student: Callable[[Pair], Any]  # its gradient with respect to student / temperature, (..., classes)
+    to_teacher: Callable[[Pair], Any]  # and to teacher / temperature: what a learned temperature needs
+
+
+def bregman(x: Any) -> Any:
+    """Return exp(x) - 1 - x for |x| <= NEAR, with a float32 error relative to the result itself."""
+    series = x * _SERIES[0] + _SERIES[1]
+    for coefficient in _SERIES[2:]:
+        series = series * x + coefficient
+    return x * x * series
+
+
+def times(weight: Any, x: Any) -> Any:
+    """Return weight * x with 0 * anything = 0: a class of probability 0 counts nothing, however far its logit is."""
+    return ops.where(weight > 0.0, weight * x, 0.0)
+
+
+def row_sum(x: Any) -> Any:
+    """Sum over the classes and keep the axis."""
+    return ops.sum(x, axis=-1, keepdims=True)
+
+
+def log_total(logits: Any, temperature: Any) -> tuple[Any, Any]:
+    """Return the maximum of the logits, and log sum exp((logits - maximum) / temperature).
+
+    The maximum leaves before the division: near ties between logits of 1e4 survive in float32.
+    """
+    top = ops.max(logits, axis=-1, keepdims=True)
+    return top, ops.log(row_sum(ops.exp((logits - top) * (1.0 / temperature))))
+
+
+def exact_difference(x: Any, offset: Any, y: Any) -> Any:
+    """Return (x - offset) - y in this order: the minimum keeps graph optimisers from re-associating it."""
+    return ops.minimum(x - offset, math.inf) - y
+
+
+def constants(teacher: Any, student: Any, temperature: Any) -> Constants:
+    """Return the constants of each row.
+
+    That of the ratio would be the largest rounding error of all where the distributions nearly agree, so its error is
+    measured, as the amount by which p * ratio fails to sum to 1, and taken off again.
+    """
+    top_p, log_total_p = log_total(teacher, temperature)
+    top_q, log_total_q = log_total(student, temperature)
+    offset = ops.round(top_q - top_p)
+    log_ratio = exact_difference(top_q, offset, top_p) / temperature + (log_total_q - log_total_p)
+    first = Constants(top_p, top_q, log_total_p, log_total_q, log_ratio)
+    excess = row_sum(pair(teacher, student, temperature, first).difference)
+    return first._replace(log_ratio=log_ratio + excess)
+
+
+def pair(teacher: Any, student: Any, temperature: Any, row: Constants) -> Pair:
+    """Compare softmax(teacher / temperature) with softmax(student / temperature), given the constants of each row.
+
+    The logits are subtracted from each other first, which is exact in float32 for close ones, after a whole number that
+    takes away a common offset.
+    """
+    inverse = 1.0 / temperature
+    p = ops.exp((teacher - row.top_p) * inverse - row.log_total_p)
+    q = ops.exp((student - row.top_q) * inverse - row.log_total_q)
+    offset = ops.round(row.top_q - row.top_p)
+    log_ratio = exact_difference(student, offset, teacher) * inverse - row.log_ratio
+    near = ops.abs(log_ratio) <= NEAR
+    small = ops.where(near, log_ratio, 0.0)
+    difference = ops.where(near, p * (small + bregman(small)), q - p)
+    return Pair(p, q, log_ratio, near, small, difference)
+
+
+def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mask: Any = None) -> Any:
+    """Return temperature**2 * D per position, with exact gradients to the student and to the temperature.
+
+    From CHUNKED_FROM_CLASSES classes on, the rows are taken in blocks, forward and backward: nothing of the size of the
+    logits is made besides the gradient itself.
+
+    Args:
+        kernel: the divergence D.
+        teacher: (..., classes), float32; gets no gradient.
+        student: (..., classes), float32.
+        temperature: a float, or float32 (...,).
+        mask: (...,) bool or None; masked positions come out as 0, with gradient 0 whatever their logits hold.
+
+    Returns:
+        (...,), float32; masked means scaled as ``_common.apply_mask`` says.
+    """
+    learned = not isinstance(temperature, float)
+    leading = _common.leading_shape(student)
+    if not learned:
+        temperature = ops.full(leading, temperature, dtype="float32")
+    cut = _block_rows(student, temperature)
+
+    def clean(teacher: Any, student: Any, temperature: Any, more: tuple[Any, ...]) -> tuple[Any, ...]:
+        keep = more[-1] if mask is not None else None
+        return _common.clean(teacher, keep), _common.clean(student, keep), temperature[..., None]
+
+    def forward(teacher: Any, student: Any, temperature: Any, *more: Any) -> tuple[Any, ...]:
+        logits = clean(teacher, student, temperature, more)
+        row = constants(*logits)
+        return temperature * temperature * kernel.value(pair(*logits, row)), *row
+
+    def backward(teacher: Any, student: Any, temperature: Any, upstream: Any, *more: Any) -> tuple[Any, ...]:
+        teacher, student, column = clean(teacher, student, temperature, more)
+        both = pair(teacher, student, column, Constants(*more[:5]))
+        to_student = kernel.to_student(both)
+        slope = (upstream * temperature)[..., None] * to_student
+        if not learned:
+            return slope, upstream
+        to_teacher = kernel.to_teacher(both)
+        pull = ops.where(ops.equal(to_student, 0.0), 0.0, to_student * student)
+        pull = pull + ops.where(ops.equal(to_teacher, 0.0), 0.0, to_teacher * teacher)
+        return slope, upstream * (2.0 * temperature * kernel.value(both) - ops.sum(pull, axis=-1))
+
+    masks = () if mask is None else (mask,)
+
+    @ops.custom_gradient
+    def compute(student: Any, temperature: Any) -> Any:
+        # Stopped, so that an eager tape keeps none of what is inside.
+        inputs = (teacher, ops.stop_gradient(student), ops.stop_gradient(temperature))
+        value, *row = _by_blocks(forward, (*inputs, *masks), cut, leading)
+
+        def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+            upstream = args[0] if args else upstream
+
+            @ops.custom_gradient
+            def once(student: Any, temperature: Any, upstream: Any) -> Any:
+                inputs = (teacher, ops.stop_gradient(student), ops.stop_gradient(temperature))
+                slopes = _by_blocks(backward, (*inputs, ops.stop_gradient(upstream), *row, *masks), cut, leading)
+
+                def refuse(*args: Any, **kwargs: Any) -> Any:
+                    raise _checks.error("losses", "at most one derivative of a divergence", "a second one")
+
+                return slopes, refuse
+
+            return once(student, temperature, upstream)
+
+        return value, grad
+
+    return _common.apply_mask(compute(student, temperature), mask)
+
+
+def _by_blocks(function: Callable[..., Any], parts: tuple[Any, ...], rows: int | None, leading: tuple[Any, ...]) -> Any:
+    """Apply ``function`` to all rows at once, or block after block of ``rows`` rows."""
+    if rows is None:
+        return function(*parts)
+    blocks = tuple(ops.reshape(x, (-1, rows, *tuple(ops.shape(x))[len(leading) :])) for x in parts)
+    results = ops.map(lambda block: function(*block), blocks)
+    return tuple(ops.reshape(x, leading + tuple(ops.shape(x))[2:]) for x in results)
+
+
+def _block_rows(logits: Any, temperature: Any) -> int | None:
+    """Return how many rows one block has, or None to take all at once."""
+    shape = tuple(logits.shape)
+    classes = shape[-1]
+    if classes is None or classes < CHUNKED_FROM_CLASSES or len(shape) == 1:
+        return None
+    known = 1
+    for size in reversed(shape[:-1]):
+        if size is None:
+            break
+        known *= size
+    eager = _common.concrete(temperature) is not None
+    most = max(1, (EAGER_CHUNK_ELEMENTS if eager else CHUNK_ELEMENTS) // classes)
+    if None not in shape and known <= most:
+        return None
+    return max(rows for rows in range(1, most + 1) if known % rows == 0)
