@@ -6,8 +6,7 @@ Start the server on what `export.saved_model(student, "serving/student")` wrote:
       -v "$PWD/serving/student:/models/student:ro" -e MODEL_NAME=student tensorflow/serving
 
 Then:              python examples/serve_client.py --model student --inputs inputs.npz
-Without Docker:    python examples/serve_client.py --smoke      (serve_stand_in.py answers)
-Needs `pip install 'keras-distill[serving]'` for gRPC; the REST client needs NumPy alone.
+Without Docker:    python examples/serve_client.py --smoke      (needs the extra [serving])
 """
 
 import argparse

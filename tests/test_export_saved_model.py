@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from scipy.special import expit, log_softmax, softmax
 
-from keras_distill import export
+from keras_distill import calibration, export
 from keras_distill.export import _staging
 from keras_distill.export._heads import Head
 
@@ -121,6 +121,7 @@ def test_dynamic_batch(exported, trained, count):
     np.testing.assert_allclose(got, trained(x, training=False), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_saved_model_cli_shows_the_signature(exported):
     shown = subprocess.run(
         [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli", "show", "--dir", str(exported), "--all"],
@@ -350,6 +351,20 @@ def test_head_math_against_float64():
     np.testing.assert_allclose(out["probabilities"], expected, atol=1e-7)
     np.testing.assert_allclose(head.expected(logits)["probabilities"], expected, atol=1e-12)
     np.testing.assert_allclose(out["entropy"], [0, np.log(3), head.expected(logits)["entropy"][2]], atol=1e-6)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_temperature_scaler_wrapped_or_given(tmp_path, trained, features, wrapped):
+    scaler = calibration.TemperatureScaler().fit(trained(features, training=False).numpy(), np.arange(37) % 3)
+    if wrapped:
+        exported = export.saved_model(scaler.wrap(trained), tmp_path, check_inputs=features)
+    else:
+        exported = export.saved_model(trained, tmp_path, check_inputs=features, temperature=scaler)
+    serve = signature(exported)
+    (name,) = serve.structured_input_signature[1]
+    out = serve(**{name: features})["probabilities"]
+    logits = trained(features, training=False).numpy().astype("float64")
+    np.testing.assert_allclose(out, softmax(logits / scaler.temperature, axis=-1), atol=1e-6)
 
 
 BAD = [

@@ -15,7 +15,7 @@ import pytest
 
 from keras_distill import Distiller, LogitsDistillation, export
 
-FUZZ_SECONDS = float(os.environ.get("KERAS_DISTILL_FUZZ_SECONDS", "20"))
+FUZZ_SECONDS = float(os.environ.get("KERAS_DISTILL_FUZZ_SECONDS", "12"))
 
 
 @pytest.fixture(scope="module")
