@@ -27,13 +27,6 @@ _KL_NAMES = {"kl_divergence", "kld", "kldivergence"}
 _SOFT_CROSS_ENTROPY_NAMES = {"categorical_crossentropy", "categoricalcrossentropy"}
 
 
-def _class_ids(labels: Any, logits: Any) -> Any:
-    """Return integer labels: those given, without a last axis of 1, or the greatest entry of one-hot labels."""
-    if len(labels.shape) < len(logits.shape):
-        return labels
-    return ops.squeeze(labels, -1) if labels.shape[-1] == 1 else ops.argmax(labels, axis=-1)
-
-
 def _as_logits_loss(loss: Any, owner: str) -> Any:
     """Turn whatever spelling a user picked into a ``LogitsLoss``, a Keras loss on logits, or a refusal."""
     if loss is None or isinstance(loss, LogitsLoss):
@@ -286,14 +279,12 @@ class LogitsDistillation(DistillationLoss):
         self._check_classes(loss, teacher.shape[-1], student.shape[-1])
         teacher, student = self._logits(teacher), self._logits(student)
         if self.class_map is not None:
-            teacher = ops.take(teacher, ops.convert_to_tensor(self.class_map, "int32"), axis=-1)
+            teacher = losses_room.select_classes(teacher, self.class_map)
         return self._compare(loss, teacher, student, temperature, labels)
 
     def _compare(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
-        if loss.needs_labels:
-            if labels is None:
-                raise error(type(self).__name__, f"labels (y), which {type(loss).__name__} needs", "None")
-            labels = _class_ids(labels, student)
+        if loss.needs_labels and labels is None:
+            raise error(type(self).__name__, f"labels (y), which {type(loss).__name__} needs", "None")
         if self.standardize:
             teacher, student = losses_room.standardize_logits(teacher), losses_room.standardize_logits(student)
         return loss.values(teacher, student, temperature=temperature, labels=labels)

@@ -1,0 +1,94 @@
+"""Log-probabilities at a temperature, and expectations in which an impossible class counts nothing. No loss is here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+from keras_distill import _checks
+from keras_distill.losses import _common
+
+
+def inputs(owner: str, teacher: Any, student: Any, temperature: Any, mask: Any) -> tuple[Any, Any, Any, Any]:
+    """Check the arguments that all logit losses share.
+
+    Args:
+        owner: who complains.
+        teacher: (..., classes).
+        student: same shape.
+        temperature: > 0, see ``soft_targets``.
+        mask: (...,) bool or None.
+
+    Returns:
+        Teacher (no gradient) and student as float32 with masked rows put to 0, temperature as a float or (..., 1), and
+        the mask.
+    """
+    teacher, student = _common.check_pair(owner, teacher, student)
+    temperature = _common.temperature_like(owner, temperature, student)
+    if not isinstance(temperature, float):
+        temperature = temperature[..., None]
+    mask = _common.check_mask(owner, mask, student)
+    return _common.clean(teacher, mask), _common.clean(student, mask), temperature, mask
+
+
+def per_row(temperature: Any) -> Any:
+    """Return the temperature as it multiplies values of shape (...,)."""
+    return temperature if isinstance(temperature, float) else temperature[..., 0]
+
+
+def log_softmax(logits: Any) -> Any:
+    """Return log softmax over the last axis; -inf stays -inf, and no gradient of such an entry is NaN."""
+    top = ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))
+    shifted = logits - ops.where(ops.isfinite(top), top, 0.0)
+    return shifted - ops.log(ops.sum(ops.exp(shifted), axis=-1, keepdims=True))
+
+
+def expectation(probabilities: Any, values: Any) -> Any:
+    """Return the sum of probability * value over the last axis; where the probability is 0 the value does not count."""
+    return ops.sum(probabilities * ops.where(probabilities > 0, values, 0.0), axis=-1)
+
+
+def finite(logs: Any) -> Any:
+    """Replace -inf by a number whose exponential is 0 all the same, so that differences are finite."""
+    return ops.where(ops.isfinite(logs), logs, -1e30)
+
+
+def bernoulli_kl(teacher_logits: Any, student_logits: Any) -> Any:
+    """Return KL between Bernoulli distributions given by their logits, element by element; exact at any size."""
+    p = ops.sigmoid(teacher_logits)
+    positive = ops.log_sigmoid(teacher_logits) - ops.log_sigmoid(student_logits)
+    negative = ops.log_sigmoid(-teacher_logits) - ops.log_sigmoid(-student_logits)
+    return ops.where(p > 0, p * positive, 0.0) + ops.where(p < 1, ops.sigmoid(-teacher_logits) * negative, 0.0)
+
+
+def class_ids(owner: str, labels: Any, logits: Any) -> Any:
+    """Return labels as int32 of the leading shape of ``logits``, one-hot ones by their greatest entry.
+
+    Raises:
+        ValueError: if there are none, the shape does not fit, or a label is known to be out of range.
+    """
+    if labels is None:
+        raise _checks.error(owner, "labels", "None", "A term passes on the y of fit")
+    labels = ops.convert_to_tensor(labels)
+    if len(labels.shape) == len(logits.shape):
+        labels = ops.squeeze(labels, -1) if labels.shape[-1] == 1 else ops.argmax(labels, axis=-1)
+    if len(labels.shape) != len(logits.shape) - 1:
+        raise _checks.error(owner, f"labels of shape {tuple(logits.shape)[:-1]}", tuple(labels.shape))
+    classes, known = logits.shape[-1], _common.concrete(labels)
+    if known is not None and known.size and (known.min() < 0 or known.max() >= classes):
+        bad = known.min() if known.min() < 0 else known.max()
+        raise _checks.error(owner, f"labels from 0 to {classes - 1}", int(bad))
+    return ops.cast(labels, "int32")
+
+
+def target_mask(labels: Any, logits: Any) -> Any:
+    """Return (..., classes) bool, true at each row's label."""
+    return ops.equal(ops.arange(logits.shape[-1], dtype="int32"), labels[..., None])
+
+
+def at_label(values: Any, labels: Any) -> Any:
+    """Return each row's value at its label, (...,); NaN, never garbage, where the label is out of range."""
+    inside = ops.logical_and(labels >= 0, labels < values.shape[-1])
+    taken = ops.take_along_axis(values, ops.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
+    return ops.where(inside, taken, float("nan"))

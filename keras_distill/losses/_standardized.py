@@ -1,0 +1,144 @@
+"""Logits of mean 0 and spread 1, and logits of some of the classes only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill import _checks
+from keras_distill.losses import _common
+from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._soft_targets import soft_targets
+
+
+def standardize_logits(logits: Any) -> Any:
+    """Subtract each row's mean and divide by its standard deviation (logit standardisation, before any logit loss).
+
+    Args:
+        logits: (..., classes), float, at least 2 classes. -inf stays, and counts in neither mean nor deviation.
+
+    Returns:
+        (..., classes), float32: (z - mean) / (std + 1e-7), std with the divisor classes - 1. A constant row gives 0.
+
+    Raises:
+        ValueError: if there are fewer than 2 classes.
+
+    Example:
+        >>> [round(float(value), 4) for value in standardize_logits([[1.0, 2.0, 3.0]])[0]]
+        [-1.0, 0.0, 1.0]
+
+    Reference:
+        Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, arXiv:2403.01427, algorithm 1.
+        Differs: nothing.
+    """
+    logits = _common.float32(logits)
+    if logits.shape[-1] is not None and logits.shape[-1] < 2:
+        raise _checks.error("standardize_logits", "at least 2 classes", f"{logits.shape[-1]}")
+    possible = ops.logical_not(logits == -float("inf"))
+    count = ops.sum(ops.cast(possible, "float32"), axis=-1, keepdims=True)
+    known = ops.where(possible, logits, 0.0)
+    gap = ops.where(possible, known - ops.sum(known, axis=-1, keepdims=True) / count, 0.0)
+    variance = ops.sum(ops.square(gap), axis=-1, keepdims=True) / ops.maximum(count - 1.0, 1.0)
+    # The slope of a root is infinite at 0: a constant row gets a gradient of 0 instead of NaN.
+    spread = ops.where(variance > 0, ops.sqrt(ops.where(variance > 0, variance, 1.0)), 0.0)
+    return ops.where(possible, gap / (spread + 1e-7), logits)
+
+
+def select_classes(logits: Any, class_map: Sequence[int]) -> Any:
+    """Keep some classes of the logits, in the given order: a teacher that knows more classes than the student.
+
+    Args:
+        logits: (..., classes), float.
+        class_map: for each class wanted, its number among the logits'.
+
+    Returns:
+        (..., len(class_map)); its softmax is the distribution given that one of these classes is true.
+
+    Raises:
+        ValueError: if an entry is no integer, out of range, or occurs twice.
+
+    Example:
+        >>> select_classes([[1.0, 2.0, 3.0]], [2, 0]).numpy()
+        array([[3., 1.]], dtype=float32)
+    """
+    owner = "select_classes"
+    logits = _common.float32(logits)
+    picked = [_checks.integer(owner, "each of class_map", index, low=0) for index in class_map]
+    if not picked or max(picked) >= logits.shape[-1]:
+        raise _checks.error(owner, f"class_map within the {logits.shape[-1]} classes", picked)
+    if len(set(picked)) < len(picked):
+        raise _checks.error(owner, "each class once in class_map", picked)
+    return ops.take(logits, ops.convert_to_tensor(picked, "int32"), axis=-1)
+
+
+def standardized_soft_targets(
+    *, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, mask: Any = None
+) -> Any:
+    """Soft targets between standardised logits (logit standardisation), so that only relations are taught.
+
+    Choose it when a small student cannot reach the teacher's range of logits; the published temperature is 2 and the
+    weight 9. The absolute scale is no longer taught, so calibration is not transferred: watch the ECE.
+
+    Formula: soft_targets of (z - mean) / (std + 1e-7), std with the divisor classes - 1, for teacher and student.
+
+    Args:
+        teacher_logits: (..., classes), float, at least 3 classes. No gradient reaches it.
+        student_logits: same shape and meaning; the gradient flows through mean and deviation.
+        temperature: as in ``soft_targets``.
+        mask: as in ``soft_targets``.
+
+    Returns:
+        (...,), float32, nats, not reduced. Zero exactly when the logits are equal up to a shift and a positive factor.
+
+    Raises:
+        ValueError: if the shapes differ, temperature is not a positive number, or there are 2 classes: every pair of
+            logits becomes +0.7 and -0.7, and nothing is left to teach.
+
+    Example:
+        >>> value = standardized_soft_targets(teacher_logits=[[1.0, 2.0, 4.0]], student_logits=[[10.0, 20.0, 40.0]])
+        >>> abs(round(float(value[0]), 6))
+        0.0
+
+    Reference:
+        Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, arXiv:2403.01427, algorithm 1.
+        Differs: nothing.
+    """
+    owner = "standardized_soft_targets"
+    teacher, student = _common.check_pair(owner, teacher_logits, student_logits)
+    if student.shape[-1] == 2:
+        advice = "2 standardised logits are always 0.7 and -0.7: use soft_targets"
+        raise _checks.error(owner, "at least 3 classes", "2", advice)
+    checked = _common.check_mask(owner, mask, student)
+    teacher, student = (_common.clean(logits, checked) for logits in (teacher, student))
+    return soft_targets(
+        teacher_logits=standardize_logits(teacher),
+        student_logits=standardize_logits(student),
+        temperature=temperature,
+        mask=mask,
+    )
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class StandardizedSoftTargets(LogitsLoss):
+    """Class twin of ``standardized_soft_targets`` (logit standardisation), which explains it.
+
+    Args:
+        reduction: as in ``keras.losses.Loss``.
+        name: as in ``keras.losses.Loss``.
+    """
+
+    def __init__(
+        self, reduction: str | None = "sum_over_batch_size", name: str | None = "standardized_soft_targets"
+    ) -> None:
+        super().__init__(reduction=reduction, name=name)
+
+    def values(
+        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
+    ) -> Any:
+        """Return ``standardized_soft_targets`` of each example; ``labels`` are not used."""
+        return standardized_soft_targets(
+            teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask
+        )
