@@ -1,0 +1,113 @@
+"""Does a temperature that changes beat a constant one? Six ways to train one small student, over several seeds.
+
+Run: python examples/dynamic_distillation.py  (about 5 minutes on 2 cores; --smoke: scikit-learn's digits, one minute)
+RESULT
+"""
+
+import argparse
+import time
+
+import keras
+import numpy as np
+
+from keras_distill import Distiller, LogitsDistillation, callbacks, data, terms
+
+START = 4.0  # the constant temperature, and where the plateau rule starts
+
+
+def network(classes: int, *units: int, dropout: float = 0.0) -> keras.Model:
+    """A multilayer perceptron that ends in logits."""
+    layers = [keras.layers.Flatten()]
+    for width in units:
+        layers += [keras.layers.Dense(width, activation="relu"), keras.layers.Dropout(dropout)]
+    return keras.Sequential([*layers, keras.layers.Dense(classes)])
+
+
+def cross_entropy() -> keras.losses.Loss:
+    """From logits."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def plans(held_out: tuple, total_steps: int) -> dict:
+    """Return name -> (term, callbacks), each made anew for each seed."""
+
+    def follow(rule: str, **settings) -> list:
+        return [callbacks.AdaptiveTemperature("gap", rule, validation_data=held_out, batch_size=1024, **settings)]
+
+    half = total_steps // 2
+    return {
+        f"constant {START:g}": lambda: (LogitsDistillation(START), []),
+        "falling 8 to 1": lambda: (
+            LogitsDistillation(keras.optimizers.schedules.PolynomialDecay(8.0, total_steps, end_learning_rate=1.0)),
+            [],
+        ),
+        "adaptive, progress": lambda: (LogitsDistillation(8.0), follow("progress", smoothing=0.7, patience=1)),
+        "adaptive, plateau": lambda: (LogitsDistillation(START), follow("plateau", min_delta=0.01, patience=1)),
+        "curriculum (CTKD)": lambda: (terms.CurriculumTemperature(ramp_steps=half), []),
+        "entropy matched": lambda: (terms.EntropyMatchedTemperature(entropy_fraction=0.5), []),
+    }
+
+
+def judge(student: keras.Model, teacher_classes: np.ndarray, test: data.Examples) -> dict[str, float]:
+    """Return test accuracy and agreement with the teacher in percent, and negative log-likelihood in nats."""
+    logits = student.predict(test.inputs, batch_size=1024, verbose=0)
+    classes = logits.argmax(-1)
+    return {
+        "accuracy": 100 * float(np.mean(classes == test.labels)),
+        "NLL": float(cross_entropy()(test.labels, logits)),
+        "agreement": 100 * float(np.mean(classes == teacher_classes)),
+    }
+
+
+def main() -> None:
+    """Train everything and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="digits, one seed, few epochs")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=40)
+    arguments = parser.parse_args()
+    smoke = arguments.smoke
+    seeds, epochs = (1, 5) if smoke else (arguments.seeds, arguments.epochs)
+    source = data.load("digits" if smoke else "fashion_mnist")
+    known, held_out, test = source.train.take(20_000), source.validation.take(1_000), source.test
+    train = known.take(500 if smoke else 2_000)  # the student sees a tenth of what the teacher saw
+    batch_size, began = 50, time.perf_counter()
+
+    keras.utils.set_random_seed(0)
+    teacher = network(source.num_classes, 400, 400, dropout=0.3)
+    teacher.compile(keras.optimizers.Adam(1e-3), cross_entropy())
+    teacher.fit(known.inputs, known.labels, batch_size=128, epochs=10, verbose=0)
+    teacher_classes = teacher.predict(test.inputs, batch_size=1024, verbose=0).argmax(-1)
+    print(f"teacher: {judge(teacher, teacher_classes, test)}, {teacher.count_params()} parameters")
+
+    total_steps = epochs * -(-len(train) // batch_size)
+    rows: dict[str, list[dict[str, float]]] = {"alone": []}
+    ends: dict[str, list[float]] = {"alone": [float("nan")]}
+    for seed in range(seeds):
+        for name, plan in {"alone": None, **plans((held_out.inputs,), total_steps)}.items():
+            keras.utils.set_random_seed(seed)
+            student = network(source.num_classes, 32)
+            model, extra = student, []
+            if plan is not None:
+                term, extra = plan()
+                model = Distiller(teacher, student, term, student_loss_weight=0.1)
+            model.compile(keras.optimizers.Adam(1e-3), cross_entropy(), steps_per_execution=1 if smoke else 10)
+            history = model.fit(
+                train.inputs, train.labels, batch_size=batch_size, epochs=epochs, callbacks=extra, verbose=0
+            ).history
+            rows.setdefault(name, []).append(judge(student, teacher_classes, test))
+            if plan is not None:
+                ends.setdefault(name, []).append(history.get("temperature", [START])[-1])
+
+    print(f"{f'mean ± spread over {seeds} seeds':28}{'accuracy %':17}{'NLL':17}{'agreement %':17}last T")
+    for name, results in rows.items():
+        line = f"{name:28}"
+        for key, digits in (("accuracy", 2), ("NLL", 3), ("agreement", 2)):
+            values = [result[key] for result in results]
+            line += f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=seeds > 1):.{digits}f}".ljust(17)
+        print(f"{line}{np.mean(ends[name]):.2f}")
+    print(f"{time.perf_counter() - began:.0f} seconds")
+
+
+if __name__ == "__main__":
+    main()
