@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_distill import metrics
 from keras_distill._checks import error, number
 from keras_distill.export._heads import Head
 from keras_distill.export._student import computes_in_half
@@ -242,16 +243,13 @@ def calibration_error(head: Head, probabilities: np.ndarray, truth: np.ndarray, 
         head: how the output is read.
         probabilities: (..., classes).
         truth: integer labels.
-        num_bins: equal bins over 0..1; a confidence of exactly 1 falls in the last.
+        num_bins: equal bins over 0..1.
 
     Returns:
         A number between 0 and 1.
     """
-    if head.task == "classification":
-        confidence = probabilities.max(-1).ravel()
-    else:
-        confidence = np.maximum(probabilities, 1 - probabilities).ravel()
-    correct = (decide(head, probabilities) == truth).ravel().astype(np.float64)
-    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
-    return float(np.abs(gaps).sum() / len(confidence))
+    if head.task != "classification":  # each yes/no question is a choice of two
+        probabilities = np.stack([1 - probabilities.ravel(), probabilities.ravel()], axis=-1)
+    metric = metrics.ExpectedCalibrationError(num_bins=num_bins)
+    metric.update_state(truth.reshape(-1), probabilities.reshape(-1, probabilities.shape[-1]).astype(np.float32))
+    return float(metric.result())
