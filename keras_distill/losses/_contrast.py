@@ -68,8 +68,7 @@ def contrastive_representation(
         raise _checks.error(owner, "embeddings of equal width", f"{theirs} and {ours}", "Give it an adapters.Embedding")
     teacher, student = _tensors.unit(teacher), _tensors.unit(student)
     logits = ops.matmul(student, ops.transpose(teacher)) / heat
-    own = ops.sum(student * teacher, axis=-1) / heat
-    return ops.logsumexp(logits, axis=1) + ops.logsumexp(logits, axis=0) - 2.0 * own
+    return ops.logsumexp(logits, axis=1) + ops.logsumexp(logits, axis=0) - 2.0 * ops.diagonal(logits)
 
 
 def contrastive_noise(

@@ -179,21 +179,23 @@ def _angle_gap(teacher: Any, student: Any) -> Any:
         angle, outer = _angles(student, inverse, vertex)
         difference = angle - target
         slope = ops.clip(difference, -1.0, 1.0)
-        total = total + ops.sum(slope * (difference - 0.5 * slope))
+        total = total + ops.sum(slope * (difference - 0.5 * slope), axis=-1)
         pull = ops.squeeze(ops.matmul(slope, inverse[..., None]), -1)
         sides = inverse * pull - ops.square(inverse) * ops.sum(slope * angle, axis=-1)
         rows = ops.cast(ops.equal(vertex[:, None], ops.arange(count)[None, :]), "float32")
         return total, gradient - ops.sum(slope * outer, axis=0) + ops.matmul(ops.transpose(rows), sides)
 
     steps = (count + _VERTICES - 1) // _VERTICES
-    total, gradient = ops.fori_loop(0, steps, step, (ops.sum(0.0 * student), 0.0 * student))
+    # Row by row: one float32 sum over all triples would round too much.
+    start = (ops.zeros((_VERTICES, count), "float32"), 0.0 * student)
+    total, gradient = ops.fori_loop(0, steps, step, start)
     triples = ops.cast(count, "float32") ** 3
 
     def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
         (upstream,) = args or (upstream,)
         return ops.zeros_like(teacher), upstream * gradient / triples
 
-    return total / triples, grad
+    return ops.sum(total) / triples, grad
 
 
 def _inverse_root(squared: Any) -> Any:

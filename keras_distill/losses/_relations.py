@@ -102,8 +102,10 @@ def similarity_preserving(*, teacher_features: Any, student_features: Any, norm:
 
 
 def _row_similarities(features: Any, norm: str) -> Any:
-    features = _tensors.scaled(features)
     gram = ops.matmul(features, ops.transpose(features))
+    # No factor counts: the largest inner product becomes 1, so that the squares below neither overflow nor vanish.
+    top = ops.stop_gradient(ops.max(ops.diagonal(gram)))
+    gram = gram / ops.where(top > 0.0, top, 1.0)
     if norm == "l2":
         return _tensors.unit(gram)
     total = ops.sum(ops.abs(gram), axis=-1, keepdims=True)
@@ -195,8 +197,8 @@ def probabilistic_transfer(
 
 def _neighbours(features: Any) -> Any:
     norm = _tensors.length(features)[:, None]
-    # Not `features / (norm + ...)` alone: a dead example would have a gradient of 1e7.
-    features = ops.where(norm > 0.0, features / (norm + _EPSILON), 0.0)
+    # A dead example would have a gradient of 1e7: it has none.
+    features = features * ops.where(norm > 0.0, 1.0 / (norm + _EPSILON), 0.0)
     similarity = 0.5 * (ops.matmul(features, ops.transpose(features)) + 1.0)
     return similarity / ops.sum(similarity, axis=-1, keepdims=True)
 
