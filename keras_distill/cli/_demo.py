@@ -234,7 +234,7 @@ def _notes(examples: data.Data, setup: Setup, num_seeds: int) -> list[str]:
         f"Labels are few and pictures are many: of {pictures:,} training pictures only {setup.num_labelled:,} have a "
         "label. The teacher and the student alone learn from those. The distilled student learns from the teacher's "
         f"answers to all {pictures:,} pictures, at temperature {setup.temperature:g}, and is shown no label at all.",
-        f"Both students start from the same weights and take the same number of steps; {num_seeds} seeds, one teacher.",
+        f"Both students start from the same weights and take the same number of steps; {_seeds(num_seeds)}, one teacher.",
     ]
 
 
@@ -316,6 +316,10 @@ def verdict(result: report.Report) -> str:
     better = sum(ours > theirs for ours, theirs in zip(distilled.values, alone.values, strict=True))
     verb = "gains" if gain > 0 else "loses"
     return (
-        f"Distilled, the student {verb} {abs(gain):.2f} points of accuracy (mean of {len(alone.values)} seeds; "
+        f"Distilled, the student {verb} {abs(gain):.2f} points of accuracy (mean over {_seeds(len(alone.values))}; "
         f"better in {better} of {len(alone.values)})."
     )
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
