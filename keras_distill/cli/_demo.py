@@ -234,7 +234,8 @@ def _notes(examples: data.Data, setup: Setup, num_seeds: int) -> list[str]:
         f"Labels are few and pictures are many: of {pictures:,} training pictures only {setup.num_labelled:,} have a "
         "label. The teacher and the student alone learn from those. The distilled student learns from the teacher's "
         f"answers to all {pictures:,} pictures, at temperature {setup.temperature:g}, and is shown no label at all.",
-        f"Both students start from the same weights and take the same number of steps; {_seeds(num_seeds)}, one teacher.",
+        "Both students start from the same weights and take the same number of steps; "
+        f"{_seeds(num_seeds)}, one teacher.",
     ]
 
 
