@@ -145,8 +145,10 @@ def forward(teacher: keras.Model, data: tf.data.Dataset, steps: int, xla: bool, 
     return run
 
 
-def programs(model: str, terms: str, steps: int, xla: bool, steps_per_execution: int, full: bool) -> dict[str, Any]:
-    """Make all programs of one setting: their students are copies of one student, their teacher is one."""
+def programs(
+    model: str, terms: str, steps: int, xla: bool, steps_per_execution: int, full: bool, only: str = ""
+) -> dict[str, Any]:
+    """Make all programs of one setting, or one: their students are copies of one student, their teacher is one."""
     make_teacher, make_student, layer = MODELS[model]
     keras.utils.set_random_seed(0)
     teacher, original = make_teacher(), make_student()
@@ -164,17 +166,17 @@ def programs(model: str, terms: str, steps: int, xla: bool, steps_per_execution:
 
     data = batches(teacher.input_shape[1:])
     settings = (data, steps, xla, steps_per_execution)
-    found = {
-        "ours": training(distiller(keras_distill, "kl_divergence"), *settings),
-        "builtin": training(distiller(keras.distillation, keras.losses.KLDivergence()), *settings),
-        "student": training(student(), *settings),
-        "teacher": forward(teacher, *settings),
+    makers: dict[str, Callable[[], Any]] = {
+        "ours": lambda: training(distiller(keras_distill, "kl_divergence"), *settings),
+        "builtin": lambda: training(distiller(keras.distillation, keras.losses.KLDivergence()), *settings),
+        "student": lambda: training(student(), *settings),
+        "teacher": lambda: forward(teacher, *settings),
     }
     if terms == "logits":
-        found["hand"] = training(HandWritten(teacher, student(), 4.0), *settings)
+        makers["hand"] = lambda: training(HandWritten(teacher, student(), 4.0), *settings)
     if full:
-        found["builtin default"] = training(distiller(keras.distillation, "kl_divergence"), *settings)
-    return found
+        makers["builtin default"] = lambda: training(distiller(keras.distillation, "kl_divergence"), *settings)
+    return {name: make() for name, make in makers.items() if only in ("", name)}
 
 
 def compare(samples: _harness.Samples) -> tuple[dict[str, Any], dict[str, _harness.Spread], dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Keras' own distillation tests, as they ship in the installed keras, run against ours: only their imports are changed."""
+"""Keras' own distillation tests, from the installed keras, run against ours with only their imports changed."""
 
 import importlib.util
 import os

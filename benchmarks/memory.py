@@ -1,0 +1,90 @@
+"""Peak memory of training with the distiller and with ``keras.distillation``, each in a process of its own.
+
+The peak is the operating system's (VmHWM), so it counts everything: code, weights, optimizer, activations. What the
+first imports and the models need is measured in the same process before training, and what training adds is shown too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import random
+import statistics
+import subprocess
+import sys
+
+from benchmarks import _harness
+
+CLAIM = "Training with keras_distill never needs more memory at its peak than training with keras.distillation."
+PACKAGES = ("ours", "builtin")
+TERMS = {"mlp small": ("logits",), "mlp large": ("logits", "logits and layer"), "cnn": ("logits", "logits and layer")}
+# A peak is a matter of megabytes that threads and allocators happen to hold; less than this is no difference.
+SAME_FRACTION = 0.01
+
+
+def peak_bytes() -> int:
+    """Return the greatest resident size of this process so far."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no VmHWM in /proc/self/status: this benchmark needs Linux")
+
+
+def measure(package: str, model: str, terms: str, batch: int, xla: bool) -> None:
+    """Train for some steps and print the peaks as JSON: the body of one process."""
+    from benchmarks import step_time
+
+    step_time.BATCH = batch
+    # Both packages are loaded whichever is measured: what is compared is training.
+    run = step_time.programs(model, terms, 10, xla, 1, full=False, only=package)[package]
+    before = peak_bytes()
+    for _ in range(3):
+        run()
+    print(json.dumps({"before": before, "peak": peak_bytes()}))
+
+
+def main() -> None:
+    """Measure every setting in turns and judge."""
+    options = _harness.arguments(
+        __doc__,
+        repeats={"type": int, "help": "processes per package and setting (default 3, full 7)"},
+        body={"nargs": 5, "help": argparse.SUPPRESS},
+    )
+    if options.body:
+        package, model, terms, batch, xla = options.body
+        measure(package, model, terms, int(batch), xla == "on")
+        return
+    report = _harness.Report("memory", CLAIM, options)
+    repeats = options.repeats or (7 if options.full else 3)
+    settings = [("mlp small", 128, False), ("cnn", 512, False)]
+    settings += [("mlp large", 1024, False), ("cnn", 512, True), ("mlp large", 1024, True)] if options.full else []
+    order, worst = random.Random(0), []
+    print(f"{'model':10}{'terms':17}{'batch':>6} {'XLA':5}{'ours MiB':>9}{'built-in':>9}{'ratio':>7}{'added':>7}")
+    for model, batch, xla in settings:
+        for terms in TERMS[model] if options.full or model == "cnn" else ("logits",):
+            found: dict[str, list[dict[str, int]]] = {package: [] for package in PACKAGES}
+            for _ in range(repeats):
+                for package in order.sample(PACKAGES, len(PACKAGES)):
+                    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", "--body"]
+                    command += [package, model, terms, str(batch), "on" if xla else "off"]
+                    run = subprocess.run(command, cwd=_harness.ROOT, capture_output=True, text=True, check=False)
+                    if run.returncode:
+                        raise RuntimeError(f"{' '.join(command)} failed:\n{run.stderr[-3000:]}")
+                    found[package].append(json.loads(run.stdout.splitlines()[-1]))
+            peaks = {p: statistics.median(each["peak"] for each in found[p]) / 2**20 for p in PACKAGES}
+            added = {p: statistics.median(each["peak"] - each["before"] for each in found[p]) for p in PACKAGES}
+            ratio = peaks["ours"] / peaks["builtin"]
+            worst.append(ratio)
+            report.add(
+                {"model": model, "terms": terms, "batch": batch, "xla": xla, "repeats": repeats},
+                {"peak_mib": peaks, "ratio": ratio, "processes": found},
+                f"{model:10}{terms:17}{batch:6} {'on' if xla else 'off':5}{peaks['ours']:9.0f}{peaks['builtin']:9.0f}"
+                f"{ratio:7.3f}{(added['ours'] - added['builtin']) / 2**20:+6.0f}M",
+            )
+    report.verdict("peak memory, ours / built-in, worst setting", max(worst), at_most=1.0 + SAME_FRACTION)
+    report.write()
+
+
+if __name__ == "__main__":
+    main()
