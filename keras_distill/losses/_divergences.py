@@ -2,17 +2,79 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_distill import _checks
-from keras_distill.losses import _common
 from keras_distill.losses._base import LogitsLoss
-from keras_distill.losses._distributions import expectation, finite, inputs, log_softmax, per_row
+from keras_distill.losses._pairs import Kernel, Pair, bregman, compare, row_sum, times
 from keras_distill.losses._soft_targets import soft_targets
+
+
+def _reverse_value(pair: Pair) -> Any:
+    """KL(q || p) summed as q * (exp(-x) - 1 + x), x = log(q / p)."""
+    far = times(pair.q, pair.log_ratio) - pair.difference
+    return ops.sum(ops.where(pair.near, pair.q * bregman(-pair.small), far), axis=-1)
+
+
+def _reverse_to_student(pair: Pair) -> Any:
+    return times(pair.q, pair.log_ratio) - pair.q * _reverse_value(pair)[..., None]
+
+
+_REVERSE = Kernel(_reverse_value, _reverse_to_student, lambda pair: -pair.difference)
+
+
+def _jensen_shannon_kernel(beta: float) -> Kernel:
+    """Return the kernel for the mixture m = beta * p + (1 - beta) * q, by its ratios to p and to q."""
+
+    def to_mixture(pair: Pair) -> tuple[Any, Any]:
+        """Return log(m / p) and log(m / q); any number where p or q is 0."""
+        rise, fall = (ops.where(pair.near, ops.expm1(x), 0.0) for x in (pair.small, -pair.small))
+        near = ops.log1p((1.0 - beta) * rise), ops.log1p(beta * fall)
+        # m / p = beta + (1 - beta) * exp(x), with the larger of the two taken out of the logarithm.
+        x = ops.where(pair.near, 0.0, pair.log_ratio)
+        decay = ops.exp(-ops.abs(x))
+        grows = x > 0.0
+        larger = ops.log(ops.where(grows, (1.0 - beta) + beta * decay, beta + (1.0 - beta) * decay))
+        far = ops.maximum(x, 0.0) + larger, ops.maximum(-x, 0.0) + larger
+        return ops.where(pair.near, near[0], far[0]), ops.where(pair.near, near[1], far[1])
+
+    def value(pair: Pair) -> Any:
+        over_p, over_q = to_mixture(pair)
+        # Each is a sum of exp(u) - 1 - u >= 0, u = log(m / p) or log(m / q); far off, exp(u) - 1 cancels between them.
+        small_p, small_q = (ops.where(pair.near, u, 0.0) for u in (over_p, over_q))
+        near = beta * pair.p * bregman(small_p) + (1.0 - beta) * pair.q * bregman(small_q)
+        far = -beta * times(pair.p, over_p) - (1.0 - beta) * times(pair.q, over_q)
+        return ops.sum(ops.where(pair.near, near, far), axis=-1)
+
+    def to_student(pair: Pair) -> Any:
+        pull = -(1.0 - beta) * times(pair.q, to_mixture(pair)[1])
+        return pull - pair.q * row_sum(pull)
+
+    def to_teacher(pair: Pair) -> Any:
+        pull = -beta * times(pair.p, to_mixture(pair)[0])
+        return pull - pair.p * row_sum(pull)
+
+    return Kernel(value, to_student, to_teacher)
+
+
+def _total_variation_to_student(pair: Pair) -> Any:
+    pull = 0.5 * pair.q * ops.sign(pair.difference)
+    return pull - pair.q * row_sum(pull)
+
+
+def _total_variation_to_teacher(pair: Pair) -> Any:
+    pull = -0.5 * pair.p * ops.sign(pair.difference)
+    return pull - pair.p * row_sum(pull)
+
+
+_TOTAL_VARIATION = Kernel(
+    lambda pair: 0.5 * ops.sum(ops.abs(pair.difference), axis=-1),
+    _total_variation_to_student,
+    _total_variation_to_teacher,
+)
 
 
 def reverse_soft_targets(*, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, mask: Any = None) -> Any:
@@ -45,9 +107,7 @@ def reverse_soft_targets(*, teacher_logits: Any, student_logits: Any, temperatur
         Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models", ICLR 2024, arXiv:2306.08543, eq. 1.
         Differs: for given outputs, not sampled ones.
     """
-    teacher, student, t, mask = inputs("reverse_soft_targets", teacher_logits, student_logits, temperature, mask)
-    log_p, log_q = log_softmax(teacher / t), log_softmax(student / t)
-    return _common.apply_mask(per_row(t) ** 2 * expectation(ops.exp(log_q), log_q - log_p), mask)
+    return compare(_REVERSE, "reverse_soft_targets", teacher_logits, student_logits, temperature, mask)
 
 
 def jensen_shannon(
@@ -87,13 +147,8 @@ def jensen_shannon(
     arguments = {"teacher_logits": teacher_logits, "student_logits": student_logits, "temperature": temperature}
     if beta in (0.0, 1.0):
         return (soft_targets if beta == 0.0 else reverse_soft_targets)(**arguments, mask=mask)
-    teacher, student, t, mask = inputs("jensen_shannon", teacher_logits, student_logits, temperature, mask)
-    log_p, log_q = finite(log_softmax(teacher / t)), finite(log_softmax(student / t))
-    log_m = ops.logaddexp(log_p + math.log(beta), log_q + math.log(1.0 - beta))
-    value = beta * expectation(ops.exp(log_p), log_p - log_m) + (1.0 - beta) * expectation(
-        ops.exp(log_q), log_q - log_m
-    )
-    return _common.apply_mask(per_row(t) ** 2 * value, mask)
+    kernel = _jensen_shannon_kernel(beta)
+    return compare(kernel, "jensen_shannon", teacher_logits, student_logits, temperature, mask)
 
 
 def total_variation(*, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, mask: Any = None) -> Any:
@@ -126,9 +181,7 @@ def total_variation(*, teacher_logits: Any, student_logits: Any, temperature: An
         Wen et al., "f-Divergence Minimization for Sequence-Level Knowledge Distillation", ACL 2023, arXiv:2307.15190.
         Differs: times temperature**2.
     """
-    teacher, student, t, mask = inputs("total_variation", teacher_logits, student_logits, temperature, mask)
-    gap = ops.exp(log_softmax(teacher / t)) - ops.exp(log_softmax(student / t))
-    return _common.apply_mask(per_row(t) ** 2 * 0.5 * ops.sum(ops.abs(gap), axis=-1), mask)
+    return compare(_TOTAL_VARIATION, "total_variation", teacher_logits, student_logits, temperature, mask)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

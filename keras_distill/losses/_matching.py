@@ -10,7 +10,23 @@ from keras import ops
 from keras_distill import _checks
 from keras_distill.losses import _common
 from keras_distill.losses._base import LogitsLoss
-from keras_distill.losses._distributions import inputs, log_softmax, per_row
+from keras_distill.losses._distributions import inputs
+from keras_distill.losses._pairs import NEAR, Kernel, Pair, bregman, compare, row_sum
+
+
+def _matching_to_student(pair: Pair) -> Any:
+    pull = 2.0 * pair.q * pair.difference
+    return pull - pair.q * row_sum(pull)
+
+
+def _matching_to_teacher(pair: Pair) -> Any:
+    pull = -2.0 * pair.p * pair.difference
+    return pull - pair.p * row_sum(pull)
+
+
+_PROBABILITY_MATCHING = Kernel(
+    lambda pair: ops.sum(ops.square(pair.difference), axis=-1), _matching_to_student, _matching_to_teacher
+)
 
 
 def logit_matching(
@@ -82,9 +98,7 @@ def probability_matching(*, teacher_logits: Any, student_logits: Any, temperatur
         Kim et al., "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge Distillation", IJCAI
         2021, arXiv:2105.08919, compares such losses. Differs: between probabilities.
     """
-    teacher, student, t, mask = inputs("probability_matching", teacher_logits, student_logits, temperature, mask)
-    gap = ops.exp(log_softmax(teacher / t)) - ops.exp(log_softmax(student / t))
-    return _common.apply_mask(per_row(t) ** 2 * ops.sum(ops.square(gap), axis=-1), mask)
+    return compare(_PROBABILITY_MATCHING, "probability_matching", teacher_logits, student_logits, temperature, mask)
 
 
 def gaussian_kl(
@@ -129,10 +143,10 @@ def gaussian_kl(
     teacher_log, student_log = _common.check_pair(owner, teacher_log_variance, student_log_variance, "log-variances")
     _common.check_same_shape(owner, teacher_mean, student_log, "means and log-variances")
     mask = _common.check_mask(owner, mask, student_mean)
-    gap = student_log - teacher_log
-    scaled = ops.square(teacher_mean - student_mean) * ops.exp(-student_log)
-    # exp(-gap) - 1 + gap by expm1, which keeps its digits where the variances are nearly equal.
-    value = 0.5 * ops.sum(ops.expm1(-gap) + gap + scaled, axis=-1)
+    gap = teacher_log - student_log
+    near = ops.abs(gap) <= NEAR
+    spread = ops.where(near, bregman(ops.where(near, gap, 0.0)), ops.expm1(gap) - gap)
+    value = 0.5 * ops.sum(spread + ops.square(teacher_mean - student_mean) * ops.exp(-student_log), axis=-1)
     return _common.apply_mask(value, mask)
 
 

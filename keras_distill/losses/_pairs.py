@@ -117,6 +117,13 @@ def pair(teacher: Any, student: Any, temperature: Any, row: Constants) -> Pair:
     return Pair(p, q, log_ratio, near, small, difference)
 
 
+def compare(kernel: Kernel, owner: str, teacher: Any, student: Any, temperature: Any, mask: Any) -> Any:
+    """Check what a public loss was given, then return its ``divergence``."""
+    teacher, student = _common.check_pair(owner, teacher, student)
+    temperature = _common.temperature_like(owner, temperature, student)
+    return divergence(kernel, teacher, student, temperature, _common.check_mask(owner, mask, student))
+
+
 def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mask: Any = None) -> Any:
     """Return temperature**2 * D per position, with exact gradients to the student and to the temperature.
 

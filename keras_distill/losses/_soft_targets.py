@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill.losses import _common, _pairs
+from keras_distill.losses import _pairs
 from keras_distill.losses._base import LogitsLoss
 
 
@@ -61,11 +61,7 @@ def soft_targets(*, teacher_logits: Any, student_logits: Any, temperature: Any =
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531, eq. 1 and
         section 2. Differs: nothing.
     """
-    owner = "soft_targets"
-    teacher, student = _common.check_pair(owner, teacher_logits, student_logits)
-    temperature = _common.temperature_like(owner, temperature, student)
-    mask = _common.check_mask(owner, mask, student)
-    return _pairs.divergence(KERNEL, teacher, student, temperature, mask)
+    return _pairs.compare(KERNEL, "soft_targets", teacher_logits, student_logits, temperature, mask)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
