@@ -10,32 +10,28 @@ from keras import ops
 from keras_distill.losses import _tensors
 from keras_distill.losses._relations import RelationLoss, vectors
 
-_LEAST = 1e-12  # squared distances below count as this much, as in the public codes
+_LEAST = 1e-12  # squared distances of different examples below this count as this much, as in the public codes
 _ROUNDING = 5e-7  # of float32: a squared distance below this part of the squared lengths is rounding
 _VERTICES = 8  # of the angles handled at a time
 
 
-def _squared_distances(features: Any, dtype: str, rounding: float) -> Any:
-    """Return (batch, batch) squared distances by one matrix product; zero where they are nothing but rounding."""
+def _squared_distances(features: Any, dtype: str, rounding: float, floor: Any = 0.0) -> Any:
+    """Return (batch, batch) squared distances by one matrix product; ``floor`` where they are nothing but rounding."""
     features = ops.cast(features - ops.stop_gradient(ops.mean(features, axis=0, keepdims=True)), dtype)
     gram = ops.matmul(features, ops.transpose(features))
     squares = ops.diagonal(gram)  # of the same product: equal rows cancel exactly
-    both = squares[:, None] + squares[None, :]
-    squared = both - 2.0 * gram
-    return ops.where(squared > rounding * both, squared, 0.0)
-
-
-def _off_diagonal(matrix: Any) -> Any:
-    index = ops.arange(ops.shape(matrix)[0])
-    return ops.not_equal(index[:, None], index[None, :])
+    squared = squares[:, None] + squares[None, :] - 2.0 * gram
+    least = ops.stop_gradient(rounding * squares + 0.5 * _LEAST)
+    return ops.where(squared > least[:, None] + least[None, :], squared, ops.cast(floor, dtype))
 
 
 def _relative_distances(features: Any, squared: bool) -> Any:
     """Return the distances divided by their mean over pairs of different examples; zeros on the diagonal."""
-    distances = ops.maximum(_squared_distances(features, "float32", _ROUNDING), _LEAST)
+    index = ops.arange(ops.shape(features)[0])
+    floor = ops.where(ops.equal(index[:, None], index[None, :]), 0.0, _LEAST)
+    distances = _squared_distances(features, "float32", _ROUNDING, floor)
     if not squared:
-        distances = ops.sqrt(distances)
-    distances = ops.where(_off_diagonal(distances), distances, 0.0)
+        distances = ops.sqrt(distances)  # its infinite slope at zero stays behind the choice of the floor
     count = ops.cast(ops.shape(distances)[0], "float32")
     mean = ops.sum(distances) / ops.maximum(count * (count - 1.0), 1.0)
     return distances / ops.where(mean > 0.0, mean, 1.0)

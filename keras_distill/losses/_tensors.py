@@ -178,10 +178,10 @@ def positions(features: Any) -> Any:
     return ops.reshape(features, [shape[0], count, shape[-1]])
 
 
-def unit(features: Any, axis: Any = -1) -> Any:
-    """Scale to length 1 along ``axis``; a zero vector stays zero and has a zero gradient."""
+def unit(features: Any, axis: Any = -1, tiny: float = _TINY) -> Any:
+    """Scale to length 1 along ``axis``; a vector of squared length <= ``tiny`` becomes zero and has a zero gradient."""
     squared = ops.sum(ops.square(features), axis=axis, keepdims=True)
-    alive = squared > _TINY
+    alive = squared > tiny
     return features * ops.where(alive, ops.rsqrt(ops.where(alive, squared, 1.0)), 0.0)
 
 
