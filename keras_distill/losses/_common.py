@@ -111,3 +111,9 @@ def apply_mask(values: Any, mask: Any) -> Any:
 def clean(logits: Any, mask: Any) -> Any:
     """Put 0 at masked positions of ``logits``, so that garbage there reaches neither value nor gradient."""
     return logits if mask is None else ops.where(mask[..., None], logits, 0.0)
+
+
+def gap(teacher: Any, student: Any) -> Any:
+    """Return student - teacher, 0 where both are the same infinity."""
+    same = ops.logical_and(ops.isinf(teacher), ops.equal(teacher, student))
+    return ops.where(same, 0.0, student) - ops.where(same, 0.0, teacher)

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill.losses import _common
+from keras_distill.losses._pairs import NEAR, bregman
 
 
 def inputs(owner: str, teacher: Any, student: Any, temperature: Any, mask: Any) -> tuple[Any, Any, Any, Any]:
@@ -54,12 +55,26 @@ def finite(logs: Any) -> Any:
     return ops.where(ops.isfinite(logs), logs, -1e30)
 
 
-def bernoulli_kl(teacher_logits: Any, student_logits: Any) -> Any:
-    """Return KL between Bernoulli distributions given by their logits, element by element; exact at any size."""
-    p = ops.sigmoid(teacher_logits)
+def bernoulli_kl(teacher_logits: Any, student_logits: Any, gap: Any = None) -> Any:
+    """Return KL between Bernoulli distributions given by their logits, element by element.
+
+    Args:
+        teacher_logits: any shape.
+        student_logits: same shape.
+        gap: student's logit less teacher's, as exact as the caller knows it: where the two nearly agree, the result is
+            taken from it alone and has its relative error. None: their difference.
+    """
+    gap = _common.gap(teacher_logits, student_logits) if gap is None else gap
+    p, rest = ops.sigmoid(teacher_logits), ops.sigmoid(-teacher_logits)
+    near = ops.abs(gap) <= NEAR
+    small = ops.where(near, gap, 0.0)
+    # log of the ratio of the two probabilities, for the label and against it.
+    positive, negative = -ops.log1p(rest * ops.expm1(-small)), -ops.log1p(p * ops.expm1(small))
+    close = p * bregman(positive) + rest * bregman(negative)
     positive = ops.log_sigmoid(teacher_logits) - ops.log_sigmoid(student_logits)
     negative = ops.log_sigmoid(-teacher_logits) - ops.log_sigmoid(-student_logits)
-    return ops.where(p > 0, p * positive, 0.0) + ops.where(p < 1, ops.sigmoid(-teacher_logits) * negative, 0.0)
+    apart = ops.where(p > 0.0, p * positive, 0.0) + ops.where(rest > 0.0, rest * negative, 0.0)
+    return ops.where(near, close, apart)
 
 
 def class_ids(owner: str, labels: Any, logits: Any) -> Any:

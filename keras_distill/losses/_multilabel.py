@@ -56,7 +56,7 @@ def binary_soft_targets(
     owner = "binary_soft_targets"
     label_reduction = _checks.choice(owner, "label_reduction", label_reduction, _REDUCTIONS)
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
-    each = bernoulli_kl(teacher / t, student / t)
+    each = bernoulli_kl(teacher / t, student / t, _common.gap(teacher, student) / t)
     value = ops.sum(each, axis=-1) if label_reduction == "sum" else ops.mean(each, axis=-1)
     return _common.apply_mask(per_row(t) ** 2 * value, mask)
 

@@ -54,8 +54,8 @@ def soft_targets(*, teacher_logits: Any, student_logits: Any, temperature: Any =
         >>> from keras_distill import losses
         >>> teacher, student = np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])
         >>> value = losses.soft_targets(teacher_logits=teacher, student_logits=student)
-        >>> round(float(value[0]), 5) == round(0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75), 5)
-        True
+        >>> round(float(value[0]), 4)  # 0.5 log 2 + 0.5 log(2/3)
+        0.1438
 
     Reference:
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531, eq. 1 and

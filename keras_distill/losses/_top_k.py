@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -109,6 +110,19 @@ def top_k_soft_targets(
     return soft_targets(teacher_logits=dense, student_logits=student_logits, temperature=temperature, mask=mask)
 
 
+def _kept(logits: Any, k: int, missing: str) -> Any:
+    """Return what ``from_top_k`` makes of the k greatest logits, the mass of the rest summed, not left over from 1."""
+    classes = logits.shape[-1]
+    if k > classes:
+        raise _checks.error("TopKSoftTargets", f"k of at most {classes} classes", k)
+    hot = ops.equal(ops.top_k(logits, k)[1][..., None], ops.arange(classes, dtype="int32"))
+    hot = ops.any(hot, axis=-2)
+    if missing == "ignore" or k == classes:
+        return ops.where(hot, logits, -float("inf"))
+    others = ops.where(hot, -float("inf"), logits)
+    return ops.where(hot, logits, ops.logsumexp(others, axis=-1, keepdims=True) - math.log(classes - k))
+
+
 @keras.saving.register_keras_serializable(package="keras_distill")
 class TopKSoftTargets(LogitsLoss):
     """Class twin of ``top_k_soft_targets`` (FKD): of a dense teacher, the k likeliest classes; of a pair, that pair.
@@ -139,12 +153,8 @@ class TopKSoftTargets(LogitsLoss):
     ) -> Any:
         """Return ``top_k_soft_targets`` of each example; ``labels`` are not used."""
         if not isinstance(teacher_logits, (tuple, list)):
-            classes = teacher_logits.shape[-1]
-            if self.k > classes:
-                raise _checks.error("TopKSoftTargets", f"k of at most {classes} classes", self.k)
-            teacher_logits = ops.stop_gradient(_common.float32(teacher_logits))
-            total = ops.logsumexp(teacher_logits, axis=-1, keepdims=True)
-            teacher_logits = ops.top_k(teacher_logits - total, self.k)
+            dense = _kept(_common.float32(teacher_logits), self.k, self.missing)
+            return soft_targets(teacher_logits=dense, student_logits=student_logits, temperature=temperature, mask=mask)
         return top_k_soft_targets(
             teacher_logits=teacher_logits,
             student_logits=student_logits,
