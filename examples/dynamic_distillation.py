@@ -1,7 +1,24 @@
-"""Does a temperature that changes beat a constant one? Six ways to train one small student, over several seeds.
+"""Does a temperature that changes beat a constant one? Nine ways to train one small student, over several seeds.
 
-Run: python examples/dynamic_distillation.py  (about 5 minutes on 2 cores; --smoke: scikit-learn's digits, one minute)
-RESULT
+Run: python examples/dynamic_distillation.py  (6 CPU minutes; --smoke: scikit-learn's digits, under a minute)
+
+Fashion-MNIST; a teacher that saw 20,000 examples, a student that sees 2,000 of them. On 2 cores, 2026-11-21 (constants
+1 and 2 in a second run with the same teacher and seeds):
+
+    teacher: accuracy 86.19 %, 478410 parameters; student: 25450
+    mean ± spread over 5 seeds  accuracy %       NLL              agreement %      last T
+    alone                       81.23 ± 0.78     0.589 ± 0.023    85.73 ± 0.80     nan
+    constant 1                  82.20 ± 0.71     0.500 ± 0.012    89.27 ± 0.65     1.00
+    constant 2                  82.17 ± 0.16     0.502 ± 0.005    89.79 ± 0.25     2.00
+    constant 4                  81.38 ± 0.33     0.523 ± 0.011    88.38 ± 0.55     4.00
+    falling 8 to 1              81.73 ± 0.32     0.513 ± 0.008    88.88 ± 0.37     1.00
+    adaptive, progress          81.86 ± 0.46     0.507 ± 0.011    89.05 ± 0.47     1.44
+    adaptive, plateau           82.21 ± 0.35     0.500 ± 0.008    89.47 ± 0.25     1.00
+    curriculum (CTKD)           80.56 ± 0.57     0.544 ± 0.019    86.95 ± 0.51     13.06
+    entropy matched             81.66 ± 0.33     0.529 ± 0.006    88.68 ± 0.34     3.45
+
+What it shows: adaptive rules repair a temperature that was chosen badly (4) and find the good region by themselves, but
+do not beat a constant that was chosen well (1 or 2). The curriculum, made for long training, does worst here.
 """
 
 import argparse
@@ -36,6 +53,8 @@ def plans(held_out: tuple, total_steps: int) -> dict:
 
     half = total_steps // 2
     return {
+        "constant 1": lambda: (LogitsDistillation(1.0), []),
+        "constant 2": lambda: (LogitsDistillation(2.0), []),
         f"constant {START:g}": lambda: (LogitsDistillation(START), []),
         "falling 8 to 1": lambda: (
             LogitsDistillation(keras.optimizers.schedules.PolynomialDecay(8.0, total_steps, end_learning_rate=1.0)),
@@ -97,7 +116,7 @@ def main() -> None:
             ).history
             rows.setdefault(name, []).append(judge(student, teacher_classes, test))
             if plan is not None:
-                ends.setdefault(name, []).append(history.get("temperature", [START])[-1])
+                ends.setdefault(name, []).append(history.get("temperature", [term.temperature])[-1])
 
     print(f"{f'mean ± spread over {seeds} seeds':28}{'accuracy %':17}{'NLL':17}{'agreement %':17}last T")
     for name, results in rows.items():
