@@ -73,7 +73,7 @@ def class_correlation(
     if not isinstance(t, float) and len(ops.convert_to_tensor(temperature).shape) > 0:
         raise _checks.error(owner, "one temperature for the batch", f"shape {tuple(temperature.shape)}")
     classes = student.shape[-1]
-    p, q = (ops.reshape(ops.exp(log_softmax(logits / t)), (-1, classes)) for logits in (teacher, student))
+    p, q = (ops.reshape(ops.exp(log_softmax(logits, t)), (-1, classes)) for logits in (teacher, student))
     kept = ops.ones_like(q[:, :1]) if mask is None else ops.cast(ops.reshape(mask, (-1, 1)), "float32")
     inter = 1.0 - _mean_correlation(p, q, 1, ops.ones_like(q), kept[:, 0])
     intra = 1.0 - _mean_correlation(p, q, 0, kept * ops.ones_like(q), ops.ones_like(q[0]))

@@ -38,21 +38,26 @@ def per_row(temperature: Any) -> Any:
     return temperature if isinstance(temperature, float) else temperature[..., 0]
 
 
-def log_softmax(logits: Any) -> Any:
-    """Return log softmax over the last axis; -inf stays -inf, and no gradient of such an entry is NaN."""
+def shifted(logits: Any, temperature: Any = 1.0) -> tuple[Any, Any]:
+    """Return (logits - maximum) / temperature and the maximum, (..., 1); the slope at -inf is 0, not NaN.
+
+    The maximum leaves before the division: near ties between logits of 1e4 survive in float32.
+    """
     top = ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))
-    shifted = logits - ops.where(ops.isfinite(top), top, 0.0)
-    return shifted - ops.log(ops.sum(ops.exp(shifted), axis=-1, keepdims=True))
+    impossible = ops.equal(logits, -float("inf"))
+    known = ops.where(impossible, top, logits)
+    return ops.where(impossible, -float("inf"), (known - top) / temperature), top
+
+
+def log_softmax(logits: Any, temperature: Any = 1.0) -> Any:
+    """Return log softmax of logits / temperature over the last axis; -inf stays -inf."""
+    below, _ = shifted(logits, temperature)
+    return below - ops.log(ops.sum(ops.exp(below), axis=-1, keepdims=True))
 
 
 def expectation(probabilities: Any, values: Any) -> Any:
     """Return the sum of probability * value over the last axis; where the probability is 0 the value does not count."""
     return ops.sum(probabilities * ops.where(probabilities > 0, values, 0.0), axis=-1)
-
-
-def finite(logs: Any) -> Any:
-    """Replace -inf by a number whose exponential is 0 all the same, so that differences are finite."""
-    return ops.where(ops.isfinite(logs), logs, -1e30)
 
 
 def bernoulli_kl(teacher_logits: Any, student_logits: Any, gap: Any = None) -> Any:
@@ -77,8 +82,8 @@ def bernoulli_kl(teacher_logits: Any, student_logits: Any, gap: Any = None) -> A
     return ops.where(near, close, apart)
 
 
-def class_ids(owner: str, labels: Any, logits: Any) -> Any:
-    """Return labels as int32 of the leading shape of ``logits``, one-hot ones by their greatest entry.
+def class_ids(owner: str, labels: Any, logits: Any, mask: Any = None) -> Any:
+    """Return labels as int32 of the leading shape of ``logits``, one-hot ones by their greatest entry; 0 where masked.
 
     Raises:
         ValueError: if there are none, the shape does not fit, or a label is known to be out of range.
@@ -90,11 +95,13 @@ def class_ids(owner: str, labels: Any, logits: Any) -> Any:
         labels = ops.squeeze(labels, -1) if labels.shape[-1] == 1 else ops.argmax(labels, axis=-1)
     if len(labels.shape) != len(logits.shape) - 1:
         raise _checks.error(owner, f"labels of shape {tuple(logits.shape)[:-1]}", tuple(labels.shape))
+    labels = ops.cast(labels, "int32")
+    labels = labels if mask is None else ops.where(mask, labels, 0)
     classes, known = logits.shape[-1], _common.concrete(labels)
     if known is not None and known.size and (known.min() < 0 or known.max() >= classes):
         bad = known.min() if known.min() < 0 else known.max()
         raise _checks.error(owner, f"labels from 0 to {classes - 1}", int(bad))
-    return ops.cast(labels, "int32")
+    return labels
 
 
 def target_mask(labels: Any, logits: Any) -> Any:

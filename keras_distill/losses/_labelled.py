@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
-from keras_distill.losses import _common
+from keras_distill.losses import _common, _pairs, _soft_targets
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._distributions import (
     at_label,
@@ -18,21 +18,26 @@ from keras_distill.losses._distributions import (
     inputs,
     log_softmax,
     per_row,
+    shifted,
     target_mask,
 )
 
 
-def _without_target(logits: Any, target: Any) -> Any:
-    """Return log softmax over all classes but the target's, whose entry is -inf."""
-    return log_softmax(ops.where(target, -float("inf"), logits))
+def _without(logits: Any, target: Any) -> Any:
+    """Make the target's class impossible."""
+    return ops.where(target, -float("inf"), logits)
 
 
-def _target_logit(logits: Any, target: Any, labels: Any) -> Any:
+def _target_logit(logits: Any, labels: Any, temperature: Any = 1.0) -> Any:
     """Return the logit of "target against the rest": the target's logit less log-sum-exp of the others'."""
-    others = ops.where(target, -float("inf"), logits)
-    top = ops.stop_gradient(ops.max(others, axis=-1, keepdims=True))
-    rest = ops.log(ops.sum(ops.exp(others - top), axis=-1)) + top[..., 0]
-    return at_label(logits, labels) - rest
+    others = _without(logits, target_mask(labels, logits))
+    below, top = shifted(others, temperature)
+    return (at_label(logits, labels) - top[..., 0]) / per_row(temperature) - ops.log(ops.sum(ops.exp(below), axis=-1))
+
+
+def _surprise(logits: Any, labels: Any, temperature: Any = 1.0) -> Any:
+    """Return the cross-entropy to the labels, with digits even where the label is all but sure."""
+    return ops.softplus(-_target_logit(logits, labels, temperature))
 
 
 def decoupled_soft_targets(
@@ -88,13 +93,17 @@ def decoupled_soft_targets(
     if teacher.shape[-1] == 2:
         advice = "With 2 classes only one is left beside the target: use soft_targets"
         raise _checks.error(owner, "at least 3 classes", "2", advice)
-    labels = class_ids(owner, labels, student)
-    target = target_mask(labels, student)
-    teacher, student = teacher / t, student / t
-    binary = bernoulli_kl(_target_logit(teacher, target, labels), _target_logit(student, target, labels))
-    log_r, log_s = _without_target(teacher, target), _without_target(student, target)
-    rest = expectation(ops.exp(log_r), ops.where(target, 0.0, log_r) - ops.where(target, 0.0, log_s))
-    return _common.apply_mask(per_row(t) ** 2 * (target_weight * binary + non_target_weight * rest), mask)
+    labels = class_ids(owner, labels, student, mask)
+    target, row_t = target_mask(labels, student), per_row(t)
+    others = _without(teacher, target), _without(student, target)
+    # The gap between the two target logits, from differences alone: exact where the models nearly agree.
+    offset, rest_ratio = _pairs.normaliser_ratio(*others, t)
+    gap = _pairs.exact_difference(at_label(student, labels), offset[..., 0], at_label(teacher, labels))
+    gap = gap / row_t - rest_ratio[..., 0]
+    logits = (_target_logit(each, labels, t) for each in (teacher, student))
+    value = target_weight * row_t**2 * bernoulli_kl(*logits, gap)
+    value = value + non_target_weight * _pairs.divergence(_soft_targets.KERNEL, *others, row_t)
+    return _common.apply_mask(value, mask)
 
 
 def normalized_soft_targets(
@@ -143,11 +152,11 @@ def normalized_soft_targets(
     owner = "normalized_soft_targets"
     non_target_weight = _checks.number(owner, "non_target_weight", non_target_weight, low=0.0)
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
-    labels = class_ids(owner, labels, student)
+    labels = class_ids(owner, labels, student, mask)
     target = target_mask(labels, student)
-    value = -ops.exp(at_label(log_softmax(teacher), labels)) * at_label(log_softmax(student), labels)
-    log_r, log_s = _without_target(teacher / t, target), _without_target(student / t, target)
-    rest = -expectation(ops.exp(log_r), ops.where(target, 0.0, log_s))
+    value = ops.sigmoid(_target_logit(teacher, labels)) * _surprise(student, labels)
+    log_r, log_s = (log_softmax(_without(logits, target), t) for logits in (teacher, student))
+    rest = -expectation(ops.exp(log_r), log_s)
     return _common.apply_mask(value + non_target_weight * per_row(t) ** 2 * rest, mask)
 
 
@@ -187,11 +196,10 @@ def weighted_soft_labels(
     """
     owner = "weighted_soft_labels"
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
-    labels = class_ids(owner, labels, student)
-    hard = [-at_label(log_softmax(logits), labels) for logits in (student, teacher)]
-    weight = ops.stop_gradient(1.0 - ops.exp(-hard[0] / (hard[1] + 1e-7)))
-    soft = -expectation(ops.exp(log_softmax(teacher / t)), log_softmax(student / t))
-    return _common.apply_mask(weight * per_row(t) ** 2 * soft, mask)
+    labels = class_ids(owner, labels, student, mask)
+    own, best = (_surprise(ops.stop_gradient(logits), labels) for logits in (student, teacher))
+    soft = -expectation(ops.exp(log_softmax(teacher, t)), log_softmax(student, t))
+    return _common.apply_mask(-ops.expm1(-own / (best + 1e-7)) * per_row(t) ** 2 * soft, mask)
 
 
 def hard_targets(
@@ -234,10 +242,10 @@ def hard_targets(
     owner = "hard_targets"
     label_smoothing = _checks.number(owner, "label_smoothing", label_smoothing, low=0.0, high=1.0)
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
-    log_q = log_softmax(student / t)
-    value = -at_label(log_q, ops.cast(ops.argmax(teacher, axis=-1), "int32"))
+    value = _surprise(student, ops.cast(ops.argmax(teacher, axis=-1), "int32"), t)
     if label_smoothing:
-        value = (1.0 - label_smoothing) * value - label_smoothing * ops.mean(log_q, axis=-1)
+        smooth = -ops.mean(log_softmax(student, t), axis=-1)
+        value = (1.0 - label_smoothing) * value + label_smoothing * smooth
     return _common.apply_mask(per_row(t) ** 2 * value, mask)
 
 

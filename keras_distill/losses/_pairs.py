@@ -195,6 +195,40 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
     return _common.apply_mask(compute(student, temperature), mask)
 
 
+def normaliser_ratio(teacher: Any, student: Any, temperature: Any) -> tuple[Any, Any]:
+    """Return how much larger the student's normaliser is than the teacher's, in two parts, (..., 1) each.
+
+    The logarithm of sum exp(student / temperature) over sum exp(teacher / temperature) is offset / temperature + rest.
+
+    Args:
+        teacher: (..., classes), float32, without gradient.
+        student: same shape; the rest has its gradient, the offset is a constant.
+        temperature: a float or (..., 1); the rest has its gradient.
+
+    Returns:
+        The offset, a whole number, and the rest, relative to itself where the distributions nearly agree.
+    """
+    still = ops.stop_gradient(student)
+    fixed = temperature if isinstance(temperature, float) else ops.stop_gradient(temperature)
+    row = constants(teacher, still, fixed)
+    offset = ops.round(row.top_q - row.top_p)
+
+    @ops.custom_gradient
+    def rest(student: Any, temperature: Any) -> Any:
+        def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+            upstream = args[0] if args else upstream
+            p = ops.exp((teacher - row.top_p) / fixed - row.log_total_p)
+            q = ops.exp((still - row.top_q) / fixed - row.log_total_q)
+            apart = row_sum(times(q, still - row.top_q) - times(p, teacher - row.top_p)) + (
+                row.top_q - row.top_p - offset
+            )
+            return upstream * q / fixed, -upstream * apart / (fixed * fixed)
+
+        return row.log_ratio, grad
+
+    return offset, rest(student, temperature * ops.ones_like(row.top_p))
+
+
 def _by_blocks(function: Callable[..., Any], parts: tuple[Any, ...], rows: int | None, leading: tuple[Any, ...]) -> Any:
     """Apply ``function`` to all rows at once, or block after block of ``rows`` rows."""
     if rows is None:
