@@ -1,7 +1,9 @@
 """Annealing-KD: first imitate the teacher's logits, scaled up step by step; then learn from the labels alone.
 
-Run: python examples/annealing_kd.py  (about 3 minutes on 2 cores; --smoke: scikit-learn's digits, under a minute)
-RESULT
+Run: python examples/annealing_kd.py  (Fashion-MNIST, 5 seeds; --smoke: scikit-learn's digits, under a minute)
+
+With --smoke, one seed, 2026-11-21: teacher 97.0 %, student alone 94.4, at a constant temperature 91.6, annealed 92.8.
+One seed proves nothing, and this student has data enough to do without a teacher: it shows the two stages, no more.
 
 Reference: Jafari et al., "Annealing Knowledge Distillation", EACL 2021, arXiv:2104.07163.
 """
