@@ -121,7 +121,7 @@ class SimilarityPreserving(RelationLoss):
 
     Example:
         >>> from keras_distill import losses
-        >>> float(losses.SimilarityPreserving()([[1.0], [2.0]], [[3.0], [6.0]]))
+        >>> round(float(losses.SimilarityPreserving()([[1.0], [2.0]], [[3.0], [6.0]])), 6)
         0.0
 
     Reference:
