@@ -30,7 +30,7 @@ def test_label_verify_and_repair_from_the_shell(saved, tmp_path, capsys):
     run("label", *source, "--out", store, "--examples-per-shard", 256, "--shard", "0/2")
     assert "other parts are still missing" in capsys.readouterr().out
     run("label", *source, "--out", store, "--examples-per-shard", 256)
-    assert "1000 examples, 44 bytes each" in capsys.readouterr().out
+    assert "1000 examples, 28 bytes each" in capsys.readouterr().out
     stored = teachers.Stored(store)
     batch = next(iter(stored.attach(data.load("digits").train.dataset(50))))
     expected = keras.saving.load_model(saved)(batch[0]["inputs"])

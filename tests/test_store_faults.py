@@ -133,7 +133,7 @@ def test_a_full_disk_is_a_clear_error_and_finished_shards_are_kept(tmp_path, uni
     code = """
     import resource
     label_now = teachers.label
-    resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))  # the system refuses to write more into one file
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))  # the system refuses to write more into one file
     try:
         label(sys.argv[1])
     except teachers.StoredTeacherError as problem:

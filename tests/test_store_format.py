@@ -19,10 +19,10 @@ def round_trip(spec, values):
     fields = spec.encode(tf.constant(values))
     prints = layout.fingerprint(tf.range(len(values)))
     raw = layout.to_bytes(prints, fields)
-    assert raw.shape == (len(values), layout.record_bytes([spec]))
-    found, decoded = layout.from_bytes(tf.constant([row.tobytes() for row in raw.numpy()]), [spec])
-    np.testing.assert_array_equal(found, prints)
-    return np.asarray(spec.decode(decoded))
+    assert raw.shape == (len(values), layout.row_bytes([spec]))
+    rows = layout.rows_of(tf.constant(raw.numpy().tobytes()), [spec])
+    np.testing.assert_array_equal(layout.fingerprints_of(rows), prints)
+    return np.asarray(spec.decode(layout.from_bytes(rows, [spec])))
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_top_k_of_sequences_and_members_keeps_their_shape():
 
 
 def test_bytes_for_a_thousand_classes():
-    dense = layout.record_bytes([layout.OutputSpec("output", (1000,), "float16")])
-    few = layout.record_bytes([layout.OutputSpec("output", (1000,), "float16", 16)])
+    dense = layout.row_bytes([layout.OutputSpec("output", (1000,), "float16")])
+    few = layout.row_bytes([layout.OutputSpec("output", (1000,), "float16", 16)])
     assert (dense, few) == (8 + 2000, 8 + 16 * (2 + 2) + 4)
 
 

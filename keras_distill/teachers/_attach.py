@@ -19,18 +19,29 @@ _OWNER = "Stored.attach"
 _BUFFER_BYTES = 1 << 20
 
 
-def records(store: Stored, manifest: dict[str, Any], first_row: Any = 0) -> tf.data.Dataset:
-    """Return the store's records in order, as strings, from ``first_row`` on (an int or a scalar tensor)."""
-    names = [f"{store.directory}/{shard['file']}" for shard in manifest["shards"]]
-    starts = np.cumsum([0] + [shard["count"] for shard in manifest["shards"]])[:-1]
-    first_row = tf.cast(first_row, tf.int64)
-    shard = tf.searchsorted(tf.constant(starts, tf.int64), first_row[None], side="right")[0] - 1
-    shards = tf.data.Dataset.from_tensor_slices(tf.constant(names)[shard:])
+def rows(store: Stored, manifest: dict[str, Any], first: Any, count: int, batch_size: int) -> tf.data.Dataset:
+    """Return ``count`` rows of the store from row ``first`` (an int or a scalar tensor), in batches of uint8 rows."""
+    specs, block = store.specs, manifest["rows_per_block"]
+    names = tf.constant([f"{store.directory}/{shard['file']}" for shard in manifest["shards"]])
+    starts = tf.constant(np.cumsum([0] + [shard["count"] for shard in manifest["shards"]])[:-1], tf.int64)
+    first = tf.cast(first, tf.int64)
+    shard = tf.searchsorted(starts, first[None], side="right")[0] - 1
+    skipped_blocks, skipped_rows = (first - starts[shard]) // block, (first - starts[shard]) % block
 
     def read(name: tf.Tensor) -> tf.data.Dataset:
         return tf.data.TFRecordDataset(name, buffer_size=_BUFFER_BYTES).skip(1)  # the header
 
-    return shards.flat_map(read).skip(first_row - tf.constant(starts, tf.int64)[shard])
+    blocks = tf.data.Dataset.from_tensor_slices(names[shard:]).flat_map(read).skip(skipped_blocks)
+    decoded = blocks.map(lambda each: layout.rows_of(each, specs))
+    if tf.get_static_value(skipped_rows) != 0:  # not zero, or not known
+        decoded = decoded.enumerate().map(lambda i, each: each[tf.where(i == 0, skipped_rows, 0) :])
+    batches = decoded.rebatch(batch_size).take(-(-count // batch_size))
+    last = count % batch_size
+    if last == 0:
+        return batches
+    # The next row of the store belongs to the next view.
+    whole = tf.constant(count // batch_size, tf.int64)
+    return batches.enumerate().map(lambda i, each: each[: tf.where(i == whole, last, batch_size)])
 
 
 def attached(
@@ -47,28 +58,27 @@ def attached(
         raise files.stored_error(expected, got, owner=_OWNER)
     if view is not None and not 0 <= view < views:
         raise files.stored_error(f"a view from 0 to {views - 1}", view, owner=_OWNER)
-    rows = manifest["count"] // views
+    count = manifest["count"] // views
     batched = _is_batched(dataset, None if augment is not None else manifest["inputs"])
     first = next(iter(dataset.take(1)), None)
     if first is None:
-        raise files.stored_error(f"{rows} examples", "an empty dataset", owner=_OWNER)
+        raise files.stored_error(f"{count} examples", "an empty dataset", owner=_OWNER)
     batch_size = int(tf.shape(keras.tree.flatten(_x(first))[0])[0]) if batched else 1
-    known = _count_fits(dataset, batched, batch_size, rows)
+    known = _count_fits(dataset, batched, batch_size, count)
 
     def one_view(number: Any) -> tf.data.Dataset:
         seen = dataset if augment is None else view_of(dataset, augment, number, options["seed"], batched)
-        of_view = records(store, manifest, tf.cast(number, tf.int64) * rows)
-        of_view = (of_view if views == 1 else of_view.take(rows)).batch(batch_size)
-        return _paired(seen, of_view, store, batched, batch_size, rows, known)
+        stored = rows(store, manifest, tf.cast(number, tf.int64) * count, count, batch_size)
+        return _paired(seen, stored, store, batched, batch_size, count, known)
 
     chosen = view if view is not None else (0 if views == 1 else None)
     whole = one_view(chosen) if chosen is not None else tf.data.Dataset.range(views).flat_map(one_view)
     for element in seen_first(dataset, augment, options, chosen or 0, batched):
         found = layout.fingerprint(keras.tree.map_structure(lambda t: t if batched else t[None], _x(element)))
-        _compare_first(store, manifest, (chosen or 0) * rows, found.numpy())
+        store.compare_first(found.numpy(), (chosen or 0) * count)
     if known:
-        count = int(dataset.cardinality()) * (1 if chosen is not None else views)
-        whole = whole.apply(tf.data.experimental.assert_cardinality(count))
+        length = int(dataset.cardinality()) * (1 if chosen is not None else views)
+        whole = whole.apply(tf.data.experimental.assert_cardinality(length))
     # By files, each worker of a cluster would get its own part of the records but not of the examples.
     setting = tf.data.Options()
     setting.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
@@ -79,17 +89,6 @@ def seen_first(dataset: Any, augment: Augment | None, options: dict, view: int, 
     """Return the first element of the dataset, as the teacher saw it."""
     first = dataset.take(1)
     return first if augment is None else view_of(first, augment, view, options["seed"], batched)
-
-
-def _compare_first(store: Stored, manifest: dict[str, Any], row: int, found: np.ndarray) -> None:
-    try:
-        for batch in records(store, manifest, row).batch(len(found)).take(1):
-            stored = layout.from_bytes(batch, store.specs)[0].numpy()
-    except tf.errors.OpError as problem:
-        raise store.translate(problem) from None
-    wrong = np.flatnonzero(stored[: len(found)] != found[: len(stored)])
-    if len(wrong):
-        raise store._differs(int(wrong[0]))
 
 
 def _x(element: Any) -> Any:
@@ -150,24 +149,17 @@ def _paired(
     """Zip the two, with the checks; where the number of batches is not known, also look at who ends first."""
     specs = store.specs
 
-    def fields_of(batch: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        return layout.from_bytes(batch, specs)
-
-    def pair(index: tf.Tensor, element: Any, batch: tf.Tensor) -> Any:
+    def pair(index: tf.Tensor, element: Any, raw: tf.Tensor) -> Any:
         x = _x(element)
-        stored_prints, fields = fields_of(batch)
-        found = layout.fingerprint(keras.tree.map_structure(lambda t: t if batched else t[None], x))
-        first = index * batch_size
-        count, expected = tf.shape(found)[0], tf.shape(stored_prints)[0]
-        same = tf.minimum(count, expected)
-        wrong = tf.not_equal(found[:same], stored_prints[:same])
-        where = first + tf.cast(tf.argmax(tf.cast(wrong, tf.int32)), tf.int64)
-        checks = [
-            _demand(tf.logical_not(tf.reduce_any(wrong)), where, "differs"),
-            _demand(tf.equal(count, expected), first + tf.cast(same, tf.int64), "uneven"),
-        ]
-        with tf.control_dependencies([each for each in checks if each is not None]):
+        ours = layout.fingerprint(keras.tree.map_structure(lambda t: t if batched else t[None], x))
+        theirs = layout.fingerprints_of(raw)
+        size = tf.minimum(tf.size(ours), tf.size(theirs))
+        equal = tf.reduce_all(tf.equal(ours[:size], theirs[:size]))
+        fine = tf.logical_and(equal, tf.equal(tf.size(ours), tf.size(theirs)))
+        checked = tf.cond(fine, lambda: True, lambda: _explain(ours, theirs, index * batch_size))
+        with tf.control_dependencies([checked]):
             x = keras.tree.map_structure(tf.identity, x)
+        fields = layout.from_bytes(raw, specs)
         if not batched:
             fields = {name: field[0] for name, field in fields.items()}
         carried = {"inputs": x, "stored_teacher": fields}
@@ -207,6 +199,19 @@ def _with_end(dataset: tf.data.Dataset) -> tf.data.Dataset:
     end = keras.tree.map_structure(nothing, dataset.element_spec)
     marked = dataset.map(lambda *element: (True, element[0] if len(element) == 1 else element))
     return marked.concatenate(tf.data.Dataset.from_tensors((False, end)))
+
+
+def _explain(ours: tf.Tensor, theirs: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+    """Fail, naming the first example that differs, or the end of the shorter batch."""
+    size = tf.minimum(tf.size(ours), tf.size(theirs))
+    wrong = tf.not_equal(ours[:size], theirs[:size])
+    where = first + tf.argmax(tf.cast(wrong, tf.int32))
+    checks = [
+        _demand(tf.logical_not(tf.reduce_any(wrong)), where, "differs"),
+        _demand(tf.reduce_any(wrong), first + tf.cast(size, tf.int64), "uneven"),
+    ]
+    with tf.control_dependencies(checks):
+        return tf.constant(False)
 
 
 def _demand(condition: tf.Tensor, index: tf.Tensor, what: str) -> tf.Operation:

@@ -84,7 +84,7 @@ def label(
         >>> dataset = tf.data.Dataset.from_tensor_slices(np.eye(4, 2, dtype="float32")).batch(2)
         >>> stored = label(model, dataset, tempfile.mkdtemp(), progress=False)
         >>> stored.num_examples, stored.bytes_per_example
-        (4, 30)
+        (4, 14)
 
     Reference:
         Shen, Xing, "A fast knowledge distillation framework for visual recognition", ECCV 2022, arXiv:2112.01528.
@@ -158,7 +158,8 @@ class Labeller:
             "outputs": self._describe(outputs, "output"),
             "features": {name: self._leaf(tapped[name], f"feature/{name}", None) for name in self.features},
         }
-        self.length = layout.record_bytes(self.specs)
+        self.length = layout.row_bytes(self.specs)
+        self.block = layout.rows_per_block(self.length)
         wanted = self.options["examples_per_shard"] or min(_SHARD_EXAMPLES, max(1, _SHARD_BYTES // self.length))
         self.batches_per_shard = max(1, integer(_OWNER, "examples_per_shard", wanted, low=1) // self.batch_size)
         signature = [tf.TensorSpec((None, *s["shape"]), s["dtype"]) for s in self.inputs]
@@ -237,7 +238,8 @@ class Labeller:
             "inputs": self.inputs,
             "outputs": [spec.config() for spec in self.specs],
             "template": self.template,
-            "record_bytes": self.length,
+            "row_bytes": self.length,
+            "rows_per_block": self.block,
             "batch_size": self.batch_size,
             "batches_per_shard": self.batches_per_shard,
             "options": {**self.options, "augment": self.augment is not None},
@@ -313,7 +315,7 @@ class Labeller:
                     for each in pending:
                         each.result()
                     header = self._header(index, rows - start, inputs.hexdigest())
-                    pending = [writer.submit(files.write_shard, path, index, header, parts, self.length)]
+                    pending = [writer.submit(files.write_shard, path, index, header, parts, self.block)]
             for each in pending:
                 each.result()
         self.complete(path, index + 1)
@@ -344,7 +346,7 @@ class Labeller:
             parts.append(records)
             inputs.update(found.tobytes())
             rows += len(found)
-        files.write_shard(path, index, self._header(index, rows, inputs.hexdigest()), parts, self.length)
+        files.write_shard(path, index, self._header(index, rows, inputs.hexdigest()), parts, self.block)
         return rows
 
     def num_shards(self) -> int:

@@ -10,10 +10,11 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_distill._checks import error
@@ -125,15 +126,15 @@ def digest_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
 
 
-def write_shard(path: Path, index: int, header: dict[str, Any], batches: Iterable[Any], length: int) -> Shard:
+def write_shard(path: Path, index: int, header: dict[str, Any], batches: list[np.ndarray], block: int) -> Shard:
     """Write one shard under a temporary name, then give it its own: it appears whole or not at all.
 
     Args:
         path: of the store.
         index: number of the shard.
         header: its first record.
-        batches: (rows, length) uint8 arrays.
-        length: of a record.
+        batches: (rows, row bytes) uint8 arrays.
+        block: rows per record of the file.
 
     Returns:
         The finished shard.
@@ -142,21 +143,19 @@ def write_shard(path: Path, index: int, header: dict[str, Any], batches: Iterabl
         StoredTeacherError: if the disk is full or refuses; the finished shards are kept.
     """
     temporary = path / f".writing-{index:06d}-{os.getpid()}"
-    first = canonical(header)
-    expected = _FRAME_BYTES + len(first) + header["count"] * (_FRAME_BYTES + length)
+    rows = np.concatenate(batches)
+    records = [canonical(header), *(rows[i : i + block].tobytes() for i in range(0, len(rows), block))]
+    expected = sum(_FRAME_BYTES + len(record) for record in records)
     try:
         with tf.io.TFRecordWriter(str(temporary)) as writer:
-            writer.write(first)
-            for batch in batches:
-                raw = batch.tobytes()
-                for start in range(0, len(raw), length):
-                    writer.write(raw[start : start + length])
+            for record in records:
+                writer.write(record)
         size = temporary.stat().st_size
         if size != expected:
             raise OSError(f"{size} of {expected} bytes were written")
         _flush(temporary)
-        shard = Shard(index, path / f"shard-{index:06d}-{digest_of(temporary)}.tfrecord", "")
-        shard = dataclasses.replace(shard, digest=_SHARD.match(shard.file.name)[2])  # type: ignore[index]
+        digest = digest_of(temporary)
+        shard = Shard(index, path / f"shard-{index:06d}-{digest}.tfrecord", digest)
         temporary.rename(shard.file)
         _flush(path)
     except (OSError, tf.errors.OpError) as problem:

@@ -1,7 +1,8 @@
-"""What one record of a store looks like: a fingerprint of the input, then the teacher's outputs in bytes.
+"""What one row of a store looks like: a fingerprint of the input, then the teacher's outputs in bytes.
 
-A record is ``[fingerprint, 8 bytes] [field] [field] ...``, little-endian, of one fixed length for the whole store, so
-that a batch of records decodes in one operation. How each output becomes fields is said by its ``OutputSpec``.
+A row is ``[fingerprint, 8 bytes] [field] [field] ...``, little-endian, of one length for the whole store. A record of
+the TFRecord file is a block of rows, so that many examples are read and decoded at once. How an output becomes fields
+is said by its ``OutputSpec``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _FINGERPRINT_BYTES = 8
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One array of a record: its name, its shape per example and its dtype."""
+    """One array of a row: its name, its shape per example and its dtype."""
 
     name: str
     shape: tuple[int, ...]
@@ -54,7 +55,7 @@ class OutputSpec:
 
     @property
     def fields(self) -> list[Field]:
-        """The arrays that a record holds for this output."""
+        """The arrays that a row holds for this output."""
         rows = self.shape[:-1]
         values = self.shape if self.top_k is None else (*rows, self.top_k)
         found = [Field(f"{self.name}:values", values, self.dtype)]
@@ -116,9 +117,14 @@ def _index_dtype(num_classes: int) -> str:
     return "uint8" if num_classes <= 256 else "uint16" if num_classes <= 65536 else "int32"
 
 
-def record_bytes(specs: Sequence[OutputSpec]) -> int:
-    """Return the length of a record."""
+def row_bytes(specs: Sequence[OutputSpec]) -> int:
+    """Return the length of a row."""
     return _FINGERPRINT_BYTES + sum(field.num_bytes for spec in specs for field in spec.fields)
+
+
+def rows_per_block(length: int) -> int:
+    """Return how many rows of ``length`` bytes make a block: about 64 KB, a power of two."""
+    return 2 ** max(0, min(10, (65536 // length).bit_length() - 1))
 
 
 def fingerprint(x: Any) -> tf.Tensor:
@@ -138,7 +144,7 @@ def fingerprint(x: Any) -> tf.Tensor:
 
 
 def to_bytes(fingerprints: tf.Tensor, fields: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Return (batch, record bytes), uint8."""
+    """Return (batch, row bytes), uint8."""
     batch = tf.shape(fingerprints)[0]
     parts = [fingerprints[:, None], *fields]
     return tf.concat([tf.reshape(_bytes(part), (batch, -1)) for part in parts], axis=1)
@@ -148,25 +154,25 @@ def _bytes(tensor: tf.Tensor) -> tf.Tensor:
     return tensor if tensor.dtype == tf.uint8 else tf.bitcast(tensor, tf.uint8)
 
 
-def from_bytes(records: tf.Tensor, specs: Sequence[OutputSpec]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """Split a batch of records.
+def rows_of(block: tf.Tensor, specs: Sequence[OutputSpec]) -> tf.Tensor:
+    """Return (rows, row bytes), uint8, of a block: a scalar string."""
+    return tf.reshape(tf.io.decode_raw(block, tf.uint8), (-1, row_bytes(specs)))
 
-    Args:
-        records: (batch,), string.
-        specs: of the store.
 
-    Returns:
-        (batch,) int64 fingerprints, and the fields by name.
-    """
-    length = record_bytes(specs)
-    raw = tf.ensure_shape(tf.io.decode_raw(records, tf.uint8), (None, length))
+def fingerprints_of(raw: tf.Tensor) -> tf.Tensor:
+    """Return (rows,), int64, from (rows, row bytes), uint8."""
+    return tf.bitcast(raw[:, :_FINGERPRINT_BYTES], tf.int64)
+
+
+def from_bytes(raw: tf.Tensor, specs: Sequence[OutputSpec]) -> dict[str, tf.Tensor]:
+    """Return the fields by name, of rows as they came from ``rows_of``."""
     fields, start = {}, _FINGERPRINT_BYTES
     for spec in specs:
         for field in spec.fields:
             part = raw[:, start : start + field.num_bytes]
             start += field.num_bytes
             fields[field.name] = _typed(part, field)
-    return tf.bitcast(raw[:, :_FINGERPRINT_BYTES], tf.int64), fields
+    return fields
 
 
 def _typed(part: tf.Tensor, field: Field) -> tf.Tensor:

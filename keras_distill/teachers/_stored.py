@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_distill.teachers import _store_files as files
 from keras_distill.teachers import _store_format as layout
-from keras_distill.teachers._attach import attached
+from keras_distill.teachers._attach import attached, rows
 from keras_distill.teachers._base import StoredTeacherError, Teacher, silent
 from keras_distill.teachers._members import Members
 from keras_distill.teachers._views import Augment
@@ -86,8 +86,8 @@ class Stored(Teacher):
 
     @property
     def bytes_per_example(self) -> int:
-        """Bytes on disk for one example and view, TFRecord's 16 bytes of checksums included."""
-        return layout.record_bytes(self.specs) + 16
+        """Bytes on disk for one example and view, its 8-byte fingerprint included."""
+        return layout.row_bytes(self.specs)
 
     # ------------------------------------------------------------------------------------- what the Distiller calls
 
@@ -161,19 +161,16 @@ class Stored(Teacher):
         except tf.errors.OpError as problem:
             raise self.translate(problem) from None
 
-    def compare_first(self, fingerprints: np.ndarray) -> None:
-        """Raise ``StoredTeacherError`` unless the store's first examples have these fingerprints."""
-        from keras_distill.teachers._attach import records
-
+    def compare_first(self, fingerprints: np.ndarray, row: int = 0) -> None:
+        """Raise ``StoredTeacherError`` unless the examples from ``row`` on have these fingerprints."""
         try:
-            for batch in records(self, self._open()).batch(len(fingerprints)).take(1):
-                stored = layout.from_bytes(batch, self.specs)[0].numpy()
+            stored = next(iter(rows(self, self._open(), row, len(fingerprints), len(fingerprints)))).numpy()
         except tf.errors.OpError as problem:
             raise self.translate(problem) from None
-        same = np.minimum(len(stored), len(fingerprints))
-        wrong = np.flatnonzero(stored[:same] != fingerprints[:same])
-        if len(wrong) or same < len(fingerprints):
-            raise self._differs(int(wrong[0]) if len(wrong) else int(same))
+        found = np.ascontiguousarray(stored[:, :8]).view("int64").ravel()
+        wrong = np.flatnonzero(found != fingerprints[: len(found)])
+        if len(wrong):
+            raise self._differs(int(wrong[0]))
 
     def translate(self, problem: Exception) -> Exception:
         """Return the ``StoredTeacherError`` behind an error of TensorFlow, or that error."""
