@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill.losses import _common
-from keras_distill.losses._pairs import NEAR, bregman
+from keras_distill.losses._pairs import NEAR, bregman, times
 
 
 def inputs(owner: str, teacher: Any, student: Any, temperature: Any, mask: Any) -> tuple[Any, Any, Any, Any]:
@@ -57,7 +57,7 @@ def log_softmax(logits: Any, temperature: Any = 1.0) -> Any:
 
 def expectation(probabilities: Any, values: Any) -> Any:
     """Return the sum of probability * value over the last axis; where the probability is 0 the value does not count."""
-    return ops.sum(probabilities * ops.where(probabilities > 0, values, 0.0), axis=-1)
+    return ops.sum(probabilities * ops.where(ops.equal(probabilities, 0.0), 0.0, values), axis=-1)
 
 
 def bernoulli_kl(teacher_logits: Any, student_logits: Any, gap: Any = None) -> Any:
@@ -78,8 +78,7 @@ def bernoulli_kl(teacher_logits: Any, student_logits: Any, gap: Any = None) -> A
     close = p * bregman(positive) + rest * bregman(negative)
     positive = ops.log_sigmoid(teacher_logits) - ops.log_sigmoid(student_logits)
     negative = ops.log_sigmoid(-teacher_logits) - ops.log_sigmoid(-student_logits)
-    apart = ops.where(p > 0.0, p * positive, 0.0) + ops.where(rest > 0.0, rest * negative, 0.0)
-    return ops.where(near, close, apart)
+    return ops.where(near, close, times(p, positive) + times(rest, negative))
 
 
 def class_ids(owner: str, labels: Any, logits: Any, mask: Any = None) -> Any:

@@ -143,6 +143,9 @@ def gaussian_kl(
     teacher_log, student_log = _common.check_pair(owner, teacher_log_variance, student_log_variance, "log-variances")
     _common.check_same_shape(owner, teacher_mean, student_log, "means and log-variances")
     mask = _common.check_mask(owner, mask, student_mean)
+    teacher_mean, student_mean, teacher_log, student_log = (
+        _common.clean(side, mask) for side in (teacher_mean, student_mean, teacher_log, student_log)
+    )
     gap = teacher_log - student_log
     near = ops.abs(gap) <= NEAR
     spread = ops.where(near, bregman(ops.where(near, gap, 0.0)), ops.expm1(gap) - gap)
@@ -185,6 +188,7 @@ def regression_matching(
     owner = "regression_matching"
     teacher, student = _common.check_pair(owner, teacher_outputs, student_outputs, "outputs")
     mask = _common.check_mask(owner, mask, student)
+    teacher, student = _common.clean(teacher, mask), _common.clean(student, mask)
     if margin is None:
         return _common.apply_mask(ops.sum(ops.square(student - teacher), axis=-1), mask)
     margin = _checks.number(owner, "margin", margin, low=0.0)

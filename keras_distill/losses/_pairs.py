@@ -63,7 +63,7 @@ def bregman(x: Any) -> Any:
 
 def times(weight: Any, x: Any) -> Any:
     """Return weight * x with 0 * anything = 0: a class of probability 0 counts nothing, however far its logit is."""
-    return ops.where(weight > 0.0, weight * x, 0.0)
+    return ops.where(ops.equal(weight, 0.0), 0.0, weight * x)
 
 
 def row_sum(x: Any) -> Any:

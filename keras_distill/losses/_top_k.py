@@ -115,6 +115,7 @@ def _kept(logits: Any, k: int, missing: str) -> Any:
     classes = logits.shape[-1]
     if k > classes:
         raise _checks.error("TopKSoftTargets", f"k of at most {classes} classes", k)
+    logits = logits - ops.max(logits, axis=-1, keepdims=True)
     hot = ops.equal(ops.top_k(logits, k)[1][..., None], ops.arange(classes, dtype="int32"))
     hot = ops.any(hot, axis=-2)
     if missing == "ignore" or k == classes:
