@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -12,10 +11,21 @@ import tensorflow as tf
 from keras import ops
 
 from keras_distill import teachers
-from keras_distill._checks import error, number
+from keras_distill._checks import error
 from keras_distill._data_checks import check_data, warn_of_probabilities
 from keras_distill._guard import Guard
-from keras_distill._settings import Setting, from_config
+from keras_distill._memory import Memory
+from keras_distill._numbers import HasNumbers, between_0_and_1, not_negative
+from keras_distill._pieces import (
+    check_models,
+    nan_or_zero,
+    num_replicas,
+    pick,
+    replica_share,
+    spec_of_array,
+    tap_names,
+)
+from keras_distill._settings import Setting
 from keras_distill.taps import Taps
 from keras_distill.terms import DistillationLoss
 
@@ -23,7 +33,7 @@ __all__ = ["Distiller"]
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class Distiller(keras.Model):
+class Distiller(HasNumbers):
     """Trains a student to match labels and a frozen teacher at once (knowledge distillation).
 
     The loss is ``student_loss_weight * supervised + (1 - student_loss_weight) * sum(weight_i * term_i)``, plus the
@@ -73,7 +83,7 @@ class Distiller(keras.Model):
     ) -> None:
         # Inputs reach teacher and student as they are: each casts to its own precision.
         super().__init__(name=name, autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
-        _check_models(teacher, student)
+        check_models(teacher, student)
         if distillation_losses is None:
             raise error("Distiller", "a term such as LogitsDistillation(), or a list of terms", "None")
         terms = list(distillation_losses) if isinstance(distillation_losses, (list, tuple)) else [distillation_losses]
@@ -93,12 +103,12 @@ class Distiller(keras.Model):
         self.distillation_losses = terms
         self._teacher_parts = list(getattr(teacher, "trainable_parts", ()))  # a learned gate, trained with the student
         self._teacher_feature_extractor = Taps(
-            teacher, [] if isinstance(teacher, teachers.Teacher) else _tap_names(terms, "teacher"), owner="Distiller"
+            teacher, [] if isinstance(teacher, teachers.Teacher) else tap_names(terms, "teacher"), owner="Distiller"
         )
-        self._student_feature_extractor = Taps(student, _tap_names(terms, "student"), owner="Distiller")
+        self._student_feature_extractor = Taps(student, tap_names(terms, "student"), owner="Distiller")
 
-        self._student_setting = Setting(student_loss_weight, _between_0_and_1)
-        self._weight_settings = tuple(Setting(weight, _not_negative) for weight in weights)
+        self._student_setting = Setting(student_loss_weight, between_0_and_1)
+        self._weight_settings = tuple(Setting(weight, not_negative) for weight in weights)
         self._student_setting.create(self, "student_loss_weight")
         for index, setting in enumerate(self._weight_settings):
             setting.create(self, f"distillation_loss_weight_{index}")
@@ -106,6 +116,7 @@ class Distiller(keras.Model):
         self.distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
         self.total_loss_tracker = keras.metrics.Mean(name="total_loss")
         self._guard = Guard(self)
+        object.__setattr__(self, "_memory", Memory())  # of adaptive callbacks: saved, but no layer of the model
         self.evaluate_distillation = True
         self.stop_on_non_finite = True
         for term in self._own_terms:
@@ -121,31 +132,6 @@ class Distiller(keras.Model):
         if self._frozen.hidden:
             raise AttributeError("The teacher is hidden while weights without it are written.")
         return self._frozen.teacher
-
-    @property
-    def student_loss_weight(self) -> float:
-        """Share of the supervised loss, 0 to 1. Assign a number at any time; the next step uses it."""
-        return self._student_setting.number
-
-    @student_loss_weight.setter
-    def student_loss_weight(self, value: Any) -> None:
-        self._student_setting.assign(value)
-        if self.compiled:
-            self._check_supervision()
-
-    @property
-    def distillation_loss_weights(self) -> list[float]:
-        """Weight of each term, >= 0. Assign a list at any time; the next step uses it."""
-        return _Weights(self._weight_settings)
-
-    @distillation_loss_weights.setter
-    def distillation_loss_weights(self, values: Sequence[Any]) -> None:
-        values = list(values)
-        if len(values) != len(self._weight_settings):
-            expected = f"one distillation_loss_weights entry for each of the {len(self._weight_settings)} terms"
-            raise error("Distiller", expected, f"{len(values)}")
-        for setting, value in zip(self._weight_settings, values, strict=True):
-            setting.assign(value)
 
     @property
     def output_names(self) -> list[str]:
@@ -293,7 +279,7 @@ class Distiller(keras.Model):
         outputs = student[0]
         supervised = ops.zeros((), "float32")
         if self._compile_loss is not None and y is not None:
-            supervised = ops.cast(self._compile_loss(y, outputs, sample_weight), "float32") * _num_replicas()
+            supervised = ops.cast(self._compile_loss(y, outputs, sample_weight), "float32") * num_replicas()
         distillation, each = ops.zeros((), "float32"), []
         for index, term in enumerate(self.distillation_losses):
             if teacher is None:
@@ -306,7 +292,7 @@ class Distiller(keras.Model):
         share = self._student_setting.tensor
         mixed = share * supervised + (1.0 - share) * distillation
         return {
-            "to_minimize": mixed * _replica_share(outputs) + own_losses / _num_replicas(),
+            "to_minimize": mixed * replica_share(outputs) + own_losses / num_replicas(),
             "total": mixed + own_losses,
             "student_loss": supervised,
             "distillation_loss": distillation,
@@ -322,8 +308,8 @@ class Distiller(keras.Model):
         sample_weight: Any,
         training: bool,
     ) -> Any:
-        teacher_side = _pick(getattr(term, "teacher_layer_name", None), *teacher)
-        student_side = _pick(getattr(term, "student_layer_name", None), *student)
+        teacher_side = pick(getattr(term, "teacher_layer_name", None), *teacher)
+        student_side = pick(getattr(term, "student_layer_name", None), *student)
         term.validate_outputs(teacher_side, student_side)
         if not isinstance(term, DistillationLoss):
             return ops.cast(term.compute_loss(teacher_side, student_side), "float32")
@@ -332,30 +318,13 @@ class Distiller(keras.Model):
     def _listen(self, teacher_inputs: Any) -> tuple[Any, dict]:
         """Return the teacher's outputs and taps; never a gradient, never training mode."""
         if isinstance(self.teacher, teachers.Teacher):
-            heard = self.teacher.listen(teacher_inputs, _tap_names(self.distillation_losses, "teacher"))
+            heard = self.teacher.listen(teacher_inputs, tap_names(self.distillation_losses, "teacher"))
         else:
             heard = self._teacher_feature_extractor(teacher_inputs, training=False)
         return heard
 
     def _split(self, x: Any) -> tuple[Any, Any]:
         return self.teacher.split(x) if isinstance(self.teacher, teachers.Teacher) else (x, x)
-
-    def _advance_settings(self) -> None:
-        step = self.optimizer.iterations
-        for setting in self._settings.values():
-            setting.advance(step)
-
-    @property
-    def _settings(self) -> dict[str, Setting]:
-        """Every number that training reads, by the name under which logs show it."""
-        found = {"student_loss_weight": self._student_setting}
-        single = len(self._weight_settings) == 1
-        for index, setting in enumerate(self._weight_settings):
-            found["distillation_loss_weight" if single else f"distillation_loss_weight_{index}"] = setting
-        for index, term in enumerate(self._own_terms):
-            for name, setting in term.settings.items():
-                found[name if len(self._own_terms) == 1 else f"{name}_of_term_{index}"] = setting
-        return found
 
     def _moving_state(self) -> list[Any]:
         """Variables that the student's forward pass itself writes: BatchNorm's moving statistics."""
@@ -377,7 +346,7 @@ class Distiller(keras.Model):
             update()
             return
         heard = [t.members if isinstance(t, teachers.Members) else t for t in keras.tree.flatten(teacher[0])]
-        named = [("the teacher's outputs", _nan_or_zero(tensor)) for tensor in heard if tensor.dtype.is_floating]
+        named = [("the teacher's outputs", nan_or_zero(tensor)) for tensor in heard if tensor.dtype.is_floating]
         named += [*parts["terms"], ("student_loss", parts["student_loss"]), ("total_loss", parts["total"])]
         small = [g for g in gradients if isinstance(g, tf.Tensor) and g.shape.rank is not None and g.shape.rank < 2]
         if small and not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
@@ -397,32 +366,12 @@ class Distiller(keras.Model):
     def _logs(self, x: Any, y: Any, outputs: Any, sample_weight: Any) -> dict[str, Any]:
         if y is None:
             # Without labels there is nothing for the user's metrics to see.
-            trackers = (self._loss_tracker, *self._metrics)
+            compiled = (self._compile_metrics, *(self._compile_loss.metrics if self._compile_loss else ()))
+            trackers = [metric for metric in self.metrics if all(metric is not each for each in compiled)]
             return {**{metric.name: metric.result() for metric in trackers}, **self._scheduled()}
         return self.compute_metrics(x, y, outputs, sample_weight=sample_weight)
 
-    def _scheduled(self) -> dict[str, Any]:
-        return {name: each.tensor for name, each in self._settings.items() if each.schedule is not None}
-
-    def get_metrics_result(self) -> dict[str, Any]:
-        """Return the results of all metrics, and the numbers that follow a schedule.
-
-        Returns:
-            Name to value.
-        """
-        return {**super().get_metrics_result(), **self._scheduled()}
-
-    def _get_metrics_result_or_logs(self, logs: Any) -> Any:
-        # Keras takes the last step's logs where the names differ from those of all metrics, as they do without labels
-        # or without the teacher. Under several replicas these are means over replicas: not the metrics' results.
-        results = self.get_metrics_result()
-        return {name: results[name] for name in logs} if set(logs) <= set(results) else logs
-
     # ------------------------------------------------------------------ building and checks
-
-    @property
-    def _own_terms(self) -> list[DistillationLoss]:
-        return [term for term in self.distillation_losses if isinstance(term, DistillationLoss)]
 
     @property
     def _terms_built(self) -> bool:
@@ -434,7 +383,7 @@ class Distiller(keras.Model):
         student = self._student_feature_extractor(student_inputs, training=False)
         for term in self._own_terms:
             if not term.built:
-                term.build_from(_pick(term.teacher_layer_name, *teacher), _pick(term.student_layer_name, *student))
+                term.build_from(pick(term.teacher_layer_name, *teacher), pick(term.student_layer_name, *student))
 
     def _build_before(self, x: Any) -> None:
         """Build everything from the first element's spec before callbacks see the model (BackupAndRestore must)."""
@@ -446,7 +395,7 @@ class Distiller(keras.Model):
         elif isinstance(x, keras.utils.PyDataset):
             spec = keras.tree.map_structure(tf.convert_to_tensor, keras.utils.unpack_x_y_sample_weight(x[0])[0])
         elif all(hasattr(array, "shape") for array in keras.tree.flatten(x)):
-            spec = keras.tree.map_structure(_spec_of_array, x)
+            spec = keras.tree.map_structure(spec_of_array, x)
         else:
             return  # a generator: the first step builds
         # Not through __call__, which would bury the message of a term that does not fit in Keras' own.
@@ -492,6 +441,10 @@ class Distiller(keras.Model):
         self._assert_compile_called("fit")
         check_data(self, x, y, "fit")
         self._build_before(x)
+        if isinstance(kwargs.get("callbacks"), (list, tuple)):
+            # A backup made before a policy has looked at the epoch would resume with the policy an epoch behind.
+            last = keras.callbacks.BackupAndRestore
+            kwargs["callbacks"] = sorted(kwargs["callbacks"], key=lambda callback: isinstance(callback, last))
         history = super().fit(x, y, *args, **kwargs)
         self._guard.look(now=True)
         return history
@@ -542,202 +495,3 @@ class Distiller(keras.Model):
 
         self.train_function = guarded
         return guarded
-
-    # ------------------------------------------------------------------ saving
-
-    @contextlib.contextmanager
-    def _without_teacher(self) -> Iterator[None]:
-        self._frozen.hidden = True
-        try:
-            yield
-        finally:
-            self._frozen.hidden = False
-
-    def save_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Save what training changes (student, adapters, optimizer, schedules), without the teacher.
-
-        Args:
-            filepath: ends in ``.weights.h5``.
-            *args: as in Keras.
-            **kwargs: as in Keras.
-        """
-        with self._without_teacher():
-            super().save_weights(filepath, *args, **kwargs)
-
-    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Load what ``save_weights`` saved; the teacher stays as it is.
-
-        Args:
-            filepath: as given to ``save_weights``.
-            *args: as in Keras.
-            **kwargs: as in Keras.
-        """
-        with self._without_teacher():
-            super().load_weights(filepath, *args, **kwargs)
-
-    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> Any:
-        """Export the student alone, as ``keras.Model.export`` does; see also ``keras_distill.export``.
-
-        Args:
-            filepath: as in Keras.
-            *args: as in Keras.
-            **kwargs: as in Keras.
-
-        Returns:
-            As in Keras.
-        """
-        return self.student.export(filepath, *args, **kwargs)
-
-    def save_own_variables(self, store: Any) -> None:
-        """Save this model's own numbers, and the states of random generators that Keras leaves out.
-
-        Args:
-            store: where Keras wants them.
-        """
-        super().save_own_variables(store)
-        for index, variable in enumerate(self._random_states()):
-            store[f"random_state_{index}"] = variable.numpy()
-
-    def load_own_variables(self, store: Any) -> None:
-        """Load what ``save_own_variables`` saved.
-
-        Args:
-            store: where Keras keeps it.
-        """
-        states = {key: store[key] for key in list(store.keys()) if key.startswith("random_state_")}
-        super().load_own_variables({key: store[key] for key in store.keys() if key not in states})
-        for index, variable in enumerate(self._random_states()):
-            if f"random_state_{index}" in states:
-                variable.assign(states[f"random_state_{index}"])
-
-    def _random_states(self) -> list[Any]:
-        layers = self.student._flatten_layers()
-        return [generator.state for layer in layers for generator in layer._seed_generators]
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this distiller again."""
-        serialize = keras.saving.serialize_keras_object
-        return {
-            **super().get_config(),
-            "teacher": serialize(self.teacher),
-            "student": serialize(self.student),
-            "distillation_losses": [serialize(term) for term in self.distillation_losses],
-            "distillation_loss_weights": [setting.config for setting in self._weight_settings],
-            "student_loss_weight": self._student_setting.config,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Distiller:
-        """Make the distiller that ``get_config`` described.
-
-        Args:
-            config: from ``get_config``.
-            custom_objects: as in Keras.
-
-        Returns:
-            A distiller with fresh weights.
-        """
-        config = dict(config)
-        with keras.saving.custom_object_scope(custom_objects or {}):
-            for key in ("teacher", "student"):
-                config[key] = keras.saving.deserialize_keras_object(config[key])
-            terms = config["distillation_losses"]
-            config["distillation_losses"] = [keras.saving.deserialize_keras_object(term) for term in terms]
-        config["distillation_loss_weights"] = [from_config(each) for each in config["distillation_loss_weights"]]
-        config["student_loss_weight"] = from_config(config["student_loss_weight"])
-        return cls(**config)
-
-    def get_compile_config(self) -> dict[str, Any]:
-        """Return what ``compile_from_config`` needs."""
-        own = {"evaluate_distillation": self.evaluate_distillation, "stop_on_non_finite": self.stop_on_non_finite}
-        return {**super().get_compile_config(), **own} if self.compiled else {}
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile as the saved distiller was, with an optimizer whose state can be loaded.
-
-        Args:
-            config: from ``get_compile_config``.
-        """
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.built:
-            self.optimizer.build(self.trainable_variables)
-
-
-class _Weights(list):
-    """The weights as a list; assigning to an item sets the weight."""
-
-    def __init__(self, settings: Sequence[Setting]) -> None:
-        super().__init__(setting.number for setting in settings)
-        self._settings = settings
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        if isinstance(index, slice):
-            for setting, each in zip(self._settings[index], value, strict=True):
-                setting.assign(each)
-        else:
-            self._settings[index].assign(value)
-        super().__setitem__(index, value)
-
-
-def _between_0_and_1(value: Any) -> float:
-    return number("Distiller", "student_loss_weight", value, low=0.0, high=1.0)
-
-
-def _not_negative(value: Any) -> float:
-    return number("Distiller", "each of distillation_loss_weights", value, low=0.0)
-
-
-def _nan_or_zero(tensor: tf.Tensor) -> tf.Tensor:
-    """NaN if there is a NaN in ``tensor``, else 0: an infinite logit is a class that cannot occur, and allowed."""
-    return tf.reduce_sum(tf.where(tf.math.is_nan(tensor), tensor, tf.zeros_like(tensor)))
-
-
-def _check_models(teacher: Any, student: Any) -> None:
-    for role, model in (("teacher", teacher), ("student", student)):
-        if not isinstance(model, keras.Model):
-            raise error("Distiller", f"a keras.Model as {role}", f"{type(model).__name__}: {model!r}"[:120])
-    if teacher is student:
-        advice = "Make a second model: keras.models.clone_model(model)"
-        raise error("Distiller", "teacher and student to be two models", "one object for both", advice)
-    shared = {id(v) for v in teacher.variables} & {id(v) for v in student.trainable_variables}
-    if shared:
-        advice = "Training the student would change the teacher: give it layers of its own"
-        raise error("Distiller", "a student that shares no weights with its teacher", f"{len(shared)} shared", advice)
-
-
-def _tap_names(terms: Sequence[Any], role: str) -> list[str]:
-    """Names of all layers that the terms want from one of the models, each once."""
-    found: list[str] = []
-    for term in terms:
-        name = getattr(term, f"{role}_layer_name", None)
-        found += [name] if isinstance(name, str) else list(name or ())
-    return list(dict.fromkeys(found))
-
-
-def _pick(name: Any, outputs: Any, features: dict[str, Any]) -> Any:
-    """Return what a term compares: the outputs, one tap, or a list of taps."""
-    if name is None:
-        return outputs
-    return features[name] if isinstance(name, str) else [features[each] for each in name]
-
-
-def _spec_of_array(array: Any) -> tf.TensorSpec:
-    """Return what a batch of ``array`` will look like: Keras casts floating numbers to its own precision."""
-    dtype = keras.backend.standardize_dtype(array.dtype)
-    return tf.TensorSpec((None, *array.shape[1:]), keras.config.floatx() if "float" in dtype else dtype)
-
-
-def _num_replicas() -> int:
-    return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def _replica_share(outputs: Any) -> Any:
-    """This replica's part of the global batch: its gradients are summed with those of the others, so means must not be.
-
-    With one replica 1; with more, the local number of examples over the global one, right for a ragged last batch.
-    """
-    if _num_replicas() == 1 or tf.distribute.in_cross_replica_context():
-        return 1.0
-    local = tf.cast(tf.shape(keras.tree.flatten(outputs)[0])[0], tf.float32)
-    everywhere = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, local)
-    return tf.math.divide_no_nan(local, everywhere)

@@ -45,6 +45,14 @@ def _as_logits_loss(loss: Any, owner: str) -> Any:
     return _KerasLossOnLogits(loss)
 
 
+def _column(temperature: Any, logits: Any) -> Any:
+    """Return a temperature, one for all or one per example, so that it divides logits."""
+    temperature = ops.cast(ops.convert_to_tensor(temperature), "float32")
+    if len(temperature.shape) == 0:
+        return temperature
+    return ops.reshape(temperature, (-1, *([1] * (len(logits.shape) - 1))))
+
+
 class _KerasLossOnLogits(LogitsLoss):
     """A Keras regression loss (``"mse"``, ``"mae"``, an object, a function) between logits divided by temperature."""
 
@@ -63,8 +71,9 @@ class _KerasLossOnLogits(LogitsLoss):
         labels: Any = None,
         mask: Any = None,
     ) -> Any:
-        teacher_logits = ops.cast(teacher_logits, "float32") / temperature
-        return self._per_example(teacher_logits, ops.cast(student_logits, "float32") / temperature)
+        column = _column(temperature, student_logits)
+        teacher_logits = ops.cast(teacher_logits, "float32") / column
+        return self._per_example(teacher_logits, ops.cast(student_logits, "float32") / column)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -86,9 +95,10 @@ class _SoftCrossEntropy(LogitsLoss):
         divergence = losses_room.soft_targets(
             teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask
         )
-        log_p = ops.log_softmax(ops.cast(teacher_logits, "float32") / temperature, axis=-1)
-        entropy = -ops.sum(ops.where(ops.isfinite(log_p), ops.exp(log_p) * log_p, 0.0), axis=-1)
-        return divergence + temperature**2 * entropy
+        column = _column(temperature, teacher_logits)
+        log_p = ops.log_softmax(ops.cast(teacher_logits, "float32") / column, axis=-1)
+        entropy = -ops.sum(ops.where(ops.isfinite(log_p), column**2 * ops.exp(log_p) * log_p, 0.0), axis=-1)
+        return divergence + entropy
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
