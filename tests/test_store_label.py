@@ -157,6 +157,22 @@ def test_members_are_stored_and_the_rule_with_them(tmp_path, combine):
     assert isinstance(heard, teachers.Members) and type(heard.combine) is type(live.combine)
 
 
+def test_one_store_serves_every_rule(tmp_path):
+    members = [model(seed=s) for s in range(3)]
+    label(teachers.Ensemble(members), data(), tmp_path, dtype="float32")
+    for combine in ("mean_logits", "confidence", "learned_gate"):
+        stored = teachers.Stored(tmp_path, combine=combine)
+        found = train(stored, stored.attach(data()), epochs=2)
+        expected = train(teachers.Ensemble(members, combine=combine), data(), epochs=2)
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    chance = teachers.Stored(tmp_path, combine=teachers.Stochastic([0, 0, 1]))
+    found = joined([outputs.resolve(1.0) for _, outputs, _ in served(chance, data())])
+    np.testing.assert_allclose(found, members[2](X), rtol=1e-5, atol=1e-6)
+    single = label(model(), data(), tmp_path / "single")
+    with pytest.raises(teachers.StoredTeacherError, match=r"members for combine=..., got a store without members"):
+        teachers.Stored(single.directory, combine="entropy")
+
+
 def test_members_false_stores_their_combination(tmp_path):
     live = teachers.Ensemble([model(seed=s) for s in range(3)])
     stored = label(live, data(), tmp_path, dtype="float32", members=False)
@@ -275,6 +291,17 @@ def test_unfit_datasets_and_outputs_are_named(tmp_path):
     x[37] = np.nan
     with pytest.raises(ValueError, match="for example 37"):
         label(model(), data(x=x), tmp_path / "nan")
+
+
+def test_two_replicas_train_like_one(tmp_path):
+    teacher = model()
+    stored = label(teacher, data(), tmp_path, dtype="float32")
+    one = train(stored, stored.attach(data(batch=10)), epochs=1)
+    strategy = tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"])
+    with strategy.scope():
+        two = train(stored, stored.attach(data(batch=10)), epochs=1)
+    for a, b in zip(one[1], two[1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_a_distiller_with_a_stored_teacher_is_saved_without_the_store(tmp_path):

@@ -230,6 +230,15 @@ def test_members_with_other_label_spaces_teach_together():
         teachers.Ensemble([coarse, fine], combine="mean_logits", class_maps=[[0, 2], None])
 
 
+def test_specialists_that_know_some_classes_each():
+    low, high = dense(2), dense(3)
+    ensemble = teachers.Ensemble([low, high], class_maps=[[0, 1], [3, 2, -1]], num_classes=5)
+    x = rng.normal(size=(BATCH, 4)).astype("float32")
+    p, q = softmax(np.asarray(low(x)), -1), softmax(np.asarray(high(x))[:, :2], -1)
+    expected = np.concatenate([p, q[:, ::-1], np.zeros((BATCH, 1))], 1) / 2
+    close(np.exp(ensemble(x)), expected)
+
+
 def test_member_temperatures_come_before_the_terms():
     a, b = dense(), dense()
     x = rng.normal(size=(BATCH, 4)).astype("float32")

@@ -302,7 +302,7 @@ class UncertaintyWeighted(Combine):
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
-class Stochastic(Combine):
+class Stochastic(_Fixed):
     """Listen to one member per batch, drawn at random: unbiased for ``MeanLoss``, and runs one model instead of all.
 
     Args:
@@ -311,8 +311,13 @@ class Stochastic(Combine):
     """
 
     def __init__(self, weights: Sequence[float] | None = None, seed: int = 0) -> None:
-        self.fixed = _Fixed(weights).fixed
+        super().__init__(weights)
         self.seed = int(number("Stochastic", "seed", seed, low=0))
+
+    def draw(self, count: int, seeds: keras.random.SeedGenerator) -> Any:
+        """Return the number of the member to listen to, a scalar int32 tensor."""
+        log_shares = ops.log(ops.convert_to_tensor([self.fixed or [1.0] * count], "float32"))
+        return ops.squeeze(keras.random.categorical(log_shares, 1, dtype="int32", seed=seeds))
 
     def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Any) -> Any:
         """Return 1 for the member that was drawn: the ensemble passes on no other."""

@@ -15,7 +15,7 @@ from keras_distill.teachers._class_map import ClassMap
 from keras_distill.teachers._gate import LearnedGate
 from keras_distill.teachers._members import Members
 
-_RULES: dict[str, type[_combine.Combine]] = {
+_RULES: dict[str, Any] = {
     "mean_probs": _combine.MeanProbs,
     "mean_logits": _combine.MeanLogits,
     "mean_loss": _combine.MeanLoss,
@@ -65,6 +65,7 @@ class Ensemble(Teacher):
         class_maps: one entry per member: None, or for each of the member's classes the student's class (-1: unknown to
             the student), or a (member classes, student classes) matrix of shares. Applied before the
             term's temperature.
+        num_classes: the student's number of classes; None for the largest that ``class_maps`` name.
         **kwargs: passed on to ``keras.Model`` (``name``).
 
     Raises:
@@ -88,6 +89,7 @@ class Ensemble(Teacher):
         combine: str | _combine.Combine = "mean_probs",
         temperatures: Sequence[float] | None = None,
         class_maps: Sequence[Any] | None = None,
+        num_classes: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -104,17 +106,17 @@ class Ensemble(Teacher):
         given_temperatures = enumerate(temperatures or [1.0] * count)
         self.temperatures = tuple(number("Ensemble", f"temperatures[{m}]", t, above=0.0) for m, t in given_temperatures)
         given_maps = list(class_maps or [None] * count)
-        self.class_maps = tuple(None if each is None else ClassMap(each, owner="Ensemble") for each in given_maps)
+        found = [ClassMap(each, owner="Ensemble").num_classes for each in given_maps if each is not None]
+        self.num_classes = num_classes or max(found, default=None)
+        self.class_maps = tuple(
+            None if each is None else ClassMap(each, self.num_classes, "Ensemble") for each in given_maps
+        )
         self._check_maps()
         if isinstance(self.combine, _combine.Stochastic):
             self.draws = keras.random.SeedGenerator(self.combine.seed)
         self.gate = self.combine.make_layer(count) if isinstance(self.combine, LearnedGate) else None
 
     def _check_maps(self) -> None:
-        counts = {each.num_classes for each in self.class_maps if each is not None}
-        if len(counts) > 1:
-            advice = "Give matrices, or name the student's last class in each map"
-            raise error("Ensemble", "class maps that lead to the same number of classes", sorted(counts), advice)
         gaps = [m for m, each in enumerate(self.class_maps) if each is not None and not each.complete]
         if gaps and isinstance(self.combine, _combine.MeanLogits):
             advice = "Use combine='mean_probs': a mean of logits rules out what one member does not know"
@@ -126,7 +128,7 @@ class Ensemble(Teacher):
         if isinstance(self.combine, _combine.Stochastic):
             if taps:
                 raise error("Ensemble", "no feature taps with combine='stochastic'", list(taps), "Use 'mean_loss'")
-            return self._one_of(teacher_x), {}
+            return self._one_of(self.combine, teacher_x), {}
         answers = [self._ask(m, teacher_x, wanted[m]) for m in range(len(self.models))]
         tapped = {f"{m}/{name}": tensor for m, answer in enumerate(answers) for name, tensor in answer[1].items()}
         structure = answers[0][0]
@@ -154,14 +156,13 @@ class Ensemble(Teacher):
             if isinstance(output, Members):
                 return Members(translate(output.members), output.combine, output.spread, output.gate_inputs)
             output = output if self.temperatures[m] == 1.0 else ops.cast(output, "float32") / self.temperatures[m]
-            return output if self.class_maps[m] is None else self.class_maps[m](output)
+            translator = self.class_maps[m]
+            return output if translator is None else translator(output)
 
         return keras.tree.map_structure(translate, outputs), tapped
 
-    def _one_of(self, teacher_x: Any) -> Any:
-        shares = self.combine.fixed or [1.0] * len(self.models)
-        log_shares = ops.log(ops.convert_to_tensor([shares], "float32"))
-        drawn = ops.squeeze(keras.random.categorical(log_shares, 1, dtype="int32", seed=self.draws))
+    def _one_of(self, rule: _combine.Stochastic, teacher_x: Any) -> Any:
+        drawn = rule.draw(len(self.models), self.draws)
 
         def branch(m: int) -> Any:
             return lambda: keras.tree.map_structure(
@@ -169,7 +170,7 @@ class Ensemble(Teacher):
             )
 
         outputs = ops.switch(drawn, [branch(m) for m in range(len(self.models))])
-        return keras.tree.map_structure(lambda t: Members(ops.expand_dims(t, 1), self.combine), outputs)
+        return keras.tree.map_structure(lambda t: Members(ops.expand_dims(t, 1), rule), outputs)
 
     def _join(self, outputs: list[Any], teacher_x: Any) -> Members:
         spread = None
@@ -177,7 +178,8 @@ class Ensemble(Teacher):
             if not all(isinstance(output, Members) for output in outputs):
                 advice = "Make each member a MonteCarloDropout or an Ensemble"
                 raise error("Ensemble", "members that know how unsure they are", "plain models", advice)
-            spread = ops.stack([self._unsure(output) for output in outputs], axis=1)
+            variance = getattr(self.combine, "spread", "") == "variance"
+            spread = ops.stack([_unsure(output, variance) for output in outputs], axis=1)
         logits = [ops.cast(each, "float32") for each in map(resolved, outputs)]
         sizes = {each.shape[-1] for each in logits}
         if len(sizes) > 1:
@@ -191,14 +193,10 @@ class Ensemble(Teacher):
         gate_inputs = None
         if isinstance(self.combine, LearnedGate):
             gate_inputs = self.combine.inputs(stacked, teacher_x)
-            if not self.gate.built:
-                self.gate(gate_inputs)
+            gate = self.combine.make_layer(len(outputs))
+            if not gate.built:
+                gate(gate_inputs)
         return Members(stacked, self.combine, spread, gate_inputs)
-
-    def _unsure(self, output: Members) -> Any:
-        if self.combine.spread == "variance":
-            return ops.mean(ops.var(ops.cast(output.members, "float32"), axis=1), axis=-1)
-        return output.knowledge_uncertainty()
 
     @property
     def trainable_parts(self) -> list[keras.layers.Layer]:
@@ -231,6 +229,7 @@ class Ensemble(Teacher):
             "combine": serialize(self.combine),
             "temperatures": list(self.temperatures),
             "class_maps": [None if each is None else each.classes for each in self.class_maps],
+            "num_classes": self.num_classes,
         }
 
     @classmethod
@@ -239,3 +238,9 @@ class Ensemble(Teacher):
         deserialize = keras.saving.deserialize_keras_object
         models = [deserialize(each, custom_objects) for each in config["models"]]
         return cls(**{**config, "models": models, "combine": deserialize(config["combine"], custom_objects)})
+
+
+def _unsure(output: Members, variance: bool) -> Any:
+    if variance:
+        return ops.mean(ops.var(ops.cast(output.members, "float32"), axis=1), axis=-1)
+    return output.knowledge_uncertainty()

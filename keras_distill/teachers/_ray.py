@@ -16,7 +16,7 @@ from keras_distill.teachers._progress import progress_bar
 from keras_distill.teachers._stored import Stored
 from keras_distill.teachers._views import Augment
 
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "top_k": None,
     "dtype": "float16",
     "features": [],

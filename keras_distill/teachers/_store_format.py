@@ -188,9 +188,8 @@ def input_specs(owner: str, x: Any) -> list[dict[str, Any]]:
     """Return shape per example and dtype of each input, for the manifest; of a batch or of batched specs."""
     found = []
     for leaf in keras.tree.flatten(x):
-        shape = getattr(leaf, "shape", None)
         if isinstance(leaf, (tf.RaggedTensor, tf.RaggedTensorSpec, tf.SparseTensor, tf.SparseTensorSpec)):
             got = type(leaf).__name__
             raise error(owner, "dense inputs", got, "Pad to one length with .to_tensor(shape=...) before batching")
-        found.append({"shape": [None if d is None else int(d) for d in shape[1:]], "dtype": leaf.dtype.name})
+        found.append({"shape": [None if d is None else int(d) for d in leaf.shape[1:]], "dtype": leaf.dtype.name})
     return found

@@ -11,10 +11,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_distill._checks import error
 from keras_distill.teachers import _store_files as files
 from keras_distill.teachers import _store_format as layout
 from keras_distill.teachers._attach import attached, rows
 from keras_distill.teachers._base import StoredTeacherError, Teacher, silent
+from keras_distill.teachers._combine import Combine, Stochastic
+from keras_distill.teachers._ensemble import combine_rule
+from keras_distill.teachers._gate import LearnedGate
 from keras_distill.teachers._members import Members
 from keras_distill.teachers._views import Augment
 
@@ -30,6 +34,8 @@ class Stored(Teacher):
 
     Args:
         path: the directory that ``label`` wrote.
+        combine: for a store of an ensemble's members: another rule than the one it was labelled with, as in
+            ``Ensemble``. Label once, and try every rule.
         layout: what the manifest says about the outputs; only for loading a saved distiller without its store.
         **kwargs: passed on to ``keras.Model`` (``name``).
 
@@ -47,12 +53,33 @@ class Stored(Teacher):
         True
     """
 
-    def __init__(self, path: str | Path, layout: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        combine: str | Combine | None = None,
+        layout: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.directory = str(path)
         manifest = layout or self._open()
         kept = {key: manifest[key] for key in ("outputs", "template", "inputs", "options")}
         object.__setattr__(self, "_layout", kept)  # plain data, not to be tracked by Keras
+        self.combine = None if combine is None else combine_rule("Stored", combine)
+        self.gate = None
+        if self.combine is not None:
+            outputs = kept["template"]["outputs"]
+            if "members" not in outputs:
+                got = "a store without members"
+                raise files.stored_error("a store of an ensemble's members for combine=...", got, owner="Stored")
+            if isinstance(self.combine, Stochastic):
+                self.draws = keras.random.SeedGenerator(self.combine.seed)
+            if isinstance(self.combine, LearnedGate):
+                if self.combine.scores is not None:
+                    raise error("Stored", "a gate on the members' outputs (scores=None)", "one on the inputs")
+                spec = self.specs[outputs["members"]]
+                self.gate = self.combine.make_layer(spec.shape[0])
+                self.gate.build((None, spec.shape[0] * spec.shape[-1]))
 
     def _open(self) -> dict[str, Any]:
         path = Path(self.directory)
@@ -110,9 +137,9 @@ class Stored(Teacher):
 
         def build(node: Any) -> Any:
             if "members" in node:
-                spread = specs[node["spread"]].decode(teacher_x) if "spread" in node else None
-                rule = keras.saving.deserialize_keras_object(node["combine"])
-                return Members(specs[node["members"]].decode(teacher_x), rule, spread)
+                spread = silent(specs[node["spread"]].decode(teacher_x)) if "spread" in node else None
+                rule = self.combine or keras.saving.deserialize_keras_object(node["combine"])
+                return self._members(silent(specs[node["members"]].decode(teacher_x)), rule, spread)
             if "dict" in node:
                 return {key: build(each) for key, each in node["dict"].items()}
             if "list" in node:
@@ -123,6 +150,23 @@ class Stored(Teacher):
 
         tapped = {name: silent(specs[template["features"][name]].decode(teacher_x)) for name in taps}
         return build(template["outputs"]), tapped
+
+    def _members(self, members: Any, rule: Combine, spread: Any) -> Members:
+        if isinstance(rule, Stochastic):
+            drawn = rule.draw(members.shape[1], self.draws)
+            members = tf.gather(members, drawn[None], axis=1)
+        gate_inputs = rule.inputs(members, None) if isinstance(rule, LearnedGate) else None
+        return Members(members, rule, spread, gate_inputs)
+
+    @property
+    def trainable_parts(self) -> list[keras.layers.Layer]:
+        """The learned gate, if there is one."""
+        return [] if self.gate is None else [self.gate]
+
+    @property
+    def seed_generators(self) -> list[keras.random.SeedGenerator]:
+        """What a stochastic rule draws from."""
+        return [self.draws] if isinstance(self.combine, Stochastic) else []
 
     # ------------------------------------------------------------------------------------- data
 
@@ -203,4 +247,11 @@ class Stored(Teacher):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
-        return {"name": self.name, "path": self.directory, "layout": self._layout}
+        combine = None if self.combine is None else keras.saving.serialize_keras_object(self.combine)
+        return {"name": self.name, "path": self.directory, "combine": combine, "layout": self._layout}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Stored:
+        """Make the teacher again from ``get_config``; the store itself need not be there."""
+        combine = keras.saving.deserialize_keras_object(config["combine"], custom_objects)
+        return cls(**{**config, "combine": combine})
