@@ -25,7 +25,7 @@ from keras_distill import teachers
 
 CLAIM = (
     "A stored teacher makes an epoch at most 1.05 times as long as the student's alone, and with a teacher of 10 times "
-    "the student an epoch is at least 4 times shorter than with keras.distillation; labelling runs within 5% of predict."
+    "the student an epoch is at least 4 times shorter than with keras.distillation; labelling is within 5% of predict."
 )
 BATCH = 128
 CLASSES = 10

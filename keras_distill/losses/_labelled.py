@@ -100,8 +100,8 @@ def decoupled_soft_targets(
     offset, rest_ratio = _pairs.normaliser_ratio(*others, t)
     gap = _pairs.exact_difference(at_label(student, labels), offset[..., 0], at_label(teacher, labels))
     gap = gap / row_t - rest_ratio[..., 0]
-    logits = (_target_logit(each, labels, t) for each in (teacher, student))
-    value = target_weight * row_t**2 * bernoulli_kl(*logits, gap)
+    of_teacher, of_student = (_target_logit(each, labels, t) for each in (teacher, student))
+    value = target_weight * row_t**2 * bernoulli_kl(of_teacher, of_student, gap)
     value = value + non_target_weight * _pairs.divergence(_soft_targets.KERNEL, *others, row_t)
     return _common.apply_mask(value, mask)
 

@@ -146,7 +146,7 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
         temperature = ops.full(leading, temperature, dtype="float32")
     cut = _block_rows(student, temperature)
 
-    def clean(teacher: Any, student: Any, temperature: Any, more: tuple[Any, ...]) -> tuple[Any, ...]:
+    def clean(teacher: Any, student: Any, temperature: Any, more: tuple[Any, ...]) -> tuple[Any, Any, Any]:
         keep = more[-1] if mask is not None else None
         return _common.clean(teacher, keep), _common.clean(student, keep), temperature[..., None]
 

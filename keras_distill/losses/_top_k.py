@@ -157,7 +157,7 @@ class TopKSoftTargets(LogitsLoss):
             dense = _kept(_common.float32(teacher_logits), self.k, self.missing)
             return soft_targets(teacher_logits=dense, student_logits=student_logits, temperature=temperature, mask=mask)
         return top_k_soft_targets(
-            teacher_logits=teacher_logits,
+            teacher_logits=(teacher_logits[0], teacher_logits[1]),
             student_logits=student_logits,
             temperature=temperature,
             missing=self.missing,
