@@ -110,7 +110,9 @@ def test_value_and_gradient_of_public_code(name):
     np.testing.assert_allclose(value, case.outputs["loss"], rtol=3e-5 if "dist_tau" in name else 1e-6, atol=2e-7)
     if "grad_student_logits" in case.outputs:
         wanted = case.outputs["grad_student_logits"]
-        rtol, floor = (1e-4, 3e-8) if case.algorithm.startswith("dist") else (2e-6, 5e-9)
+        rtol, floor = (
+            (1e-3 if "dist_tau" in name else 1e-5, 3e-8) if case.algorithm.startswith("dist") else (2e-6, 5e-9)
+        )
         np.testing.assert_allclose(tape.gradient(value, s), wanted, atol=rtol * np.abs(wanted).max() + floor)
     if "per_sample" in case.outputs:
         each = losses.soft_targets(teacher_logits=t, student_logits=s, temperature=temperature)
@@ -120,7 +122,7 @@ def test_value_and_gradient_of_public_code(name):
 
 def test_two_classes_which_public_code_accepts_are_refused():
     case = Case("dkd/L3/a1_b8_T4")
-    with pytest.raises(ValueError, match="at least 3 classes, got 2. With 2 classes only one is left"):
+    with pytest.raises(ValueError, match=r"at least 3 classes, got 2\. With 2 classes only one is left"):
         losses.DecoupledSoftTargets().values(
             case.inputs["teacher_logits"], case.inputs["student_logits"], labels=case.inputs["labels"]
         )
