@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from keras_distill._checks import error, integer
 from keras_distill.teachers import _store_files as files
-from keras_distill.teachers._label import Labeller, clear
+from keras_distill.teachers._label import clear
+from keras_distill.teachers._labeller import Labeller
 from keras_distill.teachers._progress import progress_bar
 from keras_distill.teachers._stored import Stored
 from keras_distill.teachers._views import Augment

@@ -10,7 +10,8 @@ import keras
 import tensorflow as tf
 
 from keras_distill.teachers import _store_files as files
-from keras_distill.teachers._label import Labeller, label
+from keras_distill.teachers._label import label
+from keras_distill.teachers._labeller import Labeller
 from keras_distill.teachers._stored import Stored
 from keras_distill.teachers._views import Augment
 
