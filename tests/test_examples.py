@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if "--smoke" in path.read_text())
+EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if '"--smoke"' in path.read_text())
 
 
 def test_there_are_examples_and_each_is_short():

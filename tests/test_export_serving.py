@@ -204,7 +204,7 @@ def test_warmup_file_parses_and_every_record_runs(session, exported, student, pi
 def test_a_version_without_warmup(tmp_path, student):
     exported = export.saved_model(student, tmp_path)
     assert export.read_warmup(exported) == []
-    (exported.path / "assets.extra").mkdir()
+    (exported.path / "assets.extra").mkdir(exist_ok=True)
     for content in (b"", b"garbage", b"garbage" * 100):
         (exported.path / "assets.extra" / "tf_serving_warmup_requests").write_bytes(content)
         with pytest.raises(ValueError, match="expected a file of PredictionLog records, got"):

@@ -292,4 +292,6 @@ def test_singular_vectors_have_a_finite_gradient_where_singular_values_coincide(
     ],
 )
 def test_values_of_section_l(function, arguments, expected):
-    np.testing.assert_allclose(np.mean(function(**arguments)), expected, rtol=1e-6)
+    # Two rows of a similarity matrix nearly agree: their difference keeps a digit less, in the order of float32 sums.
+    tolerance = 4e-6 if function is losses.similarity_preserving else 1e-6
+    np.testing.assert_allclose(np.mean(function(**arguments)), expected, rtol=tolerance)

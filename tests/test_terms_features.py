@@ -1,5 +1,7 @@
 """Terms on intermediate layers: adapters that learn and are saved, stages, masks, different resolutions."""
 
+import logging
+
 import keras
 import numpy as np
 import pytest
@@ -35,7 +37,9 @@ def distilled(teacher, student, terms, **arguments):
     return distiller
 
 
-def test_an_automatic_adapter_fits_any_two_maps_and_says_what_it_chose(caplog):
+def test_an_automatic_adapter_fits_any_two_maps_and_says_what_it_chose(caplog, monkeypatch):
+    # Libraries that other tests import configure logging anew and so disable loggers that exist by then.
+    monkeypatch.setattr(logging.getLogger("keras_distill.terms._features"), "disabled", False)
     x, y = images()
     term = FeatureDistillation("mse", "conv", "conv", adapter="auto", name="hint")
     teacher, student = conv(8, seed=1, stride=2), conv(3, seed=2)

@@ -39,7 +39,7 @@ class ImageBytes:
 
     Example:
         >>> import numpy as np
-        >>> ImageBytes(scale=1 / 255).normalise(np.array([[[255.0]]])).tolist()
+        >>> ImageBytes(scale=0.5).normalise(np.array([[[2.0]]])).tolist()
         [[[1.0]]]
     """
 

@@ -93,7 +93,23 @@ def silent(outputs: Any) -> Any:
 
 
 def as_teacher(model: Any, owner: str = "teachers") -> Teacher:
-    """Return ``model`` if it is a teacher, else a ``Single`` around the Keras model it must be."""
+    """Return ``model`` if it is a teacher, else a ``Single`` around the Keras model it must be.
+
+    Args:
+        model: a ``keras.Model`` or a ``teachers.Teacher``.
+        owner: who complains.
+
+    Returns:
+        A teacher.
+
+    Raises:
+        ValueError: if ``model`` is neither.
+
+    Example:
+        >>> import keras
+        >>> type(as_teacher(keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]))).__name__
+        'Single'
+    """
     if isinstance(model, Teacher):
         return model
     if isinstance(model, keras.Model):
