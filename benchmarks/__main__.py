@@ -1,7 +1,95 @@
-"""``python -m benchmarks``: what ``make bench`` and ``make bench-full`` call."""
+"""All benchmarks one after the other, ``python -m benchmarks``: ``make bench`` (quick, under 5 minutes) and ``make bench-full``."""
 
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
 import sys
+import time
+from typing import Any
 
-from benchmarks.run import main
+from benchmarks import _harness
 
-sys.exit(main())
+# What the quick version runs, with what makes each of them short. Everything else is in the full one.
+QUICK: dict[str, list[str]] = {
+    "step_time": ["--rounds", "9"],
+    "memory": ["--repeats", "2"],
+    "hinton_mnist": ["--teacher-epochs", "8", "--student-epochs", "4"],
+}
+PAGE = _harness.ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- results: python -m benchmarks --page -->", "<!-- end of results -->"
+
+
+def names() -> list[str]:
+    """Return the names of all benchmarks in this folder: those of the core first."""
+    folder = pathlib.Path(__file__).parent
+    found = {path.stem for path in folder.glob("*.py")} - set(QUICK)
+    return [*QUICK, *sorted(name for name in found if not name.startswith("_"))]
+
+
+def shown(verdict: dict[str, Any]) -> tuple[str, str]:
+    """Return a verdict's value and its bound as text."""
+    bound = f"<= {verdict['at_most']:g}" if "at_most" in verdict else f">= {verdict['at_least']:g}"
+    return f"{verdict['value']:.3g}", bound
+
+
+def page() -> None:
+    """Put the kept results into ``docs/benchmarks.md``, between its two marks."""
+    sections = []
+    for path in sorted(_harness.RESULTS.glob("*.json")):
+        kept = json.loads(path.read_text())
+        if "verdicts" not in kept:
+            continue
+        machine = kept["machine"]
+        load = machine["load_average"][0]
+        lines = [f"### {kept['name']}", "", kept["claim"], "", "| target | measured | bound | |", "|---|---|---|---|"]
+        for verdict in kept["verdicts"]:
+            value, bound = shown(verdict)
+            lines.append(f"| {verdict['target']} | {value} | {bound} | {'met' if verdict['met'] else '**missed**'} |")
+        where = f"{machine['cpu']}, {machine['cores']} cores, load {load:g} at the start"
+        lines += ["", f"`{kept['command']}`, {kept['date'][:10]}, {where}; keras {kept['versions']['keras']}, "]
+        lines[-1] += f"tensorflow {kept['versions']['tensorflow']}, commit {kept['versions']['keras_distill']}."
+        sections.append("\n".join(lines))
+    before, rest = PAGE.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(sections) + f"\n\n{END}{after}")
+
+
+def main() -> int:
+    """Run them, each in a process of its own, and list every verdict at the end.
+
+    Returns:
+        1 if a benchmark broke, else 0: a missed target is a finding, not a failure.
+    """
+    options = _harness.arguments(
+        __doc__ or "",
+        only={"nargs": "+", "choices": names(), "help": "default: see --full"},
+        page={"action": "store_true", "help": "run nothing: show the kept results in docs/benchmarks.md"},
+    )
+    if options.page:
+        page()
+        return 0
+    out = options.out if options.full or options.out != _harness.RESULTS else options.out / "quick"
+    broken, started = [], time.monotonic()
+    chosen = options.only or (names() if options.full else list(QUICK))
+    for name in chosen:
+        print(f"\n=== {name}", flush=True)
+        arguments = ["--full"] if options.full else QUICK.get(name, [])
+        command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{name}", "--out", str(out), *arguments]
+        if subprocess.run(command, cwd=_harness.ROOT, check=False).returncode:
+            broken.append(name)
+    print(f"\n=== verdicts after {time.monotonic() - started:.0f} s")
+    for name in chosen:
+        result = out / f"{name}.json"
+        if name in broken or not result.exists():
+            print(f"BROKEN {name}")
+            continue
+        for verdict in json.loads(result.read_text())["verdicts"]:
+            found = "met   " if verdict["met"] else "MISSED"
+            print(f"{found} {name}: {verdict['target']}: {' '.join(shown(verdict))}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
