@@ -1,4 +1,4 @@
-"""All benchmarks one after the other, ``python -m benchmarks``: ``make bench`` (quick, under 5 minutes) and ``make bench-full``."""
+"""All benchmarks one after the other: ``make bench`` is the quick version, ``make bench-full`` the whole."""
 
 from __future__ import annotations
 
