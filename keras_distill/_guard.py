@@ -13,16 +13,12 @@ from typing import Any
 
 import tensorflow as tf
 
-_MARK = "keras_distill: not finite: "
+_MARK = "keras_distill: not finite:"
 _LOOK_EVERY_SECONDS = 1.0
 
 
 class NonFiniteLossError(ArithmeticError):
     """A loss, an output of the teacher or a gradient was NaN or infinite; the message names it and the step."""
-
-
-def _check(name: str, tensor: Any) -> Any:
-    return tf.debugging.check_numerics(tensor, _MARK + name)
 
 
 def _then_zero(update: Callable[[], None]) -> Any:
@@ -58,19 +54,19 @@ class Guard:
         """Run ``update`` only if every named tensor is finite.
 
         Args:
-            named: what is watched, cheapest first: scalars and small tensors, each with the name a message shows.
+            named: what is watched, causes before effects: float32 scalars, each with the name a message shows.
             state: pairs of a non-trainable variable (BatchNorm's moving statistics) and its value before this step.
             update: applies the gradients.
         """
-        finite = [tf.reduce_all(tf.math.is_finite(tensor)) for _, tensor in named]
-        good = tf.reduce_all(tf.stack(finite))
+        self._names = [name for name, _ in named]
+        finite = tf.math.is_finite(tf.stack([tensor for _, tensor in named]))
+        good = tf.reduce_all(finite)
         xla = self._distiller.jit_compile and not self._distiller.run_eagerly
         if xla:
-            self._names = [name for name, _ in named]
             good = tf.logical_and(good, self._failed_step < 0)
             step = tf.cast(self._distiller.optimizer.iterations, tf.int64)
             first = tf.logical_and(tf.logical_not(good), self._failed_step < 0)
-            index = tf.argmin(tf.cast(tf.stack(finite), tf.int32), output_type=tf.int32)
+            index = tf.argmin(tf.cast(finite, tf.int32), output_type=tf.int32)
             self._failed_name.assign(tf.where(first, index, self._failed_name))
             self._failed_step.assign(tf.where(first, step, self._failed_step))
         for variable, before in state:
@@ -78,7 +74,9 @@ class Guard:
         if xla:
             tf.cond(good, lambda: _then_zero(update), lambda: tf.constant(0))
             return
-        with tf.control_dependencies([_check(name, tensor) for name, tensor in named]):
+        # One op for all names: it raises with the row of flags, from which `translate` reads the first that failed.
+        flags = tf.cast(finite, tf.int32)
+        with tf.control_dependencies([tf.debugging.Assert(good, [_MARK, flags], summarize=len(named))]):
             update()
 
     def look(self, *, now: bool = False) -> None:
@@ -94,7 +92,8 @@ class Guard:
 
     def translate(self, problem: tf.errors.InvalidArgumentError) -> Exception:
         """Return the error to raise instead of one that an op raised: ours if the op was ours."""
-        found = re.search(re.escape(_MARK) + r"(.*?) : Tensor had", str(problem))
+        # "[0 1 1]" from a graph, "0, 1, 1" from eager mode.
+        found = re.search(re.escape(_MARK) + r"\D*?([01](?:[\s,]+[01])*)", str(problem))
         if found is None:
             label = re.search(r"label value of (-?\d+) which is outside the valid range of \[0, (\d+)\)", str(problem))
             if label is not None:
@@ -103,7 +102,8 @@ class Guard:
                     "Check that the labels fit the number of classes of the student's output."
                 )
             return problem
-        return self.error(found[1], int(self._distiller.optimizer.iterations))
+        name = self._names[re.findall("[01]", found[1]).index("0")]
+        return self.error(name, int(self._distiller.optimizer.iterations))
 
     def error(self, name: str, step: int) -> NonFiniteLossError:
         """Make the message: what, when, what is kept, what to try."""

@@ -73,7 +73,9 @@ class HasNumbers(SavesWithoutTeacher):
         Returns:
             Name to value.
         """
-        return {**super().get_metrics_result(), **self._scheduled()}
+        results = super().get_metrics_result()
+        # One number under two names, as in keras.distillation: ours is the whole loss, regularisers included.
+        return {**results, "total_loss": results["loss"], **self._scheduled()}
 
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
         # Keras takes the last step's logs where the names differ from those of all metrics, as they do without labels

@@ -13,7 +13,7 @@ from keras_distill._checks import error
 
 def nan_or_zero(tensor: tf.Tensor) -> tf.Tensor:
     """NaN if there is a NaN in ``tensor``, else 0: an infinite logit is a class that cannot occur, and allowed."""
-    return tf.reduce_sum(tf.where(tf.math.is_nan(tensor), tensor, tf.zeros_like(tensor)))
+    return tf.cast(tf.reduce_sum(tf.where(tf.math.is_nan(tensor), tensor, tf.zeros_like(tensor))), tf.float32)
 
 
 def check_models(teacher: Any, student: Any) -> None:

@@ -114,7 +114,6 @@ class Distiller(HasNumbers):
             setting.create(self, f"distillation_loss_weight_{index}")
         self.student_loss_tracker = keras.metrics.Mean(name="student_loss")
         self.distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
-        self.total_loss_tracker = keras.metrics.Mean(name="total_loss")
         self._guard = Guard(self)
         object.__setattr__(self, "_memory", Memory())  # of adaptive callbacks: saved, but no layer of the model
         self.evaluate_distillation = True
@@ -358,7 +357,6 @@ class Distiller(HasNumbers):
     def _track(self, parts: dict[str, Any], outputs: Any) -> None:
         count = tf.shape(keras.tree.flatten(outputs)[0])[0]
         self._loss_tracker.update_state(parts["total"], sample_weight=count)
-        self.total_loss_tracker.update_state(parts["total"], sample_weight=count)
         self.student_loss_tracker.update_state(parts["student_loss"], sample_weight=count)
         if parts["terms"]:
             self.distillation_loss_tracker.update_state(parts["distillation_loss"], sample_weight=count)
@@ -368,7 +366,8 @@ class Distiller(HasNumbers):
             # Without labels there is nothing for the user's metrics to see.
             compiled = (self._compile_metrics, *(self._compile_loss.metrics if self._compile_loss else ()))
             trackers = [metric for metric in self.metrics if all(metric is not each for each in compiled)]
-            return {**{metric.name: metric.result() for metric in trackers}, **self._scheduled()}
+            logs = {metric.name: metric.result() for metric in trackers}
+            return {**logs, "total_loss": logs["loss"], **self._scheduled()}
         return self.compute_metrics(x, y, outputs, sample_weight=sample_weight)
 
     # ------------------------------------------------------------------ building and checks
