@@ -11,7 +11,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 import keras_distill
 from keras_distill import losses, teachers
 from keras_distill.teachers._class_map import ClassMap
-from keras_distill.terms import LogitsDistillation
+from keras_distill.terms import FeatureDistillation, LogitsDistillation
 
 rng = np.random.default_rng(0)
 BATCH, MEMBERS, CLASSES = 6, 3, 5
@@ -377,6 +377,24 @@ def test_the_gate_learns_and_the_members_do_not():
     train(equal, epochs=10)
     assert np.abs(np.asarray(equal.listen(X)[0].weights()) - 1 / 3).mean() < np.abs(weights - 1 / 3).mean() / 3
     distiller.evaluate(X, Y, verbose=0)
+
+
+def test_feature_terms_reach_one_members_layers():
+    def member():
+        layers = [keras.Input((4,)), keras.layers.Dense(6, name="hidden"), keras.layers.Dense(CLASSES)]
+        return keras.Sequential(layers)
+
+    models = [member(), member()]
+
+    def losses_of(teacher, name):
+        keras.utils.set_random_seed(3)
+        layers = [keras.Input((4,)), keras.layers.Dense(6, name="inner"), keras.layers.Dense(CLASSES)]
+        term = FeatureDistillation(loss="mse", teacher_layer_name=name, student_layer_name="inner")
+        distiller = keras_distill.Distiller(teacher, keras.Sequential(layers), term, student_loss_weight=0.0)
+        distiller.compile(keras.optimizers.SGD(0.1))
+        return distiller.fit(X, batch_size=8, epochs=2, shuffle=False, verbose=0).history["loss"]
+
+    assert losses_of(teachers.Ensemble(models), "1/hidden") == losses_of(models[1], "hidden")
 
 
 def test_a_saved_distiller_keeps_its_ensemble(tmp_path):

@@ -209,10 +209,15 @@ def test_a_snapshot_follows_the_student_while_it_is_trained(steps_per_execution)
     assert np.abs(seen[2][0][0] - seen[2][1][0]).max() > 0
 
 
-def test_a_snapshot_is_a_copy_and_can_teach():
+def test_a_snapshot_is_a_copy_and_can_teach(tmp_path):
     own = student()
     teacher = teachers.Snapshot(own, decay=0.5)
-    train(teacher, own, callbacks=[teacher.follow(own)])
+    _, distiller = train(teacher, own, callbacks=[teacher.follow(own)])
+    distiller.save(tmp_path / "d.keras")
+    loaded = keras.saving.load_model(tmp_path / "d.keras").teacher
+    assert (loaded.decay, loaded.every_steps) == (0.5, 1)
+    np.testing.assert_allclose(loaded(X), teacher(X), rtol=1e-6)
+    assert np.abs(np.asarray(teacher(X)) - own(X)).max() > 0
     assert not any(v is w for v in teacher.variables for w in own.variables)
     with pytest.raises(ValueError, match=r"Snapshot: expected decay >= 0 and <= 1, got 1.5"):
         teachers.Snapshot(own, decay=1.5)
