@@ -212,6 +212,7 @@ def test_a_snapshot_follows_the_student_while_it_is_trained(steps_per_execution)
 def test_a_snapshot_is_a_copy_and_can_teach(tmp_path):
     own = student()
     teacher = teachers.Snapshot(own, decay=0.5)
+    own.set_weights([w + 1.0 for w in own.get_weights()])
     _, distiller = train(teacher, own, callbacks=[teacher.follow(own)])
     distiller.save(tmp_path / "d.keras")
     loaded = keras.saving.load_model(tmp_path / "d.keras").teacher
