@@ -8,10 +8,11 @@ from typing import Any
 
 import keras
 
+from keras_distill._multi_worker import TrainsOnManyWorkers
 from keras_distill._settings import from_config
 
 
-class SavesWithoutTeacher(keras.Model):
+class SavesWithoutTeacher(TrainsOnManyWorkers):
     """Base of ``Distiller``: saving, loading and the configuration. Reads ``teacher``, ``student`` and the settings."""
 
     @contextlib.contextmanager

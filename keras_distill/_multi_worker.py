@@ -1,0 +1,48 @@
+"""The one place that makes ``fit`` and ``evaluate`` work under ``tf.distribute.MultiWorkerMirroredStrategy``.
+
+Keras 3's own ``fit`` stops there twice, before the first step and after it (seen with 3.15.1):
+
+- to build the model it takes the mean of the first batch over all workers as if it were one scalar;
+- it averages the logs of a step over axis 0, which scalars do not have.
+
+So here the model is built from this worker's part of the batch, and a step hands its logs over as one row each, which
+the average turns back into scalars. Nothing else differs from one worker: gradients, the global batch's share and the
+metrics' states go through the same code as under ``MirroredStrategy``. With one worker everything is Keras' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+class TrainsOnManyWorkers(keras.Model):
+    """Base of ``Distiller``: two repairs of Keras' trainer, active under several workers only."""
+
+    @property
+    def _many_workers(self) -> bool:
+        strategy = self.distribute_strategy
+        many = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        return many and strategy.cluster_resolver.cluster_spec().as_dict() != {}
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        if not self._many_workers or iterator is None:
+            super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+            return
+        _, _, batches = next(iter(iterator))
+        strategy = self.distribute_strategy
+        local = keras.tree.map_structure(lambda part: strategy.experimental_local_results(part)[0], next(batches))
+        with strategy.scope():
+            self._symbolic_build(data_batch=local)
+
+    def _make_function(self, step_function: Callable[[Any], dict[str, Any]]) -> Any:
+        if not self._many_workers:
+            return super()._make_function(step_function)
+
+        def step(data: Any) -> dict[str, Any]:
+            return {name: tf.reshape(value, [1]) for name, value in step_function(data).items()}
+
+        return super()._make_function(step)
