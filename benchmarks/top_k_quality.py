@@ -90,7 +90,8 @@ def run(report: _harness.Report, name: str, task: tuple, epochs: tuple[int, int]
                     source, model, LogitsDistillation(temperature=temperature), student_loss_weight=0.1
                 )
                 distiller.compile(keras.optimizers.Adam(5e-3), supervised)
-                batches = source.attach(in_order).shuffle(len(train), seed=seed).batch(64).prefetch(2)
+                examples = source.attach(in_order.batch(500)).unbatch().cache()
+                batches = examples.shuffle(len(train), seed=seed).batch(64).prefetch(2)
                 distiller.fit(batches, epochs=epochs[1], verbose=0)
                 scores[store].append(round(accuracy(model, test), 2))
             lost = [dense - kept for dense, kept in zip(scores["dense"], scores[store], strict=True)]

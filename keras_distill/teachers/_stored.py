@@ -175,8 +175,8 @@ class Stored(Teacher):
     ) -> tf.data.Dataset:
         """Return the dataset with the teacher's outputs beside each example, for ``distiller.fit``.
 
-        Give the examples in the order in which they were labelled, batched (any batch size, the same throughout) or
-        not. Shuffle, repeat and prefetch after it. Every example is compared with the fingerprint of the one that was
+        Give the examples in the order in which they were labelled, batched (any batch size, the same throughout; much
+        faster) or not. Shuffle, repeat and prefetch after it: ``attach(batches).unbatch().shuffle(n)``. Every example is compared with the fingerprint of the one that was
         labelled; the first that differs stops the iteration with an error that names it.
 
         Args:
