@@ -21,9 +21,23 @@ class NonFiniteLossError(ArithmeticError):
     """A loss, an output of the teacher or a gradient was NaN or infinite; the message names it and the step."""
 
 
-def _then_zero(update: Callable[[], None]) -> Any:
-    update()
-    return tf.constant(0)  # both branches of a condition must give something
+def _gated(gradient: Any, gate: Callable[[tf.Tensor], tf.Tensor]) -> Any:
+    """Apply ``gate`` to a gradient: a tensor, the rows of an embedding, or None."""
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(gate(gradient.values), gradient.indices, gradient.dense_shape)
+    return None if gradient is None else gate(gradient)
+
+
+def _keep(good: tf.Tensor, before: Sequence[tuple[Any, Any]]) -> None:
+    """Give variables back their value before this step unless all is good."""
+    for variable, value in before:
+        variable.assign(tf.where(good, tf.convert_to_tensor(variable), value))
+
+
+def _decays(optimizer: Any) -> bool:
+    """Whether weights change without a gradient, so that to hold the gradients back is not enough."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return bool(getattr(inner, "weight_decay", None))
 
 
 class Guard:
@@ -45,39 +59,55 @@ class Guard:
         if self._failed_step is None:
             with tf.init_scope():
                 kinds = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
-                self._failed_step = tf.Variable(-1, dtype=tf.int64, **kinds)
+                self._failed_step = tf.Variable(-1, dtype=tf.int32, **kinds)
                 self._failed_name = tf.Variable(-1, dtype=tf.int32, **kinds)
 
     def apply(
-        self, named: Sequence[tuple[str, Any]], state: Sequence[tuple[Any, Any]], update: Callable[[], None]
+        self,
+        named: Sequence[tuple[str, Any]],
+        state: Sequence[tuple[Any, Any]],
+        weights: Sequence[Any],
+        gradients: Sequence[Any],
     ) -> None:
-        """Run ``update`` only if every named tensor is finite.
+        """Apply the gradients only if every named tensor is finite.
 
         Args:
             named: what is watched, causes before effects: float32 scalars, each with the name a message shows.
             state: pairs of a non-trainable variable (BatchNorm's moving statistics) and its value before this step.
-            update: applies the gradients.
+            weights: what is trained.
+            gradients: one for each of the weights, or None.
         """
         self._names = [name for name, _ in named]
+        optimizer = self._distiller.optimizer
         finite = tf.math.is_finite(tf.stack([tensor for _, tensor in named]))
         good = tf.reduce_all(finite)
-        xla = self._distiller.jit_compile and not self._distiller.run_eagerly
-        if xla:
-            good = tf.logical_and(good, self._failed_step < 0)
-            step = tf.cast(self._distiller.optimizer.iterations, tf.int64)
-            first = tf.logical_and(tf.logical_not(good), self._failed_step < 0)
-            index = tf.argmin(tf.cast(finite, tf.int32), output_type=tf.int32)
-            self._failed_name.assign(tf.where(first, index, self._failed_name))
-            self._failed_step.assign(tf.where(first, step, self._failed_step))
-        for variable, before in state:
-            variable.assign(tf.where(good, tf.convert_to_tensor(variable), before))
-        if xla:
-            tf.cond(good, lambda: _then_zero(update), lambda: tf.constant(0))
+        step = tf.cast(optimizer.iterations, tf.int32)
+        if self._distiller.jit_compile and not self._distiller.run_eagerly:
+            good = self._note(good, finite, step)
+            # Not a condition around the update, which would keep XLA from fusing into it.
+            gradients = [_gated(each, lambda g: tf.where(good, g, tf.zeros_like(g))) for each in gradients]
+            before = [*state, *((weight, tf.convert_to_tensor(weight)) for weight in weights)]
+            optimizer.apply_gradients(zip(gradients, weights, strict=True))
+            _keep(good, before)
             return
+        _keep(good, state)
         # One op for all names: it raises with the row of flags, from which `translate` reads the first that failed.
-        flags = tf.cast(finite, tf.int32)
-        with tf.control_dependencies([tf.debugging.Assert(good, [_MARK, flags], summarize=len(named))]):
-            update()
+        check = tf.debugging.Assert(good, [_MARK, tf.cast(finite, tf.int32), step], summarize=len(named))
+        with tf.control_dependencies([check]):
+            if _decays(optimizer):
+                optimizer.apply_gradients(zip(gradients, weights, strict=True))
+                return
+            gradients = [_gated(each, tf.identity) for each in gradients]
+        optimizer.apply_gradients(zip(gradients, weights, strict=True))
+
+    def _note(self, good: tf.Tensor, finite: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """Write down the first bad step and its first bad name; return whether all is good, now and before."""
+        good = tf.logical_and(good, self._failed_step < 0)
+        first = tf.logical_and(tf.logical_not(good), self._failed_step < 0)
+        index = tf.argmin(tf.cast(finite, tf.int32), output_type=tf.int32)
+        self._failed_name.assign(tf.where(first, index, self._failed_name))
+        self._failed_step.assign(tf.where(first, step, self._failed_step))
+        return good
 
     def look(self, *, now: bool = False) -> None:
         """Raise if an XLA step has failed; looks at the device at most once a second unless ``now``."""
@@ -92,8 +122,9 @@ class Guard:
 
     def translate(self, problem: tf.errors.InvalidArgumentError) -> Exception:
         """Return the error to raise instead of one that an op raised: ours if the op was ours."""
-        # "[0 1 1]" from a graph, "0, 1, 1" from eager mode.
-        found = re.search(re.escape(_MARK) + r"\D*?([01](?:[\s,]+[01])*)", str(problem))
+        # "[0 1 1] [7]" or "[0 1 1] 7" from a graph, "0, 1, 1 ... 7" from eager mode: the flags, then the step.
+        numbers = re.search(re.escape(_MARK) + r"(.*)", str(problem), re.DOTALL)
+        found = None if numbers is None else [int(each) for each in re.findall(r"\d+", numbers[1])]
         if found is None:
             label = re.search(r"label value of (-?\d+) which is outside the valid range of \[0, (\d+)\)", str(problem))
             if label is not None:
@@ -102,15 +133,12 @@ class Guard:
                     "Check that the labels fit the number of classes of the student's output."
                 )
             return problem
-        name = self._names[re.findall("[01]", found[1]).index("0")]
-        return self.error(name, int(self._distiller.optimizer.iterations))
+        return self.error(self._names[found.index(0)], found[len(self._names)])
 
     def error(self, name: str, step: int) -> NonFiniteLossError:
         """Make the message: what, when, what is kept, what to try."""
-        if name.startswith("teacher"):
-            advice = "Look at the teacher's weights, precision and inputs"
-        elif name == "inputs":
-            advice = "Look for NaN or infinite values in the data"
+        if name.startswith("the teacher"):
+            advice = "Look for NaN in the data, then at the teacher's weights and precision"
         else:
             advice = "Try a lower learning rate, gradient clipping (clipnorm=1.0) or a lower distillation weight"
         return NonFiniteLossError(

@@ -17,6 +17,7 @@ from keras_distill._guard import Guard
 from keras_distill._memory import Memory
 from keras_distill._numbers import HasNumbers, between_0_and_1, not_negative
 from keras_distill._pieces import (
+    add_to_mean,
     check_models,
     nan_or_zero,
     num_replicas,
@@ -336,13 +337,10 @@ class Distiller(HasNumbers):
     def _update(
         self, weights: list[Any], gradients: list[Any], parts: dict[str, Any], teacher: Any, state: list[Any]
     ) -> None:
-        def update() -> None:
-            self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
-
         if not weights:
             raise error("Distiller", "a student with something to train", "no trainable weights")
         if not self.stop_on_non_finite:
-            update()
+            self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
             return
         heard = [t.members if isinstance(t, teachers.Members) else t for t in keras.tree.flatten(teacher[0])]
         named = [("the teacher's outputs", nan_or_zero(tensor)) for tensor in heard if tensor.dtype.is_floating]
@@ -350,16 +348,17 @@ class Distiller(HasNumbers):
         small = [g for g in gradients if isinstance(g, tf.Tensor) and g.shape.rank is not None and g.shape.rank < 2]
         if small and not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             # A bias' gradient sums what flows back into its layer: all that is needed to see a backward pass fail.
-            flat = tf.concat([tf.reshape(tf.cast(g, tf.float32), [-1]) for g in small], 0)
-            named.append(("the gradients", tf.reduce_sum(flat)))
-        self._guard.apply(named, state, update)
+            sums = [tf.reduce_sum(tf.cast(g, tf.float32)) for g in small]
+            named.append(("the gradients", tf.add_n(sums)))
+        self._guard.apply(named, state, weights, gradients)
 
     def _track(self, parts: dict[str, Any], outputs: Any) -> None:
         count = tf.shape(keras.tree.flatten(outputs)[0])[0]
-        self._loss_tracker.update_state(parts["total"], sample_weight=count)
-        self.student_loss_tracker.update_state(parts["student_loss"], sample_weight=count)
+        count = tf.cast(count, tf.float32)
+        add_to_mean(self._loss_tracker, parts["total"], count)
+        add_to_mean(self.student_loss_tracker, parts["student_loss"], count)
         if parts["terms"]:
-            self.distillation_loss_tracker.update_state(parts["distillation_loss"], sample_weight=count)
+            add_to_mean(self.distillation_loss_tracker, parts["distillation_loss"], count)
 
     def _logs(self, x: Any, y: Any, outputs: Any, sample_weight: Any) -> dict[str, Any]:
         if y is None:

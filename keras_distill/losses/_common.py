@@ -50,7 +50,7 @@ def leading_shape(logits: Any) -> tuple[Any, ...]:
 
 
 def temperature_like(owner: str, temperature: Any, logits: Any) -> Any:
-    """Check ``temperature`` and return it as a Python float, or as a tensor of the leading shape of ``logits``.
+    """Check ``temperature`` and return it as a Python float, a scalar, or a tensor of the leading shape of ``logits``.
 
     Args:
         owner: who complains.
@@ -59,7 +59,7 @@ def temperature_like(owner: str, temperature: Any, logits: Any) -> Any:
         logits: (..., classes).
 
     Returns:
-        A float for a Python number, else float32 of shape (...,): differentiable in ``temperature``.
+        A float for a Python number, else float32 of shape () or (...,): differentiable in ``temperature``.
     """
     advice = "Use 1.0 for the plain distributions"
     if isinstance(temperature, numbers.Real) and not isinstance(temperature, np.ndarray):
@@ -70,6 +70,8 @@ def temperature_like(owner: str, temperature: Any, logits: Any) -> Any:
     if value is not None and not (np.isfinite(value).all() and (value > 0).all()):
         raise _checks.error(owner, "temperature > 0", str(value.tolist()), advice)
     temperature = float32(temperature)
+    if len(temperature.shape) == 0:
+        return temperature
     leading = leading_shape(logits)
     shape = tuple(temperature.shape)
     if len(shape) == len(leading) + 1 and shape[-1] == 1:

@@ -31,15 +31,13 @@ def _jensen_shannon_kernel(beta: float) -> Kernel:
 
     def to_mixture(pair: Pair) -> tuple[Any, Any]:
         """Return log(m / p) and log(m / q); any number where p or q is 0."""
-        rise, fall = (ops.where(pair.near, ops.expm1(x), 0.0) for x in (pair.small, -pair.small))
-        near = ops.log1p((1.0 - beta) * rise), ops.log1p(beta * fall)
-        # m / p = beta + (1 - beta) * exp(x), with the larger of the two taken out of the logarithm.
-        x = ops.where(pair.near, 0.0, pair.log_ratio)
-        decay = ops.exp(-ops.abs(x))
-        grows = x > 0.0
-        larger = ops.log(ops.where(grows, (1.0 - beta) + beta * decay, beta + (1.0 - beta) * decay))
-        far = ops.maximum(x, 0.0) + larger, ops.maximum(-x, 0.0) + larger
-        return ops.where(pair.near, near[0], far[0]), ops.where(pair.near, near[1], far[1])
+        # m / p = 1 + (1 - beta) * (exp(x) - 1) and m / q = 1 + beta * (exp(-x) - 1): the one that is below 1 gets the
+        # logarithm, and the other is x away from it.
+        distance = ops.abs(pair.log_ratio)
+        rises = pair.log_ratio > 0.0
+        smaller = ops.log1p(ops.where(rises, beta, 1.0 - beta) * ops.expm1(-distance))
+        larger = smaller + distance
+        return ops.where(rises, larger, smaller), ops.where(rises, smaller, larger)
 
     def value(pair: Pair) -> Any:
         over_p, over_q = to_mixture(pair)

@@ -29,9 +29,10 @@ class Constants(NamedTuple):
 
     top_p: Any  # largest teacher logit
     top_q: Any  # largest student logit
-    log_total_p: Any  # log sum exp((logits - top) / temperature)
-    log_total_q: Any
-    log_ratio: Any  # to be taken from (student - teacher) / temperature, a common offset apart
+    scale_p: Any  # 1 / sum exp((logits - top) / temperature)
+    scale_q: Any
+    log_ratio: Any  # log of the normalisers' ratio, a common offset of the logits apart
+    excess: Any  # its rounding error
 
 
 class Pair(NamedTuple):
@@ -71,50 +72,58 @@ def row_sum(x: Any) -> Any:
     return ops.sum(x, axis=-1, keepdims=True)
 
 
-def log_total(logits: Any, temperature: Any) -> tuple[Any, Any]:
-    """Return the maximum of the logits, and log sum exp((logits - maximum) / temperature).
-
-    The maximum leaves before the division: near ties between logits of 1e4 survive in float32.
-    """
-    top = ops.max(logits, axis=-1, keepdims=True)
-    return top, ops.log(row_sum(ops.exp((logits - top) * (1.0 / temperature))))
-
-
 def exact_difference(x: Any, offset: Any, y: Any) -> Any:
     """Return (x - offset) - y in this order: the minimum keeps graph optimisers from re-associating it."""
     return ops.minimum(x - offset, math.inf) - y
 
 
-def constants(teacher: Any, student: Any, temperature: Any) -> Constants:
-    """Return the constants of each row.
+def weights(logits: Any, top: Any, inverse: Any) -> Any:
+    """Return exp((logits - top) * inverse).
 
-    That of the ratio would be the largest rounding error of all where the distributions nearly agree, so its error is
-    measured, as the amount by which p * ratio fails to sum to 1, and taken off again.
+    The maximum leaves before the division: near ties between logits of 1e4 survive in float32.
     """
-    top_p, log_total_p = log_total(teacher, temperature)
-    top_q, log_total_q = log_total(student, temperature)
-    offset = ops.round(top_q - top_p)
-    log_ratio = exact_difference(top_q, offset, top_p) / temperature + (log_total_q - log_total_p)
-    first = Constants(top_p, top_q, log_total_p, log_total_q, log_ratio)
-    excess = row_sum(pair(teacher, student, temperature, first).difference)
-    return first._replace(log_ratio=log_ratio + excess)
+    return ops.exp((logits - top) * inverse)
 
 
-def pair(teacher: Any, student: Any, temperature: Any, row: Constants) -> Pair:
-    """Compare softmax(teacher / temperature) with softmax(student / temperature), given the constants of each row.
+def compared(teacher: Any, student: Any, temperature: Any) -> tuple[Pair, Constants]:
+    """Compare softmax(teacher / temperature) with softmax(student / temperature).
 
     The logits are subtracted from each other first, which is exact in float32 for close ones, after a whole number that
-    takes away a common offset.
+    takes away a common offset. The constant of the ratio would then be the largest rounding error of all where the
+    distributions nearly agree, so its error is measured, as the amount by which p * ratio fails to sum to 1, and taken
+    off again.
     """
     inverse = 1.0 / temperature
-    p = ops.exp((teacher - row.top_p) * inverse - row.log_total_p)
-    q = ops.exp((student - row.top_q) * inverse - row.log_total_q)
+    top_p, top_q = (ops.max(logits, axis=-1, keepdims=True) for logits in (teacher, student))
+    p, q = weights(teacher, top_p, inverse), weights(student, top_q, inverse)
+    total_p, total_q = row_sum(p), row_sum(q)
+    offset = ops.round(top_q - top_p)
+    constant = exact_difference(top_q, offset, top_p) * inverse + ops.log(total_q / total_p)
+    row = Constants(top_p, top_q, 1.0 / total_p, 1.0 / total_q, constant, 0.0)
+    first = _pair(p * row.scale_p, q * row.scale_q, exact_difference(student, offset, teacher) * inverse - constant)
+    excess = row_sum(first.difference)
+    corrected = first._replace(
+        log_ratio=first.log_ratio - excess,
+        small=ops.where(first.near, first.small - excess, 0.0),
+        difference=first.difference - excess * first.q,
+    )
+    return corrected, row._replace(excess=excess)
+
+
+def pair_again(teacher: Any, student: Any, temperature: Any, row: Constants) -> Pair:
+    """Return what ``compared`` returned, given the constants of each row: the sums are not taken again."""
+    inverse = 1.0 / temperature
+    p = weights(teacher, row.top_p, inverse) * row.scale_p
+    q = weights(student, row.top_q, inverse) * row.scale_q
     offset = ops.round(row.top_q - row.top_p)
     log_ratio = exact_difference(student, offset, teacher) * inverse - row.log_ratio
+    return _pair(p, q, log_ratio - row.excess)
+
+
+def _pair(p: Any, q: Any, log_ratio: Any) -> Pair:
     near = ops.abs(log_ratio) <= NEAR
     small = ops.where(near, log_ratio, 0.0)
-    difference = ops.where(near, p * (small + bregman(small)), q - p)
-    return Pair(p, q, log_ratio, near, small, difference)
+    return Pair(p, q, log_ratio, near, small, ops.where(near, p * ops.expm1(small), q - p))
 
 
 def compare(kernel: Kernel, owner: str, teacher: Any, student: Any, temperature: Any, mask: Any) -> Any:
@@ -134,38 +143,43 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
         kernel: the divergence D.
         teacher: (..., classes), float32; gets no gradient.
         student: (..., classes), float32.
-        temperature: a float, or float32 (...,).
+        temperature: a float, or float32 () or (...,).
         mask: (...,) bool or None; masked positions come out as 0, with gradient 0 whatever their logits hold.
 
     Returns:
         (...,), float32; masked means scaled as ``_common.apply_mask`` says.
     """
     learned = not isinstance(temperature, float)
+    temperature = _common.float32(temperature)
     leading = _common.leading_shape(student)
-    if not learned:
-        temperature = ops.full(leading, temperature, dtype="float32")
     cut = _block_rows(student, temperature)
+    if cut is not None:
+        temperature = ops.broadcast_to(temperature, leading)
 
     def clean(teacher: Any, student: Any, temperature: Any, more: tuple[Any, ...]) -> tuple[Any, Any, Any]:
         keep = more[-1] if mask is not None else None
-        return _common.clean(teacher, keep), _common.clean(student, keep), temperature[..., None]
+        column = temperature[..., None] if len(temperature.shape) else temperature
+        return _common.clean(teacher, keep), _common.clean(student, keep), column
 
     def forward(teacher: Any, student: Any, temperature: Any, *more: Any) -> tuple[Any, ...]:
-        logits = clean(teacher, student, temperature, more)
-        row = constants(*logits)
-        return temperature * temperature * kernel.value(pair(*logits, row)), *row
+        both, row = compared(*clean(teacher, student, temperature, more))
+        # What is kept for the way back: all of it, or in blocks the constants alone.
+        return temperature * temperature * kernel.value(both), *(both if cut is None else row)
 
-    def backward(teacher: Any, student: Any, temperature: Any, upstream: Any, *more: Any) -> tuple[Any, ...]:
+    def recall(logits: tuple[Any, Any, Any], more: tuple[Any, ...]) -> Pair:
+        if cut is None:
+            return Pair(*more[: len(Pair._fields)])
+        return pair_again(*logits, Constants(*more[: len(Constants._fields)]))
+
+    def to_student(teacher: Any, student: Any, temperature: Any, upstream: Any, *more: Any) -> tuple[Any, ...]:
+        pair = recall(clean(teacher, student, temperature, more), more)
+        return ((upstream * temperature)[..., None] * kernel.to_student(pair),)
+
+    def to_temperature(teacher: Any, student: Any, temperature: Any, upstream: Any, *more: Any) -> tuple[Any, ...]:
         teacher, student, column = clean(teacher, student, temperature, more)
-        both = pair(teacher, student, column, Constants(*more[:5]))
-        to_student = kernel.to_student(both)
-        slope = (upstream * temperature)[..., None] * to_student
-        if not learned:
-            return slope, upstream
-        to_teacher = kernel.to_teacher(both)
-        pull = ops.where(ops.equal(to_student, 0.0), 0.0, to_student * student)
-        pull = pull + ops.where(ops.equal(to_teacher, 0.0), 0.0, to_teacher * teacher)
-        return slope, upstream * (2.0 * temperature * kernel.value(both) - ops.sum(pull, axis=-1))
+        pair = recall((teacher, student, column), more)
+        pull = times(kernel.to_student(pair), student) + times(kernel.to_teacher(pair), teacher)
+        return (upstream * (2.0 * temperature * kernel.value(pair) - ops.sum(pull, axis=-1)),)
 
     masks = () if mask is None else (mask,)
 
@@ -173,26 +187,34 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
     def compute(student: Any, temperature: Any) -> Any:
         # Stopped, so that an eager tape keeps none of what is inside.
         inputs = (teacher, ops.stop_gradient(student), ops.stop_gradient(temperature))
-        value, *row = _by_blocks(forward, (*inputs, *masks), cut, leading)
+        value, *kept = _by_blocks(forward, (*inputs, *masks), cut, leading)
 
         def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
             upstream = args[0] if args else upstream
 
-            @ops.custom_gradient
-            def once(student: Any, temperature: Any, upstream: Any) -> Any:
-                inputs = (teacher, ops.stop_gradient(student), ops.stop_gradient(temperature))
-                slopes = _by_blocks(backward, (*inputs, ops.stop_gradient(upstream), *row, *masks), cut, leading)
+            def once(slope: Callable[..., tuple[Any, ...]]) -> Any:
+                """Take one slope, apart from the other: a graph leaves out the one that nobody asks for."""
 
-                def refuse(*args: Any, **kwargs: Any) -> Any:
-                    raise _checks.error("losses", "at most one derivative of a divergence", "a second one")
+                @ops.custom_gradient
+                def first_derivative(student: Any, temperature: Any, upstream: Any) -> Any:
+                    inputs = (teacher, ops.stop_gradient(student), ops.stop_gradient(temperature))
+                    (result,) = _by_blocks(slope, (*inputs, ops.stop_gradient(upstream), *kept, *masks), cut, leading)
+                    return result, _refuse
 
-                return slopes, refuse
+                return first_derivative(student, temperature, upstream)
 
-            return once(student, temperature, upstream)
+            if not learned:
+                return once(to_student), ops.zeros_like(temperature)
+            of_temperature = once(to_temperature)
+            return once(to_student), of_temperature if len(temperature.shape) else ops.sum(of_temperature)
 
         return value, grad
 
     return _common.apply_mask(compute(student, temperature), mask)
+
+
+def _refuse(*args: Any, **kwargs: Any) -> Any:
+    raise _checks.error("losses", "at most one derivative of a divergence", "a second one")
 
 
 def normaliser_ratio(teacher: Any, student: Any, temperature: Any) -> tuple[Any, Any]:
@@ -210,21 +232,19 @@ def normaliser_ratio(teacher: Any, student: Any, temperature: Any) -> tuple[Any,
     """
     still = ops.stop_gradient(student)
     fixed = temperature if isinstance(temperature, float) else ops.stop_gradient(temperature)
-    row = constants(teacher, still, fixed)
+    pair, row = compared(teacher, still, fixed)
     offset = ops.round(row.top_q - row.top_p)
 
     @ops.custom_gradient
     def rest(student: Any, temperature: Any) -> Any:
         def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
             upstream = args[0] if args else upstream
-            p = ops.exp((teacher - row.top_p) / fixed - row.log_total_p)
-            q = ops.exp((still - row.top_q) / fixed - row.log_total_q)
-            apart = row_sum(times(q, still - row.top_q) - times(p, teacher - row.top_p)) + (
+            apart = row_sum(times(pair.q, still - row.top_q) - times(pair.p, teacher - row.top_p)) + (
                 row.top_q - row.top_p - offset
             )
-            return upstream * q / fixed, -upstream * apart / (fixed * fixed)
+            return upstream * pair.q / fixed, -upstream * apart / (fixed * fixed)
 
-        return row.log_ratio, grad
+        return row.log_ratio + row.excess, grad
 
     return offset, rest(student, temperature * ops.ones_like(row.top_p))
 
