@@ -18,7 +18,7 @@ _VERTICES = 8  # of the angles handled at a time
 def _squared_distances(features: Any, dtype: str, rounding: float, floor: Any = 0.0) -> Any:
     """Return (batch, batch) squared distances by one matrix product; ``floor`` where they are nothing but rounding."""
     features = ops.cast(features - ops.stop_gradient(ops.mean(features, axis=0, keepdims=True)), dtype)
-    gram = ops.matmul(features, ops.transpose(features))
+    gram = _tensors.gram(features)
     squares = ops.diagonal(gram)  # of the same product: equal rows cancel exactly
     squared = squares[:, None] + squares[None, :] - 2.0 * gram
     least = ops.stop_gradient(rounding * squares + 0.5 * _LEAST)

@@ -78,7 +78,8 @@ def similarity_preserving(*, teacher_features: Any, student_features: Any, norm:
         mask: the features' shape without the channels, bool, or None. Masked positions never count.
 
     Returns:
-        (), float32, between 0 and 4 / batch ("l2"). Zero when all similarities agree; 0 for one example.
+        (), float32, between 0 and 4 / batch ("l2"). Zero when all similarities agree; 0 for one example. A small value
+        is the difference of rows of length 1, whose rounding leaves it an error of up to 1e-7 * sqrt(value).
 
     Raises:
         ValueError: if a rank or the mask does not fit, or the norm is unknown.
@@ -102,7 +103,7 @@ def similarity_preserving(*, teacher_features: Any, student_features: Any, norm:
 
 
 def _row_similarities(features: Any, norm: str) -> Any:
-    gram = ops.matmul(features, ops.transpose(features))
+    gram = _tensors.gram(features)
     if norm == "l2":
         return _tensors.unit(gram, tiny=1e-36)  # fourth powers of the features
     total = ops.sum(ops.abs(gram), axis=-1, keepdims=True)
@@ -196,7 +197,7 @@ def _neighbours(features: Any) -> Any:
     norm = _tensors.length(features)[:, None]
     # A dead example would have a gradient of 1e7: it has none.
     features = features * ops.where(norm > 0.0, 1.0 / (norm + _EPSILON), 0.0)
-    similarity = 0.5 * (ops.matmul(features, ops.transpose(features)) + 1.0)
+    similarity = 0.5 * (_tensors.gram(features) + 1.0)
     return similarity / ops.sum(similarity, axis=-1, keepdims=True)
 
 
@@ -318,7 +319,7 @@ def correlation_congruence(
 
 
 def _kernel_matrix(features: Any, kernel: str, gamma: float, order: int) -> Any:
-    gram = ops.matmul(features, ops.transpose(features))
+    gram = _tensors.gram(features)
     if kernel == "bilinear":
         return gram
     weights = [math.exp(-2.0 * gamma) * (2.0 * gamma) ** p / math.factorial(p) for p in range(order + 1)]

@@ -178,6 +178,17 @@ def positions(features: Any) -> Any:
     return ops.reshape(features, [shape[0], count, shape[-1]])
 
 
+@ops.custom_gradient
+def gram(features: Any) -> Any:
+    """Return the inner products of all pairs of rows, (batch, batch); its gradient takes one matrix product, not two."""
+
+    def grad(*args: Any, upstream: Any = None) -> Any:
+        (upstream,) = args or (upstream,)
+        return ops.matmul(upstream + ops.transpose(upstream), features)
+
+    return ops.matmul(features, ops.transpose(features)), grad
+
+
 def unit(features: Any, axis: Any = -1, tiny: float = _TINY) -> Any:
     """Scale to length 1 along ``axis``; a vector of squared length <= ``tiny`` becomes zero and has a zero gradient."""
     squared = ops.sum(ops.square(features), axis=axis, keepdims=True)
