@@ -38,7 +38,7 @@ def make_teacher(family: str, shape: tuple[int, ...], classes: int) -> keras.Mod
         y = layers.Conv2D(24, 3, strides=2, padding="same", activation="relu")(x)
         for width in (48, 96):
             y = layers.BatchNormalization()(layers.SeparableConv2D(width, 3, padding="same", activation="relu")(y))
-        y = layers.GlobalAveragePooling2D()(y)
+        y = layers.Dropout(0.1)(layers.GlobalAveragePooling2D()(y))
     elif family == "recurrent":
         rows = layers.Reshape((shape[0], shape[1] * shape[2]))(x)
         y = layers.Dropout(0.2)(layers.Bidirectional(layers.GRU(64))(rows))
@@ -49,7 +49,7 @@ def make_teacher(family: str, shape: tuple[int, ...], classes: int) -> keras.Mod
             across = layers.Permute((2, 1))(layers.LayerNormalization()(y))
             y = y + layers.Permute((2, 1))(layers.Dense(y.shape[1], "gelu")(across))
             y = y + layers.Dense(64)(layers.Dense(128, "gelu")(layers.LayerNormalization()(y)))
-        y = layers.GlobalAveragePooling1D()(y)
+        y = layers.Dropout(0.1)(layers.GlobalAveragePooling1D()(y))
     return keras.Model(x, layers.Dense(classes)(y), name=family)
 
 
@@ -82,11 +82,11 @@ def main() -> None:
     parser.add_argument("--dataset", default="fashion_mnist")
     parser.add_argument("--out", type=pathlib.Path, help="also write the table here, as JSON")
     options = parser.parse_args()
-    name, count, teacher_epochs, epochs, seeds = (
-        ("digits", 500, 3, 3, 1) if options.smoke else (options.dataset, 6000, 12, 15, 3)
+    name, many, few, teacher_epochs, epochs, seeds = (
+        ("digits", 1000, 500, 3, 3, 1) if options.smoke else (options.dataset, 20_000, 5_000, 8, 15, 3)
     )
     loaded = data.load(name)
-    train, test, shape = loaded.train.take(count), loaded.test, loaded.train.inputs.shape[1:]
+    train, test, shape = loaded.train.take(few), loaded.test, loaded.train.inputs.shape[1:]
 
     rules = ("mean_probs", "confidence") if options.smoke else RULES
     keras.utils.set_random_seed(0)
@@ -95,13 +95,15 @@ def main() -> None:
     table = {}
     for member in members:
         member.compile("adam", cross_entropy())
-        member.fit(train.dataset(64, shuffle_seed=0), epochs=teacher_epochs, verbose=0)
+        member.fit(loaded.train.take(many).dataset(64, shuffle_seed=0), epochs=teacher_epochs, verbose=0)
         table[f"teacher {member.name}"] = [accuracy(member, test)]
     table["teachers together"] = [accuracy(teachers.Ensemble(members), test)]
 
-    in_order = tf.data.Dataset.from_tensor_slices((train.inputs, train.labels))
-    folder = tempfile.mkdtemp()
-    store = teachers.label(teachers.Ensemble(members), in_order.batch(100), folder, dtype="float32", progress=False)
+    in_order = tf.data.Dataset.from_tensor_slices((train.inputs, train.labels)).batch(100)
+    def stored(teacher: teachers.Teacher) -> teachers.Stored:
+        return teachers.label(teacher, in_order, tempfile.mkdtemp(), dtype="float32", progress=False)
+
+    store = stored(teachers.Ensemble(members))
 
     def student(teacher: teachers.Teacher | None, seed: int) -> float:
         keras.utils.set_random_seed(seed)
@@ -111,8 +113,8 @@ def main() -> None:
             term = keras_distill.LogitsDistillation(temperature=4.0)
             trained = keras_distill.Distiller(teacher, model, term, student_loss_weight=0.1)
         trained.compile(keras.optimizers.Adam(2e-3), cross_entropy())
-        batches = (in_order if teacher is None else teacher.attach(in_order)).shuffle(count, seed=seed).batch(64)
-        trained.fit(batches, epochs=epochs, verbose=0)
+        examples = (in_order if teacher is None else teacher.attach(in_order)).unbatch().cache()
+        trained.fit(examples.shuffle(few, seed=seed).batch(64).prefetch(2), epochs=epochs, verbose=0)
         return accuracy(model, test)
 
     def row(title: str, teacher: teachers.Teacher | None) -> None:
@@ -124,15 +126,20 @@ def main() -> None:
     row("student alone", None)
     for number, member in enumerate(members):
         only = [float(m == number) for m in range(len(members))]
-        row(f"student of {member.name}", teachers.Stored(folder, combine=teachers.MeanProbs(only)))
+        row(f"student of {member.name}", teachers.Stored(store.directory, combine=teachers.MeanProbs(only)))
     best = max(np.mean(table[f"student of {member.name}"]) for member in members)
     for rule in rules:
-        row(f"student of all, {rule}", teachers.Stored(folder, combine=rule))
-    won = [rule for rule in rules if np.mean(table[f"student of all, {rule}"]) > best]
+        row(f"student of all, {rule}", teachers.Stored(store.directory, combine=rule))
+    errors = [100.0 - accuracy(member, loaded.validation) for member in members]
+    fixed = teachers.MeanProbs([1.0 / error**2 for error in errors])
+    row("student of all, fixed weights", teachers.Stored(store.directory, combine=fixed))
+    unsure = [teachers.MonteCarloDropout(member, 8) for member in members]
+    row("student of all, uncertainty", stored(teachers.Ensemble(unsure, combine="uncertainty")))
+    won = [title[16:] for title, scores in table.items() if title.startswith("student of all") and np.mean(scores) > best]
     print(f"better than the best single teacher's student ({best:.2f}): {', '.join(won) or 'none'}")
     print(f"stored: {store.bytes_per_example} bytes per example")
     if options.out:
-        options.out.write_text(json.dumps({"dataset": name, "examples": count, "accuracy": table}, indent=1) + "\n")
+        options.out.write_text(json.dumps({"dataset": name, "examples": few, "accuracy": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
