@@ -11,6 +11,12 @@ from keras_distill.losses._boundaries import (
 )
 from keras_distill.losses._contrast import ContrastiveRepresentation, contrastive_noise, contrastive_representation
 from keras_distill.losses._correlation import ClassCorrelation, class_correlation
+from keras_distill.losses._dirichlet import (
+    DirichletDistillation,
+    ProxyDirichlet,
+    dirichlet_distillation,
+    proxy_dirichlet,
+)
 from keras_distill.losses._divergences import (
     JensenShannon,
     ReverseSoftTargets,
@@ -19,6 +25,7 @@ from keras_distill.losses._divergences import (
     reverse_soft_targets,
     total_variation,
 )
+from keras_distill.losses._evidential import Evidential, MisleadingEvidence, evidential, misleading_evidence
 from keras_distill.losses._features import HintMatching, VariationalInformation, hint, variational_information
 from keras_distill.losses._flow import SingularVectors, SolutionFlow, singular_vectors, solution_flow
 from keras_distill.losses._geometry import RelationalAngle, RelationalDistance, relational_angle, relational_distance
@@ -50,7 +57,26 @@ from keras_distill.losses._matching import (
     probability_matching,
     regression_matching,
 )
+from keras_distill.losses._members import (
+    EnsembleSoftTargets,
+    MemberSoftTargets,
+    TrustWeighted,
+    ensemble_soft_targets,
+    member_soft_targets,
+)
 from keras_distill.losses._multilabel import BinarySoftTargets, binary_soft_targets
+from keras_distill.losses._regression import (
+    EnsembleGaussianKL,
+    EvidentialRegression,
+    GaussianLikelihood,
+    GaussianMixture,
+    NormalInverseGamma,
+    evidential_regression,
+    gaussian_likelihood,
+    gaussian_mixture,
+    gaussian_moments,
+    normal_inverse_gamma,
+)
 from keras_distill.losses._relations import (
     CorrelationCongruence,
     ProbabilisticTransfer,
@@ -85,9 +111,16 @@ __all__ = [
     "ContrastiveRepresentation",
     "CorrelationCongruence",
     "DecoupledSoftTargets",
+    "DirichletDistillation",
+    "EnsembleGaussianKL",
+    "EnsembleSoftTargets",
+    "Evidential",
+    "EvidentialRegression",
     "FactorTransfer",
     "FeatureLoss",
     "GaussianKL",
+    "GaussianLikelihood",
+    "GaussianMixture",
     "HardTargets",
     "HiddenStates",
     "HierarchicalContext",
@@ -96,10 +129,14 @@ __all__ = [
     "LogitMatching",
     "LogitsLoss",
     "MarginRelu",
+    "MemberSoftTargets",
+    "MisleadingEvidence",
     "NeuronSelectivity",
+    "NormalInverseGamma",
     "NormalizedSoftTargets",
     "ProbabilisticTransfer",
     "ProbabilityMatching",
+    "ProxyDirichlet",
     "RegressionMatching",
     "RelationalAngle",
     "RelationalDistance",
@@ -112,6 +149,7 @@ __all__ = [
     "StandardizedSoftTargets",
     "TopKSoftTargets",
     "TotalVariation",
+    "TrustWeighted",
     "VariationalInformation",
     "WeightedSoftLabels",
     "activation_boundaries",
@@ -123,9 +161,16 @@ __all__ = [
     "contrastive_representation",
     "correlation_congruence",
     "decoupled_soft_targets",
+    "dirichlet_distillation",
+    "ensemble_soft_targets",
+    "evidential",
+    "evidential_regression",
     "factor_transfer",
     "from_top_k",
     "gaussian_kl",
+    "gaussian_likelihood",
+    "gaussian_mixture",
+    "gaussian_moments",
     "hard_targets",
     "hidden_states",
     "hierarchical_context",
@@ -134,11 +179,15 @@ __all__ = [
     "layer_attention",
     "logit_matching",
     "margin_relu",
+    "member_soft_targets",
+    "misleading_evidence",
     "negative_mean",
     "neuron_selectivity",
+    "normal_inverse_gamma",
     "normalized_soft_targets",
     "probabilistic_transfer",
     "probability_matching",
+    "proxy_dirichlet",
     "regression_matching",
     "relational_angle",
     "relational_distance",

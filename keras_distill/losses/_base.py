@@ -17,11 +17,13 @@ class LogitsLoss(keras.losses.Loss):
         needs_labels: True where ``values`` cannot do without ``labels``.
         needs_batch: True where the result is one scalar for the whole (local) batch.
         needs_members: True where ``teacher_logits`` are the members of an ensemble, (batch, members, classes).
+        same_outputs: False where teacher's and student's last axes are not the same things, so may differ in size.
     """
 
     needs_labels = False
     needs_batch = False
     needs_members = False
+    same_outputs = True
 
     def values(
         self,
@@ -57,10 +59,12 @@ class FeatureLoss(keras.losses.Loss):
     Attributes:
         needs_batch: True where the result is one scalar for the whole (local) batch.
         same_channels: True where teacher and student must have equal shapes, so that an adapter is called for.
+        teacher_gradient: True where the teacher's side has an adapter that this loss trains.
     """
 
     needs_batch = False
     same_channels = False
+    teacher_gradient = False
 
     def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
         """Return the loss of each example, not reduced.

@@ -215,7 +215,7 @@ class LogitsDistillation(DistillationLoss):
         return losses * outputs if len(losses) == 1 else losses
 
     def _check_classes(self, loss: LogitsLoss, teacher_classes: int | None, student_classes: int | None) -> None:
-        if teacher_classes is None or student_classes is None:
+        if teacher_classes is None or student_classes is None or not loss.same_outputs:
             return
         owner = type(self).__name__
         if self.class_map is not None:
@@ -295,6 +295,9 @@ class LogitsDistillation(DistillationLoss):
     def _compare(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
         if loss.needs_labels and labels is None:
             raise error(type(self).__name__, f"labels (y), which {type(loss).__name__} needs", "None")
+        if loss.needs_members:
+            advice = "Use teachers.Ensemble, teachers.MonteCarloDropout or a store of their members"
+            raise error(type(self).__name__, f"a teacher of several members for {type(loss).__name__}", "one", advice)
         if self.standardize:
             teacher, student = losses_room.standardize_logits(teacher), losses_room.standardize_logits(student)
         return loss.values(teacher, student, temperature=temperature, labels=labels)
@@ -304,6 +307,8 @@ class LogitsDistillation(DistillationLoss):
         self._check_classes(loss, teacher.members.shape[-1], student.shape[-1])
         student = self._logits(student)
         if loss.needs_members:
+            if loss.needs_labels and labels is None:
+                raise error(type(self).__name__, f"labels (y), which {type(loss).__name__} needs", "None")
             return loss.values(teacher.members, student, temperature=temperature, labels=labels)
         if teacher.per_member:
             parts = [
