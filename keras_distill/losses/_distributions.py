@@ -69,16 +69,34 @@ def bernoulli_kl(teacher_logits: Any, student_logits: Any, gap: Any = None) -> A
         gap: student's logit less teacher's, as exact as the caller knows it: where the two nearly agree, the result is
             taken from it alone and has its relative error. None: their difference.
     """
-    gap = _common.gap(teacher_logits, student_logits) if gap is None else gap
-    p, rest = ops.sigmoid(teacher_logits), ops.sigmoid(-teacher_logits)
-    near = ops.abs(gap) <= NEAR
-    small = ops.where(near, gap, 0.0)
-    # log of the ratio of the two probabilities, for the label and against it.
-    positive, negative = -ops.log1p(rest * ops.expm1(-small)), -ops.log1p(p * ops.expm1(small))
-    close = p * bregman(positive) + rest * bregman(negative)
-    positive = ops.log_sigmoid(teacher_logits) - ops.log_sigmoid(student_logits)
-    negative = ops.log_sigmoid(-teacher_logits) - ops.log_sigmoid(-student_logits)
-    return ops.where(near, close, times(p, positive) + times(rest, negative))
+    gap = ops.stop_gradient(_common.gap(teacher_logits, student_logits) if gap is None else gap)
+
+    @ops.custom_gradient
+    def compute(teacher_logits: Any, student_logits: Any) -> Any:
+        # Seen from the side that the teacher finds likelier: its probability is p >= 1/2, the other's `rest`.
+        sign = ops.where(teacher_logits < 0.0, -1.0, 1.0)
+        student, distance = sign * student_logits, sign * gap
+        odds = ops.exp(-ops.abs(teacher_logits))
+        p = 1.0 / (1.0 + odds)
+        rest = odds * p
+        near = ops.abs(gap) <= NEAR
+        # log(q / p), for the likelier side and for the other: from the gap alone where the two nearly agree.
+        change = rest * ops.expm1(ops.where(near, -distance, 0.0))
+        of_p = -ops.log1p(change)
+        of_rest = ops.where(near, of_p - distance, 0.0)
+        decay = ops.exp(-ops.abs(student))
+        far = ops.maximum(-student, 0.0) + ops.log1p(decay) - ops.log1p(odds)
+        close = p * bregman(of_p) + rest * bregman(of_rest)
+        q = ops.where(student < 0.0, decay, 1.0) / (1.0 + decay)
+        difference = ops.where(near, -p * change / (1.0 + change), q - p)
+
+        def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+            upstream = args[0] if args else upstream
+            return upstream * times(-p * rest, gap), upstream * sign * difference
+
+        return ops.where(near, close, far + times(rest, distance)), grad
+
+    return compute(teacher_logits, student_logits)
 
 
 def class_ids(owner: str, labels: Any, logits: Any, mask: Any = None) -> Any:

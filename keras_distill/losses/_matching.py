@@ -146,11 +146,23 @@ def gaussian_kl(
     teacher_mean, student_mean, teacher_log, student_log = (
         _common.clean(side, mask) for side in (teacher_mean, student_mean, teacher_log, student_log)
     )
-    gap = teacher_log - student_log
-    near = ops.abs(gap) <= NEAR
-    spread = ops.where(near, bregman(ops.where(near, gap, 0.0)), ops.expm1(gap) - gap)
-    value = 0.5 * ops.sum(spread + ops.square(teacher_mean - student_mean) * ops.exp(-student_log), axis=-1)
-    return _common.apply_mask(value, mask)
+
+    @ops.custom_gradient
+    def compute(student_mean: Any, student_log: Any) -> Any:
+        gap = teacher_log - student_log
+        near = ops.abs(gap) <= NEAR
+        growth = ops.expm1(gap)
+        spread = ops.where(near, bregman(ops.where(near, gap, 0.0)), growth - gap)
+        distance = student_mean - teacher_mean
+        slope = distance * ops.exp(-student_log)
+
+        def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+            each = (args[0] if args else upstream)[..., None]
+            return each * slope, -0.5 * each * (growth + distance * slope)
+
+        return 0.5 * ops.sum(spread + distance * slope, axis=-1), grad
+
+    return _common.apply_mask(compute(student_mean, student_log), mask)
 
 
 def regression_matching(

@@ -162,22 +162,17 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
         return _common.clean(teacher, keep), _common.clean(student, keep), column
 
     def forward(teacher: Any, student: Any, temperature: Any, *more: Any) -> tuple[Any, ...]:
-        both, row = compared(*clean(teacher, student, temperature, more))
-        # What is kept for the way back: all of it, or in blocks the constants alone.
-        return temperature * temperature * kernel.value(both), *(both if cut is None else row)
-
-    def recall(logits: tuple[Any, Any, Any], more: tuple[Any, ...]) -> Pair:
-        if cut is None:
-            return Pair(*more[: len(Pair._fields)])
-        return pair_again(*logits, Constants(*more[: len(Constants._fields)]))
-
-    def to_student(teacher: Any, student: Any, temperature: Any, upstream: Any, *more: Any) -> tuple[Any, ...]:
-        pair = recall(clean(teacher, student, temperature, more), more)
-        return ((upstream * temperature)[..., None] * kernel.to_student(pair),)
+        pair, row = compared(*clean(teacher, student, temperature, more))
+        # The slope is taken on the way: no row is looked at twice. A learned temperature needs all of the pair again.
+        again = () if not learned else pair if cut is None else row
+        return temperature * temperature * kernel.value(pair), kernel.to_student(pair), *again
 
     def to_temperature(teacher: Any, student: Any, temperature: Any, upstream: Any, *more: Any) -> tuple[Any, ...]:
         teacher, student, column = clean(teacher, student, temperature, more)
-        pair = recall((teacher, student, column), more)
+        if cut is None:
+            pair = Pair(*more[: len(Pair._fields)])
+        else:
+            pair = pair_again(teacher, student, column, Constants(*more[: len(Constants._fields)]))
         pull = times(kernel.to_student(pair), student) + times(kernel.to_teacher(pair), teacher)
         return (upstream * (2.0 * temperature * kernel.value(pair) - ops.sum(pull, axis=-1)),)
 
@@ -187,26 +182,26 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
     def compute(student: Any, temperature: Any) -> Any:
         # Stopped, so that an eager tape keeps none of what is inside.
         inputs = (teacher, ops.stop_gradient(student), ops.stop_gradient(temperature))
-        value, *kept = _by_blocks(forward, (*inputs, *masks), cut, leading)
+        value, slope, *again = _by_blocks(forward, (*inputs, *masks), cut, leading)
 
         def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
             upstream = args[0] if args else upstream
 
-            def once(slope: Callable[..., tuple[Any, ...]]) -> Any:
-                """Take one slope, apart from the other: a graph leaves out the one that nobody asks for."""
+            # Two functions, so that a graph leaves out the slope that nobody asks for.
+            @ops.custom_gradient
+            def of_student(student: Any, temperature: Any, upstream: Any) -> Any:
+                return (upstream * temperature)[..., None] * slope, _refuse
 
-                @ops.custom_gradient
-                def first_derivative(student: Any, temperature: Any, upstream: Any) -> Any:
-                    inputs = (teacher, ops.stop_gradient(student), ops.stop_gradient(temperature))
-                    (result,) = _by_blocks(slope, (*inputs, ops.stop_gradient(upstream), *kept, *masks), cut, leading)
-                    return result, _refuse
-
-                return first_derivative(student, temperature, upstream)
+            @ops.custom_gradient
+            def of_temperature(student: Any, temperature: Any, upstream: Any) -> Any:
+                parts = (*inputs, ops.stop_gradient(upstream), *again, *masks)
+                return _by_blocks(to_temperature, parts, cut, leading)[0], _refuse
 
             if not learned:
-                return once(to_student), ops.zeros_like(temperature)
-            of_temperature = once(to_temperature)
-            return once(to_student), of_temperature if len(temperature.shape) else ops.sum(of_temperature)
+                return of_student(student, temperature, upstream), ops.zeros_like(temperature)
+            to_each = of_temperature(student, temperature, upstream)
+            to_one = to_each if len(temperature.shape) else ops.sum(to_each)
+            return of_student(student, temperature, upstream), to_one
 
         return value, grad
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from keras import ops
 from keras_distill import _checks
 from keras_distill.losses import _common
 from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._pairs import row_sum
 from keras_distill.losses._soft_targets import soft_targets
 
 
@@ -37,14 +39,26 @@ def standardize_logits(logits: Any) -> Any:
     logits = _common.float32(logits)
     if logits.shape[-1] is not None and logits.shape[-1] < 2:
         raise _checks.error("standardize_logits", "at least 2 classes", f"{logits.shape[-1]}")
-    possible = ops.logical_not(logits == -float("inf"))
-    count = ops.sum(ops.cast(possible, "float32"), axis=-1, keepdims=True)
-    known = ops.where(possible, logits, 0.0)
-    gap = ops.where(possible, known - ops.sum(known, axis=-1, keepdims=True) / count, 0.0)
-    variance = ops.sum(ops.square(gap), axis=-1, keepdims=True) / ops.maximum(count - 1.0, 1.0)
-    # The slope of a root is infinite at 0: a constant row gets a gradient of 0 instead of NaN.
-    spread = ops.where(variance > 0, ops.sqrt(ops.where(variance > 0, variance, 1.0)), 0.0)
-    return ops.where(possible, gap / (spread + 1e-7), logits)
+
+    @ops.custom_gradient
+    def compute(logits: Any) -> Any:
+        possible = ops.not_equal(logits, -math.inf)
+        count = row_sum(ops.cast(possible, "float32"))
+        mean = row_sum(ops.where(possible, logits, 0.0)) / count
+        gap = ops.where(possible, logits - mean, 0.0)
+        variance = row_sum(ops.square(gap)) / ops.maximum(count - 1.0, 1.0)
+        scale = 1.0 / (ops.sqrt(variance) + 1e-7)
+
+        def grad(*args: Any, upstream: Any = None) -> Any:
+            upstream = ops.where(possible, args[0] if args else upstream, 0.0)
+            # The slope of a root is infinite at 0: the spread of a constant row counts as constant.
+            pull = row_sum(upstream * gap) / (ops.maximum(count - 1.0, 1.0) * ops.sqrt(variance))
+            pull = ops.where(variance > 0.0, pull, 0.0)
+            return ops.where(possible, scale * (upstream - row_sum(upstream) / count - gap * (pull * scale)), 0.0)
+
+        return ops.where(possible, gap * scale, logits), grad
+
+    return compute(logits)
 
 
 def select_classes(logits: Any, class_map: Sequence[int]) -> Any:
