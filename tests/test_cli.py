@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 
 from keras_distill import data, report
 from keras_distill.cli import main
@@ -143,6 +144,24 @@ def test_a_mistyped_command_exits_with_2_and_the_usage(words, capsys):
 def test_the_demos_student_passes_the_check_that_serves_it(short, capsys):
     assert main(["serve-check", str(short / "serving" / "digits"), "--student", str(short / "student.keras")]) == 0
     assert "serving_default" in capsys.readouterr().out
+
+
+def test_the_demos_saved_model_brings_warm_up_requests_and_a_card(short):
+    version = short / "serving" / "digits" / "1"
+    requests = list(tf.data.TFRecordDataset(str(version / "assets.extra" / "tf_serving_warmup_requests")))
+    sizes = []
+    for each in requests:
+        log = prediction_log_pb2.PredictionLog.FromString(each.numpy())
+        sizes.append(tf.make_ndarray(log.predict_log.request.inputs["image"]).shape)
+    assert sizes == [(1, 8, 8, 1), (32, 8, 8, 1)]
+    card = json.loads((version / "distillation.json").read_text())
+    written = report.Report.from_json((short / "report.json").read_text())
+    assert card["command"] == "keras-distill demo --dataset digits --epochs 2 --seeds 1"
+    assert card["data"]["fingerprint"] == data.load("digits").fingerprint
+    assert card["metrics"]["accuracy"]["values"] == list(written["student distilled"].accuracy.values)
+    assert card["teacher"]["num_parameters"] == written["teacher"].num_parameters
+    assert card["distillation"]["terms"][0]["class_name"] == "LogitsDistillation"
+    assert "2.0" in json.dumps(card["distillation"]["terms"]) and (version / "MODEL_CARD.md").is_file()
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download:
         examples = data.load(dataset, download=download)
         if examples.test.inputs.ndim != 4 or "train" not in examples.splits:
             raise error(_OWNER, "a data set of images to train on", repr(dataset), "Try digits or fashion_mnist")
-        models, histories = _train(console, examples, setup, num_seeds)
+        models, histories, distillers = _train(console, examples, setup, num_seeds)
         with console.status("Measuring"):
             result = report.evaluate(
                 models,
@@ -88,16 +88,19 @@ def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download:
             )
             result = dataclasses.replace(result, notes=(verdict(result), *result.notes))
         with console.status("Writing"):
-            best = min(models[_DISTILLED], key=lambda student: _validation_loss(student, examples.validation))
+            losses = [_validation_loss(student, examples.validation) for student in models[_DISTILLED]]
+            chosen = int(np.argmin(losses))
             exported = export.saved_model(
-                best,
+                models[_DISTILLED][chosen],
                 aside / "serving" / dataset,
                 version=1,
                 check_inputs=examples.test.inputs,
                 check_labels=examples.test.labels,
                 labels=list(examples.class_names),
+                warmup_batch_sizes=(1, 32),
+                card=_card(result, examples, distillers[chosen], setup),
             )
-            best.save(aside / "student.keras")
+            models[_DISTILLED][chosen].save(aside / "student.keras")
             (aside / "report.json").write_text(result.to_json(), encoding="utf-8")
             report.write_page(result, aside / "report.html")
             written = [f"serving/{dataset}", "student.keras", "report.json", "report.html"]
@@ -109,7 +112,7 @@ def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download:
 
 def _train(
     console: Console, examples: data.Data, setup: Setup, num_seeds: int
-) -> tuple[dict[str, list[keras.Model]], dict[str, list[dict[str, list[float]]]]]:
+) -> tuple[dict[str, list[keras.Model]], dict[str, list[dict[str, list[float]]]], list[Distiller]]:
     """The teacher once, then from each seed the student alone and the student distilled, both from the same weights."""
     pictures = examples.train.take(setup.num_pictures)
     labelled = pictures.take(setup.num_labelled)
@@ -120,6 +123,7 @@ def _train(
     shape, num_classes = pictures.inputs.shape[1:], examples.num_classes
     models: dict[str, list[keras.Model]] = {"teacher": [], _ALONE: [], _DISTILLED: []}
     histories: dict[str, list[dict[str, list[float]]]] = {name: [] for name in models}
+    distillers: list[Distiller] = []
 
     columns = (
         TextColumn("{task.description:<18}"),
@@ -168,7 +172,8 @@ def _train(
             term = LogitsDistillation(temperature=setup.temperature)
             distiller = Distiller(teacher, student, term, student_loss_weight=0.0)
             fit(_DISTILLED, student, distiller, None, 5e-3, x=pictures.inputs)
-    return models, histories
+            distillers.append(distiller)
+    return models, histories, distillers
 
 
 def build_teacher(shape: tuple[int, ...], num_classes: int) -> keras.Model:
@@ -253,6 +258,24 @@ def _settings(examples: data.Data, setup: Setup, num_seeds: int) -> dict[str, An
         "loss of the distilled student": "LogitsDistillation alone (student_loss_weight=0)",
         "exported student": "of the distilled ones, the one with the least NLL on the validation pictures",
     }
+
+
+def _card(result: report.Report, examples: data.Data, distiller: Distiller, setup: Setup) -> export.ModelCard:
+    ours = result[_DISTILLED]
+    seeds = len(ours.accuracy.values)
+    return export.ModelCard(
+        distiller=distiller,
+        data=examples,
+        metrics={
+            "accuracy": ours.accuracy.values,
+            "negative_log_likelihood": ours.negative_log_likelihood.values,
+            "expected_calibration_error": ours.expected_calibration_error.values,
+            "brier_score": ours.brier_score.values,
+        },
+        training=dict(result.settings),
+        command=f"keras-distill demo --dataset {examples.name} --epochs {setup.epochs} --seeds {seeds}",
+        notes="One student of several: the metrics are those of all seeds. Made to show distillation, not to be used.",
+    )
 
 
 @contextlib.contextmanager

@@ -312,11 +312,10 @@ def _page(content: Mapping[str, Any]) -> str:
     if "metrics" in content:
         lines += ["", "## Measured", "", "| metric | value |", "|---|---|"]
         for name, value in content["metrics"].items():
-            shown = (
-                f"{value:.4g}"
-                if isinstance(value, float)
-                else (f"{value['mean']:.4g} ± {value['spread']:.2g} over {len(value['values'])} runs")
-            )
+            runs = value["values"] if isinstance(value, dict) else [value]
+            shown = f"{np.mean(runs):.4g}"
+            if len(runs) > 1:
+                shown += f" ± {value['spread']:.2g} over {len(runs)} runs"
             lines.append(f"| {name} | {shown} |")
     lines += ["", "## Exports, each compared with the Keras student", ""]
     lines += [
