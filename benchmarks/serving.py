@@ -5,12 +5,16 @@ student is distilled from a larger teacher, exported in every format and run on 
 runtime: size on disk, accuracy, calibration error, and milliseconds per call at batch 1 and 32. The runtimes take
 turns call by call in random order, so that a busy neighbour slows all of them; all compute on one thread. The C API is
 timed inside the serving process, Keras is ``predict_on_batch``.
+
+Training takes long and does not mind a neighbour; timing takes a minute and does. ``--models FOLDER --prepare`` does
+the first alone, the same without ``--prepare`` the rest.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import pathlib
 import random
@@ -85,15 +89,15 @@ def stopwatch(run: Callable[[], Any]) -> Callable[[], float]:
     return measure
 
 
-def run(report: _harness.Report, name: str, options: argparse.Namespace, folder: pathlib.Path) -> None:
-    """Measure one data set."""
+def prepare(name: str, options: argparse.Namespace, folder: pathlib.Path) -> None:
+    """Train a student of one data set and export it in every format; ``exports.json`` comes last."""
     keras.utils.set_random_seed(0)
     loaded = data.load(name)
     limit = None if options.full else options.examples
     train = (loaded.train.inputs[:limit], loaded.train.labels[:limit])
-    test, labels = loaded.test.inputs, loaded.test.labels
     student = distil(train, epochs=options.epochs)
-    check: dict[str, Any] = dict(check_inputs=test, check_labels=labels)
+    folder.mkdir(parents=True, exist_ok=True)
+    check: dict[str, Any] = dict(check_inputs=loaded.test.inputs, check_labels=loaded.test.labels)
     edge = {**check, "latency_batch_sizes": ()}
     exports = {
         "SavedModel, C API": export.saved_model(student, folder / "served", **check),
@@ -110,6 +114,7 @@ def run(report: _harness.Report, name: str, options: argparse.Namespace, folder:
     first = exports["SavedModel, C API"]
     keras_row = dataclasses.replace(
         first,
+        path=folder / "student.keras",
         format="keras",
         accuracy=first.student_accuracy,
         ece=first.student_ece,
@@ -117,12 +122,28 @@ def run(report: _harness.Report, name: str, options: argparse.Namespace, folder:
         agreement=1.0,
         size_bytes=(folder / "student.keras").stat().st_size,
     )
-    latency: dict[str, dict[int, dict[str, float]]] = {row: {} for row in ("Keras", *exports)}
+    settings = {"data": name, "trained_on": len(train[0]), "epochs": options.epochs}
+    rows = {row: {**each.as_dict(), "path": str(each)} for row, each in {"Keras": keras_row, **exports}.items()}
+    (folder / "exports.json").write_text(json.dumps({"settings": settings, "exports": rows}, indent=1) + "\n")
+
+
+def run(report: _harness.Report, name: str, options: argparse.Namespace, folder: pathlib.Path) -> None:
+    """Time what ``prepare`` made of one data set, and report it."""
+    made = json.loads((folder / "exports.json").read_text())
+    exports = {
+        row: export.Export(**{**figures, "path": pathlib.Path(figures["path"])})
+        for row, figures in made["exports"].items()
+    }
+    test = data.load(name).test.inputs
+    student = export.load_student(exports["Keras"])
+    latency: dict[str, dict[int, dict[str, float]]] = {row: {} for row in exports}
     with export.ServingSession(exports["SavedModel, C API"]) as session:
         for size in BATCHES:
             batch = test[:size]
             programs = {"Keras": stopwatch(lambda batch=batch: student.predict_on_batch(batch))}
             for row, exported in exports.items():
+                if row == "Keras":
+                    continue
                 if row == "SavedModel, C API":
                     programs[row] = lambda batch=batch: float(
                         session.measure({"pixels": batch}, outputs=["probabilities"], repeats=1, warmup=0)[0]
@@ -136,14 +157,13 @@ def run(report: _harness.Report, name: str, options: argparse.Namespace, folder:
     print(
         f"{'':18} {'kB':>7} {'accuracy':>9} {'ECE':>7} {'agreement':>9}   batch 1: median, p99   batch 32: median, p99"
     )
-    for row, exported in {"Keras": keras_row, **exports}.items():
+    for row, exported in exports.items():
         times = latency[row]
         line = f"{row:18} {exported.size_bytes / 1e3:7.1f} {exported.accuracy:9.4f} {exported.ece:7.4f} "
         line += f"{exported.agreement:9.4f}   "
         line += "   ".join(f"{times[size]['median']:9.3f} {times[size]['p99']:9.3f}" for size in BATCHES)
         figures = {k: v for k, v in exported.as_dict().items() if k not in ("path", "latency_ms", "format")}
-        settings = {"data": name, "runtime": row, "trained_on": len(train[0]), "epochs": options.epochs}
-        report.add(settings, {**figures, "latency_ms": times}, line)
+        report.add({**made["settings"], "runtime": row}, {**figures, "latency_ms": times}, line)
     float32 = exports["LiteRT float32"]
     exact = max(
         exports[row].max_difference for row in ("SavedModel, C API", "LiteRT float32", "ONNX Runtime", "OpenVINO")
@@ -163,13 +183,22 @@ def main() -> None:
         examples=dict(type=int, default=6000, help="to train on; --full takes all"),
         epochs=dict(type=int, default=2),
         rounds=dict(type=int, default=100, help="timed calls of each runtime"),
+        models=dict(type=pathlib.Path, help="folder that keeps the exported models; those that are there are used"),
+        prepare=dict(action="store_true", help="train and export into --models, and time nothing"),
     )
-    claim = "Every float32 export gives the student's answers to 1e-4; int8 costs at most a point of accuracy."
-    report = _harness.Report("serving", claim, options)
-    for name in DATA if options.data == "both" else [options.data]:
-        with tempfile.TemporaryDirectory() as folder:
-            run(report, name, options, pathlib.Path(folder))
-    report.write()
+    chosen = list(DATA) if options.data == "both" else [options.data]
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = {name: (options.models or pathlib.Path(temporary)).resolve() / name for name in chosen}
+        for name, folder in folders.items():
+            if not (folder / "exports.json").exists():
+                prepare(name, options, folder)
+        if options.prepare:
+            return
+        claim = "Every float32 export gives the student's answers to 1e-4; int8 costs at most a point of accuracy."
+        report = _harness.Report("serving", claim, options)
+        for name, folder in folders.items():
+            run(report, name, options, folder)
+        report.write()
 
 
 if __name__ == "__main__":
