@@ -1,18 +1,18 @@
 """The files that start TensorFlow Serving parse with the official message types and say what was asked for."""
 
 import http.server
-import json
 import re
 import subprocess
+import sys
 import threading
 
+import kubernetes_validate
 import pytest
+import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
+from tensorflow_serving.config import model_server_config_pb2
 
 from keras_distill import export
-
-yaml = pytest.importorskip("yaml")
-model_server_config_pb2 = pytest.importorskip("tensorflow_serving.config.model_server_config_pb2")
 
 
 @pytest.fixture
@@ -131,15 +131,31 @@ def test_kubernetes_manifest(model):
     assert volumes["config"]["configMap"]["name"] == config["metadata"]["name"]
 
 
-def test_kubernetes_client_accepts_the_manifest(model):
-    client = pytest.importorskip("kubernetes", minversion="36").client
-    files = export.serving_files(model)
+def check_compose(path):
+    """What check-jsonschema says of a file, by the Compose specification's own schema, which it carries."""
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
-    api = client.ApiClient()
-    for document in yaml.safe_load_all(files["kubernetes.yaml"].read_text()):
-        kind = {"ConfigMap": "V1ConfigMap", "Deployment": "V1Deployment", "Service": "V1Service"}[document["kind"]]
-        parsed = api.deserialize(json.dumps(document), kind, "application/json")
-        assert api.sanitize_for_serialization(parsed) == document  # no key that the API does not know
+
+def test_compose_file_fits_the_schema_of_the_specification(model, tmp_path):
+    path = export.serving_files(model)["docker-compose.yml"]
+    done = check_compose(path)
+    assert done.returncode == 0, done.stdout
+    misspelt = tmp_path / "compose.yml"
+    misspelt.write_text(path.read_text().replace("    healthcheck:", "    health_check:"))
+    done = check_compose(misspelt)
+    assert done.returncode == 1 and "'health_check' was unexpected" in done.stdout  # the schema does look
+
+
+def test_kubernetes_manifest_fits_the_schemas_of_the_api(model):
+    documents = list(yaml.safe_load_all(export.serving_files(model)["kubernetes.yaml"].read_text()))
+    for version in ("1.28", "1.33", kubernetes_validate.latest_version()):
+        for document in documents:
+            kubernetes_validate.validate(document, version, strict=True)  # strict: no unknown key
+    container = documents[1]["spec"]["template"]["spec"]["containers"][0]
+    container["readinessProbe"]["httpGet"]["port"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(documents[1], "1.33", strict=True)
 
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (404, 1)])
