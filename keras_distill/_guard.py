@@ -120,8 +120,15 @@ class Guard:
             self._failed_step.assign(-1)
             raise self.error(name, step)
 
-    def translate(self, problem: tf.errors.InvalidArgumentError) -> Exception:
-        """Return the error to raise instead of one that an op raised: ours if the op was ours."""
+    def translate(self, problem: tf.errors.OpError) -> Exception:
+        """Return the error to raise instead of one that an op raised: ours if the op was ours, or memory ran out."""
+        if isinstance(problem, tf.errors.ResourceExhaustedError):
+            pattern = r"(OOM when allocating tensor with shape\[[\d,]*\]).*?\{\{node ([^}]*)\}\}"
+            what = re.search(pattern, str(problem), re.DOTALL)
+            got = f"{what[1]} in {what[2]}" if what else problem.message
+            advice = "Use a smaller batch; if it is the teacher's, let it run once: teachers.label and teachers.Stored"
+            text = f"Distiller: expected enough memory for a step, got {got}. {advice}."
+            return tf.errors.ResourceExhaustedError(problem.node_def, problem.op, text)
         # "[0 1 1] [7]" or "[0 1 1] 7" from a graph, "0, 1, 1 ... 7" from eager mode: the flags, then the step.
         numbers = re.search(re.escape(_MARK) + r"(.*)", str(problem), re.DOTALL)
         found = None if numbers is None else [int(each) for each in re.findall(r"\d+", numbers[1])]

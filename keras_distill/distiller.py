@@ -486,7 +486,7 @@ class Distiller(HasNumbers):
         def guarded(iterator: Any) -> Any:
             try:
                 logs = run(iterator)
-            except tf.errors.InvalidArgumentError as problem:
+            except (tf.errors.InvalidArgumentError, tf.errors.ResourceExhaustedError) as problem:
                 raise self._guard.translate(problem) from None
             self._guard.look()
             return logs
