@@ -1,8 +1,14 @@
 """Named tensors out of one forward pass of any model, with nothing left on the model afterwards.
 
 A tap is named by the path of a layer: ``"block3"`` for a layer of the model itself, ``"backbone/block3/out"`` for one
-inside nested models or layers. ``"block3:input"`` is what the layer receives instead of what it returns, and
-``"shared#1"`` the second call of a layer that is called more than once (``"shared"`` means the last call).
+inside nested models or layers. ``"block3:input"`` is what the layer receives instead of what it returns,
+``"layer_0:padding_mask"`` the argument of its call that is named so, and ``"shared#1"`` the second call of a layer that
+is called more than once (``"shared"`` means the last call).
+
+Inside ``keras.layers.MultiHeadAttention`` (each block of a keras-hub encoder has one, ``"self_attention_layer"``) the
+layers ``"query"``, ``"key"`` and ``"value"`` can be tapped, each (batch, tokens, heads, head size). The attention scores
+are their products, which ``adapters.AttentionScores`` takes: whether the layer computes them apart depends on its
+dropout and on the machine.
 """
 
 from __future__ import annotations
@@ -10,6 +16,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import copy
+import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,7 +27,7 @@ from keras_distill._checks import error, nearest
 
 __all__ = ["Taps", "final_activation", "gives_logits", "list_taps", "walk", "without_softmax"]
 
-_NAME = re.compile(r"^(?P<path>.+?)(?:#(?P<call>\d+))?(?P<input>:input)?$")
+_NAME = re.compile(r"^(?P<path>.+?)(?:#(?P<call>\d+))?(?::(?P<argument>\w+))?$")
 
 
 def walk(model: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
@@ -120,40 +127,47 @@ class Taps:
         if not self.names:
             return self.model(inputs, training=training), {}
         layers = self._find()
-        calls: dict[int, list[tuple[Any, Any]]] = {id(layer): [] for layer in layers.values()}
+        calls: dict[int, list[tuple[dict[str, Any], Any]]] = {id(layer): [] for layer in layers.values()}
         with contextlib.ExitStack() as stack:
             for layer in {id(layer): layer for layer in layers.values()}.values():
                 stack.enter_context(_intercepted(layer, calls[id(layer)]))
             outputs = self.model(inputs, training=training)
         return outputs, {name: self._pick(name, calls[id(layers[name])]) for name in self.names}
 
-    def _pick(self, name: str, calls: list[tuple[Any, Any]]) -> Any:
-        path, index, is_input = _parse(self.owner, name)
+    def _pick(self, name: str, calls: list[tuple[dict[str, Any], Any]]) -> Any:
+        path, index, argument = _parse(self.owner, name)
         if not calls:
             raise error(self.owner, f"layer {path!r} to be called in the forward pass", "no call of it")
         if index is not None and index >= len(calls):
             raise error(self.owner, f"a call number below {len(calls)} for layer {path!r}", repr(name))
         received, returned = calls[-1 if index is None else index]
-        return received if is_input else returned
+        if argument is None:
+            return returned
+        if received.get(argument) is None:
+            given = ", ".join(key for key, value in received.items() if value is not None)
+            raise error(self.owner, f"an argument {argument!r} in the call of layer {path!r}", f"only {given}")
+        return received[argument]
 
 
-def _parse(owner: str, name: str) -> tuple[str, int | None, bool]:
+def _parse(owner: str, name: str) -> tuple[str, int | None, str | None]:
     match = _NAME.match(name) if isinstance(name, str) else None
     if match is None:
         raise error(owner, "a layer name such as 'block3' or 'backbone/block3:input'", name)
     call = match["call"]
-    return match["path"], None if call is None else int(call), bool(match["input"])
+    return match["path"], None if call is None else int(call), match["argument"]
 
 
 @contextlib.contextmanager
-def _intercepted(layer: keras.layers.Layer, calls: list[tuple[Any, Any]]) -> Iterator[None]:
+def _intercepted(layer: keras.layers.Layer, calls: list[tuple[dict[str, Any], Any]]) -> Iterator[None]:
     # A quantised layer runs `quantized_call` instead of `call`; an instance attribute hides either one.
     method = "quantized_call" if getattr(layer, "quantization_mode", None) is not None else "call"
     original = getattr(layer, method)
 
     def record(*args: Any, **kwargs: Any) -> Any:
         returned = original(*args, **kwargs)
-        calls.append((args[0] if args else next(iter(kwargs.values()), None), returned))
+        named = inspect.signature(original).bind_partial(*args, **kwargs).arguments
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        calls.append(({**named, **kwargs, "input": first}, returned))
         return returned
 
     earlier = vars(layer).get(method)

@@ -1,5 +1,6 @@
 """Small layers that fit a student's tensor to a teacher's: owned by a term, trained with it, never exported."""
 
+from keras_distill.adapters._attention import AttentionScores
 from keras_distill.adapters._auto import auto
 from keras_distill.adapters._fusion import AttentionFusion, LayerEmbedding, MemoryBank, SimilarityEmbedding
 from keras_distill.adapters._projections import Conv1x1, ConvRegressor, Dense, Embedding
@@ -10,6 +11,7 @@ __all__ = [
     "AdaptiveAveragePool",
     "AttentionFusion",
     "AttentionPool",
+    "AttentionScores",
     "BottleneckRegressor",
     "Conv1x1",
     "ConvRegressor",

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_distill._checks import error
 from keras_distill.metrics import ReliabilityBins
+from keras_distill.terms import CrossLayerAttention
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,6 +125,46 @@ def confusion_matrices(counts: Mapping[str, Any], class_names: Sequence[str] | N
     bar = figure.colorbar(image, ax=list(grid[0]), shrink=0.75, pad=0.02)
     bar.set_label("share of the true class", fontsize=8)
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def layer_attention(terms: CrossLayerAttention | Mapping[str, CrossLayerAttention]) -> Figure:
+    """Draw which teacher layer taught which student layer how much, as ``CrossLayerAttention`` has learned it.
+
+    Args:
+        terms: a trained term; or several, by name.
+
+    Returns:
+        The figure: one matrix per term, rows are the student's layers, columns the teacher's; each row sums to 1.
+
+    Raises:
+        ValueError: if there is no term, one has not seen data, or matplotlib is missing.
+
+    Example:
+        >>> import keras
+        >>> term = CrossLayerAttention(["block_1", "block_2"], ["stage"])
+        >>> term.build_from([keras.KerasTensor((None, 8, 8, 2))] * 2, [keras.KerasTensor((None, 8, 8, 2))])
+        >>> [text.get_text() for text in layer_attention(term).axes[0].texts]  # untrained: both alike
+        ['0.50', '0.50']
+    """
+    terms = {"": terms} if isinstance(terms, CrossLayerAttention) else terms
+    figure, grid = _panels("layer_attention", len(terms), rows=1, width=3.2, height=2.8)
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colors = LinearSegmentedColormap.from_list("attention", ["#FFFFFF", "#9ECAE1", _BLUE])
+    for axes, (name, term) in zip(grid[0], terms.items(), strict=True):
+        share = term.attention
+        image = axes.imshow(share, cmap=colors, vmin=0, vmax=1)
+        axes.set(title=name, xlabel="teacher's layer")
+        axes.set_xticks(range(share.shape[1]), term.teacher_layer_name, fontsize=7)
+        axes.set_yticks(range(share.shape[0]), term.student_layer_name, fontsize=7)
+        for i, j in np.ndindex(share.shape):
+            color = "white" if share[i, j] > 0.6 else _INK
+            axes.text(j, i, f"{share[i, j]:.2f}", ha="center", va="center", fontsize=8, color=color)
+    grid[0][0].set_ylabel("student's layer")
+    bar = figure.colorbar(image, ax=list(grid[0]), shrink=0.75, pad=0.02)
+    bar.set_label("share of its teaching", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
 

@@ -29,6 +29,26 @@ def _as_feature_loss(loss: Any, owner: str) -> Any:
         raise error(owner, "a loss that Keras or keras_distill.losses knows", loss, advice) from problem
 
 
+class _Shape:
+    """A shape that is a leaf where structures are mapped."""
+
+    def __init__(self, sizes: Any) -> None:
+        self.sizes = tuple(sizes)
+
+
+def _with_mask(tensor: Any, mask: Any) -> Any:
+    """Return the tensor with a mask on it as Keras keeps one; the given tensor stays as it is."""
+    tensor = ops.copy(tensor)
+    tensor._keras_mask = mask
+    return tensor
+
+
+def _first_mask(tensors: Any) -> Any:
+    """Return the mask of the first tensor that has one, or None."""
+    masks = (mask_of(tensor) for tensor in keras.tree.flatten(tensors))
+    return next((mask for mask in masks if mask is not None), None)
+
+
 class _KerasLossOnFeatures(FeatureLoss):
     """A Keras loss (a name, an object, a function) between two tensors of one rank, one value per example."""
 
@@ -79,7 +99,8 @@ class FeatureDistillation(DistillationLoss):
         **kwargs: as for ``keras.layers.Layer``.
 
     Raises:
-        ValueError: if every loss is None, a layer is unknown, or shapes differ and there is no adapter.
+        ValueError: if every loss is None, a layer is unknown, shapes differ and there is no adapter, or a teacher's
+            adapter is to be trained that the loss would not train.
 
     Example:
         >>> import numpy as np
@@ -101,6 +122,8 @@ class FeatureDistillation(DistillationLoss):
         student_layer_name: Any = None,
         adapter: Any = None,
         adapter_side: str = "student",
+        teacher_adapter: Any = None,
+        mask_layer_name: str | None = None,
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -116,12 +139,34 @@ class FeatureDistillation(DistillationLoss):
         ):
             got = f"{teacher_layer_name!r} and {student_layer_name!r}"
             raise error(owner, "as many teacher layers as student layers", got)
+        if teacher_adapter is not None and not isinstance(teacher_adapter, keras.layers.Layer):
+            raise error(owner, "teacher_adapter to be a keras.layers.Layer or None", teacher_adapter)
+        if mask_layer_name is not None and student_layer_name is None:
+            raise error(owner, "a student_layer_name beside mask_layer_name", "None", "Outputs carry Keras' own mask")
         object.__setattr__(self, "_spec", {"loss": map_with_none(lambda each: _as_feature_loss(each, owner), loss)})
         self.teacher_layer_name = teacher_layer_name
-        self.student_layer_name = student_layer_name
+        self.mask_layer_name = mask_layer_name
+        self._student_names = student_layer_name
         self.adapter_side = choice(owner, "adapter_side", adapter_side, ("student", "teacher"))
+        if teacher_adapter is not None and self.adapter_side == "teacher":
+            raise error(owner, "adapter on the student's side beside teacher_adapter", "adapter_side='teacher'")
         self.adapter = None if isinstance(adapter, str) else adapter
+        self.teacher_adapter = teacher_adapter
         self._auto = isinstance(adapter, str)
+
+    @property
+    def student_layer_name(self) -> Any:
+        """What is tapped of the student: what it was given, the tap of the mask at its end where there is one."""
+        if self.mask_layer_name is None:
+            return self._student_names
+        return [*names_of(self._student_names), self.mask_layer_name]
+
+    def _without_mask(self, student_outputs: Any) -> tuple[Any, Any]:
+        """Return what is compared of the student's taps, and the mask that came with them or None."""
+        if self.mask_layer_name is None:
+            return student_outputs, None
+        *compared, mask = student_outputs
+        return (compared[0] if isinstance(self._student_names, str) else compared), mask
 
     @property
     def loss(self) -> Any:
@@ -137,34 +182,53 @@ class FeatureDistillation(DistillationLoss):
 
     def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
         """Raise ``ValueError`` where the two structures differ, or the losses have another one."""
+        student_outputs, _ = self._without_mask(student_outputs)
         keras.tree.assert_same_structure(teacher_outputs, student_outputs)
         if not is_leaf(self.loss):
             flat_as(self.loss, student_outputs, type(self).__name__, "loss")
 
     def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
         """Choose the adapter where it is ``"auto"``, make its variables, and check that the shapes then agree."""
-        if not (keras.tree.is_nested(teacher_outputs) or keras.tree.is_nested(student_outputs)):
-            shapes = [tuple(teacher_outputs.shape), tuple(student_outputs.shape)]
-            if self._auto and self.adapter is None:
-                from keras_distill import adapters
+        sides = [teacher_outputs, self._without_mask(student_outputs)[0]]
+        nested = any(keras.tree.is_nested(side) for side in sides)
+        shapes = [keras.tree.map_structure(lambda tensor: _Shape(tensor.shape), side) for side in sides]
+        if self._auto and self.adapter is None:
+            if nested:
+                advice = "Give adapter=None, or one term for each pair of layers (HierarchicalDistillation)"
+                raise error(type(self).__name__, "one tensor on each side for adapter='auto'", "several", advice)
+            from keras_distill import adapters
 
-                self.adapter, self.adapter_side, reason = adapters.auto(*shapes)
-                _log.info("%s: %s", self.name, reason)
-            if self.adapter is not None:
-                side = 0 if self.adapter_side == "teacher" else 1
-                if not self.adapter.built:
-                    self.adapter.build(shapes[side])
-                adapted = self.adapter.compute_output_shape(shapes[side])
-                if keras.tree.is_nested(adapted) and not isinstance(adapted[0], (int, type(None))):
-                    self.built = True  # an adapter with several outputs feeds a loss that knows them
-                    return
-                shapes[side] = tuple(adapted)
-            if getattr(self.loss, "same_channels", False):
-                self._check_shapes(*shapes)
-        elif self._auto:
-            advice = "Give adapter=None, or one term for each pair of layers (HierarchicalDistillation)"
-            raise error(type(self).__name__, "one tensor on each side for adapter='auto'", "several", advice)
+            self.adapter, self.adapter_side, reason = adapters.auto(*(shape.sizes for shape in shapes))
+            _log.info("%s: %s", self.name, reason)
+        for index, adapter in enumerate(self._adapters()):
+            if adapter is None:
+                continue
+            given = keras.tree.map_structure(lambda shape: shape.sizes, shapes[index])
+            if not adapter.built:
+                adapter.build(given)
+            self._check_training(index, adapter)
+            adapted = adapter.compute_output_shape(given)
+            if keras.tree.is_nested(adapted) and not isinstance(adapted[0], (int, type(None))):
+                self.built = True  # an adapter with several outputs feeds a loss that knows them
+                return
+            shapes[index] = _Shape(adapted)
+        if getattr(self.loss, "same_channels", False) and all(isinstance(shape, _Shape) for shape in shapes):
+            self._check_shapes(*(shape.sizes for shape in shapes))
         self.built = True
+
+    def _adapters(self) -> tuple[Any, Any]:
+        """Return the teacher's adapter and the student's, None where there is none."""
+        return (self.adapter, None) if self.adapter_side == "teacher" else (self.teacher_adapter, self.adapter)
+
+    def _check_training(self, index: int, adapter: keras.layers.Layer) -> None:
+        """Raise ``ValueError`` where an adapter of the teacher is to be trained by a loss that does not do it."""
+        stops = isinstance(self.loss, FeatureLoss) and not isinstance(self.loss, _KerasLossOnFeatures)
+        if index == 0 and adapter.trainable_weights and stops and not self.loss.teacher_gradient:
+            advice = "Give the loss teacher_gradient=True where it has it, or train the adapter first and freeze it"
+            expected = "a teacher's adapter that its loss trains, or that has trainable=False"
+            raise error(
+                type(self).__name__, expected, f"{type(adapter).__name__} and {type(self.loss).__name__}", advice
+            )
 
     def _check_shapes(self, teacher_shape: tuple[Any, ...], student_shape: tuple[Any, ...]) -> None:
         channels = teacher_shape[-1], student_shape[-1]
@@ -180,12 +244,16 @@ class FeatureDistillation(DistillationLoss):
         """Return what ``build_from_config`` needs to make the adapter again before its weights are loaded."""
         if not self.built:
             return None
-        return {"adapter": None if self.adapter is None else self.adapter.get_build_config()}
+        return {
+            key: None if adapter is None else adapter.get_build_config()
+            for key, adapter in (("adapter", self.adapter), ("teacher_adapter", self.teacher_adapter))
+        }
 
     def build_from_config(self, config: dict[str, Any]) -> None:
-        """Make the adapter's variables."""
-        if config["adapter"] and self.adapter is not None and not self.adapter.built:
-            self.adapter.build_from_config(config["adapter"])
+        """Make the adapters' variables."""
+        for key, adapter in (("adapter", self.adapter), ("teacher_adapter", self.teacher_adapter)):
+            if config.get(key) and adapter is not None and not adapter.built:
+                adapter.build_from_config(config[key])
         self.built = True
 
     def values(
@@ -198,13 +266,21 @@ class FeatureDistillation(DistillationLoss):
         training: bool = True,
     ) -> Any:
         """Return the loss of each example; a list with one entry per output where each has a loss of its own."""
-        if self.adapter is not None:
-            if self.adapter_side == "student":
-                student_outputs = self.adapter(student_outputs, training=training)
-            else:
-                teacher_outputs = self.adapter(teacher_outputs, training=training)
+        student_outputs, tapped = self._without_mask(student_outputs)
+        if tapped is not None:
+            mask = ops.cast(tapped, "bool")
+            student_outputs = keras.tree.map_structure(lambda tensor: _with_mask(tensor, mask), student_outputs)
+        for_teacher, for_student = self._adapters()
+        if for_teacher is not None:
+            teacher_outputs = for_teacher(teacher_outputs, training=training)
+        if for_student is not None:
+            adapted = for_student(student_outputs, training=training)
+            mask = self._mask_after(student_outputs, adapted)
+            student_outputs = adapted
+        elif isinstance(mask, list) or tapped is not None:
+            mask = _first_mask(student_outputs)
         if isinstance(self.loss, FeatureLoss) and not isinstance(self.loss, _KerasLossOnFeatures):
-            return self.loss.values(teacher_outputs, student_outputs, mask=mask if not isinstance(mask, list) else None)
+            return self.loss.values(teacher_outputs, student_outputs, mask=mask)
         if not keras.tree.is_nested(student_outputs):
             return flat_with_none(self.loss)[0].values(teacher_outputs, student_outputs, mask=mask)
         students, teachers_side = keras.tree.flatten(student_outputs), keras.tree.flatten(teacher_outputs)
@@ -215,6 +291,18 @@ class FeatureDistillation(DistillationLoss):
                 flat_as(losses, student_outputs, type(self).__name__, "loss"), teachers_side, students, strict=True
             )
         ]
+
+    def _mask_after(self, before: Any, after: Any) -> Any:
+        """Return the mask of the positions that the student's adapter gives."""
+        mask, first = _first_mask(before), keras.tree.flatten(after)[0]
+        found = mask_of(first)
+        if mask is None or found is not None or len(first.shape) < 3:
+            return None if len(first.shape) < 3 else found
+        if tuple(first.shape[:2]) == tuple(mask.shape):
+            return mask
+        expected = "an adapter that says what becomes of the mask where it changes the number of positions"
+        advice = "Use adapters.SequenceInterpolation, or define compute_mask and supports_masking"
+        raise error(type(self).__name__, expected, type(self._adapters()[1]).__name__, advice)
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs to make this term again."""
@@ -229,9 +317,11 @@ class FeatureDistillation(DistillationLoss):
             **super().get_config(),
             "loss": map_with_none(describe, self.loss),
             "teacher_layer_name": self.teacher_layer_name,
-            "student_layer_name": self.student_layer_name,
+            "student_layer_name": self._student_names,
             "adapter": keras.saving.serialize_keras_object(adapter),
             "adapter_side": self.adapter_side,
+            "teacher_adapter": keras.saving.serialize_keras_object(self.teacher_adapter),
+            "mask_layer_name": self.mask_layer_name,
         }
 
     @classmethod
@@ -239,5 +329,6 @@ class FeatureDistillation(DistillationLoss):
         """Make the term that ``get_config`` described."""
         config = dict(config)
         config["loss"] = deserialized(config["loss"])
-        config["adapter"] = deserialized(config["adapter"])
+        for key in ("adapter", "teacher_adapter"):
+            config[key] = deserialized(config[key])
         return cls(**config)

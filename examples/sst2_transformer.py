@@ -1,0 +1,134 @@
+"""A keras-hub BERT of 4 layers teaches one of 2: logits, TinyBERT's hidden states and attention, MiniLM's relations.
+
+Both are built from a configuration, with random weights and words from the training texts: nothing is downloaded. What
+the terms compare is named by path. keras-hub hands the padding mask from layer to layer as an argument, which is a tap
+as well; attention scores come from the tapped queries and keys, since the layer need not compute them apart.
+
+Run: ``python examples/sst2_transformer.py`` (about 10 minutes on one core; ``--smoke`` for less than one minute).
+"""
+
+import argparse
+import json
+import pathlib
+import time
+from collections.abc import Callable
+
+import keras
+import keras_hub
+import numpy as np
+
+import keras_distill
+from keras_distill import Distiller, FeatureDistillation, LogitsDistillation, adapters, data, losses
+
+WORDS, TOKENS, HEADS = 6000, 36, 4
+MASK = "backbone/transformer_layer_0:padding_mask"
+
+
+def classifier(blocks: int, width: int) -> keras.Model:
+    """BERT's encoder and a linear head on the mean over the words."""
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=WORDS + 1,
+        num_layers=blocks,
+        num_heads=HEADS,
+        hidden_dim=width,
+        intermediate_dim=2 * width,
+        max_sequence_length=TOKENS,
+        name="backbone",
+    )
+    inputs = {name: keras.Input((TOKENS,), dtype="int32", name=name) for name in backbone.input}
+    states = backbone(inputs)["sequence_output"]
+    pooled = keras.layers.GlobalAveragePooling1D()(states, mask=inputs["padding_mask"])
+    return keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Dropout(0.3)(pooled)))
+
+
+def block(index: int, part: str = "") -> str:
+    """The path of a transformer block, or of a part of its attention."""
+    return f"backbone/transformer_layer_{index}" + (f"/self_attention_layer/{part}" if part else "")
+
+
+def hidden(teacher: str, student: str) -> FeatureDistillation:
+    """TinyBERT: squared distance of hidden states behind a linear map of the student's."""
+    return FeatureDistillation(losses.HiddenStates(), teacher, student, adapter="auto", mask_layer_name=MASK)
+
+
+def attention(teacher: int, student: int) -> FeatureDistillation:
+    """TinyBERT: squared distance of attention scores, head by head."""
+    sides = [[block(index, "query"), block(index, "key")] for index in (teacher, student)]
+    scores = {"adapter": adapters.AttentionScores(), "teacher_adapter": adapters.AttentionScores()}
+    return FeatureDistillation(losses.AttentionMaps(), *sides, mask_layer_name=MASK, **scores)
+
+
+def relations(teacher: int, student: int) -> FeatureDistillation:
+    """MiniLM 2: relations inside queries, keys and values; widths need not agree."""
+    sides = [[block(index, part) for part in ("query", "key", "value")] for index in (teacher, student)]
+    return FeatureDistillation(losses.SelfAttentionRelation(num_heads=8), *sides, mask_layer_name=MASK)
+
+
+EMBEDDED = "backbone/embeddings_dropout"
+# Student's block i learns from teacher's block 2 i + 1, the last of its half; MiniLM's from the last block alone.
+TERMS: dict[str, Callable[[], list[keras_distill.DistillationLoss]]] = {
+    "logits": list,
+    "+ TinyBERT": lambda: [
+        hidden(EMBEDDED, EMBEDDED),
+        *(hidden(block(2 * index + 1), block(index)) for index in (0, 1)),
+        *(attention(2 * index + 1, index) for index in (0, 1)),
+    ],
+    "+ MiniLM": lambda: [relations(3, 1)],
+}
+
+
+def encoded(examples: data.Examples, words: keras.layers.TextVectorization) -> dict[str, np.ndarray]:
+    """Token ids from 1, and where there is a word."""
+    ids = np.asarray(words(examples.inputs), "int32")
+    return {"token_ids": ids, "segment_ids": np.zeros_like(ids), "padding_mask": (ids > 0).astype("int32")}
+
+
+def fitted(model: keras.Model, x: dict[str, np.ndarray], y: np.ndarray, epochs: int) -> keras.Model:
+    """Train with Adam."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(5e-4), loss)
+    model.fit(x, y, batch_size=64, epochs=epochs, verbose=0)
+    return model
+
+
+def main() -> None:
+    """Train the teacher, then a student by each way and seed; print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=pathlib.Path, help="also write the table here, as JSON")
+    options = parser.parse_args()
+    loaded = data.load("sst2")
+    train = loaded.train.take(128 if options.smoke else len(loaded.train))
+    teacher_epochs, epochs, seeds = (1, 1, 1) if options.smoke else (4, 5, options.seeds)
+    words = keras.layers.TextVectorization(WORDS, output_sequence_length=TOKENS)
+    words.adapt(loaded.train.inputs)
+    x, test = encoded(train, words), encoded(loaded.test, words)
+    began = time.perf_counter()
+
+    def accuracy(model: keras.Model) -> float:
+        answers = np.argmax(model.predict(test, batch_size=256, verbose=0), -1)
+        return 100.0 * float(np.mean(answers == loaded.test.labels))
+
+    keras.utils.set_random_seed(0)
+    teacher = fitted(classifier(4, 96), x, train.labels, teacher_epochs)
+    table = {"teacher": [accuracy(teacher)]}
+    print(f"teacher {table['teacher'][0]:.2f} %, {teacher.count_params():,} parameters", flush=True)
+    print(f"student {classifier(2, 32).count_params():,} parameters, {seeds} seeds")
+    for way in ("student alone", *TERMS):
+        table[way] = []
+        for seed in range(seeds):
+            keras.utils.set_random_seed(seed)
+            student = trained = classifier(2, 32)
+            if way in TERMS:
+                trained = Distiller(teacher, student, [LogitsDistillation(temperature=2.0), *TERMS[way]()])
+            fitted(trained, x, train.labels, epochs)
+            table[way].append(accuracy(student))
+        print(f"{way:16}{np.mean(table[way]):6.2f} ± {np.std(table[way], ddof=min(1, seeds - 1)):.2f} %", flush=True)
+    if options.out:
+        options.out.write_text(json.dumps(table, indent=1) + "\n")
+    print(f"{time.perf_counter() - began:.0f} seconds")
+
+
+if __name__ == "__main__":
+    main()
