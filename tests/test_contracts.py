@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from keras_distill import losses
-from tests import oracles
+from tests import oracles, oracles_uncertainty
 
 
 @dataclasses.dataclass
@@ -80,6 +80,23 @@ ROWS = [
     ),
     Row(losses.GaussianKL(), oracles.gaussian_kl, shift=False, tempered=False, extreme=False),
     Row(losses.RegressionMatching(), oracles.regression_matching, shift=False, tempered=False),
+    Row(losses.Evidential(), oracles_uncertainty.evidential, zero=False, shift=False, extreme=False),
+    Row(
+        losses.Evidential("digamma"),
+        bind(oracles_uncertainty.evidential, form="digamma"),
+        zero=False,
+        shift=False,
+        extreme=False,
+    ),
+    Row(
+        losses.MisleadingEvidence(),
+        oracles_uncertainty.misleading_evidence,
+        zero=False,
+        shift=False,
+        tempered=False,
+        extreme=False,
+    ),
+    Row(losses.TrustWeighted(), oracles_uncertainty.trust_weighted),
 ]
 IDS = [f"{type(row.loss).__name__}-{index}" for index, row in enumerate(ROWS)]
 
@@ -431,5 +448,5 @@ def test_every_loss_on_logits_is_in_the_table():
         for name in losses.__all__
         if isinstance(getattr(losses, name), type) and issubclass(getattr(losses, name), losses.LogitsLoss)
     }
-    members = {name for name in public if getattr(losses, name).needs_members}  # see the tests of uncertainty
+    members = {name for name in public if getattr(losses, name).needs_members}  # see test_contracts_members.py
     assert public - members - {type(row.loss).__name__ for row in ROWS} == {"LogitsLoss"}

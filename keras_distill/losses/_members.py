@@ -125,9 +125,9 @@ def member_soft_targets(*, teacher_logits: Any, student_logits: Any, temperature
     if len(heads.shape) < 3:
         expected = "student heads of shape (batch, members, ..., classes)"
         raise _checks.error(owner, expected, tuple(heads.shape), "Make them with students.hydra")
+    mask = _common.check_mask(owner, mask, heads[:, 0])
     if mask is not None:
-        mask = ops.expand_dims(ops.cast(ops.convert_to_tensor(mask), "bool"), 1)
-        mask = ops.broadcast_to(mask, _common.leading_shape(heads))
+        mask = ops.broadcast_to(ops.expand_dims(mask, 1), _common.leading_shape(heads))
     values = soft_targets(teacher_logits=members, student_logits=heads, temperature=temperature, mask=mask)
     return ops.mean(values, axis=1)
 
@@ -234,6 +234,7 @@ class TrustWeighted(LogitsLoss):
     ) -> Any:
         """Return the weighted values of ``loss``."""
         teacher = ops.stop_gradient(_common.float32(teacher_logits))
+        mask = _common.check_mask("TrustWeighted", mask, teacher[:, 0] if self.needs_members else teacher)
         trust = self._trust(teacher, mask)
         if self.needs_members and not self.loss.needs_members:
             members, student = check_members("TrustWeighted", teacher, student_logits)
@@ -248,8 +249,7 @@ class TrustWeighted(LogitsLoss):
         if self.needs_members and len(teacher.shape) < 3:
             check_members("TrustWeighted", teacher, teacher)
         if mask is not None:
-            keep = ops.cast(ops.convert_to_tensor(mask), "bool")
-            teacher = _common.clean(teacher, ops.expand_dims(keep, 1) if self.needs_members else keep)
+            teacher = _common.clean(teacher, ops.expand_dims(mask, 1) if self.needs_members else mask)
         logs = log_softmax(teacher)
         unsure = _entropy(mean_log(logs) if self.needs_members else logs)
         if self.kind == "knowledge":

@@ -20,7 +20,7 @@ from keras_distill.losses._matching import gaussian_kl
 from keras_distill.losses._members import check_members
 
 _LOG_2PI = math.log(2 * math.pi)
-_NODES, _NODE_WEIGHTS = (each.astype("float32") for each in np.polynomial.hermite_e.hermegauss(9))
+_NODES, _NODE_WEIGHTS = (each.astype("float32") for each in np.polynomial.hermite_e.hermegauss(15))
 
 
 def _members_and_parts(owner: str, teacher: Any, student: Any, mask: Any, parts: int) -> tuple[Any, ...]:
@@ -213,7 +213,8 @@ def gaussian_mixture(*, teacher_outputs: Any, student_outputs: Any, mask: Any = 
     between them. Each output has a mixture of its own.
 
     Formula: mean over members of -E[log sum_c w_c N(y; m_c, s_c)], y ~ N(m_i, s_i), summed over outputs; the
-    expectation by Gauss-Hermite quadrature with 9 nodes per member.
+    expectation by Gauss-Hermite quadrature with 15 nodes per member, which
+    is good to a thousandth while the variances are within a factor of 3 of each other.
 
     Args:
         teacher_outputs: (batch, members, ..., 2 * outputs): means, then log-variances. No gradient reaches it.
