@@ -46,3 +46,12 @@ class TrainsOnManyWorkers(keras.Model):
             return {name: tf.reshape(value, [1]) for name, value in step_function(data).items()}
 
         return super()._make_function(step)
+
+
+def is_chief(strategy: Any) -> bool:
+    """Return whether this process writes files for all: the only one, the chief, or else worker 0."""
+    resolver = getattr(strategy, "cluster_resolver", None)
+    if resolver is None or not resolver.task_type:
+        return True
+    first = ("worker", 0) if "chief" not in resolver.cluster_spec().as_dict() else ("chief", 0)
+    return (resolver.task_type, resolver.task_id) == first

@@ -1,12 +1,14 @@
 """Policies that need logs or validation data; everything that is a function of the step is a schedule instead."""
 
 from keras_distill.callbacks._adaptive import AdaptiveTemperature, AdaptiveWeights, EarlyStoppedDistillation
+from keras_distill.callbacks._backup import Backup
 from keras_distill.callbacks._calibration import CalibrationMonitor
 from keras_distill.callbacks._schedulers import TemperatureScheduler, WeightScheduler
 
 __all__ = [
     "AdaptiveTemperature",
     "AdaptiveWeights",
+    "Backup",
     "CalibrationMonitor",
     "EarlyStoppedDistillation",
     "TemperatureScheduler",
