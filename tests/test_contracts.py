@@ -392,6 +392,8 @@ def test_logits_that_are_not_numbers_show_up(row):
         got = values(row, *logits, 2.0, labels)
         if isinstance(row.loss, (losses.HardTargets, losses.TopKSoftTargets)) and side == 0:
             continue  # the order of the teacher's classes is not defined
+        if isinstance(row.loss, losses.MisleadingEvidence) and side == 0:
+            continue  # the labels alone count
         assert np.isnan(got if row.loss.needs_batch else got[1])
         if not row.loss.needs_batch:
             assert np.isfinite(np.delete(got, 1)).all()
@@ -400,6 +402,8 @@ def test_logits_that_are_not_numbers_show_up(row):
 @every
 def test_function_and_class_are_twins(row):
     """The function takes what the class was told, under the same names and defaults, and gives the same."""
+    if isinstance(row.loss, losses.TrustWeighted):
+        return  # a factor on any other loss
     name = type(row.loss).__name__
     function = getattr(losses, re.sub(r"(?<=[a-z])([A-Z])|(?<=[A-Z])([A-Z])(?=[a-z])", r"_\1\2", name).lower())
     parameters = inspect.signature(function).parameters

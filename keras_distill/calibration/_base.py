@@ -32,7 +32,7 @@ class Scaler:
         Returns:
             The calibrated logits, a float32 tensor of the same shape.
         """
-        return self._layer()(logits)
+        return self.fitted_layer()(logits)
 
     def wrap(self, student: keras.Model) -> keras.Model:
         """Put the scaling behind a model that gives logits: one Keras model, saved and exported as any other.
@@ -55,7 +55,7 @@ class Scaler:
             raise error(
                 owner, "a model that gives logits", f"one that ends in {ends[0]}", "Use taps.without_softmax(model)"
             )
-        layer = self._layer()
+        layer = self.fitted_layer()
         name = f"{student.name}_calibrated"
         inputs = getattr(student, "inputs", None)
         if not inputs:
@@ -74,7 +74,8 @@ class Scaler:
         """Make the scaler again, fitted if it was."""
         return cls(**config)
 
-    def _layer(self) -> keras.layers.Layer:
+    def fitted_layer(self) -> keras.layers.Layer:
+        """Return ``layer()``; raise ``ValueError`` where there was no ``fit``."""
         if not self._fitted:
             raise error(type(self).__name__, "a fitted scaler", "one without data", "Call fit(logits, labels) first")
         return self.layer()

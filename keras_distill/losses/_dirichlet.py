@@ -60,7 +60,7 @@ def dirichlet_distillation(
     offset: float = 0.0,
     mask: Any = None,
 ) -> Any:
-    """Likelihood of an ensemble's distributions under the student's Dirichlet (EnD², ensemble distribution distillation).
+    """Likelihood of an ensemble's distributions under a Dirichlet student (EnD², ensemble distribution distillation).
 
     Choose it to keep the ensemble's knowledge uncertainty in one model: the student's ``metrics.dirichlet_uncertainty``
     then tells it without sampling. It needs care: anneal the temperature from 10 to 1 over training

@@ -61,7 +61,10 @@ def evidential(
     _checks.choice(owner, "form", form, _FORMS)
     _checks.choice(owner, "evidence", evidence, _EVIDENCE)
     targets, student = _common.check_pair(owner, targets, student_logits, "targets and logits")
-    mask = _common.check_mask(owner, mask, student)
+    return _expected_loss(targets, student, form, evidence, _common.check_mask(owner, mask, student))
+
+
+def _expected_loss(targets: Any, student: Any, form: str, evidence: str, mask: Any) -> Any:
     targets, student = (ops.cast(_common.clean(side, mask), "float64") for side in (targets, student))
     alpha = _alpha(student, evidence)
     total = ops.sum(alpha, axis=-1, keepdims=True)
@@ -149,11 +152,10 @@ class Evidential(LogitsLoss):
         teacher, student = _common.check_pair("Evidential", teacher_logits, student_logits)
         temperature = _common.temperature_like("Evidential", temperature, student)
         column = temperature if isinstance(temperature, float) else temperature[..., None]
-        teacher = _common.clean(teacher, _common.check_mask("Evidential", mask, student))
-        targets = ops.exp(log_softmax(teacher, column))
-        return evidential(
-            targets=targets, student_logits=student_logits, form=self.form, evidence=self.evidence, mask=mask
-        )
+        mask = _common.check_mask("Evidential", mask, student)
+        # A learned temperature gets its gradient through the targets.
+        targets = ops.exp(log_softmax(_common.clean(teacher, mask), column))
+        return _expected_loss(targets, student, self.form, self.evidence, mask)
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs."""

@@ -221,6 +221,7 @@ class TrustWeighted(LogitsLoss):
         name: str | None = "trust_weighted",
     ) -> None:
         super().__init__(reduction=reduction, name=name)
+        loss = keras.saving.deserialize_keras_object(loss) if isinstance(loss, dict) else loss
         self.loss = SoftTargets() if loss is None else loss
         if not isinstance(self.loss, LogitsLoss) or self.loss.needs_batch:
             raise _checks.error("TrustWeighted", "a loss on logits with one value per example", type(loss).__name__)
@@ -260,11 +261,6 @@ class TrustWeighted(LogitsLoss):
         """Return what ``from_config`` needs."""
         loss = keras.saving.serialize_keras_object(self.loss)
         return {**super().get_config(), "loss": loss, "kind": self.kind}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> TrustWeighted:
-        """Make the loss that ``get_config`` described."""
-        return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
 
 
 def _entropy(logs: Any) -> Any:

@@ -35,6 +35,11 @@ from keras_distill.metrics._detection import (
     fpr_at_recall,
 )
 from keras_distill.metrics._histogram import uncertainty_score
+from keras_distill.metrics._regression import (
+    VarianceParts,
+    mixture_uncertainty,
+    normal_inverse_gamma_uncertainty,
+)
 from keras_distill.metrics._risk_coverage import (
     area_under_generalized_risk_coverage,
     area_under_risk_coverage,
@@ -83,6 +88,7 @@ __all__ = [
     "TeacherKL",
     "TopKAgreement",
     "Uncertainty",
+    "VarianceParts",
     "adaptive_calibration_error",
     "agreement_on_errors",
     "area_under_generalized_risk_coverage",
@@ -100,7 +106,9 @@ __all__ = [
     "fpr_at_recall",
     "kolmogorov_smirnov_calibration_error",
     "maximum_mean_calibration_error",
+    "mixture_uncertainty",
     "negative_log_likelihood",
+    "normal_inverse_gamma_uncertainty",
     "prediction_rejection_ratio",
     "rank_correlation",
     "reliability_bins",

@@ -1,0 +1,90 @@
+"""How much a regression does not know, and why: its variance, split into noise and ignorance."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_distill._checks import error
+from keras_distill.metrics._common import as_float
+
+
+class VarianceParts(NamedTuple):
+    """A prediction and its variance, each (..., outputs), in units of the output and its square.
+
+    Attributes:
+        mean: the prediction.
+        total: data + knowledge.
+        data: variance that more knowledge would not remove (noise, aleatoric).
+        knowledge: variance of what is known about the mean (epistemic).
+    """
+
+    mean: Any
+    total: Any
+    data: Any
+    knowledge: Any
+
+
+def mixture_uncertainty(means: Any, log_variances: Any, *, weight_logits: Any = None) -> VarianceParts:
+    """Split the variance of an ensemble of Gaussians, or of a Gaussian mixture, into noise and disagreement.
+
+    Formula: law of total variance: data = sum_c w_c * v_c, knowledge = sum_c w_c * (m_c - mean)**2.
+
+    Args:
+        means: (..., members, outputs).
+        log_variances: same shape, natural logarithm.
+        weight_logits: same shape, of a mixture's weights; None for equal ones.
+
+    Returns:
+        A ``VarianceParts`` of (..., outputs) tensors.
+
+    Raises:
+        ValueError: if there are fewer than 2 axes.
+
+    Example:
+        >>> import numpy as np
+        >>> parts = mixture_uncertainty([[-1.0], [1.0]], np.log([[3.0], [5.0]]))  # two members, one output
+        >>> [round(float(each[0]), 4) for each in parts]
+        [0.0, 5.0, 4.0, 1.0]
+    """
+    means, log_variances = as_float(means), as_float(log_variances)
+    if len(means.shape) < 2:
+        raise error("mixture_uncertainty", "means of shape (..., members, outputs)", f"shape {means.shape}")
+    weights = 1.0 / means.shape[-2] if weight_logits is None else ops.softmax(as_float(weight_logits), axis=-2)
+    mean = ops.sum(weights * means, axis=-2)
+    data = ops.sum(weights * ops.exp(log_variances), axis=-2)
+    knowledge = ops.sum(weights * ops.square(means - ops.expand_dims(mean, -2)), axis=-2)
+    return VarianceParts(mean, data + knowledge, data, knowledge)
+
+
+def normal_inverse_gamma_uncertainty(outputs: Any) -> VarianceParts:
+    """Split the variance that an evidential regression head predicts into noise and ignorance, in closed form.
+
+    Formula: data = b / (a - 1), knowledge = b / (v (a - 1)).
+
+    Args:
+        outputs: (..., 4 * outputs): all means, all log v, all log(a - 1), all log b, as for
+            ``losses.normal_inverse_gamma``.
+
+    Returns:
+        A ``VarianceParts`` of (..., outputs) tensors.
+
+    Raises:
+        ValueError: if the last axis is no multiple of 4.
+
+    Example:
+        >>> import numpy as np
+        >>> parts = normal_inverse_gamma_uncertainty(np.log([[1.0, 4.0, 1.0, 2.0]]))  # m = 0, v = 4, a = 2, b = 2
+        >>> [round(float(each[0, 0]), 4) for each in parts]
+        [0.0, 2.5, 2.0, 0.5]
+
+    Reference:
+        Amini et al., "Deep Evidential Regression", NeurIPS 2020, arXiv:1910.02600, eq. 5. Differs: nothing.
+    """
+    outputs = as_float(outputs)
+    if outputs.shape[-1] % 4:
+        raise error("normal_inverse_gamma_uncertainty", "4 numbers per output", f"{outputs.shape[-1]}")
+    mean, log_v, log_a, log_b = ops.split(outputs, 4, axis=-1)
+    data, knowledge = ops.exp(log_b - log_a), ops.exp(log_b - log_a - log_v)
+    return VarianceParts(mean, data + knowledge, data, knowledge)
