@@ -19,11 +19,12 @@ def _reverse_value(pair: Pair) -> Any:
     return ops.sum(ops.where(pair.near, pair.q * bregman(-pair.small), far), axis=-1)
 
 
-def _reverse_to_student(pair: Pair) -> Any:
-    return times(pair.q, pair.log_ratio) - pair.q * _reverse_value(pair)[..., None]
-
-
-_REVERSE = Kernel(_reverse_value, _reverse_to_student, lambda pair: -pair.difference)
+_REVERSE = Kernel(
+    _reverse_value,
+    lambda pair: _reverse_value(pair)[..., None],
+    lambda pair, level: times(pair.q, pair.log_ratio) - pair.q * level,
+    lambda pair: -pair.difference,
+)
 
 
 def _jensen_shannon_kernel(beta: float) -> Kernel:
@@ -47,30 +48,30 @@ def _jensen_shannon_kernel(beta: float) -> Kernel:
         far = -beta * times(pair.p, over_p) - (1.0 - beta) * times(pair.q, over_q)
         return ops.sum(ops.where(pair.near, near, far), axis=-1)
 
-    def to_student(pair: Pair) -> Any:
-        pull = -(1.0 - beta) * times(pair.q, to_mixture(pair)[1])
-        return pull - pair.q * row_sum(pull)
+    def pull(pair: Pair) -> Any:
+        return -(1.0 - beta) * times(pair.q, to_mixture(pair)[1])
 
     def to_teacher(pair: Pair) -> Any:
         pull = -beta * times(pair.p, to_mixture(pair)[0])
         return pull - pair.p * row_sum(pull)
 
-    return Kernel(value, to_student, to_teacher)
+    return Kernel(value, lambda pair: row_sum(pull(pair)), lambda pair, level: pull(pair) - pair.q * level, to_teacher)
 
 
-def _total_variation_to_student(pair: Pair) -> Any:
-    pull = 0.5 * pair.q * ops.sign(pair.difference)
-    return pull - pair.q * row_sum(pull)
+def _half_sign(pair: Pair) -> Any:
+    """Half the sign of q - p, and 0 where both are 0."""
+    return ops.where(pair.log_ratio > 0.0, 0.5, ops.where(pair.log_ratio < 0.0, -0.5, 0.0))
 
 
 def _total_variation_to_teacher(pair: Pair) -> Any:
-    pull = -0.5 * pair.p * ops.sign(pair.difference)
+    pull = -pair.p * _half_sign(pair)
     return pull - pair.p * row_sum(pull)
 
 
 _TOTAL_VARIATION = Kernel(
     lambda pair: 0.5 * ops.sum(ops.abs(pair.difference), axis=-1),
-    _total_variation_to_student,
+    lambda pair: row_sum(pair.q * _half_sign(pair)),
+    lambda pair, level: pair.q * (_half_sign(pair) - level),
     _total_variation_to_teacher,
 )
 

@@ -14,18 +14,16 @@ from keras_distill.losses._distributions import inputs
 from keras_distill.losses._pairs import NEAR, Kernel, Pair, bregman, compare, row_sum
 
 
-def _matching_to_student(pair: Pair) -> Any:
-    pull = 2.0 * pair.q * pair.difference
-    return pull - pair.q * row_sum(pull)
-
-
 def _matching_to_teacher(pair: Pair) -> Any:
     pull = -2.0 * pair.p * pair.difference
     return pull - pair.p * row_sum(pull)
 
 
 _PROBABILITY_MATCHING = Kernel(
-    lambda pair: ops.sum(ops.square(pair.difference), axis=-1), _matching_to_student, _matching_to_teacher
+    lambda pair: ops.sum(ops.square(pair.difference), axis=-1),
+    lambda pair: row_sum(2.0 * pair.q * pair.difference),
+    lambda pair, level: pair.q * (2.0 * pair.difference - level),
+    _matching_to_teacher,
 )
 
 

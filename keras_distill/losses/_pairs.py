@@ -47,10 +47,11 @@ class Pair(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """A divergence D between the two distributions of a Pair: three functions of that Pair."""
+    """A divergence D between the two distributions of a Pair: functions of that Pair."""
 
     value: Callable[[Pair], Any]  # D of each row, (...,)
-    to_student: Callable[[Pair], Any]  # its gradient with respect to student / temperature, (..., classes)
+    level: Callable[[Pair], Any]  # what the next one has to know of the whole row, (..., 1)
+    to_student: Callable[[Pair, Any], Any]  # D's gradient with respect to student / temperature, (..., classes)
     to_teacher: Callable[[Pair], Any]  # and to teacher / temperature: what a learned temperature needs
 
 
@@ -163,17 +164,22 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
 
     def forward(teacher: Any, student: Any, temperature: Any, *more: Any) -> tuple[Any, ...]:
         pair, row = compared(*clean(teacher, student, temperature, more))
-        # The slope is taken on the way: no row is looked at twice. A learned temperature needs all of the pair again.
-        again = () if not learned else pair if cut is None else row
-        return temperature * temperature * kernel.value(pair), kernel.to_student(pair), *again
+        # What is kept for the way back: all of it, or in blocks what is known of each row.
+        return temperature * temperature * kernel.value(pair), kernel.level(pair), *(pair if cut is None else row)
 
-    def to_temperature(teacher: Any, student: Any, temperature: Any, upstream: Any, *more: Any) -> tuple[Any, ...]:
-        teacher, student, column = clean(teacher, student, temperature, more)
+    def recall(logits: tuple[Any, Any, Any], kept: tuple[Any, ...]) -> Pair:
         if cut is None:
-            pair = Pair(*more[: len(Pair._fields)])
-        else:
-            pair = pair_again(teacher, student, column, Constants(*more[: len(Constants._fields)]))
-        pull = times(kernel.to_student(pair), student) + times(kernel.to_teacher(pair), teacher)
+            return Pair(*kept[: len(Pair._fields)])
+        return pair_again(*logits, Constants(*kept[: len(Constants._fields)]))
+
+    def to_student(teacher: Any, student: Any, temperature: Any, upstream: Any, level: Any, *more: Any) -> Any:
+        pair = recall(clean(teacher, student, temperature, more), more)
+        return ((upstream * temperature)[..., None] * kernel.to_student(pair, level),)
+
+    def to_temperature(teacher: Any, student: Any, temperature: Any, upstream: Any, level: Any, *more: Any) -> Any:
+        teacher, student, column = clean(teacher, student, temperature, more)
+        pair = recall((teacher, student, column), more)
+        pull = times(kernel.to_student(pair, level), student) + times(kernel.to_teacher(pair), teacher)
         return (upstream * (2.0 * temperature * kernel.value(pair) - ops.sum(pull, axis=-1)),)
 
     masks = () if mask is None else (mask,)
@@ -182,26 +188,25 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
     def compute(student: Any, temperature: Any) -> Any:
         # Stopped, so that an eager tape keeps none of what is inside.
         inputs = (teacher, ops.stop_gradient(student), ops.stop_gradient(temperature))
-        value, slope, *again = _by_blocks(forward, (*inputs, *masks), cut, leading)
+        value, *kept = _by_blocks(forward, (*inputs, *masks), cut, leading)
 
         def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
             upstream = args[0] if args else upstream
 
-            # Two functions, so that a graph leaves out the slope that nobody asks for.
-            @ops.custom_gradient
-            def of_student(student: Any, temperature: Any, upstream: Any) -> Any:
-                return (upstream * temperature)[..., None] * slope, _refuse
+            def once(slope: Callable[..., tuple[Any, ...]]) -> Any:
+                """Take one slope, apart from the other: a graph leaves out the one that nobody asks for."""
 
-            @ops.custom_gradient
-            def of_temperature(student: Any, temperature: Any, upstream: Any) -> Any:
-                parts = (*inputs, ops.stop_gradient(upstream), *again, *masks)
-                return _by_blocks(to_temperature, parts, cut, leading)[0], _refuse
+                @ops.custom_gradient
+                def first(student: Any, temperature: Any, upstream: Any) -> Any:
+                    parts = (*inputs, ops.stop_gradient(upstream), *kept, *masks)
+                    return _by_blocks(slope, parts, cut, leading)[0], _refuse
+
+                return first(student, temperature, upstream)
 
             if not learned:
-                return of_student(student, temperature, upstream), ops.zeros_like(temperature)
-            to_each = of_temperature(student, temperature, upstream)
-            to_one = to_each if len(temperature.shape) else ops.sum(to_each)
-            return of_student(student, temperature, upstream), to_one
+                return once(to_student), ops.zeros_like(temperature)
+            to_each = once(to_temperature)
+            return once(to_student), to_each if len(temperature.shape) else ops.sum(to_each)
 
         return value, grad
 

@@ -21,7 +21,9 @@ def _to_teacher(pair: _pairs.Pair) -> Any:
     return -_pairs.times(pair.p, pair.log_ratio) - pair.p * _value(pair)[..., None]
 
 
-KERNEL = _pairs.Kernel(_value, lambda pair: pair.difference, _to_teacher)
+KERNEL = _pairs.Kernel(
+    _value, lambda pair: ops.zeros_like(pair.q[..., :1]), lambda pair, level: pair.difference, _to_teacher
+)
 
 
 def soft_targets(*, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, mask: Any = None) -> Any:

@@ -42,21 +42,31 @@ def standardize_logits(logits: Any) -> Any:
 
     @ops.custom_gradient
     def compute(logits: Any) -> Any:
-        possible = ops.not_equal(logits, -math.inf)
-        count = row_sum(ops.cast(possible, "float32"))
-        mean = row_sum(ops.where(possible, logits, 0.0)) / count
-        gap = ops.where(possible, logits - mean, 0.0)
-        variance = row_sum(ops.square(gap)) / ops.maximum(count - 1.0, 1.0)
-        scale = 1.0 / (ops.sqrt(variance) + 1e-7)
+        impossible = ops.equal(logits, -math.inf)
+        total = row_sum(logits)
+
+        def of_possible() -> tuple[Any, Any]:
+            count = row_sum(ops.cast(ops.logical_not(impossible), "float32"))
+            return row_sum(ops.where(impossible, 0.0, logits)) / count, count
+
+        def of_all() -> tuple[Any, Any]:
+            return total / logits.shape[-1], ops.full_like(total, logits.shape[-1])
+
+        # Few batches have a class that cannot occur; to count those that can costs a pass over the logits.
+        mean, count = ops.cond(ops.any(ops.equal(total, -math.inf)), of_possible, of_all)
+        gap = ops.where(impossible, 0.0, logits - mean)
+        spread = ops.sqrt(row_sum(ops.square(gap)) / ops.maximum(count - 1.0, 1.0))
+        scale = 1.0 / (spread + 1e-7)
 
         def grad(*args: Any, upstream: Any = None) -> Any:
-            upstream = ops.where(possible, args[0] if args else upstream, 0.0)
+            upstream = ops.where(impossible, 0.0, args[0] if args else upstream)
             # The slope of a root is infinite at 0: the spread of a constant row counts as constant.
-            pull = row_sum(upstream * gap) / (ops.maximum(count - 1.0, 1.0) * ops.sqrt(variance))
-            pull = ops.where(variance > 0.0, pull, 0.0)
-            return ops.where(possible, scale * (upstream - row_sum(upstream) / count - gap * (pull * scale)), 0.0)
+            pull = row_sum(upstream * gap) / (ops.maximum(count - 1.0, 1.0) * spread)
+            pull = ops.where(spread > 0.0, pull, 0.0)
+            slope = ops.where(impossible, 0.0, scale * (upstream - gap * (pull * scale)))
+            return ops.where(impossible, 0.0, slope - row_sum(slope) / count)
 
-        return ops.where(possible, gap * scale, logits), grad
+        return ops.where(impossible, logits, gap * scale), grad
 
     return compute(logits)
 
