@@ -48,6 +48,7 @@ FORMULAS = {
     "negative_mean": "B13",
     "contrastive_representation": "B14",
     "contrastive_noise": "B14",
+    "ContrastiveMemory": "B14",
     "hierarchical_context": "B15",
     "ReviewDistillation": "B15",
     "semantic_calibration": "B16",

@@ -81,7 +81,7 @@ class SavesWithoutTeacher(TrainsOnManyWorkers):
                 variable.assign(states[f"random_state_{index}"])
 
     def _random_states(self) -> list[Any]:
-        layers = self.student._flatten_layers()
+        layers = [layer for part in (self.student, *self._own_terms) for layer in part._flatten_layers()]
         return [generator.state for layer in layers for generator in layer._seed_generators]
 
     def get_config(self) -> dict[str, Any]:

@@ -197,7 +197,7 @@ class SimilarityEmbedding(_TwoLayerEmbedding):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class MemoryBank(Adapter):
-    """One embedding for each example of the training set: the negatives of ``losses.contrastive_noise`` (CRD).
+    """One embedding for each example of the training set: the negatives of ``terms.ContrastiveMemory`` (CRD).
 
     ``candidates(indices)`` reads, ``update(embeddings, indices)`` writes, ``normalizer(scores)`` is the constant that
     the first batch fixes. One replica only: replicas would write on their own.
@@ -253,18 +253,21 @@ class MemoryBank(Adapter):
         mixed = self.momentum * self.candidates(indices) + (1.0 - self.momentum) * embeddings
         self.memory.assign(ops.scatter_update(self.memory, ops.expand_dims(indices, -1), _tensors.unit(mixed)))
 
-    def normalizer(self, scores: Any) -> Any:
+    def normalizer(self, scores: Any, training: bool = True) -> Any:
         """Return the constant; the first call takes it from its batch.
 
         Args:
             scores: any shape: inner products over the contrast temperature.
+            training: False leaves the constant unset where it is.
 
         Returns:
             (), the mean of exp(scores) times ``num_examples``, of the first call.
         """
         first = ops.mean(ops.exp(ops.stop_gradient(ops.cast(scores, "float32")))) * self.num_examples
-        self.constant.assign(ops.where(self.constant > 0.0, self.constant, first))
-        return ops.reshape(self.constant, ())
+        constant = ops.where(self.constant > 0.0, self.constant, first)
+        if training:
+            self.constant.assign(constant)
+        return ops.reshape(constant, ())
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Return the shape of the candidates."""

@@ -1,6 +1,7 @@
 """Who is listened to: several models, one with dropout on, outputs stored on disk. ``Distiller`` takes any of them."""
 
 from keras_distill.teachers._base import Preprocessed, Single, StoredTeacherError, Teacher, as_teacher
+from keras_distill.teachers._calibrated import Calibrated
 from keras_distill.teachers._combine import (
     Combine,
     ConfidenceWeighted,
@@ -15,6 +16,7 @@ from keras_distill.teachers._combine import (
 from keras_distill.teachers._ensemble import Ensemble
 from keras_distill.teachers._fast import Agreement, Fast, agreement
 from keras_distill.teachers._gate import LearnedGate
+from keras_distill.teachers._indexed import Indexed
 from keras_distill.teachers._label import label
 from keras_distill.teachers._members import Members
 from keras_distill.teachers._monte_carlo import MonteCarloDropout
@@ -25,12 +27,14 @@ from keras_distill.teachers._stored import Stored
 
 __all__ = [
     "Agreement",
+    "Calibrated",
     "Combine",
     "ConfidenceWeighted",
     "Ensemble",
     "EntropyWeighted",
     "Fast",
     "GradientBased",
+    "Indexed",
     "LearnedGate",
     "MeanLogits",
     "MeanLoss",

@@ -6,9 +6,12 @@ from keras_distill.terms._curriculum import CurriculumTemperature, EntropyMatche
 from keras_distill.terms._features import FeatureDistillation
 from keras_distill.terms._hierarchical import HierarchicalDistillation
 from keras_distill.terms._logits import LogitsDistillation
+from keras_distill.terms._memory import ContrastiveMemory
 from keras_distill.terms._review import ReviewDistillation
+from keras_distill.terms._uncertainty import UncertaintyDistillation
 
 __all__ = [
+    "ContrastiveMemory",
     "CrossLayerAttention",
     "CurriculumTemperature",
     "DistillationLoss",
@@ -17,4 +20,5 @@ __all__ = [
     "HierarchicalDistillation",
     "LogitsDistillation",
     "ReviewDistillation",
+    "UncertaintyDistillation",
 ]
