@@ -18,7 +18,6 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 VENV := .venv
 PY := $(VENV)/bin/python
 FACTS := setup.cfg pyproject.toml
-BENCHMARKS := $(basename $(notdir $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))))
 WORKERS ?= 2
 OUT ?= demo_output
 ARGS ?=
@@ -42,10 +41,10 @@ lint: $(VENV)/.installed-lint
 	$(PY) -c "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
 
 bench: $(VENV)/.installed-test
-	for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name $(ARGS); done
+	$(PY) -m benchmarks $(ARGS)
 
 bench-full: $(VENV)/.installed-test
-	for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name --full $(ARGS); done
+	$(PY) -m benchmarks --full $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

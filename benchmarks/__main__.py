@@ -15,7 +15,10 @@ from benchmarks import _harness
 QUICK: dict[str, list[str]] = {
     "step_time": ["--rounds", "9"],
     "memory": ["--repeats", "2"],
-    "hinton_mnist": ["--teacher-epochs", "8", "--student-epochs", "4"],
+    "hinton_mnist": ["--teacher-epochs", "4", "--student-epochs", "2"],
+    "against_builtin": [],
+    "scaling": [],
+    "soak": ["--steps", "10000"],
 }
 PAGE = _harness.ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- results: python -m benchmarks --page -->", "<!-- end of results -->"
@@ -35,21 +38,26 @@ def shown(verdict: dict[str, Any]) -> tuple[str, str]:
 
 
 def page() -> None:
-    """Put the kept results into ``docs/benchmarks.md``, between its two marks."""
+    """Write the kept results and their pictures into ``docs/benchmarks.md``, between its two marks."""
+    from benchmarks import _plots  # the one use of matplotlib
+
     sections = []
     for path in sorted(_harness.RESULTS.glob("*.json")):
         kept = json.loads(path.read_text())
         if "verdicts" not in kept:
             continue
-        machine = kept["machine"]
-        load = machine["load_average"][0]
         lines = [f"### {kept['name']}", "", kept["claim"], "", "| target | measured | bound | |", "|---|---|---|---|"]
         for verdict in kept["verdicts"]:
             value, bound = shown(verdict)
             lines.append(f"| {verdict['target']} | {value} | {bound} | {'met' if verdict['met'] else '**missed**'} |")
-        where = f"{machine['cpu']}, {machine['cores']} cores, load {load:g} at the start"
-        lines += ["", f"`{kept['command']}`, {kept['date'][:10]}, {where}; keras {kept['versions']['keras']}, "]
-        lines[-1] += f"tensorflow {kept['versions']['tensorflow']}, commit {kept['versions']['keras_distill']}."
+        picture = _plots.draw(kept, PAGE.parent / "benchmarks")
+        if picture is not None:
+            lines += ["", f"![{_plots.PLOTS[kept['name']].__doc__}](benchmarks/{picture.name})"]
+        machine, versions = kept["machine"], kept["versions"]
+        where = f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average'][0]:g} at the start"
+        packages = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "keras_distill")
+        lines += ["", f"`{kept['command']}`, {kept['date'][:10]}, {where}; {packages}; "]
+        lines[-1] += f"commit {versions['keras_distill']}."
         sections.append("\n".join(lines))
     before, rest = PAGE.read_text().split(BEGIN)
     after = rest.split(END)[1]
