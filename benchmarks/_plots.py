@@ -1,0 +1,113 @@
+"""Pictures of kept results, for ``docs/benchmarks.md``: ``python -m benchmarks --page`` draws them again."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+OURS, OTHER, PUBLISHED = "#1b6ca8", "#b0b7bf", "#d9822b"
+
+
+def rows(kept: dict[str, Any], *keys: str) -> list[dict[str, Any]]:
+    """Return the results that have all of these keys."""
+    return [each for each in kept["results"] if all(key in each for key in keys)]
+
+
+def hinton_mnist(kept: dict[str, Any], axes: Any) -> None:
+    """Test errors, ours beside the published ones."""
+    found = rows(kept, "summary", "mean")
+    names = [each["summary"] for each in found]
+    axes.bar(range(len(found)), [each["mean"] for each in found], 0.6, color=OURS, label="here")
+    axes.errorbar(
+        range(len(found)), [e["mean"] for e in found], [e["sd"] for e in found], fmt="none", ecolor="black", capsize=3
+    )
+    shown = [(i, each["published"]) for i, each in enumerate(found) if each.get("published")]
+    axes.plot([i for i, _ in shown], [v for _, v in shown], "D", color=PUBLISHED, label="published (2015)")
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_ylabel("test errors of 10,000")
+    axes.legend(frameon=False)
+
+
+def scaling(kept: dict[str, Any], axes: Any) -> None:
+    """Step time along each curve, over its first point."""
+    for curve in ("batch", "classes", "teachers", "terms"):
+        points = [(each[curve], each["milliseconds"]) for each in rows(kept, "curve", curve, "milliseconds")]
+        if points:
+            first_x, first_y = points[0]
+            axes.plot([x / first_x for x, _ in points], [y / first_y for _, y in points], "o-", label=curve)
+    limits = axes.get_xlim()[1]
+    axes.plot([1, limits], [1, limits], ":", color=OTHER, label="proportional")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("how many times as many")
+    axes.set_ylabel("step time, first point = 1")
+    axes.legend(frameon=False)
+
+
+def soak(kept: dict[str, Any], axes: Any) -> None:
+    """Memory and processor time along a long run, over their middles."""
+    found = rows(kept, "epoch", "bytes", "cpu")
+    epochs = [each["epoch"] for each in found]
+    for key, label, color in (("bytes", "resident memory", OURS), ("cpu", "processor time per step", PUBLISHED)):
+        values = [each[key] for each in found]
+        middle = sorted(values)[len(values) // 2]
+        axes.plot(epochs, [value / middle for value in values], "o-", color=color, label=label)
+    axes.set_ylim(0, 2)
+    axes.set_xlabel("thousands of steps")
+    axes.set_ylabel("over the run's median")
+    axes.legend(frameon=False)
+
+
+def against_builtin(kept: dict[str, Any], axes: Any) -> None:
+    """Epoch time of each contestant, with its accuracy."""
+    found = rows(kept, "who")[::-1]
+    colors = [OURS if each["who"].startswith("ours") else OTHER for each in found]
+    bars = axes.barh([each["who"] for each in found], [each["epoch_seconds"] for each in found], color=colors)
+    axes.bar_label(bars, [f"{100 * each['accuracy']:.2f}% right" for each in found], padding=4)
+    axes.set_xlabel("seconds per epoch (test accuracy at the end beside it)")
+    axes.margins(x=0.25)
+
+
+def pytorch(kept: dict[str, Any], axes: Any) -> None:
+    """Step time in both."""
+    found = rows(kept, "losses")
+    for offset, name, color in ((-0.2, "ours", OURS), (0.2, "pytorch", OTHER)):
+        heights = [each[f"{name}_ms"] for each in found]
+        axes.bar([i + offset for i in range(len(found))], heights, 0.38, color=color, label=name)
+    axes.set_xticks(range(len(found)), [each["losses"] for each in found])
+    axes.set_ylabel("milliseconds per step")
+    axes.legend(frameon=False)
+
+
+PLOTS: dict[str, Callable[[dict[str, Any], Any], None]] = {
+    each.__name__: each for each in (hinton_mnist, against_builtin, pytorch, scaling, soak)
+}
+
+
+def draw(kept: dict[str, Any], folder: pathlib.Path) -> pathlib.Path | None:
+    """Draw one benchmark's picture, if it has one.
+
+    Args:
+        kept: the content of its JSON file.
+        folder: of the picture.
+
+    Returns:
+        Where the picture is, or None.
+    """
+    plot = PLOTS.get(kept["name"])
+    if plot is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    figure, axes = pyplot.subplots(figsize=(7.0, 3.6), layout="constrained")
+    plot(kept, axes)
+    axes.spines[["top", "right"]].set_visible(False)
+    path = folder / f"{kept['name']}.png"
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+    return path
