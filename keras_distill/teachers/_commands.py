@@ -69,7 +69,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def _label(arguments: argparse.Namespace) -> None:
     stored = label(
-        keras.saving.load_model(arguments.teacher, compile=False),
+        keras.saving.load_model(arguments.teacher, compile=False, safe_mode=True),
         _dataset(arguments),
         arguments.out,
         top_k=arguments.top_k,
@@ -95,7 +95,7 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 def _repair(arguments: argparse.Namespace) -> None:
     before = verify(arguments.path)
-    teacher = keras.saving.load_model(arguments.teacher, compile=False)
+    teacher = keras.saving.load_model(arguments.teacher, compile=False, safe_mode=True)
     stored = repair(teacher, _dataset(arguments), arguments.path)
     for problem in before:
         _say(f"repaired {problem.file}")

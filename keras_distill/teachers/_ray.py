@@ -114,7 +114,7 @@ def label_with_ray(
 
 
 def _made(make_teacher: Any) -> keras.Model:
-    return keras.saving.load_model(make_teacher) if isinstance(make_teacher, str) else make_teacher()
+    return keras.saving.load_model(make_teacher, safe_mode=True) if isinstance(make_teacher, str) else make_teacher()
 
 
 class _Worker:

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import struct
 import threading
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import tensorflow as tf
 
 from keras_distill._checks import error
 from keras_distill.teachers._base import StoredTeacherError
+from keras_distill.teachers._store_manifest import SHARD, check_manifest
 
 try:
     import fcntl
@@ -27,7 +27,6 @@ except ImportError:  # no byte locks on this platform: two writers are then not 
 
 FORMAT_VERSION = 1
 _FORMAT = "keras_distill stored teacher"
-_SHARD = re.compile(r"^shard-(\d{6})-([0-9a-f]{32})\.tfrecord$")
 _FRAME_BYTES = 16  # TFRecord's length and two checksums
 _in_this_process: set[tuple[str, int]] = set()
 _guard = threading.Lock()
@@ -55,10 +54,10 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def read_manifest(path: Path, owner: str = "Stored") -> dict[str, Any]:
-    """Read and check the manifest.
+    """Read and check the manifest, before anything that it says is used.
 
     Raises:
-        StoredTeacherError: if there is none, it is damaged, or of another format version.
+        StoredTeacherError: if there is none, it is damaged, of another format version, or not what ``label`` writes.
     """
     file = path / "manifest.json"
     try:
@@ -66,7 +65,7 @@ def read_manifest(path: Path, owner: str = "Stored") -> dict[str, Any]:
     except FileNotFoundError:
         advice = "Write one with teachers.label(teacher, dataset, path)"
         raise stored_error(f"a store of teacher outputs at {path}", "no manifest.json", advice, owner) from None
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise stored_error(f"a readable {file}", str(problem), "Label again with overwrite=True", owner) from None
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise stored_error(f"{file} of a stored teacher", "another JSON file", owner=owner)
@@ -76,6 +75,13 @@ def read_manifest(path: Path, owner: str = "Stored") -> dict[str, Any]:
     body = {key: value for key, value in manifest.items() if key != "digest"}
     if hashlib.sha256(canonical(body)).hexdigest() != manifest.get("digest"):
         raise stored_error(f"an unchanged {file}", "one that does not fit its digest", owner=owner)
+    try:
+        check_manifest(manifest)
+    except ValueError as problem:
+        advice = "Label again, and ask where this store comes from"
+        raise stored_error(f"{file} as label() writes it", str(problem), advice, owner) from None
+    for shard in manifest.get("shards", []):
+        _confine(path / shard["file"])
     return manifest
 
 
@@ -110,12 +116,20 @@ class Shard:
             raise stored_error(f"a readable shard {self.file}", str(problem) or "nothing", advice) from None
 
 
+def _confine(file: Path) -> None:
+    """Refuse a link that leads out of the store."""
+    if file.is_symlink() and file.resolve().parent != file.parent.resolve():
+        advice = "Copy the file itself into the store"
+        raise stored_error(f"the files of the store in {file.parent}", f"{file.name}, a link out of it", advice)
+
+
 def find_shards(path: Path) -> dict[int, Shard]:
     """Return the finished shards by number; of two versions of one shard the one whose name comes first."""
     found: dict[int, Shard] = {}
     for file in sorted(path.iterdir()) if path.is_dir() else ():
-        match = _SHARD.match(file.name)
+        match = SHARD.fullmatch(file.name)
         if match is not None:
+            _confine(file)
             found.setdefault(int(match[1]), Shard(int(match[1]), file, match[2]))
     return found
 

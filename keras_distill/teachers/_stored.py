@@ -138,7 +138,7 @@ class Stored(Teacher):
         def build(node: Any) -> Any:
             if "members" in node:
                 spread = silent(specs[node["spread"]].decode(teacher_x)) if "spread" in node else None
-                rule = self.combine or keras.saving.deserialize_keras_object(node["combine"])
+                rule = self.combine or _stored_rule(node["combine"])
                 return self._members(silent(specs[node["members"]].decode(teacher_x)), rule, spread)
             if "dict" in node:
                 return {key: build(each) for key, each in node["dict"].items()}
@@ -176,8 +176,9 @@ class Stored(Teacher):
         """Return the dataset with the teacher's outputs beside each example, for ``distiller.fit``.
 
         Give the examples in the order in which they were labelled, batched (any batch size, the same throughout; much
-        faster) or not. Shuffle, repeat and prefetch after it: ``attach(batches).unbatch().shuffle(n)``. Every example is compared with the fingerprint of the one that was
-        labelled; the first that differs stops the iteration with an error that names it.
+        faster) or not. Shuffle, repeat and prefetch after it: ``attach(batches).unbatch().shuffle(n)``. Every example
+        is compared with the fingerprint of the one that was labelled; the first that differs stops the iteration with
+        an error that names it.
 
         Args:
             dataset: as for ``label``: x, (x, y) or (x, y, sample_weight).
@@ -255,3 +256,14 @@ class Stored(Teacher):
         """Make the teacher again from ``get_config``; the store itself need not be there."""
         combine = keras.saving.deserialize_keras_object(config["combine"], custom_objects)
         return cls(**{**config, "combine": combine})
+
+
+def _stored_rule(config: dict[str, Any]) -> Combine:
+    """Make the rule that a manifest names, and nothing else that it may name."""
+    try:
+        rule = keras.saving.deserialize_keras_object(config, safe_mode=True)
+    except Exception as problem:  # whatever the constructor of what is named raises
+        raise files.stored_error("a rule to combine the stored members", f"{type(problem).__name__}") from problem
+    if not isinstance(rule, Combine):
+        raise files.stored_error("a rule to combine the stored members", type(rule).__name__)
+    return rule
