@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, help="also write the table here, as JSON")
     options = parser.parse_args()
     name, many, few, teacher_epochs, epochs, seeds = (
-        ("digits", 1000, 500, 3, 3, 1) if options.smoke else (options.dataset, 20_000, 5_000, 8, 15, 3)
+        ("digits", 1000, 500, 3, 3, 1) if options.smoke else (options.dataset, 10_000, 4_000, 6, 12, 3)
     )
     loaded = data.load(name)
     train, test, shape = loaded.train.take(few), loaded.test, loaded.train.inputs.shape[1:]
@@ -100,6 +100,7 @@ def main() -> None:
     table["teachers together"] = [accuracy(teachers.Ensemble(members), test)]
 
     in_order = tf.data.Dataset.from_tensor_slices((train.inputs, train.labels)).batch(100)
+
     def stored(teacher: teachers.Teacher) -> teachers.Stored:
         return teachers.label(teacher, in_order, tempfile.mkdtemp(), dtype="float32", progress=False)
 
@@ -135,7 +136,9 @@ def main() -> None:
     row("student of all, fixed weights", teachers.Stored(store.directory, combine=fixed))
     unsure = [teachers.MonteCarloDropout(member, 8) for member in members]
     row("student of all, uncertainty", stored(teachers.Ensemble(unsure, combine="uncertainty")))
-    won = [title[16:] for title, scores in table.items() if title.startswith("student of all") and np.mean(scores) > best]
+    won = [
+        title[16:] for title, scores in table.items() if title.startswith("student of all") and np.mean(scores) > best
+    ]
     print(f"better than the best single teacher's student ({best:.2f}): {', '.join(won) or 'none'}")
     print(f"stored: {store.bytes_per_example} bytes per example")
     if options.out:
