@@ -10,6 +10,8 @@ import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_distill.schedules import bounds
+
 Check = Callable[[Any], float]
 
 
@@ -38,6 +40,11 @@ class Setting:
                     "Give the schedule to the constructor, or use a callback such as callbacks.TemperatureScheduler."
                 )
             self._number = self._check(float(np.asarray(value(0))))
+            for end in bounds(value) or ():
+                try:
+                    self._check(end)
+                except ValueError as problem:
+                    raise ValueError(f"{problem} The schedule reaches {end:g}: let it end elsewhere.") from None
             self.schedule = value
             return
         self._number = self._check(value)

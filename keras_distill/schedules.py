@@ -12,7 +12,13 @@ from typing import Any
 
 import keras
 from keras import ops
-from keras.optimizers.schedules import LearningRateSchedule, PiecewiseConstantDecay, PolynomialDecay
+from keras.optimizers.schedules import (
+    CosineDecay,
+    CosineDecayRestarts,
+    LearningRateSchedule,
+    PiecewiseConstantDecay,
+    PolynomialDecay,
+)
 
 from keras_distill import _checks
 
@@ -194,8 +200,8 @@ def bounds(value: float | LearningRateSchedule) -> tuple[float, float] | None:
         value: a number, a schedule of this module, or any ``LearningRateSchedule``.
 
     Returns:
-        (least, greatest), or None where the schedule does not tell: Keras' exponential, inverse-time and cosine
-        decays, and classes of the user's own.
+        (least, greatest), or None where the schedule does not tell: Keras' exponential and inverse-time decays, and
+        classes of the user's own.
 
     Example:
         >>> bounds(Linear(4.0, 0.0, num_steps=100))
@@ -210,6 +216,12 @@ def bounds(value: float | LearningRateSchedule) -> tuple[float, float] | None:
     if isinstance(value, PiecewiseConstantDecay):
         values = [float(each) for each in value.get_config()["values"]]
         return min(values), max(values)
+    if isinstance(value, (CosineDecay, CosineDecayRestarts)):
+        config = value.get_config()
+        start, top = float(config["initial_learning_rate"]), config.get("warmup_target")
+        top = start if top is None else float(top)
+        ends = start, top, float(config["alpha"]) * top
+        return min(ends), max(ends)
     if isinstance(value, LearningRateSchedule):
         return None
     number = _checks.number("bounds", "value", value)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_distill import Distiller, FeatureDistillation, LogitsDistillation
+from keras_distill import Distiller, FeatureDistillation, LogitsDistillation, schedules
 from tests.models import batch, mlp
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -69,6 +69,14 @@ CONSTRUCTION = {
     "temperature 0": (lambda: LogitsDistillation(0.0), "temperature > 0, got 0.0. Use 1.0"),
     "temperature negative": (lambda: LogitsDistillation(-2), "temperature > 0, got -2.0"),
     "temperature NaN": (lambda: LogitsDistillation(float("nan")), "temperature > 0, got nan"),
+    "temperature that falls to 0": (
+        lambda: LogitsDistillation(keras.optimizers.schedules.CosineDecay(4.0, 100)),
+        "temperature > 0, got 0.0. Use 1.0 for the plain distributions. The schedule reaches 0: let it end elsewhere.",
+    ),
+    "weight that falls below 0": (
+        lambda: Distiller(mlp(8, 4), mlp(8, 4), LogitsDistillation(), [schedules.Linear(1.0, -0.5, 10)]),
+        "The schedule reaches -0.5: let it end elsewhere.",
+    ),
     "temperature is text": (lambda: LogitsDistillation("warm"), "temperature > 0, got warm"),
     "schedule starts at 0": (
         lambda: LogitsDistillation(keras.optimizers.schedules.PolynomialDecay(0.0, 5, 1.0)),
