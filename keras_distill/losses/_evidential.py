@@ -113,7 +113,7 @@ def misleading_evidence(*, student_logits: Any, labels: Any, evidence: str = "so
     mask = _common.check_mask(owner, mask, student)
     hot = target_mask(class_ids(owner, labels, student, mask), student)
     alpha = _alpha(ops.cast(_common.clean(student, mask), "float64"), evidence)
-    alpha = ops.where(hot, 1.0, alpha)
+    alpha = ops.where(hot, 1.0 + 0.0 * alpha, alpha)  # NaN stays NaN
     value = dirichlet_kl(alpha, ops.ones_like(alpha))
     # A label out of range has no column; it must not pass for a right one.
     value = ops.where(ops.any(hot, axis=-1), ops.maximum(value, 0.0), float("nan"))

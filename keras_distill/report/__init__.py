@@ -4,16 +4,26 @@ from keras_distill.report._evaluate import Entry, Report, Score, evaluate
 from keras_distill.report._figures import confusion_matrices, layer_attention, reliability_diagram, training_curves
 from keras_distill.report._page import write_page
 from keras_distill.report._table import table
+from keras_distill.report._uncertainty import (
+    detection_histograms,
+    risk_coverage,
+    temperature_scaling,
+    uncertainty_maps,
+)
 
 __all__ = [
     "Entry",
     "Report",
     "Score",
     "confusion_matrices",
+    "detection_histograms",
     "evaluate",
     "layer_attention",
     "reliability_diagram",
+    "risk_coverage",
     "table",
+    "temperature_scaling",
     "training_curves",
+    "uncertainty_maps",
     "write_page",
 ]

@@ -27,6 +27,8 @@ from keras_distill.metrics import (
     expected_calibration_error,
     negative_log_likelihood,
     reliability_bins,
+    risk_coverage_curve,
+    uncertainty_score,
 )
 from keras_distill.taps import final_activation
 
@@ -76,6 +78,8 @@ class Entry:
         batch_size: examples in those calls.
         reliability: bins of confidence over all examples of all models of this entry.
         confusion: (classes, classes) counts, rows are the true classes; summed over the models.
+        risk_coverage: (2, at most 200): coverage, and the share of errors among the most certain that many, over all
+            examples of all models of this entry; none in reports from before there was one.
     """
 
     name: str
@@ -90,6 +94,7 @@ class Entry:
     batch_size: int
     reliability: ReliabilityBins
     confusion: np.ndarray
+    risk_coverage: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((2, 0)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -236,6 +241,7 @@ def evaluate(
                 batch_size=min(batch_size, len(labels)),
                 reliability=reliability_bins(pooled[1], pooled[0], num_bins=num_bins, from_logits=from_logits),
                 confusion=_confusion(np.concatenate(answers[name]), pooled[1], num_classes),
+                risk_coverage=_risk_coverage(pooled[0], pooled[1], from_logits),
             )
         )
     return Report(
@@ -323,6 +329,14 @@ def _confusion(answers: np.ndarray, labels: np.ndarray, num_classes: int) -> np.
     return counts.reshape(num_classes, num_classes)
 
 
+def _risk_coverage(outputs: np.ndarray, labels: np.ndarray, from_logits: bool, most: int = 200) -> np.ndarray:
+    uncertainty = np.asarray(uncertainty_score(outputs, from_logits=from_logits))
+    curve = np.stack(risk_coverage_curve(outputs.argmax(-1) != labels, uncertainty))
+    # Of the first coverages, which hop from error to error, as few as of the others.
+    chosen = np.searchsorted(curve[0], np.linspace(1 / most, 1.0, most)).clip(max=curve.shape[1] - 1)
+    return curve[:, np.unique(chosen)]
+
+
 def _size_on_disk(model: keras.Model) -> int:
     """Bytes of the ``.keras`` file a user would ship: of an uncompiled copy where the model can be copied."""
     if isinstance(model, keras.Sequential) or type(model).__name__ == "Functional":
@@ -389,4 +403,6 @@ def _entry(**fields: Any) -> Entry:
     bins = fields["reliability"]
     fields["reliability"] = ReliabilityBins(**{name: np.array(floats(each)) for name, each in bins.items()})
     fields["confusion"] = np.array(fields["confusion"], np.int64)
+    if "risk_coverage" in fields:
+        fields["risk_coverage"] = np.array(fields["risk_coverage"], "float64").reshape(2, -1)
     return Entry(**fields)

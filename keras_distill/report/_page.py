@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from keras_distill.report._evaluate import Report
 from keras_distill.report._figures import confusion_matrices, reliability_diagram, training_curves
 from keras_distill.report._table import table
+from keras_distill.report._uncertainty import risk_coverage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,6 +48,10 @@ _CAPTIONS = {
     "confusion": (
         "Rows are the true classes, columns the answers; counts. Right answers are grey, mistakes are darker "
         "the larger their share of the true class."
+    ),
+    "coverage": (
+        "A model that answers only where it is most certain: the share of errors among those answers. A line that "
+        "falls steeply to the left belongs to a model that knows where it errs; the area under it is its AURC."
     ),
     "curves": "Lines: mean over the runs. Bands: from the least to the greatest run.",
 }
@@ -94,6 +99,10 @@ def _page(report: Report) -> str:
             confusion_matrices(confusion, report.class_names), "Confusion matrices", _CAPTIONS["confusion"] + pooled
         ),
     ]
+    certain = {entry.name: tuple(entry.risk_coverage) for entry in report.entries if entry.risk_coverage.size}
+    if certain:
+        shown = _figure(risk_coverage(certain), "Coverage and risk", _CAPTIONS["coverage"] + pooled)
+        parts += ["<h2>Do they know where they err?</h2>", shown]
     if report.histories:
         curves = _figure(training_curves(report.histories), "Training curves", _CAPTIONS["curves"])
         parts += ["<h2>How did they learn?</h2>", curves]
