@@ -330,6 +330,77 @@ def test_text_student_with_vocabulary_masks_and_lengths(tmp_path):
     np.testing.assert_allclose(got, student(tf.constant(texts)), atol=1e-6)
 
 
+class RaggedTextNet(keras.Model):
+    """Texts in; between, each has as many words as it has: a RaggedTensor, no padding."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.words = keras.layers.TextVectorization(ragged=True)
+        self.words.adapt(["the good film", "bad plot and worse acting"])
+        self.table = self.add_weight(shape=(20, 4), initializer="glorot_uniform", name="table")
+        self.head = keras.layers.Dense(3)
+
+    def call(self, texts):
+        words = self.words(texts)
+        vectors = tf.ragged.map_flat_values(lambda ids: tf.gather(self.table, ids), words)
+        lengths = tf.cast(tf.maximum(words.row_lengths(), 1), tf.float32)
+        return self.head(tf.reduce_sum(vectors, axis=1) / lengths[:, None])
+
+
+def test_ragged_text_inside_the_student(tmp_path):
+    texts = np.array(["the good film", "", "bad plot " * 30, "caf\u00e9 \U0001f600"], dtype=object)
+    student = RaggedTextNet()
+    student(tf.constant(texts))
+    serve = signature(export.saved_model(student, tmp_path, check_inputs=texts, text=True))
+    (name,) = serve.structured_input_signature[1]
+    together = serve(**{name: tf.constant(texts)})["logits"]
+    np.testing.assert_allclose(together, student(tf.constant(texts)), atol=1e-6)
+    for i, text in enumerate(texts):  # alone as among longer ones
+        np.testing.assert_allclose(serve(**{name: tf.constant([text])})["logits"][0], together[i], atol=1e-6)
+
+
+def test_text_padded_to_the_longest_of_its_batch(tmp_path):
+    """No fixed length: the mask keeps a short text's answer the same among longer ones."""
+    words = keras.layers.TextVectorization()
+    words.adapt(["the good film", "bad plot and worse acting"])
+    student = keras.Sequential(
+        [
+            keras.Input((), dtype="string", name="text"),
+            words,
+            keras.layers.Embedding(20, 4, mask_zero=True),
+            keras.layers.GlobalAveragePooling1D(),
+            keras.layers.Dense(2),
+        ]
+    )
+    texts = np.array(["the good film", "bad", "bad plot " * 30], dtype=object)
+    serve = signature(export.saved_model(student, tmp_path, check_inputs=texts))
+    together = serve(text=tf.constant(texts))["logits"].numpy()
+    alone = [serve(text=tf.constant([text]))["logits"].numpy()[0] for text in texts]
+    np.testing.assert_allclose(alone, together, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["ragged", "sparse"])
+def test_ragged_and_sparse_inputs_are_refused_with_what_to_do(tmp_path, kind):
+    tokens = keras.Input((6,), name="tokens", **{kind: True})
+    student = keras.Model(tokens, keras.layers.Dense(2)(keras.layers.Dense(3)(tokens)), name="small")
+    advice = r"Let the student take texts \(TextVectorization inside\), or pad to a length and mask"
+    expected = rf"expected a student with dense inputs, got the {kind} input 'tokens' of 'small'\. {advice}"
+    with pytest.raises(ValueError, match=f"saved_model: {expected}"):
+        export.saved_model(student, tmp_path / "a")
+    with pytest.raises(ValueError, match=f"litert: {expected}"):
+        export.litert(student, tmp_path / "a.tflite")
+    dense = keras.Sequential([keras.Input((None,), name="tokens"), keras.layers.Lambda(tf.identity)])
+    ragged = tf.ragged.constant([[1.0, 2.0], [3.0]])
+    given = ragged if kind == "ragged" else ragged.to_sparse()
+    with pytest.raises(ValueError, match=rf"check_inputs as dense arrays for input 'tokens', got \w+\. {advice}"):
+        export.saved_model(dense, tmp_path / "a", check_inputs=given)
+    with pytest.raises(ValueError, match=rf"got the {kind} input '\w+' of 'texts'"):
+        opaque = RaggedTextNet(name="texts")
+        opaque(tf.constant(["the"]))
+        export.saved_model(opaque, tmp_path / "a", check_inputs=given)
+    assert not list(tmp_path.iterdir())
+
+
 def test_masked_classes_are_allowed(tmp_path, features):
     mask = keras.ops.convert_to_tensor(np.array([0.0, -np.inf, 0.0], "float32"))
 

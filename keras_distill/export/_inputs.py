@@ -14,6 +14,7 @@ from keras_distill._checks import error
 
 #: Length given to an unknown dimension when inputs are made up.
 UNKNOWN_LENGTH = 32
+_DENSE = "Let the student take texts (TextVectorization inside), or pad to a length and mask: a request is dense arrays"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Inputs:
             raise error(owner, f"{argument} with {len(self.names)} arrays ({', '.join(self.names)})", len(leaves))
         out = []
         for name, spec, leaf in zip(self.names, self.specs, leaves, strict=True):
+            if hasattr(leaf, "dense_shape") or hasattr(leaf, "row_splits"):
+                raise error(owner, f"{argument} as dense arrays for input '{name}'", type(leaf).__name__, _DENSE)
             try:
                 array = _as_array(leaf, spec.dtype)
             except (TypeError, ValueError) as problem:
@@ -161,6 +164,9 @@ def describe_inputs(owner: str, student: keras.Model, input_signature: Any, chec
     specs = []
     for path, leaf in leaves:
         name = _leaf_name(path, leaf)
+        kind = next((kind for kind in ("ragged", "sparse") if getattr(leaf, kind, False)), None)
+        if kind is not None:
+            raise error(owner, "a student with dense inputs", f"the {kind} input '{name}' of '{student.name}'", _DENSE)
         while name in names:
             name += "_1"
         names.append(name)
@@ -169,7 +175,9 @@ def describe_inputs(owner: str, student: keras.Model, input_signature: Any, chec
     return Inputs(structure, tuple(names), tuple(specs))
 
 
-def _spec_of_example(leaf: Any) -> keras.InputSpec:
+def _spec_of_example(leaf: Any) -> Any:
+    if hasattr(leaf, "dense_shape") or hasattr(leaf, "row_splits"):
+        return keras.KerasTensor((None,), ragged=hasattr(leaf, "row_splits"), sparse=hasattr(leaf, "dense_shape"))
     array = np.asarray(leaf)
     dtype = str(array.dtype) if array.dtype.kind in "fiub" else "string"
     dtype = {"float64": "float32"}.get(dtype, dtype)
