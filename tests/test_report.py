@@ -17,6 +17,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import confusion_matrix, log_loss
 
 from keras_distill import data, metrics, report
+from keras_distill.terms import CrossLayerAttention
 
 
 def linear(scale=1.0, name="linear", classes=4):
@@ -223,6 +224,16 @@ def test_confusions_of_many_classes_are_drawn_without_text():
     assert list(figure.axes[0].texts) == []
 
 
+def test_attention_between_layers_is_drawn_as_the_term_has_it():
+    term = CrossLayerAttention(["a", "b", "c"], ["x", "y"])
+    term.build_from([keras.KerasTensor((None, 4, 4, 2))] * 3, [keras.KerasTensor((None, 4, 4, 2))] * 2)
+    term._seen.assign([[0.7, 0.2, 0.1], [0.0, 0.25, 0.75]])
+    axes = report.layer_attention({"run": term}).axes[0]
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.7, 0.2, 0.1], [0.0, 0.25, 0.75]], rtol=1e-6)
+    assert [text.get_text() for text in axes.texts] == ["0.70", "0.20", "0.10", "0.00", "0.25", "0.75"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
+
+
 def test_curves_are_means_with_bands_from_least_to_greatest():
     figure = report.training_curves(
         {"a": [{"loss": [1.0, 3.0]}, {"loss": [2.0, 5.0, 9.0]}], "b": [{"accuracy": [0.5]}]}
@@ -240,7 +251,10 @@ def test_line_styles_differ_as_well_as_colours():
     assert len({line.get_linestyle() for line in lines}) == len({line.get_color() for line in lines}) == 4
 
 
-@pytest.mark.parametrize("draw", [report.reliability_diagram, report.confusion_matrices, report.training_curves])
+DRAWN = [report.reliability_diagram, report.confusion_matrices, report.training_curves, report.layer_attention]
+
+
+@pytest.mark.parametrize("draw", DRAWN)
 def test_nothing_to_draw_is_an_error(draw):
     with pytest.raises(ValueError, match=rf"report\.{draw.__name__}: expected something to draw, got nothing"):
         draw({})

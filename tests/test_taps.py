@@ -112,6 +112,21 @@ def test_unknown_and_ambiguous_names():
         taps.Taps(twins, ["first"])
 
 
+def test_an_argument_of_a_call_by_its_name():
+    class Scaled(keras.layers.Layer):
+        def call(self, x, factor=None):
+            return x * factor
+
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, Scaled(name="scaled")(inputs, factor=keras.layers.Dense(3)(inputs)))
+    outputs, tapped = taps.Taps(model, ["scaled:factor", "scaled:input", "scaled:x"])(X)
+    np.testing.assert_allclose(tapped["scaled:factor"] * X, outputs, rtol=1e-6)
+    np.testing.assert_array_equal(tapped["scaled:input"], X)
+    np.testing.assert_array_equal(tapped["scaled:x"], X)
+    with pytest.raises(ValueError, match="an argument 'mask' in the call of layer 'scaled', got only x, factor"):
+        taps.Taps(model, ["scaled:mask"])(X)
+
+
 def test_list_taps_shows_every_name_and_shape():
     lines = []
     shapes = taps.list_taps(nested(), print_fn=lines.append)
