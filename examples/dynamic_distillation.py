@@ -19,7 +19,7 @@ Fashion-MNIST; a teacher that saw 20,000 examples, a student that sees 2,000 of 
 
 What it shows: adaptive rules repair a temperature that was chosen badly (4) and find the good region by themselves, but
 do not beat a constant that was chosen well (1 or 2). The curriculum, made for long training, does worst here.
-The set-up is the second one tried: in the first, a student that saw as much as its teacher, none beat "alone".
+The set-up is the second one tried: in the first, every distilled student lost to "alone".
 """
 
 import argparse
