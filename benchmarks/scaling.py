@@ -32,7 +32,7 @@ CURVES: dict[str, tuple[Sequence[int], Sequence[int]]] = {
     "classes": ((10, 1000), (10, 100, 1000, 8000, 32000)),
     "teachers": ((1, 4), (1, 2, 4, 8, 16)),
     "terms": ((1, 4), (1, 2, 4, 8)),
-    "examples": ((10_000, 100_000), (10_000, 100_000, 1_000_000)),
+    "examples": ((10_000, 100_000), (10_000, 100_000, 1_000_000, 10_000_000)),
 }
 
 
@@ -123,7 +123,7 @@ def main() -> None:
         __doc__,
         rounds={"type": int, "help": "default 5, full 11"},
         curves={"nargs": "+", "choices": list(CURVES), "help": "default: all"},
-        examples={"type": int, "help": "the longest store (default 100,000, full 1,000,000)"},
+        examples={"type": int, "help": "the longest store (default 100,000, full 10,000,000)"},
     )
     report = _harness.Report("scaling", CLAIM, options)
     rounds = options.rounds or (11 if options.full else 5)
