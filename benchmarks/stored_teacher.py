@@ -240,7 +240,7 @@ def main() -> None:
     rounds = 5 if options.full else 3
     epochs(report, 16384 if options.full else 1024, rounds)
     larger_student(report, 8192 if options.full else 1024, rounds)
-    labelling(report, 16384 if options.full else 4096, rounds)
+    labelling(report, 8192 if options.full else 4096, rounds)
     fast(report, 1024, rounds)
     sizes(report)
     memory(report, (100_000, 1_000_000) if options.full else (20_000, 40_000))
