@@ -56,8 +56,19 @@ def test_the_one_line_of_the_migration_imports_what_keras_has():
                 assert mine[argument].default == parameter.default, (name, argument)
 
 
+def test_the_stored_teacher_trains_after_the_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(SNIPPETS[0], names)
+    exec(SNIPPETS[2], names)
+    test = data.load("digits").test
+    result = names["distiller"].student.predict(test.inputs, verbose=0).argmax(-1)
+    assert np.mean(result == test.labels) > 0.9
+    assert names["stored"].num_examples == len(names["y"]) and (tmp_path / "answers" / "manifest.json").is_file()
+
+
 def test_every_other_snippet_is_run_by_a_test_above():
-    assert len(SNIPPETS) == 2
+    assert len(SNIPPETS) == 3
 
 
 def test_the_table_of_papers_is_that_of_the_docstrings():
