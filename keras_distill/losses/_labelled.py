@@ -198,11 +198,8 @@ def weighted_soft_labels(
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
     labels = class_ids(owner, labels, student, mask)
     own, best = (_surprise(ops.stop_gradient(logits), labels) for logits in (student, teacher))
-    log_p = log_softmax(teacher, t)
-    # The cross-entropy as divergence and entropy: the first has its slope in closed form, the second has none.
-    entropy = -(per_row(t) ** 2) * expectation(ops.exp(log_p), log_p)
-    soft = _pairs.divergence(_soft_targets.KERNEL, teacher, student, per_row(t)) + entropy
-    return _common.apply_mask(-ops.expm1(-own / (best + 1e-7)) * soft, mask)
+    soft = -expectation(ops.exp(log_softmax(teacher, t)), log_softmax(student, t))
+    return _common.apply_mask(-ops.expm1(-own / (best + 1e-7)) * per_row(t) ** 2 * soft, mask)
 
 
 def hard_targets(

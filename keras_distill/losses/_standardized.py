@@ -42,35 +42,31 @@ def standardize_logits(logits: Any) -> Any:
 
     @ops.custom_gradient
     def compute(logits: Any) -> Any:
+        impossible = ops.equal(logits, -math.inf)
         total = row_sum(logits)
 
-        def of_possible() -> tuple[Any, Any, Any]:
-            possible = ops.not_equal(logits, -math.inf)
-            count = row_sum(ops.cast(possible, "float32"))
-            mean = row_sum(ops.where(possible, logits, 0.0)) / count
-            squares = row_sum(ops.where(possible, ops.square(logits - mean), 0.0))
-            return logits - mean, squares, count
+        def of_possible() -> tuple[Any, Any]:
+            count = row_sum(ops.cast(ops.logical_not(impossible), "float32"))
+            return row_sum(ops.where(impossible, 0.0, logits)) / count, count
 
-        def of_all() -> tuple[Any, Any, Any]:
-            gap = logits - total / logits.shape[-1]
-            return gap, row_sum(ops.square(gap)), ops.full_like(total, logits.shape[-1])
+        def of_all() -> tuple[Any, Any]:
+            return total / logits.shape[-1], ops.full_like(total, logits.shape[-1])
 
-        # Few batches have a class that cannot occur; to look for it everywhere costs a pass over the logits.
-        gap, squares, count = ops.cond(ops.any(ops.equal(total, -math.inf)), of_possible, of_all)
-        spread = ops.sqrt(squares / ops.maximum(count - 1.0, 1.0))
+        # Few batches have a class that cannot occur; to count those that can costs a pass over the logits.
+        mean, count = ops.cond(ops.any(ops.equal(total, -math.inf)), of_possible, of_all)
+        gap = ops.where(impossible, 0.0, logits - mean)
+        spread = ops.sqrt(row_sum(ops.square(gap)) / ops.maximum(count - 1.0, 1.0))
         scale = 1.0 / (spread + 1e-7)
 
         def grad(*args: Any, upstream: Any = None) -> Any:
-            possible = ops.not_equal(gap, -math.inf)
-            upstream = ops.where(possible, args[0] if args else upstream, 0.0)
-            known = ops.where(possible, gap, 0.0)
+            upstream = args[0] if args else upstream
             # The slope of a root is infinite at 0: the spread of a constant row counts as constant.
-            pull = row_sum(upstream * known) / (ops.maximum(count - 1.0, 1.0) * spread)
+            pull = row_sum(upstream * gap) / (ops.maximum(count - 1.0, 1.0) * spread)
             pull = ops.where(spread > 0.0, pull, 0.0)
-            slope = ops.where(possible, scale * (upstream - known * (pull * scale)), 0.0)
-            return ops.where(possible, slope - row_sum(slope) / count, 0.0)
+            slope = scale * (ops.where(impossible, 0.0, upstream) - gap * (pull * scale))
+            return ops.where(impossible, 0.0, slope - row_sum(slope) / count)
 
-        return gap * scale, grad
+        return ops.where(impossible, logits, gap * scale), grad
 
     return compute(logits)
 
