@@ -46,7 +46,7 @@ def contestants(teacher: keras.Model, original: keras.Model, train: tf.data.Data
         student.set_weights(original.get_weights())
         terms = [package.LogitsDistillation(temperature=TEMPERATURE, loss=loss)]
         if features:
-            terms.append(package.FeatureDistillation("mse", "features", "features"))
+            terms.append(package.FeatureDistillation("mse", "hidden_2", "hidden_2"))
         model = package.Distiller(heard, student, terms, student_loss_weight=0.1)
         hard = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.Adam(1e-3), hard)
@@ -90,15 +90,15 @@ def main() -> None:
     report = _harness.Report("against_builtin", CLAIM, options)
     count, rounds = options.images or (10_000 if options.full else 3000), options.rounds or (10 if options.full else 3)
     mnist = data.load("mnist")
-    x, y = mnist.train.inputs[:count].reshape(-1, 28, 28, 1), mnist.train.labels[:count].astype("int32")
+    x, y = mnist.train.inputs[:count].reshape(-1, 784), mnist.train.labels[:count].astype("int32")
     keras.utils.set_random_seed(0)
-    teacher, student = step_time.cnn([32, 64, 64], "teacher"), step_time.cnn([16, 32, 64], "student")
+    teacher, student = step_time.mlp([1200, 1200], "teacher"), step_time.mlp([400, 1200], "student")
     hard = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     teacher.compile(keras.optimizers.Adam(1e-3), hard)
     teacher.fit(x, y, batch_size=BATCH, epochs=4, verbose=0)
     everybody = contestants(teacher, student, pipeline(x, y))
     samples = _harness.paired({name: epoch_of(*each) for name, each in everybody.items()}, rounds=rounds)
-    test_x, test_y = mnist.test.inputs.reshape(-1, 28, 28, 1), mnist.test.labels
+    test_x, test_y = mnist.test.inputs.reshape(-1, 784), mnist.test.labels
 
     def accuracy(model: keras.Model) -> float:
         return float(np.mean(np.argmax(model.predict(test_x, batch_size=1000, verbose=0), -1) == test_y))
