@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_distill import Distiller, FeatureDistillation, LogitsDistillation
 from keras_distill.callbacks import AdaptiveTemperature, AdaptiveWeights, EarlyStoppedDistillation
-from tests.models import batch, copy_of, kd, log_softmax, mlp, softmax
+from tests.models import batch, copy_of, kd, log_softmax, mlp, replicas, softmax
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 X, Y = batch(12)
@@ -307,6 +307,43 @@ def test_a_run_killed_and_resumed_ends_with_the_same_numbers(kind, tmp_path):
     assert other.state == one.state
     for ours, theirs in zip(whole.student.get_weights(), resumed.student.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", POLICIES)
+def test_two_replicas_steer_as_one_does(kind):
+    histories = []
+    for count in (1, 2):
+        with replicas(count).scope():
+            teacher, student = mlp(4, seed=1), mlp(4, seed=9)
+            made = Distiller(teacher, student, [LogitsDistillation(8.0), FeatureDistillation("mse")], [1.0, 0.5])
+            made.compile(keras.optimizers.Adam(0.05), CROSS_ENTROPY, jit_compile=False)
+        policy = POLICIES[kind]()
+        histories.append((fit(made, policy, epochs=6), policy.state))
+    (expected, state), (got, again) = histories
+    assert any(len(set(values)) > 1 for name, values in expected.items() if "temperature" in name or "weight" in name)
+    assert got.keys() == expected.keys()
+    for name, values in expected.items():
+        assert got[name] == pytest.approx(values, rel=1e-4), name
+    assert again.keys() == state.keys()
+
+
+@pytest.mark.parametrize("kind", ["norms", "uncertainty"])
+def test_weights_of_a_student_in_half_precision_are_those_in_full(kind):
+    weights = []
+    for policy in ("float32", "mixed_bfloat16"):
+        made = distiller([LogitsDistillation(1.0), LogitsDistillation(4.0)], [1.0, 2.0], eager=False)
+        half = keras.models.clone_model(
+            made.student,
+            clone_function=lambda layer, p=policy: type(layer).from_config({**layer.get_config(), "dtype": p}),
+        )
+        half.set_weights(made.student.get_weights())
+        made = Distiller(made.teacher, half, [LogitsDistillation(1.0), LogitsDistillation(4.0)], [1.0, 2.0])
+        made.compile(keras.optimizers.SGD(0.0), CROSS_ENTROPY, jit_compile=False)
+        fit(made, POLICIES[kind](), epochs=2)
+        weights.append(list(made.distillation_loss_weights))
+    assert weights[0] != [1.0, 2.0]
+    assert weights[1] == pytest.approx(weights[0], rel=0.02)
 
 
 def test_what_is_remembered_is_in_weight_files_and_nowhere_else(tmp_path):
