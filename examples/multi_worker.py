@@ -72,9 +72,8 @@ def train(folder: str, epochs: int) -> None:
     """Train one student from one teacher; what every worker runs, on one machine or on many."""
     strategy = tf.distribute.MultiWorkerMirroredStrategy()  # first of all
     worker = strategy.cluster_resolver.task_id or 0
-    digits = data.load("digits")
+    digits, backup = data.load("digits"), callbacks.Backup(f"{folder}/backups")
     x, y = digits.train.inputs.reshape(-1, 64), digits.train.labels
-    backup = callbacks.Backup(f"{folder}/backups")
     steps = len(y) // BATCH
 
     def order(epoch: tf.Tensor) -> tf.data.Dataset:
