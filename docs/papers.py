@@ -77,6 +77,7 @@ FORMULAS = {
     "evidential_regression": "D9",
     "normal_inverse_gamma_uncertainty": "D9",
     "gaussian_moments": "D8",
+    "EnsembleGaussianKL": "D8",
     "gaussian_likelihood": "D8",
     "normal_inverse_gamma": "D8",
     "gaussian_mixture": "D8",

@@ -286,6 +286,10 @@ class EnsembleGaussianKL(_MembersRegression):
         >>> members = np.array([[[-1.0, np.log(3.0)], [1.0, np.log(5.0)]]], "float32")
         >>> float(EnsembleGaussianKL().values(members, np.log([[1.0, 5.0]]))[0])  # N(0, 5) is the match
         0.0
+
+    Reference:
+        Lindqvist et al., "A General Framework for Ensemble Distribution Distillation", 2020, arXiv:2002.11531.
+        Differs: the ensemble's two moments stand for its members.
     """
 
     def __init__(
