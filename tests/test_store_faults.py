@@ -1,10 +1,14 @@
 """Killed writers, full disks, damaged files, wrong datasets: real processes and real files."""
 
+import contextlib
 import os
+import pty
+import re
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -148,6 +152,25 @@ def test_a_full_disk_is_a_clear_error_and_finished_shards_are_kept(tmp_path, uni
     assert contents(path) == contents(uninterrupted)
 
 
+def test_a_terminal_sees_rate_and_time_left(tmp_path):
+    ours, theirs = pty.openpty()
+    code = COMMON + "teachers.label(teacher, dataset(0.1), sys.argv[1], examples_per_shard=16)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "store")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120"},
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error
+        while more := os.read(ours, 4096):
+            shown += more
+    assert process.wait(60) == 0, shown
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert re.search(r"labelling store .* +\d+/200 +\d+ examples/s +0:00:\d\d", lines), lines
+
+
 # ---------------------------------------------------------------------------------------------- damaged
 
 
@@ -196,6 +219,38 @@ def test_damage_is_found_named_and_repaired_alone(store, uninterrupted, damage, 
     assert teachers.verify(store) == [] and repaired.num_examples == 200
     assert untouched.items() <= {file: file.stat().st_mtime_ns for file in shards(store)}.items()
     assert contents(store) == contents(uninterrupted)
+
+
+def test_an_unreadable_shard_is_named_and_the_others_are_kept(uninterrupted):
+    """Read by a user who has no right to one file: root, who may run the tests, can read everything."""
+    code = """
+    import os
+    path = sys.argv[1]
+    for again in range(2):  # the first time nothing is wrong, and lazy imports are done
+        print("FOUND", [str(problem) for problem in teachers.verify(path)])
+        try:
+            teachers.Stored(path).check(dataset())
+            print("READ")
+        except teachers.StoredTeacherError as problem:
+            print("REFUSED", problem)
+        if not again:
+            os.chmod(sys.argv[2], 0)
+            if os.geteuid() == 0:
+                os.seteuid(65534)
+    """
+    with tempfile.TemporaryDirectory() as folder:  # unlike pytest's, a folder that can be opened to everybody
+        for name, content in contents(uninterrupted).items():
+            (Path(folder) / name).write_bytes(content)
+        os.chmod(folder, 0o755)
+        bad = shards(folder)[3]
+        output, _ = start(code, folder, bad).communicate(timeout=180)
+        assert re.search(r"FOUND \[\]\nREAD\n", output), output
+        assert re.search(rf"FOUND \[.{bad.name}: unreadable: .*Permission denied.*\]", output), output
+        refused = (
+            rf"REFUSED Stored: expected readable shards in {folder}, got {bad}; Permission denied\. See keras-distill"
+        )
+        assert re.search(refused, output), output
+        assert len(shards(folder)) == len(shards(uninterrupted))
 
 
 def test_a_flipped_byte_stops_training_and_names_the_store(store):

@@ -238,7 +238,8 @@ class Stored(Teacher):
             return files.stored_error(f"{count} examples in batches of one size", got, advice, "Stored.attach")
         if isinstance(problem, (tf.errors.DataLossError, tf.errors.NotFoundError)) or "shard-" in text:
             advice = f"See keras-distill store verify {self.directory}, then store repair"
-            return files.stored_error(f"readable shards in {self.directory}", text.splitlines()[0], advice)
+            got = re.sub(r"^\{\{.*\}\} | *\[Op:.*$", "", text.splitlines()[0])  # no names of nodes
+            return files.stored_error(f"readable shards in {self.directory}", got, advice)
         return problem
 
     def _differs(self, index: int) -> StoredTeacherError:
