@@ -80,10 +80,9 @@ def fitted(model: keras.Model, examples: data.Examples, epochs: int, seed: int) 
     return model
 
 
-def accuracy(model: keras.Model, examples: data.Examples) -> float:
-    """In percent."""
-    logits = model.predict(examples.inputs, batch_size=500, verbose=0)
-    return 100.0 * float(np.mean(np.argmax(logits, -1) == examples.labels))
+def answers(model: keras.Model, examples: data.Examples) -> np.ndarray:
+    """The classes that the model says."""
+    return np.argmax(model.predict(examples.inputs, batch_size=500, verbose=0), -1)
 
 
 def main() -> None:
@@ -101,8 +100,8 @@ def main() -> None:
     began = time.perf_counter()
     keras.utils.set_random_seed(0)
     teacher = fitted(residual((32, 64, 96)), loaded.train.take(taught), teacher_epochs, seed=0)
-    table = {"teacher": [accuracy(teacher, test)]}
-    agreed = np.argmax(teacher.predict(test.inputs, batch_size=500, verbose=0), -1)
+    agreed = answers(teacher, test)
+    table = {"teacher": [100.0 * float(np.mean(agreed == test.labels))]}
     print(
         f"teacher {table['teacher'][0]:.2f} %, {teacher.count_params():,} parameters; {taught:,} pictures", flush=True
     )
@@ -118,9 +117,9 @@ def main() -> None:
                 terms, weights = zip((LogitsDistillation(temperature=4.0), 1.0), *TERMS[way](), strict=True)
                 trained = Distiller(teacher, student, list(terms), list(weights))  # 0.5 for the labels, 0.5 for these
             fitted(trained, loaded.train.take(count), epochs, seed)
-            table[way].append(accuracy(student, test))
-            answers = np.argmax(student.predict(test.inputs, batch_size=500, verbose=0), -1)
-            agreement[way].append(100.0 * float(np.mean(answers == agreed)))
+            said = answers(student, test)
+            table[way].append(100.0 * float(np.mean(said == test.labels)))
+            agreement[way].append(100.0 * float(np.mean(said == agreed)))
         shown = "".join(f"{np.mean(v):{w}.2f} ± {np.std(v, ddof=min(1, seeds - 1)):.2f}"
                         for v, w in ((table[way], 9), (agreement[way], 21)))  # fmt: skip
         print(f"{way:28}{shown}", flush=True)

@@ -6,9 +6,9 @@ inside nested models or layers. ``"block3:input"`` is what the layer receives in
 is called more than once (``"shared"`` means the last call).
 
 Inside ``keras.layers.MultiHeadAttention`` (each block of a keras-hub encoder has one, ``"self_attention_layer"``) the
-layers ``"query"``, ``"key"`` and ``"value"`` can be tapped, each (batch, tokens, heads, head size). The attention scores
-are their products, which ``adapters.AttentionScores`` takes: whether the layer computes them apart depends on its
-dropout and on the machine.
+layers ``"query"``, ``"key"`` and ``"value"`` can be tapped, each (batch, tokens, heads, head size). Attention scores
+are products of the first two, which ``adapters.AttentionScores`` takes: whether the layer computes them apart depends
+on its dropout and on the machine.
 """
 
 from __future__ import annotations

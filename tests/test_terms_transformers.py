@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_distill import Distiller, FeatureDistillation, adapters, losses, taps, teachers
+from keras_distill.terms import HierarchicalDistillation
 from tests.models import batch, mlp, softmax
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -81,6 +82,8 @@ def test_a_mask_that_is_an_argument_takes_part():
     for loss in (losses.HiddenStates(), "mse"):
         got = evaluated(teacher, student, FeatureDistillation(loss, "block", "block", **mask))
         assert got == pytest.approx(np.square(states[0] - states[1])[real].mean(), rel=1e-4)
+    pairs = HierarchicalDistillation([("block", "block")] * 2, losses.HiddenStates(), [1.0, 0.5], **mask)
+    assert evaluated(teacher, student, pairs) == pytest.approx(1.5 * got, rel=1e-4)
     three = [*QUERY_KEY, "block/attention/value"]
     term = FeatureDistillation(losses.SelfAttentionRelation(2), three, three, **mask)
     sides = [tapped(model, three) for model in (teacher, student)]

@@ -267,18 +267,16 @@ class FeatureDistillation(DistillationLoss):
     ) -> Any:
         """Return the loss of each example; a list with one entry per output where each has a loss of its own."""
         student_outputs, tapped = self._without_mask(student_outputs)
-        if tapped is not None:
-            mask = ops.cast(tapped, "bool")
-            student_outputs = keras.tree.map_structure(lambda tensor: _with_mask(tensor, mask), student_outputs)
+        mask = _first_mask(student_outputs) if isinstance(mask, list) and isinstance(self.loss, FeatureLoss) else mask
+        mask = mask if tapped is None else ops.cast(tapped, "bool")
         for_teacher, for_student = self._adapters()
         if for_teacher is not None:
             teacher_outputs = for_teacher(teacher_outputs, training=training)
         if for_student is not None:
-            adapted = for_student(student_outputs, training=training)
-            mask = self._mask_after(student_outputs, adapted)
-            student_outputs = adapted
-        elif isinstance(mask, list) or tapped is not None:
-            mask = _first_mask(student_outputs)
+            if mask is not None:
+                student_outputs = keras.tree.map_structure(lambda tensor: _with_mask(tensor, mask), student_outputs)
+            student_outputs = for_student(student_outputs, training=training)
+            mask = self._mask_after(mask, student_outputs)
         if isinstance(self.loss, FeatureLoss) and not isinstance(self.loss, _KerasLossOnFeatures):
             return self.loss.values(teacher_outputs, student_outputs, mask=mask)
         if not keras.tree.is_nested(student_outputs):
@@ -292,13 +290,14 @@ class FeatureDistillation(DistillationLoss):
             )
         ]
 
-    def _mask_after(self, before: Any, after: Any) -> Any:
-        """Return the mask of the positions that the student's adapter gives."""
-        mask, first = _first_mask(before), keras.tree.flatten(after)[0]
+    def _mask_after(self, mask: Any, adapted: Any) -> Any:
+        """Return the mask of the positions that the student's adapter has made of those with this mask."""
+        first = keras.tree.flatten(adapted)[0]
         found = mask_of(first)
         if mask is None or found is not None or len(first.shape) < 3:
             return None if len(first.shape) < 3 else found
-        if tuple(first.shape[:2]) == tuple(mask.shape):
+        positions = zip(first.shape[1:-1], mask.shape[1:], strict=False)
+        if len(mask.shape) < len(first.shape) and all(a == b or None in (a, b) for a, b in positions):
             return mask
         expected = "an adapter that says what becomes of the mask where it changes the number of positions"
         advice = "Use adapters.SequenceInterpolation, or define compute_mask and supports_masking"

@@ -27,6 +27,7 @@ class HierarchicalDistillation(DistillationLoss):
         loss: as for ``FeatureDistillation``.
         weights: >= 0, one for each pair; 1 each by default.
         adapter: ``"auto"`` or None for all stages, or a list with one entry (``"auto"``, None or a layer) per pair.
+        mask_layer_name: as for ``FeatureDistillation``: a tap of the student, the mask of all stages.
         name: shown in logs and error messages.
         **kwargs: as for ``keras.layers.Layer``.
 
@@ -53,6 +54,7 @@ class HierarchicalDistillation(DistillationLoss):
         loss: Any = "mse",
         weights: Sequence[float] | None = None,
         adapter: Any = None,
+        mask_layer_name: str | None = None,
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -76,7 +78,8 @@ class HierarchicalDistillation(DistillationLoss):
             for index, ((teacher, student), each) in enumerate(zip(pairs, adapters, strict=True))
         ]
         self.teacher_layer_name = [teacher for teacher, _ in pairs]
-        self.student_layer_name = [student for _, student in pairs]
+        self.mask_layer_name = mask_layer_name
+        self.student_layer_name = [student for _, student in pairs] + ([mask_layer_name] if mask_layer_name else [])
 
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
         """Raise ``ValueError`` where a named layer does not exist."""
@@ -85,13 +88,14 @@ class HierarchicalDistillation(DistillationLoss):
 
     def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
         """Raise ``ValueError`` where the numbers of tensors differ from the number of pairs."""
-        if len(teacher_outputs) != len(self.stages) or len(student_outputs) != len(self.stages):
+        if len(teacher_outputs) != len(self.stages) or len(student_outputs) != len(self.student_layer_name):
             got = f"{len(teacher_outputs)} and {len(student_outputs)}"
             raise error(type(self).__name__, f"{len(self.stages)} tensors of each model", got)
 
     def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
         """Make the adapter of each stage."""
-        for stage, teacher, student in zip(self.stages, teacher_outputs, student_outputs, strict=True):
+        students = student_outputs[: len(self.stages)]  # without the mask
+        for stage, teacher, student in zip(self.stages, teacher_outputs, students, strict=True):
             stage.build_from(teacher, student)
         self.built = True
 
@@ -116,10 +120,12 @@ class HierarchicalDistillation(DistillationLoss):
     ) -> Any:
         """Return the weighted sum over stages of each example."""
         total: Any = 0.0
+        shared = student_outputs[-1] if self.mask_layer_name else None
         for weight, stage, teacher, student in zip(
-            self.weights_of_pairs, self.stages, teacher_outputs, student_outputs, strict=True
+            self.weights_of_pairs, self.stages, teacher_outputs, student_outputs[: len(self.stages)], strict=True
         ):
-            value = stage.values(teacher, student, mask=mask_of(student), training=training)
+            mask = mask_of(student) if shared is None else ops.cast(shared, "bool")
+            value = stage.values(teacher, student, mask=mask, training=training)
             total = total + ops.multiply(weight, value)
         return total
 
@@ -132,6 +138,7 @@ class HierarchicalDistillation(DistillationLoss):
             "loss": stages[0]["loss"],
             "weights": list(self.weights_of_pairs),
             "adapter": [stage["adapter"] for stage in stages],
+            "mask_layer_name": self.mask_layer_name,
         }
 
     @classmethod
