@@ -168,7 +168,9 @@ def normal_inverse_gamma(*, teacher_outputs: Any, student_outputs: Any, mask: An
     """Likelihood of an ensemble's Gaussians under the student's Normal-inverse-gamma (EnD² for regression).
 
     Choose it to keep an ensemble's split of the variance, into noise and ignorance, in one model:
-    ``metrics.normal_inverse_gamma_uncertainty`` reads it off.
+    ``metrics.normal_inverse_gamma_uncertainty`` reads it off. Its mean is the members' mean weighted by their
+    precision: where their variances differ by orders of magnitude the surest member decides; ``gaussian_mixture`` then
+    fits better.
 
     Formula: mean over members of -log N(m_i; m, s_i / v) - log InverseGamma(s_i; a, b), summed over outputs; m_i, s_i
     the member's mean and variance.

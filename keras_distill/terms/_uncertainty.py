@@ -99,9 +99,11 @@ class UncertaintyDistillation(DistillationLoss):
     def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
         """Raise ``ValueError`` where the student's outputs are not the two that are named."""
         owner = type(self).__name__
-        positions = student_outputs if isinstance(student_outputs, dict) else dict(enumerate(student_outputs))
-        if not keras.tree.is_nested(student_outputs) or not all(each in positions for each in self.outputs):
-            got = list(positions) if keras.tree.is_nested(student_outputs) else "one output"
+        nested = keras.tree.is_nested(student_outputs)
+        known = list(student_outputs) if isinstance(student_outputs, dict) else []
+        known = list(range(len(student_outputs))) if nested and not known else known
+        if not all(each in known for each in self.outputs):
+            got = known if nested else "one output"
             advice = "Use students.with_uncertainty_head(student, num_kinds)"
             raise error(owner, f"a student with outputs {self.outputs[0]!r} and {self.outputs[1]!r}", got, advice)
         said = student_outputs[self.outputs[1]].shape[-1]
