@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -112,6 +113,7 @@ class Backup(keras.callbacks.BackupAndRestore):
                 self.model.save_weights(f"{scratch}/{_WEIGHTS}")
             return
         with self._writing() as aside:
+            _check_space(aside / "space", self.model)
             self.model.save_weights(str(aside / _WEIGHTS))
             facts = {"epoch": epoch + 1, "sha256": _sha256(aside / _WEIGHTS), "history": self._logs}
             (aside / _FACTS).write_text(json.dumps(facts))
@@ -163,6 +165,16 @@ class Backup(keras.callbacks.BackupAndRestore):
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_space(path: Path, model: keras.Model) -> None:
+    """Write as many bytes as a backup may take, and remove them: on a full disk HDF5 would kill the process."""
+    variables = [*model.variables, *model.optimizer.variables]
+    needed = 2**20 + sum(8192 + math.prod(v.shape) * (8 if "64" in v.dtype else 4) for v in variables)
+    with path.open("wb") as file:
+        for _ in range(-(-needed // 2**20)):
+            file.write(bytes(2**20))
+    path.unlink()
 
 
 def _to_disk(path: Path) -> None:
