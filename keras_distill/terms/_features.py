@@ -95,6 +95,12 @@ class FeatureDistillation(DistillationLoss):
         student_layer_name: the same for the student.
         adapter: ``"auto"``, a layer that fits one side to the other (see ``keras_distill.adapters``), or None for none.
         adapter_side: ``"student"`` (the adapter is applied to the student's tensor) or ``"teacher"``.
+        teacher_adapter: a layer for the teacher's side besides one on the student's. It is trained with the student
+            where the loss says ``teacher_gradient=True`` (the embeddings of CC and CRD); else it must have nothing to
+            train, or be trained before and frozen (``adapters.Paraphraser``).
+        mask_layer_name: a tap of the student that is true where positions count, for models that hand their mask from
+            layer to layer as an argument: ``"transformer_layer_0:padding_mask"`` in keras-hub. None takes the mask
+            that Keras keeps on the student's tensor.
         name: shown in logs and error messages.
         **kwargs: as for ``keras.layers.Layer``.
 
