@@ -66,7 +66,7 @@ def main() -> None:
 
     def begin() -> tuple[list[torch.Tensor], torch.optim.Optimizer]:
         student = [w.requires_grad_() for w in mlp(first)]
-        return student, torch.optim.SGD(student, lr=0.05, momentum=0.9)
+        return student, torch.optim.SGD(student, lr=0.003, momentum=0.9)
 
     def step(student: list[torch.Tensor], optimizer: torch.optim.Optimizer, number: int) -> torch.Tensor:
         inputs, labels = x[number % len(x)], y[number % len(y)]
