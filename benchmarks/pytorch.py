@@ -3,8 +3,8 @@
 Same student and teacher (784-800-1200-10 from 784-1200-1200-10), same first weights, same batches in the same order,
 SGD with momentum. PyTorch's losses are written from the papers' formulas in ``_pytorch_loop.py``, which shares no code
 with this package. PyTorch may be installed in another environment: ``--torch-python /path/to/python``.
-At a learning rate of 0.003 the losses stay within rounding; at 0.01 and 0.05 the same rounding grows to 1e-4 and 5e-4 in
-100 steps, because units of the network switch on and off.
+At a learning rate of 0.003 the losses stay within rounding; at 0.01 and 0.05 the same rounding grows to 1e-4 and 5e-4
+in 100 steps, because units of the network switch on and off.
 """
 
 from __future__ import annotations
