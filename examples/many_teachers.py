@@ -1,10 +1,11 @@
 """Five teachers of different families teach one small student; every way to combine them is compared.
 
-The teachers run once: their members are stored, and every rule is tried from the store.
-
-Run: ``python examples/many_teachers.py`` (about 15 minutes on 2 cores; ``--smoke`` for less than one).
-Expected: the ensemble is better than its best member, and most rules teach the student at least as well as the best
-single teacher does; the differences between the rules are small, as in the papers.
+The teachers run once: their members are stored, and every rule is tried from the store. Run:
+``python examples/many_teachers.py`` (about 10 minutes on one calm core; ``--smoke`` for less than one).
+Seen of a run that was not finished, with teachers that had learned from the student's own 6,000 pictures (% of the
+Fashion-MNIST test set, mean of 3 seeds): teachers 78.8 to 84.9, together 85.9; the student alone 84.8, of the best
+single teacher 83.1, of all by ``mean_probs`` 83.1: five were no better than one, and all harmed. Since then they learn
+from 10,000 pictures and the student from 4,000: not measured yet.
 """
 
 import argparse
@@ -140,7 +141,6 @@ def main() -> None:
         title[16:] for title, scores in table.items() if title.startswith("student of all") and np.mean(scores) > best
     ]
     print(f"better than the best single teacher's student ({best:.2f}): {', '.join(won) or 'none'}")
-    print(f"stored: {store.bytes_per_example} bytes per example")
     if options.out:
         options.out.write_text(json.dumps({"dataset": name, "examples": few, "accuracy": table}, indent=1) + "\n")
 
