@@ -82,7 +82,7 @@ def pytorch(kept: dict[str, Any], axes: Any) -> None:
         axes.bar([i + offset for i in range(len(found))], heights, 0.38, color=color, label=name)
     axes.set_xticks(range(len(found)), [each["losses"] for each in found])
     axes.set_ylabel("milliseconds per step")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
 
 
 PLOTS: dict[str, Callable[[dict[str, Any], Any], None]] = {
