@@ -29,7 +29,7 @@ def start(job, *arguments):
 def run(job, *arguments):
     """Run a job to its end; return its exit code and what it printed."""
     process = start(job, *arguments)
-    printed, _ = process.communicate(timeout=900)
+    printed, _ = process.communicate(timeout=3600)
     return process.returncode, printed
 
 
