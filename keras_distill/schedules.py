@@ -220,8 +220,8 @@ def bounds(value: float | LearningRateSchedule) -> tuple[float, float] | None:
         config = value.get_config()
         start, top = float(config["initial_learning_rate"]), config.get("warmup_target")
         top = start if top is None else float(top)
-        ends = start, top, float(config["alpha"]) * top
-        return min(ends), max(ends)
+        end = float(config["alpha"]) * top
+        return min(start, top, end), max(start, top, end)
     if isinstance(value, LearningRateSchedule):
         return None
     number = _checks.number("bounds", "value", value)

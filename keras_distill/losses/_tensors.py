@@ -180,7 +180,7 @@ def positions(features: Any) -> Any:
 
 @ops.custom_gradient
 def gram(features: Any) -> Any:
-    """Return the inner products of all pairs of rows, (batch, batch); the gradient takes one matrix product, not two."""
+    """Return the inner products of all pairs of rows, (batch, batch); the gradient takes one product, not two."""
 
     def grad(*args: Any, upstream: Any = None) -> Any:
         (upstream,) = args or (upstream,)
