@@ -4,7 +4,10 @@ Every student starts from the same weights for a seed and sees the same 4,000 pi
 weights of the terms are those of the papers, not tuned. CIFAR-10 here is recompressed as JPEG: accuracies do not
 compare with published ones.
 
-Run: ``python examples/cifar10_features.py`` (about 8 minutes on one core; ``--smoke`` for less than one minute).
+Measured 2026-11-21 with 3 seeds, as far as that run came: teacher 72.71 %, student alone 42.29 ± 0.80 %;
+the rows of the distilled students are still to be measured.
+
+Run: ``python examples/cifar10_features.py`` (estimated: 10 minutes of one core; ``--smoke``, on digits: under one).
 """
 
 import argparse
@@ -80,6 +83,17 @@ def fitted(model: keras.Model, examples: data.Examples, epochs: int, seed: int) 
     return model
 
 
+def pictures(smoke: bool) -> data.Data:
+    """CIFAR-10; or scikit-learn's digits, enlarged to its shape, where it must only run."""
+    loaded = data.load("digits" if smoke else "cifar10_jpeg")
+    if not smoke:
+        return loaded
+    large = {
+        k: data.Examples(v.inputs.repeat(4, 1).repeat(4, 2).repeat(3, 3), v.labels) for k, v in loaded.splits.items()
+    }
+    return data.Data("digits", large, loaded.class_names, loaded.source)
+
+
 def answers(model: keras.Model, examples: data.Examples) -> np.ndarray:
     """The classes that the model says."""
     return np.argmax(model.predict(examples.inputs, batch_size=500, verbose=0), -1)
@@ -92,7 +106,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("cifar10_features"), help="folder")
     options = parser.parse_args()
-    loaded = data.load("cifar10_jpeg")
+    loaded = pictures(options.smoke)
     taught, count, teacher_epochs, epochs, seeds = (
         (640, 320, 1, 1, 1) if options.smoke else (30_000, 4_000, 5, 10, options.seeds)
     )

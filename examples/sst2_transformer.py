@@ -4,7 +4,9 @@ Both are built from a configuration, with random weights and words from the trai
 the terms compare is named by path. keras-hub hands the padding mask from layer to layer as an argument, which is a tap
 as well; attention scores come from the tapped queries and keys, since the layer need not compute them apart.
 
-Run: ``python examples/sst2_transformer.py`` (about 10 minutes on one core; ``--smoke`` for less than one minute).
+Measured 2026-11-21, as far as that run came: teacher 77.98 %; the students' table is still to be measured.
+
+Run: ``python examples/sst2_transformer.py`` (estimated: 10 core-minutes; ``--smoke``, without data: under one).
 """
 
 import argparse
@@ -83,6 +85,18 @@ def encoded(examples: data.Examples, words: keras.layers.TextVectorization) -> d
     return {"token_ids": ids, "segment_ids": np.zeros_like(ids), "padding_mask": (ids > 0).astype("int32")}
 
 
+def sentences(smoke: bool) -> data.Data:
+    """SST-2; or made-up praise and blame where it must only run."""
+    if not smoke:
+        return data.load("sst2")
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 128).astype("int32")
+    words = (("dull", "poor", "flat", "bad"), ("good", "fun", "great", "fine"))
+    texts = [" ".join(["a", *rng.choice(words[label], 3), "film"]) for label in labels]
+    made = data.Examples(np.array(texts, dtype=object), labels)
+    return data.Data("made up", {"train": made, "test": made}, ("negative", "positive"), "here")
+
+
 def fitted(model: keras.Model, x: dict[str, np.ndarray], y: np.ndarray, epochs: int) -> keras.Model:
     """Train with Adam."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -98,8 +112,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=pathlib.Path, help="also write the table here, as JSON")
     options = parser.parse_args()
-    loaded = data.load("sst2")
-    train = loaded.train.take(128 if options.smoke else len(loaded.train))
+    loaded = sentences(options.smoke)
+    train = loaded.train
     teacher_epochs, epochs, seeds = (1, 1, 1) if options.smoke else (4, 5, options.seeds)
     words = keras.layers.TextVectorization(WORDS, output_sequence_length=TOKENS)
     words.adapt(loaded.train.inputs)
