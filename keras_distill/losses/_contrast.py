@@ -81,8 +81,8 @@ def contrastive_noise(
 ) -> Any:
     """Noise contrast of embeddings with one positive and many negatives out of a memory (CRD, one side).
 
-    Choose it over ``contrastive_representation`` for small batches and stable sample indices. ``ContrastiveMemory``, the
-    term, keeps the memory and adds the two sides: student anchors against the teacher's memory, and the reverse.
+    Choose it over ``contrastive_representation`` for small batches and stable sample indices. The term,
+    ``ContrastiveMemory``, keeps the memory and adds the two sides: student against teacher's memory, and the reverse.
 
     Formula: -log(h_0 / (h_0 + c)) - sum_{k=1..K} log((K / num_examples) / (h_k + c)), with
     h_k = exp(anchor . candidate_k / contrast_temperature) / normalizer and c = K / num_examples + 1e-7.
