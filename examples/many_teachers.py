@@ -4,8 +4,8 @@ The teachers run once: their members are stored, and every rule is tried from th
 ``--smoke``: less than one): ``python examples/many_teachers.py``. % of the Fashion-MNIST test set, 3 seeds, 2026-11-21;
 teachers saw 10,000 pictures, students 4,000: mlp 84.3, convolutions 86.5, separable 79.0, recurrent 82.5, mixer 82.8,
 together 85.6. Student alone 82.7 ± 1.2; of one teacher, in that order: 81.9 ± 0.4, 83.4 ± 0.1, 78.1 ± 0.3, 81.4 ± 0.1,
-80.8 ± 0.1; of all: fixed weights 82.7 ± 0.1, entropy 82.5 ± 0.1, mean_logits 82.5 ± 0.1, confidence 82.4 ± 0.2, mean_loss
-82.3 ± 0.3, mean_probs 82.3 ± 0.2, uncertainty 81.8 ± 0.2, gradient 81.4 ± 0.3, gate 81.4 ± 0.1, stochastic 80.6 ± 0.7.
+80.8 ± 0.1; of all: fixed weights 82.7 ± 0.1, entropy 82.5 ± 0.1, mean_logits 82.5 ± 0.1, confidence 82.4 ± 0.2,
+mean_loss and mean_probs 82.3, uncertainty 81.8 ± 0.2, gradient 81.4 ± 0.3, gate 81.4 ± 0.1, stochastic 80.6 ± 0.7.
 No rule beats the best single teacher's student: teachers of unequal quality are worth choosing from, not averaging.
 """
 
