@@ -163,7 +163,12 @@ def mutate(rng, path):
     """One random damage: bytes of a file, its length, or a manifest whose digest fits."""
     file = rng.choice(sorted(path.iterdir()))
     if rng.random() < 0.5:
-        rewritten(path, lambda manifest: manifest.update(damage(rng, dict(manifest)) or {}))
+
+        def change(manifest):
+            damaged = damage(rng, dict(manifest))
+            manifest.update(damaged if isinstance(damaged, dict) else {})
+
+        rewritten(path, change)
         return
     data = bytearray(file.read_bytes())
     if data and rng.random() < 0.7:

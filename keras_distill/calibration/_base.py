@@ -32,7 +32,7 @@ class Scaler:
         Returns:
             The calibrated logits, a float32 tensor of the same shape.
         """
-        return self.fitted_layer()(logits)
+        return self.fitted_layer()(ops.convert_to_tensor(logits))
 
     def wrap(self, student: keras.Model) -> keras.Model:
         """Put the scaling behind a model that gives logits: one Keras model, saved and exported as any other.

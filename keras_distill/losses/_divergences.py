@@ -35,8 +35,10 @@ def _jensen_shannon_kernel(beta: float) -> Kernel:
         # m / p = 1 + (1 - beta) * (exp(x) - 1) and m / q = 1 + beta * (exp(-x) - 1): the one that is below 1 gets the
         # logarithm, and the other is x away from it.
         distance = ops.abs(pair.log_ratio)
+        small = -ops.abs(pair.small)
         rises = pair.log_ratio > 0.0
-        smaller = ops.log1p(ops.where(rises, beta, 1.0 - beta) * ops.expm1(-distance))
+        below = ops.where(pair.near, small + bregman(small), ops.exp(-distance) - 1.0)
+        smaller = ops.log1p(ops.where(rises, beta, 1.0 - beta) * below)
         larger = smaller + distance
         return ops.where(rises, larger, smaller), ops.where(rises, smaller, larger)
 

@@ -99,9 +99,9 @@ def compared(teacher: Any, student: Any, temperature: Any) -> tuple[Pair, Consta
     p, q = weights(teacher, top_p, inverse), weights(student, top_q, inverse)
     total_p, total_q = row_sum(p), row_sum(q)
     offset = ops.round(top_q - top_p)
-    constant = exact_difference(top_q, offset, top_p) * inverse + ops.log(total_q / total_p)
+    constant = exact_difference(top_q, offset, top_p) / temperature + ops.log(total_q / total_p)
     row = Constants(top_p, top_q, 1.0 / total_p, 1.0 / total_q, constant, 0.0)
-    first = _pair(p * row.scale_p, q * row.scale_q, exact_difference(student, offset, teacher) * inverse - constant)
+    first = _pair(p / total_p, q / total_q, exact_difference(student, offset, teacher) * inverse - constant)
     excess = row_sum(first.difference)
     corrected = first._replace(
         log_ratio=first.log_ratio - excess,
@@ -124,7 +124,8 @@ def pair_again(teacher: Any, student: Any, temperature: Any, row: Constants) -> 
 def _pair(p: Any, q: Any, log_ratio: Any) -> Pair:
     near = ops.abs(log_ratio) <= NEAR
     small = ops.where(near, log_ratio, 0.0)
-    return Pair(p, q, log_ratio, near, small, ops.where(near, p * ops.expm1(small), q - p))
+    # Not expm1, which TensorFlow computes to fewer digits for some elements than for others.
+    return Pair(p, q, log_ratio, near, small, ops.where(near, p * (small + bregman(small)), q - p))
 
 
 def compare(kernel: Kernel, owner: str, teacher: Any, student: Any, temperature: Any, mask: Any) -> Any:

@@ -48,7 +48,7 @@ def mixture_uncertainty(means: Any, log_variances: Any, *, weight_logits: Any = 
         >>> [round(float(each[0]), 4) for each in parts]
         [0.0, 5.0, 4.0, 1.0]
     """
-    means, log_variances = as_float(means), as_float(log_variances)
+    means, log_variances = (ops.cast(as_float(each), "float32") for each in (means, log_variances))
     if len(means.shape) < 2:
         raise error("mixture_uncertainty", "means of shape (..., members, outputs)", f"shape {means.shape}")
     weights = 1.0 / means.shape[-2] if weight_logits is None else ops.softmax(as_float(weight_logits), axis=-2)

@@ -92,8 +92,8 @@ def with_uncertainty_head(student: keras.Model, num_kinds: int = 2) -> keras.Mod
 
     Example:
         >>> student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(3)])
-        >>> with_uncertainty_head(student, 2).output_shape
-        {'logits': (None, 3), 'uncertainty': (None, 2)}
+        >>> with_uncertainty_head(student, 2).output["uncertainty"].shape
+        (None, 2)
 
     Reference:
         Vadera, Jalaian, Marlin, "Generalized Bayesian Posterior Expectation Distillation for Deep Neural Networks",
