@@ -26,7 +26,8 @@ tf.config.set_logical_device_configuration(
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Every test starts from the same random state, whatever ran before it."""
+    """Every test starts from the same random state and precision, whatever ran before it."""
+    keras.config.set_dtype_policy("float32")
     keras.utils.set_random_seed(1234)
     return 1234
 
@@ -36,4 +37,3 @@ def fresh_names():
     """Free the graphs of the previous file; layer names count from zero again."""
     yield
     keras.backend.clear_session()
-    keras.config.set_dtype_policy("float32")
