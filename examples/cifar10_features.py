@@ -4,7 +4,7 @@ Every student starts from the same weights for a seed and sees the same 4,000 pi
 weights of the terms are those of the papers, not tuned. CIFAR-10 here is recompressed as JPEG: accuracies do not
 compare with published ones.
 
-Measured 2026-11-21, accuracy and agreement with the teacher in %, 3 seeds: teacher 72.71; student alone 42.29 ± 0.80 and
+Measured 2026-11-21, accuracy, agreement with the teacher, %, 3 seeds: teacher 72.71; student alone 42.29 ± 0.80,
 46.18 ± 0.57; logits 44.91 ± 0.90, 49.70 ± 1.20; + hint 43.62 ± 1.23, 48.73 ± 1.32; + attention 35.43 ± 0.23,
 38.06 ± 0.74; + relation 41.71 ± 0.45, 46.29 ± 0.58. Untuned weights harm. Cross-layer attention: not measured yet.
 
