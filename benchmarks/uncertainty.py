@@ -24,6 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.temperature_scaling import cnn
 from keras_distill import Distiller, LogitsDistillation, calibration, data, losses, metrics, schedules, teachers
 
 CLAIM = (
@@ -32,20 +33,6 @@ CLAIM = (
 )
 FOREIGN = ("kmnist_test", "notmnist_test")
 STUDENTS = ("from over-confident", "from calibrated", "EnD", "EnD2", "EnD2+AUX", "Proxy")
-
-
-def cnn(shape: tuple[int, ...], width: int, classes: int) -> keras.Model:
-    """Two strided convolutions and a hidden layer; logits."""
-    return keras.Sequential(
-        [
-            keras.Input(shape),
-            keras.layers.Conv2D(width, 3, strides=2, padding="same", activation="relu"),
-            keras.layers.Conv2D(2 * width, 3, strides=2, padding="same", activation="relu"),
-            keras.layers.Flatten(),
-            keras.layers.Dense(4 * width, activation="relu"),
-            keras.layers.Dense(classes),
-        ]
-    )
 
 
 def halved(images: np.ndarray) -> np.ndarray:

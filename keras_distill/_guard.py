@@ -13,6 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_distill.teachers import Teacher
+
 _MARK = "keras_distill: not finite:"
 _LOOK_EVERY_SECONDS = 1.0
 
@@ -120,8 +122,21 @@ class Guard:
             self._failed_step.assign(-1)
             raise self.error(name, step)
 
+    def around(self, run: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Return ``run``, the function of Keras that does steps, with errors that say what to do."""
+
+        def guarded(iterator: Any) -> Any:
+            try:
+                logs = run(iterator)
+            except tf.errors.OpError as problem:
+                raise self.translate(problem) from None
+            self.look()
+            return logs
+
+        return guarded
+
     def translate(self, problem: tf.errors.OpError) -> Exception:
-        """Return the error to raise instead of one that an op raised: ours if the op was ours, or memory ran out."""
+        """Return the error to raise instead of one that an op raised: ours, the teacher's, or the same."""
         if isinstance(problem, tf.errors.ResourceExhaustedError):
             pattern = r"(OOM when allocating tensor with shape\[[\d,]*\]).*?\{\{node ([^}]*)\}\}"
             what = re.search(pattern, str(problem), re.DOTALL)
@@ -139,7 +154,8 @@ class Guard:
                     f"Distiller: expected labels from 0 to {int(label[2]) - 1}, got {label[1]}. "
                     "Check that the labels fit the number of classes of the student's output."
                 )
-            return problem
+            teacher = self._distiller.teacher
+            return teacher.translate(problem) if isinstance(teacher, Teacher) else problem
         return self.error(self._names[found.index(0)], found[len(self._names)])
 
     def error(self, name: str, step: int) -> NonFiniteLossError:

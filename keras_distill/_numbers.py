@@ -101,8 +101,10 @@ class _Weights(list):
 
 
 def between_0_and_1(value: Any) -> float:
+    """Return a share of the supervised loss, or raise the error that says what it may be."""
     return number("Distiller", "student_loss_weight", value, low=0.0, high=1.0)
 
 
 def not_negative(value: Any) -> float:
+    """Return the weight of a term, or raise the error that says what it may be."""
     return number("Distiller", "each of distillation_loss_weights", value, low=0.0)

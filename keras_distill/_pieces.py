@@ -23,6 +23,7 @@ def add_to_mean(mean: keras.metrics.Mean, value: tf.Tensor, count: tf.Tensor) ->
 
 
 def check_models(teacher: Any, student: Any) -> None:
+    """Raise ``ValueError`` unless these are two models without common weights."""
     for role, model in (("teacher", teacher), ("student", student)):
         if not isinstance(model, keras.Model):
             raise error("Distiller", f"a keras.Model as {role}", f"{type(model).__name__}: {model!r}"[:120])
@@ -58,6 +59,7 @@ def spec_of_array(array: Any) -> tf.TensorSpec:
 
 
 def num_replicas() -> int:
+    """Return how many replicas train together; 1 without a strategy."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 

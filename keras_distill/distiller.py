@@ -477,19 +477,21 @@ class Distiller(HasNumbers):
         Returns:
             The function.
         """
-        existing = getattr(self, "train_function", None)
-        if existing is not None and not force:
-            return existing
-        super().make_train_function(force=force)
-        run: Any = vars(self)["train_function"]
+        if force or getattr(self, "train_function", None) is None:
+            super().make_train_function(force=force)
+            self.train_function = self._guard.around(vars(self)["train_function"])
+        return self.train_function
 
-        def guarded(iterator: Any) -> Any:
-            try:
-                logs = run(iterator)
-            except (tf.errors.InvalidArgumentError, tf.errors.ResourceExhaustedError) as problem:
-                raise self._guard.translate(problem) from None
-            self._guard.look()
-            return logs
+    def make_test_function(self, force: bool = False) -> Any:
+        """Make the function that runs evaluation steps, with the same errors.
 
-        self.train_function = guarded
-        return guarded
+        Args:
+            force: make it again even if there is one.
+
+        Returns:
+            The function.
+        """
+        if force or getattr(self, "test_function", None) is None:
+            super().make_test_function(force=force)
+            self.test_function = self._guard.around(vars(self)["test_function"])
+        return self.test_function

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_distill import Distiller, metrics
 from keras_distill.callbacks import CalibrationMonitor
 from keras_distill.terms import LogitsDistillation
+from tests.models import replicas
 
 CLASSES = 3
 
@@ -133,7 +134,7 @@ def test_callbacks_after_it_see_its_numbers(tmp_path):
 
 def test_two_replicas_count_each_example_once():
     x, y = data()
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = replicas(2)
     with strategy.scope():
         model = compiled(network())
     monitor, expected = CalibrationMonitor((x, y), batch_size=20), Expected(x, y)

@@ -138,25 +138,11 @@ def gradients(row, teacher, student, temperature=1.0, labels=None, weights=None,
     return total, *tape.gradient(total, watched)
 
 
-def slope(function, x, step):
-    """Central differences of fourth order of a float64 function, entry by entry."""
-    x = np.asarray(x, "float64")
-    out = np.zeros_like(x)
-    for index in np.ndindex(x.shape):
-        at = []
-        for move in (1, -1, 2, -2):
-            moved = x.copy()
-            moved[index] += move * step
-            at.append(np.sum(function(moved)))
-        out[index] = (8 * (at[0] - at[1]) - (at[2] - at[3])) / (12 * step)
-    return out
-
-
 def oracle_gradient(row, teacher, student, temperature, labels, step=2e-4):
     options = given(row, labels)
     if isinstance(row.loss, losses.WeightedSoftLabels):
         options["weight_from"] = student
-    return slope(lambda s: row.oracle(teacher, s, temperature, **options), student, step)
+    return oracles.slope(lambda s: row.oracle(teacher, s, temperature, **options), student, step)
 
 
 def assert_close(got, wanted, rtol, floor=1e-7):
@@ -305,7 +291,7 @@ def test_a_temperature_tensor_is_the_number_and_has_its_gradient(row):
     got, _, to_temperature = gradients(row, teacher, tf.constant(student), tf.constant(3.0), labels)
     np.testing.assert_allclose(got, np.sum(plain), rtol=1e-6)
     options = given(row, labels)
-    expected = slope(lambda t: row.oracle(teacher, student, float(t), **options), np.float64(3.0), 1e-3)
+    expected = oracles.slope(lambda t: row.oracle(teacher, student, float(t), **options), np.float64(3.0), 1e-3)
     np.testing.assert_allclose(to_temperature, expected, rtol=2e-5)
 
 

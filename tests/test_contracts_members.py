@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_distill import losses
 from tests import oracles_uncertainty as oracles
+from tests.oracles import slope
 
 
 @dataclasses.dataclass
@@ -92,20 +93,6 @@ def gradients(row, members, student, temperature=1.0, **options):
 
 def expected(row, members, student, temperature=1.0):
     return row.oracle(members, student, temperature) if row.tempered else row.oracle(members, student)
-
-
-def slope(function, x, step=1e-4):
-    """Central differences of fourth order of a float64 function, entry by entry."""
-    x = np.asarray(x, "float64")
-    out = np.zeros_like(x)
-    for index in np.ndindex(x.shape):
-        at = []
-        for move in (1, -1, 2, -2):
-            moved = x.copy()
-            moved[index] += move * step
-            at.append(np.sum(function(moved)))
-        out[index] = (8 * (at[0] - at[1]) - (at[2] - at[3])) / (12 * step)
-    return out
 
 
 @every

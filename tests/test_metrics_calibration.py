@@ -10,6 +10,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 from keras_distill import metrics
 from tests.golden.record_metrics import load
+from tests.models import replicas
 
 ECE = load("ece")
 BINARY = load("binary_ece")
@@ -344,7 +345,7 @@ def test_counts_beyond_float32_are_exact():
 
 def test_two_replicas_equal_one():
     p, y, w = some(64)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = replicas(2)
     with strategy.scope():
         every = [metrics.ExpectedCalibrationError(), metrics.BrierScore(), metrics.AreaUnderRiskCoverage()]
     data = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices((y, p, w)).batch(32))

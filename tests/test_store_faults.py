@@ -356,7 +356,21 @@ def test_fit_on_plain_data_and_fit_on_wrong_data_stop_with_an_error(uninterrupte
         distiller.fit(here["dataset"](), verbose=0)
     distiller.fit(stored.attach(here["dataset"]()), verbose=0)
     wrong = stored.attach(tf.data.Dataset.from_tensor_slices(changed_example(X)).batch(20))
-    with pytest.raises((teachers.StoredTeacherError, tf.errors.InvalidArgumentError), match="example 113"):
+    evaluated = distiller.evaluate(stored.attach(here["dataset"]()), verbose=0, return_dict=True)
+    assert evaluated["loss"] == pytest.approx(evaluated["distillation_loss"]) and evaluated["loss"] > 0
+    for use in (distiller.fit, distiller.evaluate):
+        with pytest.raises(teachers.StoredTeacherError, match="example 113 to be the one that was labelled"):
+            use(wrong, verbose=0)
+
+
+def test_a_store_behind_a_scaler_says_the_same(uninterrupted):
+    stored = teachers.Stored(uninterrupted)
+    wrong = stored.attach(tf.data.Dataset.from_tensor_slices(changed_example(X)).batch(20))
+    student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+    teacher = teachers.Calibrated(stored, keras.layers.Rescaling(0.5))
+    distiller = keras_distill.Distiller(teacher, student, LogitsDistillation(), student_loss_weight=0.0)
+    distiller.compile("sgd")
+    with pytest.raises(teachers.StoredTeacherError, match="example 113 to be the one that was labelled"):
         distiller.fit(wrong, verbose=0)
 
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 import keras_distill
 from keras_distill import teachers
 from keras_distill.terms import FeatureDistillation, LogitsDistillation
+from tests.models import replicas
 
 rng = np.random.default_rng(3)
 X = rng.normal(size=(50, 4)).astype("float32")
@@ -297,7 +298,7 @@ def test_two_replicas_train_like_one(tmp_path):
     teacher = model()
     stored = label(teacher, data(), tmp_path, dtype="float32")
     one = train(stored, stored.attach(data(batch=10)), epochs=1)
-    strategy = tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"])
+    strategy = replicas(2)
     with strategy.scope():
         two = train(stored, stored.attach(data(batch=10)), epochs=1)
     for a, b in zip(one[1], two[1], strict=True):

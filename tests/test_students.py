@@ -51,8 +51,11 @@ def test_regression_heads_give_what_the_losses_read():
     x = 3 * X
     gaussian = students.GaussianHead(2)(x).numpy()
     assert (gaussian[:, 2:] > np.log(1e-6) - 1e-3).all()
-    raw = np.split(np.asarray(students.NormalInverseGammaHead(2)(x)), 4, -1)
-    assert len(raw) == 4
+    for layer in (students.GaussianHead(2), students.NormalInverseGammaHead(2)):
+        out = layer(x).numpy()  # means as they are, everything else the logarithm of a softplus
+        dense = x @ layer.dense.kernel.numpy() + layer.dense.bias.numpy()
+        np.testing.assert_allclose(out[:, :2], dense[:, :2], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(out[:, 2:], np.log(np.logaddexp(dense[:, 2:], 0) + 1e-6), rtol=1e-4, atol=1e-5)
     layer = students.MixtureHead(2, components=3)
     out = layer(x).numpy()
     assert out.shape == (6, 18)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from keras_distill.distiller import Distiller
 _HIGHER_IS_BETTER = ("acc", "auc", "agreement", "precision", "recall", "f1")
 
 
-class Policy(keras.callbacks.Callback):
+class Policy(keras.callbacks.Callback, abc.ABC):
     """Base of callbacks that decide at the end of an epoch and remember what they saw.
 
     What they remember is plain numbers, kept in the distiller's ``Memory`` and so in every file of its weights. An
@@ -34,17 +35,17 @@ class Policy(keras.callbacks.Callback):
         self._name = self._owner
         self._targets: dict[str, Setting] = {}
 
+    @abc.abstractmethod
     def _find(self, distiller: Distiller) -> dict[str, Setting]:
         """Return the numbers that are steered, by log name."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _fresh(self) -> dict[str, Any]:
         """Return the state at the beginning of a training run."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _decide(self, epoch: int, logs: dict[str, Any]) -> None:
         """Set the numbers of the next epoch."""
-        raise NotImplementedError
 
     @property
     def state(self) -> dict[str, Any]:

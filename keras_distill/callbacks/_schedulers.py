@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,7 @@ def _num_arguments(owner: str, schedule: Any) -> int:
     return max(len(needed), 1)
 
 
-class _Scheduler(keras.callbacks.Callback):
+class _Scheduler(keras.callbacks.Callback, abc.ABC):
     """Sets numbers at the beginning of every epoch, and shows them in ``logs`` at its end."""
 
     def __init__(self, schedule: Callable[..., Any], verbose: int = 0, term: Any = None) -> None:
@@ -43,11 +44,13 @@ class _Scheduler(keras.callbacks.Callback):
         self.term = term
         self._targets: dict[str, Setting] = {}
 
+    @abc.abstractmethod
     def _find(self, distiller: Any) -> dict[str, Setting]:
-        raise NotImplementedError
+        """Return the numbers that are set, by log name."""
 
+    @abc.abstractmethod
     def _checked(self, what: str, value: Any) -> float:
-        raise NotImplementedError
+        """Return the value, or raise the error that says what ``what`` may be."""
 
     def set_model(self, model: Any) -> None:
         """Look up what is steered; Keras calls this before training."""

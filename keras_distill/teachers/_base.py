@@ -158,8 +158,43 @@ class Single(Teacher):
         return cls(**{**config, "model": keras.saving.deserialize_keras_object(config["model"], custom_objects)})
 
 
+class Around(Teacher):
+    """Base of teachers that change what one other hears or says, and leave the rest to it.
+
+    Args:
+        model: a Keras model or a teacher.
+        **kwargs: passed on to ``keras.Model`` (``name``).
+    """
+
+    def __init__(self, model: keras.Model, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model = as_teacher(model, type(self).__name__)
+
+    def split(self, x: Any) -> tuple[Any, Any]:
+        """Split as the inner teacher does."""
+        return self.model.split(x)
+
+    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+        """Run the inner teacher once; see ``Teacher.listen``."""
+        return self.model.listen(teacher_x, taps)
+
+    def translate(self, problem: Exception) -> Exception:
+        """As the inner teacher's."""
+        return self.model.translate(problem)
+
+    @property
+    def trainable_parts(self) -> list[keras.layers.Layer]:
+        """As the inner teacher's."""
+        return self.model.trainable_parts
+
+    @property
+    def seed_generators(self) -> list[keras.random.SeedGenerator]:
+        """As the inner teacher's."""
+        return self.model.seed_generators
+
+
 @keras.saving.register_keras_serializable(package=_PACKAGE)
-class Preprocessed(Teacher):
+class Preprocessed(Around):
     """A teacher that sees a function of the batch: another resolution, another modality, another tokenisation.
 
     Args:
@@ -187,31 +222,16 @@ class Preprocessed(Teacher):
         student_fn: Callable[[Any], Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(model, **kwargs)
         for name, each in (("fn", fn), ("student_fn", student_fn or fn)):
             if not callable(each):
                 raise error("Preprocessed", f"{name} to be a function or a layer", each)
-        self.model = as_teacher(model, "Preprocessed")
         self.fn = fn
         self.student_fn = student_fn
 
     def split(self, x: Any) -> tuple[Any, Any]:
         """Return what the student sees, and what the teacher sees: ``fn`` of it."""
         return (x if self.student_fn is None else self.student_fn(x)), self.model.split(self.fn(x))[1]
-
-    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
-        """Run the model once on what ``split`` gave; see ``Teacher.listen``."""
-        return self.model.listen(teacher_x, taps)
-
-    @property
-    def trainable_parts(self) -> list[keras.layers.Layer]:
-        """As the inner teacher's."""
-        return self.model.trainable_parts
-
-    @property
-    def seed_generators(self) -> list[keras.random.SeedGenerator]:
-        """As the inner teacher's."""
-        return self.model.seed_generators
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""

@@ -8,11 +8,11 @@ from typing import Any
 import keras
 
 from keras_distill._checks import error
-from keras_distill.teachers._base import Teacher, as_teacher, refuse_probabilities, resolved
+from keras_distill.teachers._base import Around, refuse_probabilities, resolved
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class Calibrated(Teacher):
+class Calibrated(Around):
     """A teacher behind a fitted scaler: its logits are calibrated, then the student listens.
 
     Choose it where the teacher is over-confident, as most large ones are: its soft targets then say what it really
@@ -41,8 +41,7 @@ class Calibrated(Teacher):
     """
 
     def __init__(self, teacher: keras.Model, scaler: Any, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.model = as_teacher(teacher, "Calibrated")
+        super().__init__(teacher, **kwargs)
         refuse_probabilities("Calibrated", self.model)
         if not isinstance(scaler, keras.layers.Layer):
             # The scaler's own room is a neighbour of this one, so it is asked for its layer, not imported.
@@ -53,10 +52,6 @@ class Calibrated(Teacher):
             scaler = make()
         self.scaling = scaler
 
-    def split(self, x: Any) -> tuple[Any, Any]:
-        """Split as the inner teacher does."""
-        return self.model.split(x)
-
     def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
         """Run the inner teacher and scale its combined logits; see ``Teacher.listen``."""
         outputs, tapped = self.model.listen(teacher_x, taps)
@@ -64,20 +59,6 @@ class Calibrated(Teacher):
         if keras.tree.is_nested(outputs):
             raise error("Calibrated", "a teacher with one output", f"{len(keras.tree.flatten(outputs))} outputs")
         return self.scaling(outputs), tapped
-
-    def translate(self, problem: Exception) -> Exception:
-        """As the inner teacher's."""
-        return self.model.translate(problem)
-
-    @property
-    def trainable_parts(self) -> list[keras.layers.Layer]:
-        """As the inner teacher's."""
-        return self.model.trainable_parts
-
-    @property
-    def seed_generators(self) -> list[keras.random.SeedGenerator]:
-        """As the inner teacher's."""
-        return self.model.seed_generators
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""

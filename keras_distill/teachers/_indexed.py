@@ -9,11 +9,11 @@ import keras
 from keras import ops
 
 from keras_distill._checks import error
-from keras_distill.teachers._base import Teacher, as_teacher
+from keras_distill.teachers._base import Around
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class Indexed(Teacher):
+class Indexed(Around):
     """A teacher for terms that remember examples (``terms.ContrastiveMemory``): inputs come as ``(inputs, index)``.
 
     The index is an example's place in the training set, the same in each epoch: ``fit((x, np.arange(len(x))), y)``, or
@@ -33,10 +33,6 @@ class Indexed(Teacher):
 
     index_name = ":index"  # of the tap; no layer can be called so
 
-    def __init__(self, model: keras.Model, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.model = as_teacher(model, "Indexed")
-
     def split(self, x: Any) -> tuple[Any, Any]:
         """Return what the student sees, and what the teacher sees with the index."""
         if not isinstance(x, (list, tuple)) or len(x) != 2:
@@ -50,16 +46,6 @@ class Indexed(Teacher):
         inputs, index = teacher_x
         outputs, tapped = self.model.listen(inputs, [tap for tap in taps if tap != self.index_name])
         return outputs, {**tapped, self.index_name: ops.reshape(ops.cast(index, "int32"), (-1,))}
-
-    @property
-    def trainable_parts(self) -> list[keras.layers.Layer]:
-        """As the inner teacher's."""
-        return self.model.trainable_parts
-
-    @property
-    def seed_generators(self) -> list[keras.random.SeedGenerator]:
-        """As the inner teacher's."""
-        return self.model.seed_generators
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""

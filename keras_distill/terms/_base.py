@@ -162,6 +162,7 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
 
 
 def names_of(layer_name: Any) -> list[str]:
+    """Return the names of taps as a list, whether there is none, one or several."""
     if layer_name is None:
         return []
     return [layer_name] if isinstance(layer_name, str) else list(layer_name)
