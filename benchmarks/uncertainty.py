@@ -1,11 +1,11 @@
 """Does uncertainty survive distillation? An ensemble into one model, and what the teacher's calibration does to it.
 
 Each seed trains an ensemble of small CNNs (the "single" model is one of them, all are measured) and one large, over-
-confident CNN on few labelled images, halved in size so that all of it runs on one core. The students have the single
+confident CNN on few labelled images. The students have the single
 model's architecture and learn from the teacher's answers alone, which are computed once (``teachers.label``) on the
 labelled images and on further ones without labels; "+AUX" also on handwritten digits, which are foreign but none of the
 foreign images of the test. Temperatures are fitted on validation data; everything is judged on test data and on foreign
-images that no training saw.
+images that no training saw. The quick version halves the images and trains little: it shows that all of it runs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ def halved(images: np.ndarray) -> np.ndarray:
 
 def as_seen(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Bring foreign grey images to the shape that the models take: padded with black, one channel three times."""
-    images = halved(images)
     border = [
         (0, 0),
         *(((a - b) // 2, a - b - (a - b) // 2) for a, b in zip(shape[:2], images.shape[1:3], strict=True)),
@@ -119,12 +118,13 @@ def one_seed(name: str, seed: int, options: Any) -> dict[str, list[dict]]:
     keras.utils.set_random_seed(seed)
     loaded = data.load(name)
     order = np.random.default_rng(seed).permutation(len(loaded.train))[: options.labelled + options.unlabelled]
-    images, labels = halved(loaded.train.inputs[order]), loaded.train.labels[order]
+    sized = np.asarray if options.full else halved
+    images, labels = sized(loaded.train.inputs[order]), loaded.train.labels[order]
     shape, classes = images.shape[1:], loaded.num_classes
-    sets: dict[str, Any] = {"test": (halved(loaded.test.inputs), loaded.test.labels)}
-    sets["validation"] = (halved(loaded.validation.inputs[:2000]), loaded.validation.labels[:2000])
-    sets |= {each: as_seen(data.load(each).test.inputs[:5000], shape) for each in FOREIGN}
-    auxiliary = as_seen(data.load("mnist").train.inputs[: options.auxiliary], shape)
+    sets: dict[str, Any] = {"test": (sized(loaded.test.inputs), loaded.test.labels)}
+    sets["validation"] = (sized(loaded.validation.inputs[:2000]), loaded.validation.labels[:2000])
+    sets |= {each: as_seen(sized(data.load(each).test.inputs[:5000]), shape) for each in FOREIGN}
+    auxiliary = as_seen(sized(data.load("mnist").train.inputs[: options.auxiliary]), shape)
 
     hard = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     supervised = tf.data.Dataset.from_tensor_slices((images[: options.labelled], labels[: options.labelled]))
@@ -205,14 +205,16 @@ def main() -> None:
         data={"nargs": "*", "choices": ["fashion_mnist", "cifar10_jpeg"], "default": None},
         members={"type": int, "default": 10},
         labelled={"type": int, "default": 6000},
-        unlabelled={"type": int, "default": 6000, "help": "further images, of which only the teacher's answers count"},
+        unlabelled={"type": int, "help": "further images without labels; default: 6000, with --full 18000"},
         teacher_epochs={"type": int, "default": 12},
-        student_epochs={"type": int, "default": 15},
+        student_epochs={"type": int, "help": "default: 5, with --full 25"},
         auxiliary={"type": int, "default": 3000, "help": "images of MNIST for EnD2+AUX"},
         workers={"type": int, "default": 1, "help": "processes; each trains all of one seed"},
         students={"nargs": "*", "choices": list(STUDENTS), "default": list(STUDENTS)},
     )
     seeds = options.seeds or (3 if options.full else 1)
+    options.unlabelled = options.unlabelled or (18_000 if options.full else 6000)
+    options.student_epochs = options.student_epochs or (25 if options.full else 5)
     names = options.data or (["fashion_mnist", "cifar10_jpeg"] if options.full else ["fashion_mnist"])
     report = _harness.Report("uncertainty" if len(names) > 1 else f"uncertainty_{names[0]}", CLAIM, options)
     keys = ["accuracy", "nll", "ece", "ece_scaled", "adaptive_ece", "brier", "aurc"]
