@@ -43,7 +43,7 @@ lint: $(VENV)/.installed-lint
 bench: $(VENV)/.installed-test
 	$(PY) -m benchmarks $(ARGS)
 
-bench-full: $(VENV)/.installed-test
+bench-full: $(VENV)/.installed-bench
 	$(PY) -m benchmarks --full $(ARGS)
 
 clean:

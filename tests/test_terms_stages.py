@@ -62,8 +62,8 @@ def test_review_equals_the_recorded_fusion_and_loss():
     inputs = {name: arrays[key] for name, key in case["inputs"].items()}
     term = ReviewDistillation(["t0", "t1"], ["s0", "s1"], hidden_filters=6)
     deep = np.zeros((3, 2, 2, 4), "float32")  # its fusion is bypassed below: only the shallow stage was recorded
-    shapes = ([inputs["teacher_nhwc"].shape, (3, 2, 2, 4)], [inputs["student_nhwc"].shape, deep.shape])
-    term._build_shapes(*shapes)
+    pairs = ([inputs["teacher_nhwc"].shape, (3, 2, 2, 4)], [inputs["student_nhwc"].shape, deep.shape])
+    term.build_from_config(dict(zip(("teacher_shapes", "student_shapes"), pairs, strict=True)))
     fusion = term.fusions[1]
     fusion.reduce.set_weights([inputs["conv1_0_weight_hwio"]])
     fusion.expand.set_weights([inputs["conv2_0_weight_hwio"]])
@@ -112,6 +112,6 @@ def test_bad_input(make, message):
 
 def test_a_vector_is_no_stage():
     term = ReviewDistillation(["stage_1"], ["stage_1"])
-    message = r"stages of shape \(batch, height, width, channels\), all known, got \(None, 3\)"
+    message = r"layers of shape \(batch, height, width, channels\), all known, got \(None, 3\)"
     with pytest.raises(ValueError, match=message):
         term.build_from([keras.KerasTensor((None, 3))], [keras.KerasTensor((None, 8, 8, 3))])

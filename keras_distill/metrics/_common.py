@@ -223,15 +223,14 @@ def first_largest(outputs: Any) -> tuple[Any, Any]:
         (n,) values and (n,) int32 indices.
     """
     classes = outputs.shape[-1]
-    size = next((k for k in (40, 50, 32, 36, 64, 30, 25, 24, 20, 16) if classes % k == 0), 0)
+    size = next((k for k in (50, 64, 40, 36, 32, 30, 25, 24, 20, 16) if classes % k == 0), 0)
     if classes < 100 or not size:
         index = ops.argmax(outputs, axis=-1)
         return _pick(outputs, index), ops.cast(index, "int32")
     count = classes // size
-    _, block = _search(ops.max(ops.reshape(outputs, (-1, count, size)), axis=-1))
+    largest, block = _search(ops.max(ops.reshape(outputs, (-1, count, size)), axis=-1))
     rows = ops.take(ops.reshape(outputs, (-1, size)), _flat(block, count), axis=0)
-    largest, index = _search(rows)
-    return largest, block * size + index
+    return largest, block * size + ops.cast(ops.argmax(rows, axis=-1), "int32")
 
 
 def _search(rows: Any) -> tuple[Any, Any]:

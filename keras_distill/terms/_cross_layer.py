@@ -12,12 +12,11 @@ from keras import ops
 from keras_distill import adapters, losses
 from keras_distill._checks import error, integer
 from keras_distill.losses._tensors import pool
-from keras_distill.terms._base import DistillationLoss
-from keras_distill.terms._review import check_layer_lists, check_layers_exist
+from keras_distill.terms._stages import StagesDistillation
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class CrossLayerAttention(DistillationLoss):
+class CrossLayerAttention(StagesDistillation):
     """Every teacher layer may teach every student layer; attention learns how much (semantic calibration, SemCKD).
 
     Choose it when it is not clear which layers of two architectures correspond. It trains one adapter per pair of
@@ -48,8 +47,6 @@ class CrossLayerAttention(DistillationLoss):
         Differs: the embedding is of pooled features unless ``batch_size`` is given.
     """
 
-    needs_shapes = True
-
     def __init__(
         self,
         teacher_layer_names: Sequence[str],
@@ -59,24 +56,13 @@ class CrossLayerAttention(DistillationLoss):
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(name=name, **kwargs)
+        super().__init__(teacher_layer_names, student_layer_names, name, **kwargs)
         owner = type(self).__name__
-        check_layer_lists(owner, teacher_layer_names, student_layer_names)
-        self.teacher_layer_name = list(teacher_layer_names)
-        self.student_layer_name = list(student_layer_names)
         self.units = integer(owner, "units", units, low=1)
         self.batch_size = None if batch_size is None else integer(owner, "batch_size", batch_size, low=1)
         self.keys: list[keras.layers.Layer] = []
         self.queries: list[keras.layers.Layer] = []
         self.pairs: list[list[keras.layers.Layer]] = []
-
-    def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
-        """Raise ``ValueError`` where a named layer does not exist."""
-        check_layers_exist(type(self).__name__, self, teacher, student)
-
-    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
-        """Make embeddings and adapters from the sizes of the layers."""
-        self._build_shapes(*([tuple(tensor.shape) for tensor in side] for side in (teacher_outputs, student_outputs)))
 
     def _embedding(self, shape: tuple) -> keras.layers.Layer:
         if self.batch_size is None:
@@ -87,9 +73,6 @@ class CrossLayerAttention(DistillationLoss):
         return made
 
     def _build_shapes(self, teacher_shapes: list[tuple], student_shapes: list[tuple]) -> None:
-        for shape in (*teacher_shapes, *student_shapes):
-            if len(shape) != 4 or None in shape[1:]:
-                raise error(type(self).__name__, "layers of shape (batch, height, width, channels), all known", shape)
         self.keys = [self._embedding(shape) for shape in teacher_shapes]
         self.queries = [self._embedding(shape) for shape in student_shapes]
         rows = []
@@ -109,19 +92,6 @@ class CrossLayerAttention(DistillationLoss):
             dtype="float32",
             aggregation="mean",
         )
-        object.__setattr__(self, "_shapes", (teacher_shapes, student_shapes))
-        self.built = True
-
-    def get_build_config(self) -> dict[str, Any] | None:
-        """Return the sizes from which embeddings and adapters are made again."""
-        if not self.built:
-            return None
-        sides = [[[None, *shape[1:]] for shape in side] for side in self._shapes]
-        return {"teacher_shapes": sides[0], "student_shapes": sides[1]}
-
-    def build_from_config(self, config: dict[str, Any]) -> None:
-        """Make embeddings and adapters."""
-        self._build_shapes(*([tuple(shape) for shape in config[key]] for key in ("teacher_shapes", "student_shapes")))
 
     @property
     def attention(self) -> np.ndarray:
@@ -129,9 +99,6 @@ class CrossLayerAttention(DistillationLoss):
         if not self.built:
             raise error(type(self).__name__, "a built term", "one that has not seen data", "Call fit first")
         return ops.convert_to_numpy(ops.convert_to_tensor(self._seen))
-
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
-        """Raise nothing: any number of layers may be compared with any other."""
 
     def values(
         self,
@@ -163,8 +130,6 @@ class CrossLayerAttention(DistillationLoss):
         """Return what ``from_config`` needs to make this term again."""
         return {
             **super().get_config(),
-            "teacher_layer_names": list(self.teacher_layer_name),
-            "student_layer_names": list(self.student_layer_name),
             "units": self.units,
             "batch_size": self.batch_size,
         }

@@ -7,13 +7,13 @@ from typing import Any
 
 import keras
 
-from keras_distill import adapters, losses, taps, teachers
+from keras_distill import adapters, losses
 from keras_distill._checks import error, integer
-from keras_distill.terms._base import DistillationLoss
+from keras_distill.terms._stages import StagesDistillation
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class ReviewDistillation(DistillationLoss):
+class ReviewDistillation(StagesDistillation):
     """Distillation of several stages with attention-based fusion, deep to shallow (knowledge review, ReviewKD).
 
     Each student stage is fused with what the deeper stages passed on, gated by a spatial attention, and compared with
@@ -43,8 +43,6 @@ class ReviewDistillation(DistillationLoss):
         Differs: nothing; the published weight is 1 to 8, with a warm-up (``schedules.WarmUp``).
     """
 
-    needs_shapes = True
-
     def __init__(
         self,
         teacher_layer_names: Sequence[str],
@@ -53,32 +51,17 @@ class ReviewDistillation(DistillationLoss):
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(name=name, **kwargs)
+        super().__init__(teacher_layer_names, student_layer_names, name, **kwargs)
         owner = type(self).__name__
-        check_layer_lists(owner, teacher_layer_names, student_layer_names)
         if len(teacher_layer_names) != len(student_layer_names):
             got = f"{len(teacher_layer_names)} and {len(student_layer_names)}"
             raise error(owner, "as many teacher layers as student layers", got)
-        self.teacher_layer_name = list(teacher_layer_names)
-        self.student_layer_name = list(student_layer_names)
         self.hidden_filters = (
             None if hidden_filters is None else integer(owner, "hidden_filters", hidden_filters, low=1)
         )
         self.fusions: list[adapters.AttentionFusion] = []  # deep to shallow
 
-    def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
-        """Raise ``ValueError`` where a named layer does not exist."""
-        check_layers_exist(type(self).__name__, self, teacher, student)
-
-    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
-        """Make the fusions from the sizes of the stages."""
-        shapes = [[tuple(tensor.shape) for tensor in side] for side in (teacher_outputs, student_outputs)]
-        self._build_shapes(*shapes)
-
     def _build_shapes(self, teacher_shapes: list[tuple], student_shapes: list[tuple]) -> None:
-        for shape in (*teacher_shapes, *student_shapes):
-            if len(shape) != 4 or None in shape[1:]:
-                raise error(type(self).__name__, "stages of shape (batch, height, width, channels), all known", shape)
         hidden = self.hidden_filters or min(512, student_shapes[-1][-1])
         residual = None
         for teacher, student in zip(reversed(teacher_shapes), reversed(student_shapes), strict=True):
@@ -87,22 +70,6 @@ class ReviewDistillation(DistillationLoss):
             fusion.build(seen)
             residual = fusion.compute_output_shape(seen)[1]
             self.fusions.append(fusion)
-        object.__setattr__(self, "_shapes", (teacher_shapes, student_shapes))
-        self.built = True
-
-    def get_build_config(self) -> dict[str, Any] | None:
-        """Return the sizes from which the fusions are made again."""
-        if not self.built:
-            return None
-        sides = [[[None, *shape[1:]] for shape in side] for side in self._shapes]
-        return {"teacher_shapes": sides[0], "student_shapes": sides[1]}
-
-    def build_from_config(self, config: dict[str, Any]) -> None:
-        """Make the fusions."""
-        self._build_shapes(*([tuple(shape) for shape in config[key]] for key in ("teacher_shapes", "student_shapes")))
-
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
-        """Raise nothing: the numbers of layers were compared in the constructor."""
 
     def values(
         self,
@@ -122,23 +89,4 @@ class ReviewDistillation(DistillationLoss):
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs to make this term again."""
-        return {
-            **super().get_config(),
-            "teacher_layer_names": list(self.teacher_layer_name),
-            "student_layer_names": list(self.student_layer_name),
-            "hidden_filters": self.hidden_filters,
-        }
-
-
-def check_layer_lists(owner: str, *lists: Sequence[str]) -> None:
-    """Raise ``ValueError`` where a list of layer names is empty or holds something else."""
-    for names in lists:
-        if isinstance(names, str) or not names or not all(isinstance(each, str) for each in names):
-            raise error(owner, "a list of layer names", names)
-
-
-def check_layers_exist(owner: str, term: DistillationLoss, teacher: Any, student: keras.Model) -> None:
-    """Raise ``ValueError`` where a layer that the term taps does not exist."""
-    if not isinstance(teacher, teachers.Teacher):
-        taps.Taps(teacher, term.teacher_taps, owner=f"{owner} (teacher)")
-    taps.Taps(student, term.student_taps, owner=f"{owner} (student)")
+        return {**super().get_config(), "hidden_filters": self.hidden_filters}

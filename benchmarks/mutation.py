@@ -1,0 +1,143 @@
+"""Do the tests notice? A random sample of small faults put into ``losses`` and ``metrics``, each with its tests run.
+
+A mutant is one changed operator, number, comparison or decorator (cosmic-ray's operators; those in annotations are left
+out, where they change nothing). It is killed if a test fails, else it survives, and is listed with its change in the
+results; docs/mutation.md explains each. Tests run on copies of the tree, one for each worker.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import pathlib
+import random
+import shutil
+import sys
+import tempfile
+import time
+from typing import Any
+
+from benchmarks import _harness
+
+CLAIM = "At least 90 % of a random sample of mutants of losses/ and metrics/ are killed by the tests of their room."
+FEATURES = (
+    "tests/test_contracts_features.py tests/test_losses_features.py tests/test_losses_attention.py "
+    "tests/test_losses_relations.py tests/test_terms_transformers.py"
+)
+LOGITS = "tests/test_contracts.py tests/test_losses_logits.py tests/test_losses_large.py"
+MEMBERS = "tests/test_contracts_members.py tests/test_losses_uncertainty.py tests/test_terms_uncertainty.py"
+METRICS = (
+    "tests/test_metrics_adaptive.py tests/test_metrics_agreement.py tests/test_metrics_calibration.py "
+    "tests/test_metrics_ranking.py tests/test_metrics_uncertainty.py tests/test_report_uncertainty.py"
+)
+TESTS = {
+    FEATURES: "_attention _boundaries _contrast _features _flow _geometry _levels _relations _replicas _tensors "
+    "_transformers",
+    LOGITS: "_base _common _correlation _distributions _divergences _labelled _matching _multilabel _pairs "
+    "_soft_targets _standardized _top_k",
+    MEMBERS: "_dirichlet _evidential _members _regression",
+}
+
+
+def tests_of(module: pathlib.Path) -> str:
+    """Return the files of tests of a module."""
+    if module.parent.name == "metrics":
+        return METRICS
+    return next(tests for tests, names in TESTS.items() if module.stem in names.split())
+
+
+def command(tests: str) -> str:
+    """Return what runs them, up to the first that fails."""
+    return f"{sys.executable} -m pytest -x -q -p no:cacheprovider --no-header --tb=line {tests}"
+
+
+def begin(folder: str) -> None:
+    """Give this worker a copy of the tree to change, and half of the cores."""
+    own = pathlib.Path(folder) / str(os.getpid())
+    for name in ("keras_distill", "tests"):
+        shutil.copytree(_harness.ROOT / name, own / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml"):
+        shutil.copy(_harness.ROOT / name, own)
+    os.chdir(own)
+    os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "PYTHONPATH": str(own)}
+
+
+def tried(spec: Any, tests: str, seconds: float) -> tuple[str, str]:
+    """Put one fault in, run the tests, take it out; return the outcome and the change."""
+    from cosmic_ray.mutating import mutate_and_test
+
+    result = mutate_and_test([spec], command(tests), seconds)
+    outcome = result.test_outcome.value if result.test_outcome else result.worker_outcome.value
+    return outcome, result.diff or ""
+
+
+def untouched(tests: str) -> tuple[bool, float]:
+    """Run the tests without a fault; return whether they pass, and the seconds they take."""
+    from cosmic_ray.testing import TestOutcome, run_tests
+
+    began = time.monotonic()
+    outcome, _ = run_tests(command(tests), 3600)
+    return outcome == TestOutcome.SURVIVED, time.monotonic() - began
+
+
+def mutants(count: int, seed: int) -> list[Any]:
+    """Draw mutants of all modules at random."""
+    from cosmic_ray.commands import init
+    from cosmic_ray.work_db import WorkDB, use_db
+
+    rooms = [pathlib.Path("keras_distill") / room for room in ("losses", "metrics")]
+    modules = sorted(path for room in rooms for path in room.glob("_*.py") if path.stem != "__init__")
+    with tempfile.TemporaryDirectory() as folder, use_db(f"{folder}/work.sqlite", WorkDB.Mode.create) as work:
+        init(modules, work, {})
+        specs = [each.mutations[0] for each in work.work_items]
+    real = [spec for spec in specs if "BitOr" not in spec.operator_name]
+    real.sort(key=lambda spec: (str(spec.module_path), spec.operator_name, spec.occurrence, str(spec.operator_args)))
+    print(f"{len(real):,} mutants of {len(modules)} modules; {min(count, len(real))} are tried", flush=True)
+    return random.Random(seed).sample(real, min(count, len(real)))
+
+
+def main() -> None:
+    """Try the sample."""
+    options = _harness.arguments(
+        __doc__ or "",
+        mutants={"type": int, "help": "default: 4, with --full 150"},
+        seed={"type": int, "default": 0, "help": "of the sample"},
+        workers={"type": int, "default": 2},
+    )
+    report = _harness.Report("mutation", CLAIM, options)
+    os.chdir(_harness.ROOT)
+    drawn = mutants(options.mutants or (150 if options.full else 4), options.seed)
+    context = multiprocessing.get_context("spawn")
+    counts = {"killed": 0, "survived": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        pool = concurrent.futures.ProcessPoolExecutor(options.workers, context, initializer=begin, initargs=(folder,))
+        with pool:
+            needed = sorted({tests_of(spec.module_path) for spec in drawn})
+            limits = {}
+            for tests, (passed, seconds) in zip(needed, pool.map(untouched, needed), strict=True):
+                if not passed:
+                    raise SystemExit(f"without any fault already failing: {command(tests)}")
+                limits[tests] = 120 + 4 * seconds
+                print(f"{seconds:.0f} s without a fault: {tests}", flush=True)
+            jobs = {}
+            for spec in drawn:
+                tests = tests_of(spec.module_path)
+                jobs[pool.submit(tried, spec, tests, limits[tests])] = spec
+            for job in concurrent.futures.as_completed(jobs):
+                outcome, change = job.result()
+                counts[outcome] = counts.get(outcome, 0) + 1
+                spec = jobs[job]
+                place = f"{spec.module_path}:{spec.start_pos[0]}"
+                found = {"place": place, "operator": spec.operator_name, "outcome": outcome}
+                if outcome == "killed":
+                    report.add(found, {})
+                else:
+                    report.add(found, {"change": change}, f"{outcome} {place}\n{change}")
+    print(counts)
+    report.verdict("share of mutants killed", counts["killed"] / len(drawn), at_least=0.9)
+    report.write()
+
+
+if __name__ == "__main__":
+    main()
