@@ -37,6 +37,19 @@ def shown(verdict: dict[str, Any]) -> tuple[str, str]:
     return f"{verdict['value']:.3g}", bound
 
 
+def table(results: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table of those results that are means over seeds with their spread, by model."""
+    rows = [result for result in results if "mean" in result and "spread" in result]
+    if not rows:
+        return []
+    keys = list(dict.fromkeys(key for row in rows for key in row["mean"]))
+    lines = ["", "| | " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
+    for row in rows:
+        cells = [f"{row['mean'][key]:.4f} ± {row['spread'][key]:.4f}" if key in row["mean"] else "" for key in keys]
+        lines.append(f"| {row['model']} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def page() -> None:
     """Write the kept results and their pictures into ``docs/benchmarks.md``, between its two marks."""
     from benchmarks import _plots  # the one use of matplotlib
@@ -50,6 +63,7 @@ def page() -> None:
         for verdict in kept["verdicts"]:
             value, bound = shown(verdict)
             lines.append(f"| {verdict['target']} | {value} | {bound} | {'met' if verdict['met'] else '**missed**'} |")
+        lines += table(kept["results"])
         picture = _plots.draw(kept, PAGE.parent / "benchmarks")
         if picture is not None:
             lines += ["", f"![{_plots.PLOTS[kept['name']].__doc__}](benchmarks/{picture.name})"]

@@ -58,13 +58,13 @@ def separable(widths: tuple[int, ...]) -> keras.Model:
 # Name in the table: the terms beside the logits, each with its weight against the cross-entropy's 1.
 TERMS: dict[str, Callable[[], list[tuple[keras_distill.DistillationLoss, float]]]] = {
     "logits": list,
-    "+ hint": lambda: [(FeatureDistillation(losses.HintMatching(), "stage_2", "stage_2", adapter="auto"), 100.0)],
+    "+ hint": lambda: [(FeatureDistillation(losses.HintMatching(), "stage_2", "stage_2", adapter="auto"), 10.0)],
     "+ attention": lambda: [
-        (HierarchicalDistillation([(name, name) for name in STAGES], losses.AttentionTransfer()), 1000.0)
+        (HierarchicalDistillation([(name, name) for name in STAGES], losses.AttentionTransfer()), 100.0)
     ],
     "+ relation": lambda: [
-        (FeatureDistillation(losses.RelationalDistance(), "pooled", "pooled"), 25.0),
-        (FeatureDistillation(losses.RelationalAngle(), "pooled", "pooled"), 50.0),
+        (FeatureDistillation(losses.RelationalDistance(), "pooled", "pooled"), 2.5),
+        (FeatureDistillation(losses.RelationalAngle(), "pooled", "pooled"), 5.0),
     ],
     "+ cross-layer attention": lambda: [(CrossLayerAttention(STAGES, STAGES[1:]), 400.0)],
 }

@@ -372,6 +372,8 @@ def test_a_store_behind_a_scaler_says_the_same(uninterrupted):
     distiller.compile("sgd")
     with pytest.raises(teachers.StoredTeacherError, match="example 113 to be the one that was labelled"):
         distiller.fit(wrong, verbose=0)
+    with pytest.raises(ValueError, match="Preprocessed: expected a teacher that runs a model, got a stored one"):
+        teachers.Preprocessed(teacher, fn=keras.layers.Identity())
 
 
 # ---------------------------------------------------------------------------------------------- memory

@@ -26,6 +26,11 @@ class Teacher(keras.Model):
     so ``teacher.predict`` and ``teacher.evaluate`` work. It never changes the models it is made of.
     """
 
+    @property
+    def runs(self) -> bool:
+        """Whether it runs a model on each batch, and not only reads what one said before."""
+        return True
+
     def split(self, x: Any) -> tuple[Any, Any]:
         """Return what the student sees of a batch's inputs, and what the teacher sees."""
         return x, x
@@ -178,6 +183,11 @@ class Around(Teacher):
         """Run the inner teacher once; see ``Teacher.listen``."""
         return self.model.listen(teacher_x, taps)
 
+    @property
+    def runs(self) -> bool:
+        """As the inner teacher's."""
+        return self.model.runs
+
     def translate(self, problem: Exception) -> Exception:
         """As the inner teacher's."""
         return self.model.translate(problem)
@@ -226,6 +236,9 @@ class Preprocessed(Around):
         for name, each in (("fn", fn), ("student_fn", student_fn or fn)):
             if not callable(each):
                 raise error("Preprocessed", f"{name} to be a function or a layer", each)
+        if not self.runs:
+            advice = "Label with teachers.label(Preprocessed(...), dataset)"
+            raise error("Preprocessed", "a teacher that runs a model", "a stored one", advice)
         self.fn = fn
         self.student_fn = student_fn
 

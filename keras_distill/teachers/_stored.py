@@ -97,6 +97,11 @@ class Stored(Teacher):
         return manifest
 
     @property
+    def runs(self) -> bool:
+        """False: the answers come with the data."""
+        return False
+
+    @property
     def specs(self) -> list[layout.OutputSpec]:
         """How each output is stored."""
         return [layout.OutputSpec.from_config(each) for each in self._layout["outputs"]]
