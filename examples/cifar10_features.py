@@ -66,7 +66,7 @@ TERMS: dict[str, Callable[[], list[tuple[keras_distill.DistillationLoss, float]]
         (FeatureDistillation(losses.RelationalDistance(), "pooled", "pooled"), 2.5),
         (FeatureDistillation(losses.RelationalAngle(), "pooled", "pooled"), 5.0),
     ],
-    "+ cross-layer attention": lambda: [(CrossLayerAttention(STAGES, STAGES[1:]), 400.0)],
+    "+ cross-layer attention": lambda: [(CrossLayerAttention(STAGES, STAGES[1:]), 10.0)],
 }
 
 
