@@ -213,7 +213,7 @@ def keras_mask(y_pred: Any) -> Any:
 def first_largest(outputs: Any) -> tuple[Any, Any]:
     """Return the largest of each row and the first index where it stands.
 
-    TensorFlow's argmax on a CPU reads memory ten times slower than its max. Where the number of classes allows, each
+    Keras' argmax on a CPU reads memory several times slower than its max. Where the number of classes allows, each
     row is therefore cut in blocks: one fast pass gives the largest of every block, the search only sees few numbers.
 
     Args:
@@ -228,16 +228,17 @@ def first_largest(outputs: Any) -> tuple[Any, Any]:
         index = ops.argmax(outputs, axis=-1)
         return _pick(outputs, index), ops.cast(index, "int32")
     count = classes // size
-    largest, block = _search(ops.max(ops.reshape(outputs, (-1, count, size)), axis=-1))
+    blocks = ops.max(ops.reshape(outputs, (-1, count, size)), axis=-1)
+    largest = ops.max(blocks, axis=-1, keepdims=True)
+    block = _place(blocks, largest)
     rows = ops.take(ops.reshape(outputs, (-1, size)), _flat(block, count), axis=0)
-    return largest, block * size + ops.cast(ops.argmax(rows, axis=-1), "int32")
+    return largest[:, 0], block * size + _place(rows, largest)
 
 
-def _search(rows: Any) -> tuple[Any, Any]:
-    """Return the largest of each short row and its first index, by passes that vectorise."""
-    largest, last = ops.max(rows, axis=-1, keepdims=True), rows.shape[-1] - 1
-    places = ops.where(ops.equal(rows, largest), ops.arange(last + 1, dtype="int32"), last)
-    return largest[:, 0], ops.min(places, axis=-1)
+def _place(rows: Any, largest: Any) -> Any:
+    """Return where the largest of each short row first stands, by passes that vectorise."""
+    last = rows.shape[-1] - 1
+    return ops.min(ops.where(ops.equal(rows, largest), ops.arange(last + 1, dtype="int32"), last), axis=-1)
 
 
 def _flat(index: Any, width: int) -> Any:
