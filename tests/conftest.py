@@ -1,6 +1,11 @@
 """Set up TensorFlow once, before any test uses it."""
 
 import os
+import signal
+
+# Started in the background, pytest would hand "ignore Ctrl-C" on to the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Read by TensorFlow, OpenMP and Keras when they are first imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
