@@ -6,11 +6,10 @@ CIFAR-10 here is recompressed as JPEG: accuracies do not compare with published 
 
 Measured 2026-11-21, accuracy, agreement with the teacher, %, 3 seeds: teacher 72.71; student alone 42.29 ± 0.80,
 46.18 ± 0.57; logits 45.37 ± 0.84, 49.94 ± 1.26; + hint 45.54 ± 1.21, 50.30 ± 1.38; + attention 44.79 ± 0.17,
-49.90 ± 0.42; + relation 45.27 ± 0.72, 50.26 ± 0.94. Cross-layer attention, many times slower, was only measured on
-the validation pictures with the first seed: accuracy 46.05, where logits have 44.25.
+49.90 ± 0.42; + relation 45.27 ± 0.72, 50.26 ± 0.94. Cross-layer attention, many times slower: not measured yet.
 The logits help; beside them no term of one pair of layers helps beyond the spread.
 
-Run: ``python examples/cifar10_features.py`` (some 25 minutes of one core; ``--smoke``, on digits: under one).
+Run: ``python examples/cifar10_features.py`` (estimated: 25 minutes of one core; ``--smoke``, on digits: under one).
 """
 
 import argparse

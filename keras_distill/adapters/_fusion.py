@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import keras
@@ -100,7 +101,7 @@ def _nearest(features: Any, size: Any) -> Any:
     return features
 
 
-class _TwoLayerEmbedding(Adapter):
+class _TwoLayerEmbedding(Adapter, abc.ABC):
     """Two linear maps with a ReLU between them, scaled to length 1."""
 
     def __init__(self, units: int, **kwargs: Any) -> None:
@@ -109,11 +110,13 @@ class _TwoLayerEmbedding(Adapter):
         self.first = keras.layers.Dense(2 * self.units, activation="relu", dtype=self.dtype_policy, name="first")
         self.second = keras.layers.Dense(self.units, dtype=self.dtype_policy, name="second")
 
+    @abc.abstractmethod
     def _width(self, input_shape: Shape) -> int | None:
-        raise NotImplementedError
+        """Return how many columns ``_rows`` has for inputs of this shape."""
 
+    @abc.abstractmethod
     def _rows(self, inputs: Any) -> Any:
-        raise NotImplementedError
+        """Return what is embedded of each example, (batch, width)."""
 
     def build(self, input_shape: Shape) -> None:
         """Make the variables."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -54,7 +55,7 @@ def _as_it_is(logits: Any) -> Any:
     return logits
 
 
-class _OwnTemperature(LogitsDistillation):
+class _OwnTemperature(LogitsDistillation, abc.ABC):
     """A term whose temperature is a function of the logits that it compares, one per example or one for all."""
 
     def __init__(self, loss: Any, start: float, low: Any, high: Any, **kwargs: Any) -> None:
@@ -88,9 +89,9 @@ class _OwnTemperature(LogitsDistillation):
     def _mean_seen(self) -> float:
         return float(self._seen.result()) if float(self._seen.count) else self._start
 
+    @abc.abstractmethod
     def _temperatures(self, teacher: Any, student: Any) -> Any:
         """Return (...,), one temperature for each row of logits, or () for all."""
-        raise NotImplementedError
 
     def _compare(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
         standardize = losses_room.standardize_logits if self.standardize else _as_it_is

@@ -20,6 +20,7 @@ def flat_with_none(structure: Any) -> list[Any]:
 
 
 def map_with_none(function: Any, structure: Any) -> Any:
+    """Apply a function to each leaf of a structure, None included."""
     if isinstance(structure, dict):
         return {key: map_with_none(function, item) for key, item in structure.items()}
     if isinstance(structure, (list, tuple)):
@@ -40,6 +41,7 @@ def flat_as(structure: Any, outputs: Any, owner: str, what: str) -> list[Any]:
 
 
 def is_leaf(structure: Any) -> bool:
+    """Return whether this is one thing, not a structure of them."""
     return not isinstance(structure, (dict, list, tuple))
 
 
@@ -53,6 +55,7 @@ def deserialized(config: Any) -> Any:
 
 
 def output_shapes(model: Any) -> list[tuple[int | None, ...]] | None:
+    """Return the shapes of a model's outputs; None where they are not known before it is called."""
     if isinstance(model, teachers.Teacher) or not getattr(model, "outputs", None):
         return None
     return [tuple(tensor.shape) for tensor in model.outputs]
