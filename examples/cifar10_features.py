@@ -118,9 +118,7 @@ def main() -> None:
     teacher = fitted(residual((32, 64, 96)), loaded.train.take(taught), teacher_epochs, seed=0)
     agreed = answers(teacher, test)
     table = {"teacher": [100.0 * float(np.mean(agreed == test.labels))]}
-    print(
-        f"teacher {table['teacher'][0]:.2f} %, {teacher.count_params():,} parameters; {taught:,} pictures", flush=True
-    )
+    print(f"teacher {table['teacher'][0]:.2f} %, {teacher.count_params():,} parameters; {taught:,} pictures")
     print(f"student {separable((24, 48, 96)).count_params():,} parameters; {count:,} pictures, {seeds} seeds")
     print(f"{'':28}{'accuracy, %':>16}{'agreement with teacher, %':>28}")
     agreement: dict[str, list[float]] = {}
