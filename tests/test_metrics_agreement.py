@@ -85,6 +85,35 @@ def test_agreement_on_errors_counts_the_same_wrong_class():
     assert np.isnan(metrics.agreement_on_errors(decided, teacher, student))
 
 
+@pytest.mark.parametrize("classes", [3, 100])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize(
+    "make",
+    [
+        metrics.TopKAgreement,
+        lambda: metrics.TopKAgreement(2),
+        metrics.TeacherKL,
+        metrics.RankCorrelation,
+        lambda: metrics.RankCorrelation("kendall"),
+    ],
+)
+def test_an_output_that_is_no_number_agrees_with_nothing(make, side, classes):
+    both = [softmax(each, 1) for each in outputs(classes=classes)]
+    clean = float(make()(*both))
+    assert np.isfinite(clean)
+    both[side][5, 1] = np.nan
+    assert np.isnan(make()(*both))
+    weights = np.arange(40) != 5  # weight 0 removes even that
+    assert float(make()(*both, weights)) == float(make()(*(each[weights] for each in both)))
+
+
+def test_an_output_that_is_no_number_is_not_among_the_errors():
+    teacher, student = outputs(classes=3)
+    labels = (teacher.argmax(1) + 1) % 3
+    student[5, 1] = np.nan
+    assert np.isnan(metrics.agreement_on_errors(labels, teacher, student))
+
+
 def test_runs_in_xla_on_sequences_and_round_trips():
     teacher, student = (side.reshape(4, 10, 6).astype("float32") for side in outputs())
     every = [metrics.TopKAgreement(3), metrics.TeacherKL(True)]

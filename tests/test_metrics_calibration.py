@@ -266,6 +266,20 @@ class TestEdges:
             assert np.isnan(function([0, 2], [[0.5, 0.5], [0.5, 0.5]]))  # no such class
             assert np.isnan(function([0, -1], [[0.5, 0.5], [0.5, 0.5]]))
 
+    @pytest.mark.parametrize("classes", [3, 100, 150])
+    def test_an_output_that_is_no_number_makes_the_result_none(self, classes):
+        for place in (0, 2, classes - 1):
+            p = np.full((4, classes), 1.0 / classes)
+            p[3, place] = np.nan
+            assert np.isnan(metrics.expected_calibration_error([0, 0, 0, place], p))
+
+    @pytest.mark.parametrize("classes", [3, 100, 150, 1000])
+    def test_of_equal_outputs_the_first_decides(self, classes):
+        p = np.random.default_rng(0).integers(0, 4, (200, classes)) / 4.0  # each row has its largest many times
+        bins = metrics.reliability_bins(p.argmax(1), p)
+        assert bins.accuracy[bins.weight > 0] == pytest.approx(1.0)
+        assert bins.weight.sum() == 200
+
     def test_weight_zero_removes_even_padding_labels_and_nan(self):
         p, y = [[0.7, 0.3], [np.nan, np.nan]], [0, -1]
         for function in (metrics.expected_calibration_error, metrics.brier_score, metrics.negative_log_likelihood):

@@ -80,12 +80,13 @@ def bernoulli_kl(teacher_logits: Any, student_logits: Any, gap: Any = None) -> A
         p = 1.0 / (1.0 + odds)
         rest = odds * p
         near = ops.abs(gap) <= NEAR
-        # log(q / p), for the likelier side and for the other: from the gap alone where the two nearly agree.
-        change = rest * ops.expm1(ops.where(near, -distance, 0.0))
-        of_p = -ops.log1p(change)
-        of_rest = ops.where(near, of_p - distance, 0.0)
         decay = ops.exp(-ops.abs(student))
-        far = ops.maximum(-student, 0.0) + ops.log1p(decay) - ops.log1p(odds)
+        # log(q / p), for the likelier side and for the other: from the gap alone where the two nearly agree, elsewhere
+        # log((1 + decay) / (1 + odds)), a logarithm less than one of each.
+        change = rest * ops.expm1(ops.where(near, -distance, 0.0))
+        grown = ops.log1p(ops.where(near, change, (decay - odds) * p))
+        of_p, of_rest = ops.where(near, -grown, 0.0), ops.where(near, -grown - distance, 0.0)
+        far = ops.maximum(-student, 0.0) + grown
         close = p * bregman(of_p) + rest * bregman(of_rest)
         q = ops.where(student < 0.0, decay, 1.0) / (1.0 + decay)
         difference = ops.where(near, -p * change / (1.0 + change), q - p)

@@ -40,6 +40,19 @@ def _surprise(logits: Any, labels: Any, temperature: Any = 1.0) -> Any:
     return ops.softplus(-_target_logit(logits, labels, temperature))
 
 
+def _surprise_and_logs(logits: Any, labels: Any, temperature: Any) -> tuple[Any, Any]:
+    """Return the cross-entropy to the labels at temperature 1, without gradient, and log softmax at the temperature.
+
+    One maximum serves both: a pass over the logits less than one after the other.
+    """
+    below, _ = shifted(logits)
+    still = ops.stop_gradient(below)
+    others = ops.sum(ops.where(target_mask(labels, logits), 0.0, ops.exp(still)), axis=-1)
+    surprise = ops.softplus(ops.log(others) - at_label(still, labels))
+    scaled = below / temperature
+    return surprise, scaled - ops.log(ops.sum(ops.exp(scaled), axis=-1, keepdims=True))
+
+
 def decoupled_soft_targets(
     *,
     teacher_logits: Any,
@@ -197,9 +210,9 @@ def weighted_soft_labels(
     owner = "weighted_soft_labels"
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
     labels = class_ids(owner, labels, student, mask)
-    own, best = (_surprise(ops.stop_gradient(logits), labels) for logits in (student, teacher))
-    soft = -expectation(ops.exp(log_softmax(teacher, t)), log_softmax(student, t))
-    return _common.apply_mask(-ops.expm1(-own / (best + 1e-7)) * per_row(t) ** 2 * soft, mask)
+    (best, log_p), (own, log_q) = (_surprise_and_logs(logits, labels, t) for logits in (teacher, student))
+    weight = -ops.expm1(-own / (best + 1e-7))
+    return _common.apply_mask(weight * per_row(t) ** 2 * -expectation(ops.exp(log_p), log_q), mask)
 
 
 def hard_targets(

@@ -37,6 +37,14 @@ class _AgreementMetric(MeanOverExamples):
         return ops.reshape(teacher, (-1, classes)), ops.reshape(student, (-1, classes)), weights
 
 
+def _unless_nan(values: Any, *largest: Any) -> Any:
+    """Return the values as float64, NaN where one of the rows' largest entries is: no decision, so no agreement."""
+    values = float64(values)
+    for each in largest:
+        values = ops.where(ops.isnan(each), float("nan"), values)
+    return values
+
+
 @keras.saving.register_keras_serializable(package="keras_distill")
 class TopKAgreement(_AgreementMetric):
     """Share of the teacher's k likeliest classes that are among the student's; k = 1: how often both decide alike.
@@ -73,12 +81,14 @@ class TopKAgreement(_AgreementMetric):
         if self.k > classes:
             raise error(type(self).__name__, f"k of at most {classes} classes", self.k)
         if self.k == 1:
-            values = ops.equal(first_largest(teacher)[1], first_largest(student)[1])
+            (most, theirs), (ours_most, ours) = first_largest(teacher), first_largest(student)
+            values = _unless_nan(ops.equal(theirs, ours), most, ours_most)
         else:
             _, ours = ops.top_k(student, self.k)
             _, theirs = ops.top_k(teacher, self.k)
             common = ops.equal(ours[:, :, None], theirs[:, None, :])
-            values = ops.sum(float64(common), axis=(1, 2)) / self.k
+            overlap = ops.sum(float64(common), axis=(1, 2)) / self.k
+            values = _unless_nan(overlap, ops.max(teacher, axis=-1), ops.max(student, axis=-1))
         self.add(values, weights)
 
     def get_config(self) -> dict[str, Any]:
@@ -168,7 +178,8 @@ class RankCorrelation(_AgreementMetric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch of teacher's and student's outputs."""
         teacher, student, weights = self.rows(y_true, y_pred, sample_weight)
-        self.add(rank_correlation_rows(teacher, student, self.kind), weights)
+        values = rank_correlation_rows(teacher, student, self.kind)
+        self.add(_unless_nan(values, ops.max(teacher, axis=-1), ops.max(student, axis=-1)), weights)
 
     def get_config(self) -> dict[str, Any]:
         """Return the configuration."""
@@ -206,9 +217,10 @@ class AgreementOnErrors(_AgreementMetric):
         labels = ops.convert_to_tensor(labels)
         if len(labels.shape) == len(ops.shape(y_pred)) and labels.shape[-1] == student.shape[-1]:
             labels = ops.argmax(labels, axis=-1)
-        decided = first_largest(teacher)[1]
-        wrong = float64(ops.not_equal(decided, ops.reshape(ops.cast(labels, "int32"), (-1,))))
-        self.add(ops.equal(decided, first_largest(student)[1]), weights * wrong)
+        (most, decided), (ours_most, ours) = first_largest(teacher), first_largest(student)
+        wrong = ops.not_equal(decided, ops.reshape(ops.cast(labels, "int32"), (-1,)))
+        known = _unless_nan(wrong, most, ours_most)
+        self.add(ops.equal(decided, ours), ops.where(ops.equal(weights, 0.0), 0.0, weights * known))
 
 
 def average_ranks(rows: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_distill._checks import choice, error
@@ -213,32 +214,25 @@ def keras_mask(y_pred: Any) -> Any:
 def first_largest(outputs: Any) -> tuple[Any, Any]:
     """Return the largest of each row and the first index where it stands.
 
-    Keras' argmax on a CPU reads memory several times slower than its max. Where the number of classes allows, each
-    row is therefore cut in blocks: one fast pass gives the largest of every block, the search only sees few numbers.
+    An argmax on a CPU reads memory several times slower than a maximum. Where the number of classes allows, each row is
+    therefore cut in blocks: one fast pass gives the largest of every block, the search only sees few numbers. The
+    search is TensorFlow's: Keras' first copies the rows, to tell -0.0 from 0.0.
 
     Args:
         outputs: (n, classes), float.
 
     Returns:
-        (n,) values and (n,) int32 indices.
+        (n,) values, NaN for a row with a NaN, and (n,) int32 indices.
     """
     classes = outputs.shape[-1]
     size = next((k for k in (50, 64, 40, 36, 32, 30, 25, 24, 20, 16) if classes % k == 0), 0)
     if classes < 100 or not size:
-        index = ops.argmax(outputs, axis=-1)
-        return _pick(outputs, index), ops.cast(index, "int32")
+        return ops.max(outputs, axis=-1), tf.argmax(outputs, axis=-1, output_type="int32")
     count = classes // size
     blocks = ops.max(ops.reshape(outputs, (-1, count, size)), axis=-1)
-    largest = ops.max(blocks, axis=-1, keepdims=True)
-    block = _place(blocks, largest)
+    block = tf.argmax(blocks, axis=-1, output_type="int32")
     rows = ops.take(ops.reshape(outputs, (-1, size)), _flat(block, count), axis=0)
-    return largest[:, 0], block * size + _place(rows, largest)
-
-
-def _place(rows: Any, largest: Any) -> Any:
-    """Return where the largest of each short row first stands, by passes that vectorise."""
-    last = rows.shape[-1] - 1
-    return ops.min(ops.where(ops.equal(rows, largest), ops.arange(last + 1, dtype="int32"), last), axis=-1)
+    return ops.max(blocks, axis=-1), block * size + tf.argmax(rows, axis=-1, output_type="int32")
 
 
 def _flat(index: Any, width: int) -> Any:

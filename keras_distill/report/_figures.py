@@ -156,13 +156,14 @@ def layer_attention(terms: CrossLayerAttention | Mapping[str, CrossLayerAttentio
     for axes, (name, term) in zip(grid[0], terms.items(), strict=True):
         share = term.attention
         image = axes.imshow(share, cmap=colors, vmin=0, vmax=1)
-        axes.set(title=name, xlabel="teacher's layer")
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("teacher's layer", fontsize=8)
         axes.set_xticks(range(share.shape[1]), term.teacher_layer_name, fontsize=7)
         axes.set_yticks(range(share.shape[0]), term.student_layer_name, fontsize=7)
         for i, j in np.ndindex(share.shape):
             color = "white" if share[i, j] > 0.6 else _INK
             axes.text(j, i, f"{share[i, j]:.2f}", ha="center", va="center", fontsize=8, color=color)
-    grid[0][0].set_ylabel("student's layer")
+    grid[0][0].set_ylabel("student's layer", fontsize=8)
     bar = figure.colorbar(image, ax=list(grid[0]), shrink=0.75, pad=0.02)
     bar.set_label("share of its teaching", fontsize=8)
     bar.ax.tick_params(labelsize=7)

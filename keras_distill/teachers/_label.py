@@ -44,7 +44,8 @@ def label(
         dataset: yields x, (x, y) or (x, y, sample_weight), batched, in an order that repeats. Only x is looked at.
         path: a directory; made if it is not there.
         top_k: keep this many classes of each output, and the sum of the others' probabilities, which are then taken as
-            equal. None keeps all. Exact at temperature 1, an approximation at others.
+            equal. None keeps all. Exact at temperature 1, an approximation at others: above 1 and with many classes,
+            train with ``losses.TopKSoftTargets(k, missing="ignore")``.
         dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"int8"`` (256 levels between least and greatest).
         features: names of layers whose outputs are stored as well, for feature terms.
         members: store each member of an ensemble (exact at every temperature), or False: only their combination.
