@@ -24,7 +24,7 @@ from keras import layers
 from keras_distill import Distiller, LogitsDistillation, data, losses, teachers
 
 CLAIM = "Students of a teacher stored as its top 5 classes are within 0.3 points of students of the dense store."
-# How it is stored, and the loss: from a store of the top 5 the other classes come back with equal shares of what is left.
+# How it is stored, and the loss: from a store of the top 5 the others come back with equal shares of what is left.
 WAYS: dict[str, tuple[int | None, losses.LogitsLoss]] = {
     "dense": (None, losses.SoftTargets()),
     "top 5": (5, losses.SoftTargets()),
