@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import pathlib
 import statistics
 import tempfile
 import time
@@ -143,8 +144,13 @@ def taught(options: argparse.Namespace, images: Images) -> tuple[keras.Model, te
     """Train the teacher on jittered images, let it label the plain ones, and return both with what it said."""
     keras.utils.set_random_seed(0)
     teacher = teacher_net()
-    # The random numbers of dropout are slow under XLA: on one core an epoch took 31 seconds there, 11 without.
-    train(teacher, images, options.teacher_epochs, seed=0, pixels=2, jit_compile=False)
+    if options.teacher is not None and options.teacher.exists():
+        teacher.load_weights(options.teacher)
+    else:
+        # The random numbers of dropout are slow under XLA: on one core an epoch took 31 seconds there, 11 without.
+        train(teacher, images, options.teacher_epochs, seed=0, pixels=2, jit_compile=False)
+        if options.teacher is not None:
+            teacher.save_weights(options.teacher)
     dataset = tf.data.Dataset.from_tensor_slices(images.x).batch(1000)
     with tempfile.TemporaryDirectory() as folder:
         stored = teachers.label(teacher, dataset, folder, dtype="float32", progress=False)
@@ -239,6 +245,7 @@ def main() -> None:
         experiments={"nargs": "+", "choices": EXPERIMENTS, "help": "default: main, full: all"},
         teacher_epochs={"type": int, "help": "default 12, full 100"},
         student_epochs={"type": int, "help": "default 5, full 40"},
+        teacher={"type": pathlib.Path, "help": "*.weights.h5: the trained teacher, kept there for the next run"},
     )
     options.seeds = options.seeds or (5 if options.full else 1)
     options.experiments = options.experiments or (EXPERIMENTS if options.full else ("main",))
@@ -246,7 +253,7 @@ def main() -> None:
     options.student_epochs = options.student_epochs or (40 if options.full else 5)
     report = _harness.Report("hinton_mnist", CLAIM, options)
     report.content |= {"published": PUBLISHED, "batch": BATCH, "student_loss_weight": STUDENT_LOSS_WEIGHT}
-    report.content["settings"] = {k: v for k, v in vars(options).items() if k != "out"}
+    report.content["settings"] = {k: v for k, v in vars(options).items() if k not in ("out", "teacher")}
     images, test = load()
     started = time.monotonic()
     teacher, stored, images = taught(options, images)
