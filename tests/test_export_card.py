@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from keras_distill import Distiller, LogitsDistillation, data, export
+from tests.models import needs_to_write
 
 
 def build(units=3, name="small"):
@@ -124,7 +125,7 @@ def test_a_card_without_facts_says_so(tmp_path, distiller):
 
 
 def test_files_of_one_student_share_a_card(tmp_path, distiller):
-    pytest.importorskip("ai_edge_litert")
+    needs_to_write("litert")
     for name, quantize in (("a.tflite", None), ("b.tflite", "float16"), ("a.tflite", None)):
         export.litert(distiller.student, tmp_path / name, quantize, latency_batch_sizes=())
     content = json.loads((tmp_path / "distillation.json").read_text())
@@ -141,7 +142,7 @@ def test_files_of_one_student_share_a_card(tmp_path, distiller):
     "content", ["", "{", "[]", '{"schema": 1}', '{"schema": 2, "student": {}}', "\x00" * 9, "[" * 9999]
 )
 def test_a_corrupt_card_is_an_error(tmp_path, distiller, content):
-    pytest.importorskip("ai_edge_litert")
+    needs_to_write("litert")
     (tmp_path / "distillation.json").write_text(content)
     with pytest.raises(ValueError, match=r"expected a distillation\.json written by an export, got .*Move it away"):
         export.litert(distiller.student, tmp_path / "c.tflite", latency_batch_sizes=())

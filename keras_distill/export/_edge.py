@@ -25,6 +25,8 @@ from keras_distill.export._warmup import load_extra
 
 #: Most examples that int8 calibration reads.
 MOST_REPRESENTATIVE = 500
+#: The first Keras that writes the format for every student (setup.cfg asks for it in the extras).
+LEAST_KERAS = {"litert": (3, 15), "onnx": (3, 12), "openvino": (3, 13)}
 #: By precision: largest difference of probabilities, and least agreement of classes.
 _LIMITS = {None: (1e-4, 0.999), "float16": (2e-2, 0.99), "dynamic": (0.2, 0.97), "int8": (0.5, 0.95)}
 
@@ -224,6 +226,9 @@ def _export(
 ) -> Export:
     kind, module, extra = FORMATS[suffix]
     load_extra(owner, module, extra)  # before the work: the check needs it
+    if not keras_writes(kind):
+        expected = f"Keras {'.'.join(map(str, LEAST_KERAS[kind]))} or newer"
+        raise error(owner, expected, keras.__version__, f"pip install 'keras-distill[{extra}]'")
     check_card(owner, card)
     earlier = check_folder(owner, Path(path).parent, student)
     sizes = [integer(owner, "latency_batch_sizes", size, low=1) for size in latency_batch_sizes]
@@ -257,6 +262,11 @@ def _export(
         result = dataclasses.replace(result, latency_ms=times)
         write_card(aside.parent, student, inputs, heads, result, card, earlier)
     return result
+
+
+def keras_writes(kind: str) -> bool:
+    """Say whether this Keras is new enough for the format."""
+    return tuple(int(part) for part in keras.__version__.split(".")[:2]) >= LEAST_KERAS[kind]
 
 
 def _convert(owner: str, kind: str, student: keras.Model, path: Path, inputs: Inputs, options: dict[str, Any]) -> None:
