@@ -1,4 +1,4 @@
-# make demo | make test | make lint | make bench | make bench-full
+# make demo | make test | make lint | make coverage | make bench | make bench-full
 # Each makes .venv when it is missing and installs into it once; nothing else on the machine is used or changed.
 
 SHELL := /bin/bash
@@ -23,7 +23,7 @@ OUT ?= demo_output
 ARGS ?=
 INSTALL = $(PY) -m pip install --quiet --editable
 
-.PHONY: demo test lint bench bench-full clean help
+.PHONY: demo test lint coverage bench bench-full clean help
 
 help:
 	@sed -n 1,2p Makefile
@@ -33,6 +33,9 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-test
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadscope $(ARGS)
+
+coverage: $(VENV)/.installed-test
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadscope --cov=keras_distill --cov-report=term:skip-covered $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(PY) -m ruff check .

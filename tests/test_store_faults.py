@@ -304,7 +304,7 @@ def changed_order(x):
 
 def changed_example(x):
     x = x.copy()
-    x[113, 2] = np.nextafter(x[113, 2], 10)
+    x[113, 2] = np.nextafter(x[113, 2], np.float32(10))
     return x
 
 
