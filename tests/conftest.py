@@ -42,3 +42,13 @@ def fresh_names():
     """Free the graphs of the previous file; layer names count from zero again."""
     yield
     keras.backend.clear_session()
+
+
+def pytest_collection_modifyitems(items):
+    """Leave out the doctests of formats that this Keras cannot write."""
+    from keras_distill.export import _edge  # not before the devices are set
+
+    for item in items:
+        kind = item.name.removeprefix("keras_distill.export._edge.")
+        if kind in _edge.LEAST_KERAS and not _edge.keras_writes(kind):
+            item.add_marker(pytest.mark.skip(reason=f"Keras {keras.__version__} cannot write {kind}"))

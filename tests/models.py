@@ -51,8 +51,9 @@ def log_softmax(z, axis=-1):
 
 def kd(teacher, student, temperature):
     """T**2 KL(teacher || student) per example, in float64."""
-    p, log_p = softmax(np.asarray(teacher, "float64") / temperature), log_softmax(np.asarray(teacher) / temperature)
-    return temperature**2 * (p * (log_p - log_softmax(np.asarray(student) / temperature))).sum(-1)
+    # In float64 before the division: NumPy 1 would divide in float32.
+    teacher, student = (np.asarray(logits, "float64") / temperature for logits in (teacher, student))
+    return temperature**2 * (softmax(teacher) * (log_softmax(teacher) - log_softmax(student))).sum(-1)
 
 
 def replicas(count):

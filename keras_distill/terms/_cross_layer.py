@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,7 +63,8 @@ class CrossLayerAttention(StagesDistillation):
         self.batch_size = None if batch_size is None else integer(owner, "batch_size", batch_size, low=1)
         self.keys: list[keras.layers.Layer] = []
         self.queries: list[keras.layers.Layer] = []
-        self.pairs: list[list[keras.layers.Layer]] = []
+        # Row after row in one list: Keras before 3.13 does not save what is in a list of lists.
+        self.pairs: list[keras.layers.Layer] = []
 
     def _embedding(self, shape: tuple) -> keras.layers.Layer:
         if self.batch_size is None:
@@ -75,15 +77,12 @@ class CrossLayerAttention(StagesDistillation):
     def _build_shapes(self, teacher_shapes: list[tuple], student_shapes: list[tuple]) -> None:
         self.keys = [self._embedding(shape) for shape in teacher_shapes]
         self.queries = [self._embedding(shape) for shape in student_shapes]
-        rows = []
-        for student in student_shapes:
-            row = []
-            for teacher in teacher_shapes:
-                adapter = adapters.BottleneckRegressor(teacher[-1])
-                adapter.build((None, *_smaller(student, teacher), student[-1]))
-                row.append(adapter)
-            rows.append(row)
-        self.pairs = rows
+        pairs = []
+        for student, teacher in itertools.product(student_shapes, teacher_shapes):
+            adapter = adapters.BottleneckRegressor(teacher[-1])
+            adapter.build((None, *_smaller(student, teacher), student[-1]))
+            pairs.append(adapter)
+        self.pairs = pairs
         self._seen = self.add_weight(
             name="attention",
             shape=(len(student_shapes), len(teacher_shapes)),
@@ -115,12 +114,13 @@ class CrossLayerAttention(StagesDistillation):
         attention = losses.layer_attention(queries=ops.stack(queries, axis=1), keys=ops.stack(keys, axis=1))
         if training:
             self._seen.assign(ops.stop_gradient(ops.mean(attention, axis=0)))
+        pairs = iter(self.pairs)
         adapted = [
             [
-                adapter(pool(student, _smaller(student.shape, teacher.shape)), training=training)
-                for adapter, teacher in zip(row, teacher_outputs, strict=True)
+                next(pairs)(pool(student, _smaller(student.shape, teacher.shape)), training=training)
+                for teacher in teacher_outputs
             ]
-            for row, student in zip(self.pairs, student_outputs, strict=True)
+            for student in student_outputs
         ]
         return losses.semantic_calibration(
             teacher_features=list(teacher_outputs), student_features=adapted, attention=attention
