@@ -63,9 +63,10 @@ def dirichlet_distillation(
     """Likelihood of an ensemble's distributions under a Dirichlet student (EnD², ensemble distribution distillation).
 
     Choose it to keep the ensemble's knowledge uncertainty in one model: the student's ``metrics.dirichlet_uncertainty``
-    then tells it without sampling. It needs care: anneal the temperature from 10 to 1 over training
-    (``schedules.Linear``, after some epochs at 10), use many members (the paper's ensembles have 100), train long, and
-    end at 1, where the student is used. Beyond some hundred classes take ``proxy_dirichlet``, which needs no annealing.
+    then tells it without sampling. From random weights it learns slowly: first give the student the ensemble's mean
+    (``ensemble_soft_targets``, some epochs), then train on with this loss at temperature 1, as
+    ``benchmarks.uncertainty`` does. The paper anneals the temperature from 10 to 1 instead (``schedules.Linear``, after
+    some epochs at 10) and has 100 members. Beyond some hundred classes take ``proxy_dirichlet``.
 
     Formula: temperature**2 * (sum_k log Gamma(a_k) - log Gamma(a_0) - sum_k (a_k - 1) * mean_m log s^m_k), with
     a = exp(student / temperature) + offset, a_0 = sum_k a_k, s^m = (1 - smoothing) * softmax(member / temperature) +
