@@ -83,7 +83,8 @@ def bernoulli_kl(teacher_logits: Any, student_logits: Any, gap: Any = None) -> A
         decay = ops.exp(-ops.abs(student))
         # log(q / p), for the likelier side and for the other: from the gap alone where the two nearly agree, elsewhere
         # log((1 + decay) / (1 + odds)), a logarithm less than one of each.
-        change = rest * ops.expm1(ops.where(near, -distance, 0.0))
+        step = ops.where(near, -distance, 0.0)
+        change = rest * (step + bregman(step))
         grown = ops.log1p(ops.where(near, change, (decay - odds) * p))
         of_p, of_rest = ops.where(near, -grown, 0.0), ops.where(near, -grown - distance, 0.0)
         far = ops.maximum(-student, 0.0) + grown
