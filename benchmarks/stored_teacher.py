@@ -1,8 +1,8 @@
 """An epoch with the teacher live, stored, and in Keras' own Distiller; what labelling, storage and memory cost.
 
-Paired: in every round each contestant runs one epoch (of ``Model.fit``, data pipeline included, 10 steps per
-execution), in a random order. The teacher's forward pass takes about 10 times the student's; the measured factor is in
-the results. Run with ``python -m benchmarks.stored_teacher --full`` (about 12 minutes).
+Paired: in every round each contestant runs one epoch (of ``Model.fit``, data pipeline included), in a random order.
+The teacher's forward pass takes about 10 times the student's; the measured factor is in the results. Run with
+``python -m benchmarks.stored_teacher --full`` (about 12 minutes).
 """
 
 from __future__ import annotations
@@ -73,9 +73,8 @@ def calm_data(examples: int) -> tf.data.Dataset:
 
 
 def epoch(model: keras.Model, batches: tf.data.Dataset) -> Callable[[], int]:
-    """One epoch of ``fit``, 10 steps per call of Python."""
-    supervised = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(1e-3), supervised, steps_per_execution=10)
+    """One epoch of ``fit``."""
+    model.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     ahead = batches.prefetch(2)
 
     def run() -> int:
