@@ -2,7 +2,7 @@
 
 A mutant is one changed operator, number, comparison or decorator (cosmic-ray's operators; those in annotations are left
 out, where they change nothing). It is killed if a test fails, else it survives, and is listed with its change in the
-results; docs/mutation.md explains each. Tests run on copies of the tree, one for each worker.
+results, to be killed by a test or explained. Tests run on copies of the tree, one for each worker.
 """
 
 from __future__ import annotations
