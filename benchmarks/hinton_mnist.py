@@ -46,8 +46,7 @@ PUBLISHED = {
 }
 EXPERIMENTS = ("main", "temperatures", "omitted", "seven_eight", "few")
 BATCH = 200
-# The hard labels' share where there are any: "considerably lower" than the soft targets', as the paper says. Where the
-# student nearly matches the teacher, a tenth would already pull harder than the soft targets.
+# The hard labels' share where there are any: "considerably lower" than the soft targets', as the paper says.
 STUDENT_LOSS_WEIGHT = 0.01
 
 
@@ -148,7 +147,7 @@ def taught(options: argparse.Namespace, images: Images) -> tuple[keras.Model, te
     if options.teacher is not None and options.teacher.exists():
         teacher.load_weights(options.teacher)
     else:
-        # The random numbers of dropout are slow under XLA: on one core an epoch took 31 seconds there, 11 without.
+        # The random numbers of dropout are slow under XLA on a CPU.
         train(teacher, images, options.teacher_epochs, seed=0, pixels=2, jit_compile=False)
         if options.teacher is not None:
             teacher.save_weights(options.teacher)

@@ -46,9 +46,10 @@ def fresh_names():
 
 def pytest_collection_modifyitems(items):
     """Leave out the doctests of formats that this Keras cannot write."""
-    from keras_distill.export import _edge  # not before the devices are set
+    from tests.formats import LEAST_KERAS, too_old_for  # not before the devices are set
 
     for item in items:
         kind = item.name.removeprefix("keras_distill.export._edge.")
-        if kind in _edge.LEAST_KERAS and not _edge.keras_writes(kind):
-            item.add_marker(pytest.mark.skip(reason=f"Keras {keras.__version__} cannot write {kind}"))
+        reason = too_old_for(kind) if kind in LEAST_KERAS else None
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))

@@ -2,11 +2,7 @@
 
 import keras
 import numpy as np
-import pytest
 import tensorflow as tf
-
-from keras_distill.export._edge import keras_writes
-from keras_distill.export._runtimes import FORMATS
 
 
 def mlp(*units, inputs=6, seed=0, name=None, activation="relu"):
@@ -64,12 +60,3 @@ def replicas(count):
     """
     devices = [f"CPU:{index}" for index in range(count)]
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
-
-
-def needs_to_write(kind):
-    """Skip where the extra of a format is not installed, or Keras is older than that extra asks for."""
-    for name, module, extra in FORMATS.values():
-        if name == kind:
-            pytest.importorskip(module)
-            if not keras_writes(kind):
-                pytest.skip(f"the {extra} extra asks for a newer Keras than {keras.__version__}")

@@ -153,7 +153,7 @@ def temperature_and_weights_act_at_once(kit):
     term.temperature = 8.0
     distiller.student_loss_weight = 0.25
     distiller.distillation_loss_weights = [3.0]
-    distiller.reset_metrics()  # Keras before 3.13 goes on with the mean of the batch before
+    distiller.reset_metrics()  # Keras 3.12 goes on with the mean of the batch before
     got = distiller.train_on_batch(x, y, return_dict=True)
     soft = 3.0 * kd(teacher(x).numpy(), student(x).numpy(), 8.0).mean()
     hard = -log_softmax(student(x))[np.arange(len(y)), y].mean()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_distill import Distiller, LogitsDistillation, data, export
-from tests.models import needs_to_write
+from tests.formats import needs_to_write
 
 
 def build(units=3, name="small"):

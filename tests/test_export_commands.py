@@ -11,7 +11,7 @@ import pytest
 from keras_distill import export
 from keras_distill.export._commands import add_parsers
 from keras_distill.export._serve_check import read_parity
-from tests.models import needs_to_write
+from tests.formats import needs_to_write
 
 
 @pytest.fixture(scope="module")

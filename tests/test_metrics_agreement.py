@@ -99,8 +99,6 @@ def test_agreement_on_errors_counts_the_same_wrong_class():
 )
 def test_an_output_that_is_no_number_agrees_with_nothing(make, side, classes):
     both = [softmax(each, 1) for each in outputs(classes=classes)]
-    clean = float(make()(*both))
-    assert np.isfinite(clean)
     both[side][5, 1] = np.nan
     assert np.isnan(make()(*both))
     weights = np.arange(40) != 5  # weight 0 removes even that

@@ -63,7 +63,7 @@ class CrossLayerAttention(StagesDistillation):
         self.batch_size = None if batch_size is None else integer(owner, "batch_size", batch_size, low=1)
         self.keys: list[keras.layers.Layer] = []
         self.queries: list[keras.layers.Layer] = []
-        # Row after row in one list: Keras before 3.13 does not save what is in a list of lists.
+        # Row after row in one list: Keras 3.12 does not save what is in a list of lists.
         self.pairs: list[keras.layers.Layer] = []
 
     def _embedding(self, shape: tuple) -> keras.layers.Layer:
