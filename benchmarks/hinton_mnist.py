@@ -238,7 +238,7 @@ class Study:
 
 
 def main() -> None:
-    """Run the seeds, write after each, judge at the end."""
+    """Run the seeds, write after each, judge at the end, even if that comes early."""
     options = _harness.arguments(
         __doc__,
         seeds={"type": int, "help": "how many (default 1, full 5)"},
@@ -263,20 +263,27 @@ def main() -> None:
     # The headline first: the other experiments come after it, with the first seed.
     parts = [(seed, ("main",)) for seed in range(options.seeds) if "main" in options.experiments]
     parts += [(0, (name,)) for name in options.experiments if name != "main"]
-    for seed, chosen in parts:
-        started = time.monotonic()
-        keras.backend.clear_session()
-        found = Study(seed, stored, images, test, options).run(chosen)
-        runs[seed].update(found)
-        report.add({"seed": seed}, {**found, "seconds": round(time.monotonic() - started, 1)})
+    try:
+        for seed, chosen in parts:
+            started = time.monotonic()
+            keras.backend.clear_session()
+            found = Study(seed, stored, images, test, options).run(chosen)
+            runs[seed].update(found)
+            report.add({"seed": seed}, {**found, "seconds": round(time.monotonic() - started, 1)})
+            report.write()
+    finally:  # an interrupted run is judged by what it has
+        summarize(report, runs)
         report.write()
+
+
+def summarize(report: _harness.Report, runs: list[dict[str, Any]]) -> None:
+    """Add means and spreads over seeds of every count of errors, and the verdicts."""
     for name in (key for key, value in runs[0].items() if not isinstance(value, dict)):
         values = [run[name] for run in runs if name in run]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         figures = {"mean": statistics.mean(values), "sd": spread, "seeds": len(values)}
         report.add({"summary": name}, {**figures, "published": PUBLISHED.get(name)})
     judge(report, runs)
-    report.write()
 
 
 def judge(report: _harness.Report, runs: list[dict[str, Any]]) -> None:

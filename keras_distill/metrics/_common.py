@@ -225,13 +225,20 @@ def first_largest(outputs: Any) -> tuple[Any, Any]:
     classes = outputs.shape[-1]
     size = next((k for k in (50, 64, 40, 36, 32, 30, 25, 24, 20, 16) if classes % k == 0), 0)
     if classes < 100 or not size:
-        return ops.max(outputs, axis=-1), ops.cast(ops.argmax(outputs, axis=-1), "int32")
+        largest = ops.max(outputs, axis=-1)
+        return largest, ops.cast(ops.argmax(outputs, axis=-1), "int32")
     count = classes // size
     blocks = ops.max(ops.reshape(outputs, (-1, count, size)), axis=-1)
-    _, block = ops.top_k(blocks, 1)  # of equal ones the first, and faster than argmax
-    rows = ops.take(ops.reshape(outputs, (-1, size)), _flat(block[:, 0], count), axis=0)
-    _, place = ops.top_k(rows, 1)
-    return ops.max(blocks, axis=-1), (block * size + place)[:, 0]
+    largest = ops.max(blocks, axis=-1)
+    block = _first(blocks, largest)
+    rows = ops.take(ops.reshape(outputs, (-1, size)), _flat(block, count), axis=0)
+    return largest, block * size + _first(rows, largest)
+
+
+def _first(rows: Any, largest: Any) -> Any:
+    """Return the first index of each row's largest: (n,) int32; a row with a NaN gives its last index."""
+    width = rows.shape[-1]
+    return ops.min(ops.where(rows >= largest[:, None], ops.arange(width, dtype="int32"), width - 1), axis=-1)
 
 
 def _flat(index: Any, width: int) -> Any:
