@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from keras_distill.teachers._stored import Stored
 
 _OWNER = "Stored.attach"
+# Then come the number of the batch's first example, and 1 or 0 for each that is there on both sides.
+SAME_EXAMPLES = "Stored.attach: 1 where the example is the one that was labelled, else 0, from number"
 _BUFFER_BYTES = 1 << 20
 
 
@@ -37,7 +39,7 @@ def rows(store: Stored, manifest: dict[str, Any], first: Any, count: int, batch_
         decoded = decoded.enumerate().map(lambda i, each: each[tf.where(i == 0, skipped_rows, 0) :])
     batches = decoded.rebatch(batch_size).take(-(-count // batch_size))
     last = count % batch_size
-    if last == 0:
+    if last == 0 or manifest["count"] == count:
         return batches
     # The next row of the store belongs to the next view.
     whole = tf.constant(count // batch_size, tf.int64)
@@ -152,7 +154,8 @@ def _paired(
     def pair(index: tf.Tensor, element: Any, raw: tf.Tensor) -> Any:
         x = _x(element)
         ours = layout.fingerprint(keras.tree.map_structure(lambda t: t if batched else t[None], x))
-        with tf.control_dependencies(_same_examples(ours, layout.fingerprints_of(raw), index * batch_size)):
+        same = _same_examples(ours, layout.fingerprints_of(raw), index * batch_size, batch_size)
+        with tf.control_dependencies([same]):
             x = keras.tree.map_structure(tf.identity, x)
         fields = layout.from_bytes(raw, specs)
         if not batched:
@@ -196,20 +199,20 @@ def _with_end(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return marked.concatenate(tf.data.Dataset.from_tensors((False, end)))
 
 
-def _same_examples(ours: tf.Tensor, theirs: tf.Tensor, first: tf.Tensor) -> list[tf.Operation]:
-    """Demand equal fingerprints; name the first example that differs, else the end of the shorter batch.
+def _same_examples(ours: tf.Tensor, theirs: tf.Tensor, first: tf.Tensor, batch_size: int) -> tf.Operation:
+    """Demand equal fingerprints; ``Stored.translate`` finds in the flags which example is the first that differs.
 
-    Without branches and with one assertion: each op is compiled whenever an epoch begins.
+    Few ops, without branches: each runs for every batch, and is compiled whenever an epoch begins.
     """
-    size = tf.minimum(tf.size(ours), tf.size(theirs))
-    wrong = tf.not_equal(ours[:size], theirs[:size])
-    differs = tf.reduce_any(wrong)
-    same = tf.logical_and(tf.equal(tf.size(ours), tf.size(theirs)), tf.logical_not(differs))
-    place = tf.where(differs, tf.argmax(tf.cast(wrong, tf.int32), output_type=tf.int32), size)
-    return [_demand(same, first + tf.cast(place, tf.int64), tf.where(differs, "differs", "uneven"))]
+    sizes = tf.size(ours), tf.size(theirs)
+    both = tf.minimum(*sizes)
+    flags = tf.equal(ours[:both], theirs[:both])
+    same = tf.logical_and(tf.reduce_all(flags), tf.equal(*sizes))
+    # The raw op: tf.debugging.Assert puts a branch around what are not strings.
+    return tf.raw_ops.Assert(condition=same, data=[SAME_EXAMPLES, first, flags], summarize=batch_size)
 
 
-def _demand(condition: tf.Tensor, index: tf.Tensor, what: str | tf.Tensor) -> tf.Operation:
+def _demand(condition: tf.Tensor, index: tf.Tensor, what: str) -> tf.Operation:
     # As one string: with numbers beside it the assertion would become a branch.
     text = tf.strings.join(["Stored.attach: example ", tf.strings.as_string(index), " of the dataset ", what])
     return tf.debugging.Assert(condition, [text])

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_distill._checks import error
 from keras_distill.teachers import _store_files as files
 from keras_distill.teachers import _store_format as layout
-from keras_distill.teachers._attach import attached, rows
+from keras_distill.teachers._attach import SAME_EXAMPLES, attached, rows
 from keras_distill.teachers._base import StoredTeacherError, Teacher, silent
 from keras_distill.teachers._combine import Combine, Stochastic
 from keras_distill.teachers._ensemble import combine_rule
@@ -225,27 +225,32 @@ class Stored(Teacher):
     def translate(self, problem: Exception) -> Exception:
         """Return the ``StoredTeacherError`` behind an error of TensorFlow, or that error."""
         text = str(problem)
+        compared = re.search(re.escape(SAME_EXAMPLES) + r"\D+(\d+)\D+([01 ]+)", text)
+        if compared is not None:
+            first, flags = int(compared[1]), compared[2].split()
+            if "0" in flags:
+                return self._differs(first + flags.index("0"))
+            return self._unpaired(first + len(flags), "uneven")
         found = re.search(r"Stored\.attach: example (\d+) of the dataset (\w+)", text)
-        if found is not None and found[2] == "differs":
-            return self._differs(int(found[1]))
         if found is not None:
-            index, count = int(found[1]), self.num_examples
-            if found[2] == "surplus" or index >= count:
-                advice = f"The first surplus one is number {index}: label the dataset that you train on"
-                return files.stored_error(f"{count} examples", "more", advice, "Stored.attach")
-            if found[2] == "missing":
-                advice = f"The first missing one is number {index}"
-                return files.stored_error(f"{count} examples", f"{index}", advice, "Stored.attach")
-            advice = (
-                f"The first missing one is number {index}; batches of different sizes need attach() before batching"
-            )
-            got = f"a batch that ends before example {index}"
-            return files.stored_error(f"{count} examples in batches of one size", got, advice, "Stored.attach")
+            return self._unpaired(int(found[1]), found[2])
         if isinstance(problem, (tf.errors.DataLossError, tf.errors.NotFoundError)) or "shard-" in text:
             advice = f"See keras-distill store verify {self.directory}, then store repair"
             got = re.sub(r"^\{\{.*\}\} | *\[Op:.*$", "", text.splitlines()[0])  # no names of nodes
             return files.stored_error(f"readable shards in {self.directory}", got, advice)
         return problem
+
+    def _unpaired(self, index: int, what: str) -> StoredTeacherError:
+        """Say that from ``index`` on an example ("surplus") or a stored one ("missing", "uneven") has no partner."""
+        count = self.num_examples
+        expected, got = f"{count} examples", f"{index}"
+        advice = f"The first missing one is number {index}"
+        if what == "surplus" or index >= count:
+            got, advice = "more", f"The first surplus one is number {index}: label the dataset that you train on"
+        elif what == "uneven":
+            expected, got = f"{expected} in batches of one size", f"a batch that ends before example {index}"
+            advice += "; batches of different sizes need attach() before batching"
+        return files.stored_error(expected, got, advice, "Stored.attach")
 
     def _differs(self, index: int) -> StoredTeacherError:
         advice = "Attach before shuffling and augmenting, and use the dataset that was labelled"
