@@ -1,9 +1,8 @@
 """An epoch with the teacher live, stored, and in Keras' own Distiller; what labelling, storage and memory cost.
 
-Paired: in every round each contestant runs one epoch (of ``Model.fit``, data pipeline included, 10 steps per execution),
-in a random order.
-The teacher's forward pass takes about 10 times the student's; the measured factor is in the results. Run with
-``python -m benchmarks.stored_teacher --full`` (about 12 minutes).
+Paired: in every round each contestant runs one epoch (of ``Model.fit``, data pipeline included, 10 steps per
+execution), in a random order. The teacher's forward pass takes about 10 times the student's; the measured factor is in
+the results. Run with ``python -m benchmarks.stored_teacher --full`` (about 10 minutes).
 """
 
 from __future__ import annotations
