@@ -152,6 +152,32 @@ def test_special_functions_equal_scipy_with_their_gradients():
     np.testing.assert_allclose(tape.gradient(values[1], tensor), special.polygamma(1, x), rtol=1e-11)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_variance_of_a_gaussian_mixture_equals_sampling_without_noise(weighted):
+    """Quantiles in place of draws: the mean and variance over them are those of the mixture, by no formula of ours."""
+    random = np.random.default_rng(5)
+    means, log_variances, logits = (random.normal(size=(2, 3, 2)) for _ in range(3))
+    levels = (np.arange(200_000) + 0.5) / 200_000
+    draws = stats.norm.ppf(levels)[:, None, None, None] * np.exp(log_variances / 2) + means
+    weights = special.softmax(logits, axis=1) if weighted else np.full(logits.shape, 1 / 3)
+    mean = (weights * draws.mean(0)).sum(1)
+    total = (weights * ((draws - mean[:, None]) ** 2).mean(0)).sum(1)
+    within = (weights * draws.var(0)).sum(1)
+    parts = metrics.mixture_uncertainty(means, log_variances, weight_logits=logits if weighted else None)
+    for got, expected in zip(parts, (mean, total, within, total - within), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=2e-4, atol=1e-5)
+
+
+def test_normal_inverse_gamma_equals_the_moments_of_its_distributions():
+    random = np.random.default_rng(6)
+    mean, strength, shape, scale = random.normal(size=5), *random.uniform(1.5, 4.0, size=(3, 5))
+    parts = metrics.normal_inverse_gamma_uncertainty(np.stack([mean, *np.log([strength, shape - 1, scale])], axis=-1))
+    noise = stats.invgamma(shape, scale=scale).mean()
+    expected = (mean, noise + noise / strength, noise, noise / strength)
+    for got, each in zip(parts, expected, strict=True):
+        np.testing.assert_allclose(np.ravel(got), each, rtol=1e-5)
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="expected kind to be one of 'total', 'data'"):
         metrics.MeanUncertainty("epistemic")
