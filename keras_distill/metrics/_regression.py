@@ -51,8 +51,10 @@ def mixture_uncertainty(means: Any, log_variances: Any, *, weight_logits: Any = 
     means, log_variances = (ops.cast(as_float(each), "float32") for each in (means, log_variances))
     if len(means.shape) < 2:
         raise error("mixture_uncertainty", "means of shape (..., members, outputs)", f"shape {means.shape}")
-    weights: Any = 1.0 / means.shape[-2]
-    if weight_logits is not None:
+    weights: Any
+    if weight_logits is None:
+        weights = 1.0 / means.shape[-2]
+    else:
         weights = ops.softmax(ops.cast(as_float(weight_logits), "float32"), axis=-2)
     mean = ops.sum(weights * means, axis=-2)
     data = ops.sum(weights * ops.exp(log_variances), axis=-2)
