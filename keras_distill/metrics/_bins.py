@@ -69,7 +69,7 @@ def bin_sums(index: Any, num_bins: int, weights: Any, confidence: Any, accuracy:
     zero = ops.zeros((), dtype="float64")
     none = ops.equal(weights, 0.0)
     parts = [weights] + [ops.where(none, zero, weights * float64(v)) for v in (confidence, accuracy)]
-    # Three sums of scalars: TensorFlow adds rows of three one row at a time, at twice the cost.
+    # Three sums of scalars: TensorFlow adds rows of three one row at a time.
     return ops.stack([ops.segment_sum(each, index, num_segments=num_bins + 1) for each in parts])
 
 

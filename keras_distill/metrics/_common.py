@@ -225,8 +225,7 @@ def first_largest(outputs: Any) -> tuple[Any, Any]:
     classes = outputs.shape[-1]
     size = next((k for k in (50, 64, 40, 36, 32, 30, 25, 24, 20, 16) if classes % k == 0), 0)
     if classes < 100 or not size:
-        largest = ops.max(outputs, axis=-1)
-        return largest, ops.cast(ops.argmax(outputs, axis=-1), "int32")
+        return ops.max(outputs, axis=-1), ops.cast(ops.argmax(outputs, axis=-1), "int32")
     count = classes // size
     blocks = ops.max(ops.reshape(outputs, (-1, count, size)), axis=-1)
     largest = ops.max(blocks, axis=-1)
