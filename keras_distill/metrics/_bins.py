@@ -39,18 +39,14 @@ def bin_index(scores: Any, num_bins: int, convention: str) -> Any:
     scores = ops.where(ops.isnan(scores), ops.zeros_like(scores), scores)
     if convention == "left_closed":
         return ops.minimum(ops.cast(ops.floor(float64(scores) * num_bins), "int32"), num_bins - 1)
-    if convention == "torchmetrics":
-        edges = ops.convert_to_tensor(torch_edges(num_bins, np.dtype(scores.dtype.name).type))
-        index = ops.clip(ops.cast(ops.floor(scores * num_bins), "int32"), 0, num_bins - 1)
-        index = index - ops.cast(scores < ops.take(edges, index, axis=0), "int32")
-        return index + ops.cast(scores >= ops.take(edges, index + 1, axis=0), "int32")
-    scores = float64(scores)
-    edges = ops.convert_to_tensor(np.linspace(0.0, 1.0, num_bins + 1))
-    index = ops.clip(ops.cast(ops.ceil(scores * num_bins), "int32") - 1, 0, num_bins - 1)
-    index = index - ops.cast(scores <= ops.take(edges, index, axis=0), "int32")
-    index = ops.maximum(index, 0) if convention == "right_closed" else index
-    index = index + ops.cast(scores > ops.take(edges, index + 1, axis=0), "int32")
-    return ops.where(index < 0, num_bins, index)
+    dtype = np.dtype(scores.dtype.name).type if convention == "torchmetrics" else np.float64
+    edges = torch_edges(num_bins, dtype) if convention == "torchmetrics" else np.linspace(0.0, 1.0, num_bins + 1)
+    side = "right" if convention == "torchmetrics" else "left"
+    flat = ops.reshape(ops.cast(scores, edges.dtype.name), (-1,))
+    index = ops.reshape(ops.searchsorted(ops.convert_to_tensor(edges), flat, side=side) - 1, ops.shape(scores))
+    if convention == "guo":
+        return ops.where(index < 0, num_bins, index)
+    return index if convention == "torchmetrics" else ops.maximum(index, 0)
 
 
 def bin_sums(index: Any, num_bins: int, weights: Any, confidence: Any, accuracy: Any) -> Any:
@@ -67,10 +63,13 @@ def bin_sums(index: Any, num_bins: int, weights: Any, confidence: Any, accuracy:
         (3, num_bins + 1), float64.
     """
     zero = ops.zeros((), dtype="float64")
-    none = ops.equal(weights, 0.0)
-    parts = [weights] + [ops.where(none, zero, weights * float64(v)) for v in (confidence, accuracy)]
-    # Three sums of scalars: TensorFlow adds rows of three one row at a time.
-    return ops.stack([ops.segment_sum(each, index, num_segments=num_bins + 1) for each in parts])
+    weighted = ops.where(ops.equal(weights, 0.0), zero, weights * float64(confidence))
+    # Wrong and right examples apart: one sum gives the weight and the accuracy. Each is a sum of scalars, as TensorFlow
+    # adds rows of two one row at a time.
+    apart = index * 2 + ops.cast(accuracy, "int32")
+    counts = ops.reshape(ops.segment_sum(weights, apart, num_segments=2 * num_bins + 2), (-1, 2))
+    confidences = ops.segment_sum(weighted, index, num_segments=num_bins + 1)
+    return ops.stack([ops.sum(counts, axis=-1), confidences, counts[:, 1]])
 
 
 def error_of_sums(sums: Any, norm: str = "l1", convention: str = "torchmetrics", side: str = "both") -> Any:
