@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -37,9 +38,26 @@ def check_same_shape(owner: str, teacher: Any, student: Any, what: str = "logits
         raise _checks.error(owner, f"teacher and student {what} of one shape", f"{left} and {right}", advice)
 
 
+def is_float(x: Any) -> bool:
+    """Return whether the tensor ``x`` holds floating-point numbers, of any precision."""
+    return "float" in keras.backend.standardize_dtype(x.dtype)
+
+
+def floating(x: Any) -> Any:
+    """Return ``x`` as a tensor in the floating precision that it has, float32 where it has none."""
+    x = ops.convert_to_tensor(x)
+    return x if is_float(x) else float32(x)
+
+
 def check_pair(owner: str, teacher: Any, student: Any, what: str = "logits") -> tuple[Any, Any]:
     """Return teacher (without gradient) and student as float32 tensors of one shape."""
-    teacher, student = ops.stop_gradient(float32(teacher)), float32(student)
+    teacher, student = check_floating(owner, teacher, student, what)
+    return float32(teacher), float32(student)
+
+
+def check_floating(owner: str, teacher: Any, student: Any, what: str = "logits") -> tuple[Any, Any]:
+    """Return teacher (without gradient) and student as tensors of one shape, each in the precision that it has."""
+    teacher, student = ops.stop_gradient(floating(teacher)), floating(student)
     check_same_shape(owner, teacher, student, what)
     return teacher, student
 

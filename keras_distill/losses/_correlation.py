@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill.losses import _blocks, _common
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._distributions import inputs, log_softmax
 
@@ -18,11 +19,112 @@ def _mean_correlation(p: Any, q: Any, axis: int, weight: Any, along: Any) -> Any
     """Return the mean Pearson correlation of p and q along ``axis``; ``weight`` counts entries, ``along`` vectors."""
     total = ops.sum(weight, axis=axis, keepdims=True)
     p, q = (weight * (x - ops.divide_no_nan(ops.sum(weight * x, axis=axis, keepdims=True), total)) for x in (p, q))
-    squares = ops.sum(ops.square(p), axis=axis) * ops.sum(ops.square(q), axis=axis)
+    each = _correlation(*(ops.sum(x, axis=axis) for x in (ops.square(p), ops.square(q), p * q)))
+    return ops.divide_no_nan(ops.sum(each * along), ops.sum(along))
+
+
+def _correlation(of_p: Any, of_q: Any, of_both: Any) -> Any:
+    """Return Pearson's correlation from the centred sums of p * p, q * q and p * q."""
+    squares = of_p * of_q
     # The slope of a root is infinite at 0, where a constant vector has no correlation to speak of.
     norms = ops.where(squares > 0, ops.sqrt(ops.where(squares > 0, squares, 1.0)), 0.0)
-    each = ops.sum(p * q, axis=axis) / (norms + _EPSILON)
-    return ops.divide_no_nan(ops.sum(each * along), ops.sum(along))
+    return of_both / (norms + _EPSILON)
+
+
+class _Columns(NamedTuple):
+    """What the rows seen so far say of each class, (classes,) each but for the count."""
+
+    count: Any  # of rows, ()
+    mean_p: Any
+    mean_q: Any
+    of_p: Any  # centred sums of p * p, q * q, p * q
+    of_q: Any
+    of_both: Any
+
+
+def _merged(before: _Columns, p: Any, q: Any, kept: Any) -> _Columns:
+    """Add a block of rows, (rows, classes), of which ``kept``, (rows, 1), count: the sums stay centred throughout."""
+    count = ops.sum(kept)
+    mean_p, mean_q = (ops.divide_no_nan(ops.sum(kept * x, axis=0), count) for x in (p, q))
+    p, q = kept * (p - mean_p), kept * (q - mean_q)
+    total = before.count + count
+    share = ops.divide_no_nan(count, total)
+    gap_p, gap_q, weight = mean_p - before.mean_p, mean_q - before.mean_q, before.count * share
+    return _Columns(
+        total,
+        before.mean_p + share * gap_p,
+        before.mean_q + share * gap_q,
+        before.of_p + ops.sum(ops.square(p), axis=0) + weight * ops.square(gap_p),
+        before.of_q + ops.sum(ops.square(q), axis=0) + weight * ops.square(gap_q),
+        before.of_both + ops.sum(p * q, axis=0) + weight * gap_p * gap_q,
+    )
+
+
+def _in_blocks(student: Any, temperature: Any, mask: Any, teacher: Any, weights: tuple[float, float], rows: int) -> Any:
+    """Return the loss over temperature**2 of very many classes, without a second tensor of the logits' size.
+
+    Two passes: one collects what is known of each class over all rows, and the correlation within each row. With these
+    numbers the value's gradient is that of a sum over rows, which the second pass takes block by block; the means need
+    no gradient, because centred sums do not change with them.
+    """
+    leading = _common.leading_shape(student)
+    learned = () if isinstance(temperature, float) else (ops.broadcast_to(temperature, leading),)
+    masks = () if mask is None else (mask,)
+    inter_weight, intra_weight = weights
+
+    def seen(student: Any, *rest: Any) -> tuple[Any, Any, Any]:
+        (teacher, *masks), column = (rest[:-1], rest[-1][:, None]) if learned else (rest, temperature)
+        keep = masks[0] if masks else None
+        p, q = (
+            ops.exp(log_softmax(_common.clean(_common.float32(logits), keep), column)) for logits in (teacher, student)
+        )
+        return p, q, ops.ones_like(q[:, :1]) if keep is None else ops.cast(keep[:, None], "float32")
+
+    def within_rows(p: Any, q: Any) -> Any:
+        p, q = (x - ops.mean(x, axis=1, keepdims=True) for x in (p, q))
+        return _correlation(*(ops.sum(x, axis=1) for x in (ops.square(p), ops.square(q), p * q)))
+
+    def collect(state: tuple[Any, Any], *block: Any) -> tuple[Any, Any]:
+        p, q, kept = seen(*block)
+        return state[0] + ops.sum(kept[:, 0] * (1.0 - within_rows(p, q))), _merged(state[1], p, q, kept)
+
+    @ops.custom_gradient
+    def compute(student: Any, *column: Any) -> Any:
+        # Stopped, so that an eager tape keeps none of what is inside.
+        still, column = ops.stop_gradient(student), tuple(map(ops.stop_gradient, column))
+        parts = (still, teacher, *masks, *column)
+        zero, empty = ops.zeros(()), ops.zeros((student.shape[-1],))
+        apart, columns = _blocks.fold(collect, (zero, _Columns(zero, *(empty,) * 5)), parts, rows, leading)
+        of_p, of_q, of_both = columns[3:]
+        inter, intra = ops.divide_no_nan(apart, columns.count), ops.mean(1.0 - _correlation(of_p, of_q, of_both))
+
+        def grad(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
+            upstream = args[0] if args else upstream
+            per_row = -inter_weight * ops.divide_no_nan(1.0, columns.count)
+            # How the mean correlation of the classes answers to each of the three sums.
+            _, *slope = _blocks.with_slopes(lambda *sums: ops.mean(_correlation(*sums)), (of_p, of_q, of_both))
+            by_p, by_q, by_both = (-intra_weight * each for each in slope)
+
+            def linear(*block: Any) -> Any:
+                p, q, kept = seen(*block)
+                u, v = p - columns.mean_p, q - columns.mean_q
+                each = by_p * ops.square(u) + by_q * ops.square(v) + by_both * u * v
+                return kept[:, 0] * (per_row * within_rows(p, q) + ops.sum(each, axis=1))
+
+            every = ops.broadcast_to(upstream, leading)
+            to_student = _blocks.pull_back(linear, every, (still,), parts[1:], rows, leading)
+            if not learned:
+                return to_student
+            before = parts[:-1]
+            return (
+                *to_student,
+                *_blocks.pull_back(lambda t, *block: linear(*block, t), every, column, before, rows, leading),
+            )
+
+        return inter_weight * inter + intra_weight * intra, grad
+
+    value = compute(student, *learned)
+    return value if mask is None else ops.where(ops.any(mask), value, 0.0)
 
 
 def class_correlation(
@@ -70,16 +172,21 @@ def class_correlation(
     inter_weight = _checks.number(owner, "inter_weight", inter_weight, low=0.0)
     intra_weight = _checks.number(owner, "intra_weight", intra_weight, low=0.0)
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
-    if not isinstance(t, float) and len(ops.convert_to_tensor(temperature).shape) > 0:
+    if not isinstance(t, float) and len(t.shape) > 0:
         raise _checks.error(owner, "one temperature for the batch", f"shape {tuple(temperature.shape)}")
-    classes = student.shape[-1]
-    p, q = (ops.reshape(ops.exp(log_softmax(logits, t)), (-1, classes)) for logits in (teacher, student))
-    kept = ops.ones_like(q[:, :1]) if mask is None else ops.cast(ops.reshape(mask, (-1, 1)), "float32")
-    inter = 1.0 - _mean_correlation(p, q, 1, ops.ones_like(q), kept[:, 0])
-    intra = 1.0 - _mean_correlation(p, q, 0, kept * ops.ones_like(q), ops.ones_like(q[0]))
-    scale = t**2 if isinstance(t, float) else ops.mean(t**2)
-    value = scale * (inter_weight * inter + intra_weight * intra)
-    return ops.where(ops.sum(kept) > 0, value, 0.0)
+    scale = t**2
+    rows = _blocks.rows_per_block(student)
+    if rows is not None:
+        return scale * _in_blocks(student, t, mask, teacher, (inter_weight, intra_weight), rows)
+
+    def all_rows(student: Any, t: Any, teacher: Any) -> Any:
+        p, q = (ops.reshape(ops.exp(log_softmax(logits, t)), (-1, student.shape[-1])) for logits in (teacher, student))
+        kept = ops.ones_like(q[:, :1]) if mask is None else ops.cast(ops.reshape(mask, (-1, 1)), "float32")
+        inter = 1.0 - _mean_correlation(p, q, 1, ops.ones_like(q), kept[:, 0])
+        intra = 1.0 - _mean_correlation(p, q, 0, kept * ops.ones_like(q), ops.ones_like(q[0]))
+        return ops.where(ops.sum(kept) > 0, scale * (inter_weight * inter + intra_weight * intra), 0.0)
+
+    return _blocks.at_once(all_rows, student, t, mask, teacher)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

@@ -22,15 +22,12 @@ def inputs(owner: str, teacher: Any, student: Any, temperature: Any, mask: Any) 
         mask: (...,) bool or None.
 
     Returns:
-        Teacher (no gradient) and student as float32 with masked rows put to 0, temperature as a float or (..., 1), and
-        the mask.
+        Teacher (no gradient) and student in the precision that they have, temperature as a float or () or (...,), and
+        the mask: what ``_blocks.by_rows`` takes.
     """
-    teacher, student = _common.check_pair(owner, teacher, student)
+    teacher, student = _common.check_floating(owner, teacher, student)
     temperature = _common.temperature_like(owner, temperature, student)
-    if not isinstance(temperature, float):
-        temperature = temperature[..., None]
-    mask = _common.check_mask(owner, mask, student)
-    return _common.clean(teacher, mask), _common.clean(student, mask), temperature, mask
+    return teacher, student, temperature, _common.check_mask(owner, mask, student)
 
 
 def per_row(temperature: Any) -> Any:

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
-from keras_distill.losses import _common, _pairs, _soft_targets
+from keras_distill.losses import _blocks, _pairs, _soft_targets
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._distributions import (
     at_label,
@@ -107,16 +107,19 @@ def decoupled_soft_targets(
         advice = "With 2 classes only one is left beside the target: use soft_targets"
         raise _checks.error(owner, "at least 3 classes", "2", advice)
     labels = class_ids(owner, labels, student, mask)
-    target, row_t = target_mask(labels, student), per_row(t)
-    others = _without(teacher, target), _without(student, target)
-    # The gap between the two target logits, from differences alone: exact where the models nearly agree.
-    offset, rest_ratio = _pairs.normaliser_ratio(*others, t)
-    gap = _pairs.exact_difference(at_label(student, labels), offset[..., 0], at_label(teacher, labels))
-    gap = gap / row_t - rest_ratio[..., 0]
-    of_teacher, of_student = (_target_logit(each, labels, t) for each in (teacher, student))
-    value = target_weight * row_t**2 * bernoulli_kl(of_teacher, of_student, gap)
-    value = value + non_target_weight * _pairs.divergence(_soft_targets.KERNEL, *others, row_t)
-    return _common.apply_mask(value, mask)
+
+    def rows(student: Any, t: Any, teacher: Any, labels: Any) -> Any:
+        target, row_t = target_mask(labels, student), per_row(t)
+        others = _without(teacher, target), _without(student, target)
+        # The gap between the two target logits, from differences alone: exact where the models nearly agree.
+        offset, rest_ratio = _pairs.normaliser_ratio(*others, t)
+        gap = _pairs.exact_difference(at_label(student, labels), offset[..., 0], at_label(teacher, labels))
+        gap = gap / row_t - rest_ratio[..., 0]
+        of_teacher, of_student = (_target_logit(each, labels, t) for each in (teacher, student))
+        value = target_weight * row_t**2 * bernoulli_kl(of_teacher, of_student, gap)
+        return value + non_target_weight * _pairs.divergence(_soft_targets.KERNEL, *others, row_t)
+
+    return _blocks.by_rows(rows, student, t, mask, teacher, labels)
 
 
 def normalized_soft_targets(
@@ -166,11 +169,15 @@ def normalized_soft_targets(
     non_target_weight = _checks.number(owner, "non_target_weight", non_target_weight, low=0.0)
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
     labels = class_ids(owner, labels, student, mask)
-    target = target_mask(labels, student)
-    value = ops.sigmoid(_target_logit(teacher, labels)) * _surprise(student, labels)
-    log_r, log_s = (log_softmax(_without(logits, target), t) for logits in (teacher, student))
-    rest = -expectation(ops.exp(log_r), log_s)
-    return _common.apply_mask(value + non_target_weight * per_row(t) ** 2 * rest, mask)
+
+    def rows(student: Any, t: Any, teacher: Any, labels: Any) -> Any:
+        target = target_mask(labels, student)
+        value = ops.sigmoid(_target_logit(teacher, labels)) * _surprise(student, labels)
+        log_r, log_s = (log_softmax(_without(logits, target), t) for logits in (teacher, student))
+        rest = -expectation(ops.exp(log_r), log_s)
+        return value + non_target_weight * per_row(t) ** 2 * rest
+
+    return _blocks.by_rows(rows, student, t, mask, teacher, labels)
 
 
 def weighted_soft_labels(
@@ -210,9 +217,13 @@ def weighted_soft_labels(
     owner = "weighted_soft_labels"
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
     labels = class_ids(owner, labels, student, mask)
-    (best, log_p), (own, log_q) = (_surprise_and_logs(logits, labels, t) for logits in (teacher, student))
-    weight = -ops.expm1(-own / (best + 1e-7))
-    return _common.apply_mask(weight * per_row(t) ** 2 * -expectation(ops.exp(log_p), log_q), mask)
+
+    def rows(student: Any, t: Any, teacher: Any, labels: Any) -> Any:
+        (best, log_p), (own, log_q) = (_surprise_and_logs(logits, labels, t) for logits in (teacher, student))
+        weight = -ops.expm1(-own / (best + 1e-7))
+        return weight * per_row(t) ** 2 * -expectation(ops.exp(log_p), log_q)
+
+    return _blocks.by_rows(rows, student, t, mask, teacher, labels)
 
 
 def hard_targets(
@@ -255,11 +266,17 @@ def hard_targets(
     owner = "hard_targets"
     label_smoothing = _checks.number(owner, "label_smoothing", label_smoothing, low=0.0, high=1.0)
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
-    value = _surprise(student, ops.cast(ops.argmax(teacher, axis=-1), "int32"), t)
-    if label_smoothing:
-        smooth = -ops.mean(log_softmax(student, t), axis=-1)
-        value = (1.0 - label_smoothing) * value + label_smoothing * smooth
-    return _common.apply_mask(per_row(t) ** 2 * value, mask)
+    # Chosen once, apart: the student's way back has no use for the teacher's logits.
+    chosen = _blocks.of_rows(lambda logits: ops.cast(ops.argmax(logits, axis=-1), "int32"), teacher, mask)
+
+    def rows(student: Any, t: Any, chosen: Any) -> Any:
+        value = _surprise(student, chosen, t)
+        if label_smoothing:
+            smooth = -ops.mean(log_softmax(student, t), axis=-1)
+            value = (1.0 - label_smoothing) * value + label_smoothing * smooth
+        return per_row(t) ** 2 * value
+
+    return _blocks.by_rows(rows, student, t, mask, chosen)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

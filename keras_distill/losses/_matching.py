@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
-from keras_distill.losses import _common
+from keras_distill.losses import _blocks, _common
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._distributions import inputs
 from keras_distill.losses._pairs import NEAR, Kernel, Pair, bregman, compare, row_sum
@@ -59,11 +59,15 @@ def logit_matching(
         Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, arXiv:1312.6184, eq. 1. Differs: nothing.
     """
     teacher, student, _, mask = inputs("logit_matching", teacher_logits, student_logits, temperature, mask)
-    both = ops.logical_and(teacher == -float("inf"), student == -float("inf"))
-    gap = ops.where(both, 0.0, student) - ops.where(both, 0.0, teacher)
-    if center:
-        gap = gap - ops.mean(gap, axis=-1, keepdims=True)
-    return _common.apply_mask(0.5 * ops.sum(ops.square(gap), axis=-1), mask)
+
+    def rows(student: Any, t: Any, teacher: Any) -> Any:
+        both = ops.logical_and(teacher == -float("inf"), student == -float("inf"))
+        gap = ops.where(both, 0.0, student) - ops.where(both, 0.0, teacher)
+        if center:
+            gap = gap - ops.mean(gap, axis=-1, keepdims=True)
+        return 0.5 * ops.sum(ops.square(gap), axis=-1)
+
+    return _blocks.by_rows(rows, student, 1.0, mask, teacher)
 
 
 def probability_matching(*, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, mask: Any = None) -> Any:
@@ -137,14 +141,20 @@ def gaussian_kl(
         Differs: nothing.
     """
     owner = "gaussian_kl"
-    teacher_mean, student_mean = _common.check_pair(owner, teacher_mean, student_mean, "means")
-    teacher_log, student_log = _common.check_pair(owner, teacher_log_variance, student_log_variance, "log-variances")
+    teacher_mean, student_mean = _common.check_floating(owner, teacher_mean, student_mean, "means")
+    logs = teacher_log_variance, student_log_variance
+    teacher_log, student_log = _common.check_floating(owner, *logs, "log-variances")
     _common.check_same_shape(owner, teacher_mean, student_log, "means and log-variances")
     mask = _common.check_mask(owner, mask, student_mean)
-    teacher_mean, student_mean, teacher_log, student_log = (
-        _common.clean(side, mask) for side in (teacher_mean, student_mean, teacher_log, student_log)
-    )
 
+    def rows(student: Any, t: Any, teacher: Any) -> Any:
+        return _gaussian_kl(*teacher, *student)
+
+    both = student_mean, student_log
+    return _blocks.by_rows(rows, both, 1.0, mask, (teacher_mean, teacher_log), in_one_pass=True)
+
+
+def _gaussian_kl(teacher_mean: Any, teacher_log: Any, student_mean: Any, student_log: Any) -> Any:
     @ops.custom_gradient
     def compute(student_mean: Any, student_log: Any) -> Any:
         gap = teacher_log - student_log
@@ -160,7 +170,7 @@ def gaussian_kl(
 
         return 0.5 * ops.sum(spread + distance * slope, axis=-1), grad
 
-    return _common.apply_mask(compute(student_mean, student_log), mask)
+    return compute(student_mean, student_log)
 
 
 def regression_matching(
@@ -196,18 +206,21 @@ def regression_matching(
         Differs: nothing.
     """
     owner = "regression_matching"
-    teacher, student = _common.check_pair(owner, teacher_outputs, student_outputs, "outputs")
+    teacher, student = _common.check_floating(owner, teacher_outputs, student_outputs, "outputs")
     mask = _common.check_mask(owner, mask, student)
-    teacher, student = _common.clean(teacher, mask), _common.clean(student, mask)
     if margin is None:
-        return _common.apply_mask(ops.sum(ops.square(student - teacher), axis=-1), mask)
+        return _blocks.by_rows(lambda s, _, t: ops.sum(ops.square(s - t), axis=-1), student, 1.0, mask, teacher)
     margin = _checks.number(owner, "margin", margin, low=0.0)
     if labels is None:
         raise _checks.error(owner, "labels, which the bounded form compares with", "None")
-    truth = _common.float32(labels)
+    truth = _common.floating(labels)
     truth = truth[..., None] if len(truth.shape) < len(student.shape) else truth
-    own, bound = (ops.sum(ops.square(outputs - truth), axis=-1) for outputs in (student, teacher))
-    return _common.apply_mask(ops.where(own + margin > bound, own, 0.0), mask)
+
+    def rows(student: Any, t: Any, teacher: Any, truth: Any) -> Any:
+        own, bound = (ops.sum(ops.square(outputs - truth), axis=-1) for outputs in (student, teacher))
+        return ops.where(own + margin > bound, own, 0.0)
+
+    return _blocks.by_rows(rows, student, 1.0, mask, teacher, truth)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -291,14 +304,15 @@ class GaussianKL(LogitsLoss):
             if outputs.shape[-1] % 2:
                 expected = "an even last axis: means, then log-variances"
                 raise _checks.error("GaussianKL", expected, f"{outputs.shape[-1]} outputs")
-        half = student_logits.shape[-1] // 2
-        return gaussian_kl(
-            teacher_mean=teacher_logits[..., :half],
-            teacher_log_variance=teacher_logits[..., half:],
-            student_mean=student_logits[..., :half],
-            student_log_variance=student_logits[..., half:],
-            mask=mask,
-        )
+        owner = "GaussianKL"
+        teacher, student = _common.check_floating(owner, teacher_logits, student_logits, "means and log-variances")
+
+        def rows(student: Any, t: Any, teacher: Any) -> Any:
+            half = student.shape[-1] // 2
+            return _gaussian_kl(*(each for side in (teacher, student) for each in (side[..., :half], side[..., half:])))
+
+        mask = _common.check_mask(owner, mask, student)
+        return _blocks.by_rows(rows, student, 1.0, mask, teacher, in_one_pass=True)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
-from keras_distill.losses import _common
+from keras_distill.losses import _blocks, _common
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._distributions import bernoulli_kl, inputs, per_row
 
@@ -56,9 +56,12 @@ def binary_soft_targets(
     owner = "binary_soft_targets"
     label_reduction = _checks.choice(owner, "label_reduction", label_reduction, _REDUCTIONS)
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
-    each = bernoulli_kl(teacher / t, student / t, _common.gap(teacher, student) / t)
-    value = ops.sum(each, axis=-1) if label_reduction == "sum" else ops.mean(each, axis=-1)
-    return _common.apply_mask(per_row(t) ** 2 * value, mask)
+
+    def rows(student: Any, t: Any, teacher: Any) -> Any:
+        each = bernoulli_kl(teacher / t, student / t, _common.gap(teacher, student) / t)
+        return per_row(t) ** 2 * (ops.sum(each, axis=-1) if label_reduction == "sum" else ops.mean(each, axis=-1))
+
+    return _blocks.by_rows(rows, student, t, mask, teacher)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

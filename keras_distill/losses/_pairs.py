@@ -12,12 +12,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_distill import _checks
-from keras_distill.losses import _common
-
-CHUNKED_FROM_CLASSES = 32_000
-CHUNK_ELEMENTS = 1 << 19
-EAGER_CHUNK_ELEMENTS = 1 << 22  # a block costs a hundred Python calls there
+from keras_distill.losses import _blocks, _common
 
 # (exp(x) - 1 - x) / x**2 for |x| <= NEAR: a Chebyshev fit of degree 6, relative error below 3e-8.
 NEAR = 0.75
@@ -130,7 +125,7 @@ def _pair(p: Any, q: Any, log_ratio: Any) -> Pair:
 
 def compare(kernel: Kernel, owner: str, teacher: Any, student: Any, temperature: Any, mask: Any) -> Any:
     """Check what a public loss was given, then return its ``divergence``."""
-    teacher, student = _common.check_pair(owner, teacher, student)
+    teacher, student = _common.check_floating(owner, teacher, student)
     temperature = _common.temperature_like(owner, temperature, student)
     return divergence(kernel, teacher, student, temperature, _common.check_mask(owner, mask, student))
 
@@ -138,13 +133,14 @@ def compare(kernel: Kernel, owner: str, teacher: Any, student: Any, temperature:
 def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mask: Any = None) -> Any:
     """Return temperature**2 * D per position, with exact gradients to the student and to the temperature.
 
-    From CHUNKED_FROM_CLASSES classes on, the rows are taken in blocks, forward and backward: nothing of the size of the
-    logits is made besides the gradient itself.
+    From ``_blocks.CHUNKED_FROM_CLASSES`` classes on, the rows are taken in blocks, forward and backward: nothing of the
+    size of the logits is made besides the gradient itself. This does by hand what ``_blocks.by_rows`` does by automatic
+    differentiation: what is known of each row serves the way back.
 
     Args:
         kernel: the divergence D.
-        teacher: (..., classes), float32; gets no gradient.
-        student: (..., classes), float32.
+        teacher: (..., classes), float; gets no gradient.
+        student: (..., classes), float.
         temperature: a float, or float32 () or (...,).
         mask: (...,) bool or None; masked positions come out as 0, with gradient 0 whatever their logits hold.
 
@@ -154,14 +150,17 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
     learned = not isinstance(temperature, float)
     temperature = _common.float32(temperature)
     leading = _common.leading_shape(student)
-    cut = _block_rows(student, temperature)
-    if cut is not None:
+    cut = _blocks.rows_per_block(student)
+    if cut is None:
+        teacher, student = _common.float32(teacher), _common.float32(student)
+    else:
         temperature = ops.broadcast_to(temperature, leading)
 
     def clean(teacher: Any, student: Any, temperature: Any, more: tuple[Any, ...]) -> tuple[Any, Any, Any]:
         keep = more[-1] if mask is not None else None
         column = temperature[..., None] if len(temperature.shape) else temperature
-        return _common.clean(teacher, keep), _common.clean(student, keep), column
+        # In blocks, half precision becomes float32 here: never a copy of all of it.
+        return *(_common.clean(_common.float32(logits), keep) for logits in (teacher, student)), column
 
     def forward(teacher: Any, student: Any, temperature: Any, *more: Any) -> tuple[Any, ...]:
         pair, row = compared(*clean(teacher, student, temperature, more))
@@ -175,7 +174,7 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
 
     def to_student(teacher: Any, student: Any, temperature: Any, upstream: Any, level: Any, *more: Any) -> Any:
         pair = recall(clean(teacher, student, temperature, more), more)
-        return ((upstream * temperature)[..., None] * kernel.to_student(pair, level),)
+        return (ops.cast((upstream * temperature)[..., None] * kernel.to_student(pair, level), student.dtype),)
 
     def to_temperature(teacher: Any, student: Any, temperature: Any, upstream: Any, level: Any, *more: Any) -> Any:
         teacher, student, column = clean(teacher, student, temperature, more)
@@ -189,7 +188,7 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
     def compute(student: Any, temperature: Any) -> Any:
         # Stopped, so that an eager tape keeps none of what is inside.
         inputs = (teacher, ops.stop_gradient(student), ops.stop_gradient(temperature))
-        value, *kept = _by_blocks(forward, (*inputs, *masks), cut, leading)
+        value, *kept = _blocks.over_blocks(forward, (*inputs, *masks), cut, leading)
 
         def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
             upstream = args[0] if args else upstream
@@ -200,7 +199,7 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
                 @ops.custom_gradient
                 def first(student: Any, temperature: Any, upstream: Any) -> Any:
                     parts = (*inputs, ops.stop_gradient(upstream), *kept, *masks)
-                    return _by_blocks(slope, parts, cut, leading)[0], _refuse
+                    return _blocks.over_blocks(slope, parts, cut, leading)[0], _blocks.refuse
 
                 return first(student, temperature, upstream)
 
@@ -212,10 +211,6 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
         return value, grad
 
     return _common.apply_mask(compute(student, temperature), mask)
-
-
-def _refuse(*args: Any, **kwargs: Any) -> Any:
-    raise _checks.error("losses", "at most one derivative of a divergence", "a second one")
 
 
 def normaliser_ratio(teacher: Any, student: Any, temperature: Any) -> tuple[Any, Any]:
@@ -248,30 +243,3 @@ def normaliser_ratio(teacher: Any, student: Any, temperature: Any) -> tuple[Any,
         return row.log_ratio + row.excess, grad
 
     return offset, rest(student, temperature * ops.ones_like(row.top_p))
-
-
-def _by_blocks(function: Callable[..., Any], parts: tuple[Any, ...], rows: int | None, leading: tuple[Any, ...]) -> Any:
-    """Apply ``function`` to all rows at once, or block after block of ``rows`` rows."""
-    if rows is None:
-        return function(*parts)
-    blocks = tuple(ops.reshape(x, (-1, rows, *tuple(ops.shape(x))[len(leading) :])) for x in parts)
-    results = ops.map(lambda block: function(*block), blocks)
-    return tuple(ops.reshape(x, leading + tuple(ops.shape(x))[2:]) for x in results)
-
-
-def _block_rows(logits: Any, temperature: Any) -> int | None:
-    """Return how many rows one block has, or None to take all at once."""
-    shape = tuple(logits.shape)
-    classes = shape[-1]
-    if classes is None or classes < CHUNKED_FROM_CLASSES or len(shape) == 1:
-        return None
-    known = 1
-    for size in reversed(shape[:-1]):
-        if size is None:
-            break
-        known *= size
-    eager = _common.concrete(temperature) is not None
-    most = max(1, (EAGER_CHUNK_ELEMENTS if eager else CHUNK_ELEMENTS) // classes)
-    if None not in shape and known <= most:
-        return None
-    return max(rows for rows in range(1, most + 1) if known % rows == 0)

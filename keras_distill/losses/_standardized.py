@@ -10,10 +10,10 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
-from keras_distill.losses import _common
+from keras_distill.losses import _blocks, _common, _pairs, _soft_targets
 from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._distributions import inputs, per_row
 from keras_distill.losses._pairs import row_sum
-from keras_distill.losses._soft_targets import soft_targets
 
 
 def standardize_logits(logits: Any) -> Any:
@@ -141,18 +141,16 @@ def standardized_soft_targets(
         Differs: nothing.
     """
     owner = "standardized_soft_targets"
-    teacher, student = _common.check_pair(owner, teacher_logits, student_logits)
+    teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
     if student.shape[-1] == 2:
         advice = "2 standardised logits are always 0.7 and -0.7: use soft_targets"
         raise _checks.error(owner, "at least 3 classes", "2", advice)
-    checked = _common.check_mask(owner, mask, student)
-    teacher, student = (_common.clean(logits, checked) for logits in (teacher, student))
-    return soft_targets(
-        teacher_logits=standardize_logits(teacher),
-        student_logits=standardize_logits(student),
-        temperature=temperature,
-        mask=mask,
-    )
+
+    def rows(student: Any, t: Any, teacher: Any) -> Any:
+        both = standardize_logits(teacher), standardize_logits(student)
+        return _pairs.divergence(_soft_targets.KERNEL, *both, per_row(t))
+
+    return _blocks.by_rows(rows, student, t, mask, teacher)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

@@ -9,9 +9,9 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
-from keras_distill.losses import _common
+from keras_distill.losses import _blocks, _common, _pairs, _soft_targets
 from keras_distill.losses._base import LogitsLoss
-from keras_distill.losses._soft_targets import soft_targets
+from keras_distill.losses._distributions import inputs, per_row
 
 _MISSING = ("spread", "ignore")
 
@@ -105,9 +105,20 @@ def top_k_soft_targets(
     if not isinstance(teacher_logits, (tuple, list)) or len(teacher_logits) != 2:
         got = type(teacher_logits).__name__
         raise _checks.error("top_k_soft_targets", "teacher_logits to be a pair (values, indices)", got)
-    student_logits = _common.float32(student_logits)
-    dense = from_top_k(*teacher_logits, student_logits.shape[-1], missing)
-    return soft_targets(teacher_logits=dense, student_logits=student_logits, temperature=temperature, mask=mask)
+    owner = "top_k_soft_targets"
+    missing = _checks.choice(owner, "missing", missing, _MISSING)
+    student = _common.floating(student_logits)
+    values, indices = (ops.convert_to_tensor(each) for each in teacher_logits)
+    # Their own check speaks of all classes; here a block may see the rest.
+    _common.check_same_shape(owner, values[..., :1], student[..., :1])
+    t = _common.temperature_like(owner, temperature, student)
+
+    def rows(student: Any, t: Any, values: Any, indices: Any) -> Any:
+        dense = from_top_k(values, indices, student.shape[-1], missing)
+        return _pairs.divergence(_soft_targets.KERNEL, dense, student, per_row(t))
+
+    mask = _common.check_mask(owner, mask, student)
+    return _blocks.by_rows(rows, student, t, mask, ops.stop_gradient(values), indices)
 
 
 def _kept(logits: Any, k: int, missing: str) -> Any:
@@ -154,8 +165,13 @@ class TopKSoftTargets(LogitsLoss):
     ) -> Any:
         """Return ``top_k_soft_targets`` of each example; ``labels`` are not used."""
         if not isinstance(teacher_logits, (tuple, list)):
-            dense = _kept(_common.float32(teacher_logits), self.k, self.missing)
-            return soft_targets(teacher_logits=dense, student_logits=student_logits, temperature=temperature, mask=mask)
+            teacher, student, t, mask = inputs("TopKSoftTargets", teacher_logits, student_logits, temperature, mask)
+
+            def rows(student: Any, t: Any, teacher: Any) -> Any:
+                dense = _kept(teacher, self.k, self.missing)
+                return _pairs.divergence(_soft_targets.KERNEL, dense, student, per_row(t))
+
+            return _blocks.by_rows(rows, student, t, mask, teacher)
         return top_k_soft_targets(
             teacher_logits=(teacher_logits[0], teacher_logits[1]),
             student_logits=student_logits,

@@ -1,0 +1,247 @@
+"""Many classes: rows of logits are taken block by block, so that nothing of the logits' size is made but the gradient.
+
+A loss hands over a function of rows. Below CHUNKED_FROM_CLASSES classes it is called once, on all of them, and
+automatic differentiation does the rest. From there on it is mapped over blocks of rows; the way back maps, over the
+same blocks, the gradient within a block, for which the block is computed again: cheaper than to keep what the first
+pass knew. The exception, ``in_one_pass``, has its gradient made with the value and only scaled on the way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from keras import ops, tree
+
+from keras_distill import _checks
+from keras_distill.losses import _common
+
+CHUNKED_FROM_CLASSES = 32_000
+CHUNK_ELEMENTS = 1 << 19
+EAGER_CHUNK_ELEMENTS = 1 << 22  # a block costs a hundred Python calls there
+
+
+def rows_per_block(logits: Any) -> int | None:
+    """Return how many rows of ``logits``, (..., classes), one block has, or None to take all at once."""
+    shape = tuple(logits.shape)
+    classes = shape[-1]
+    if classes is None or classes < CHUNKED_FROM_CLASSES or len(shape) == 1:
+        return None
+    known = 1
+    for size in reversed(shape[:-1]):
+        if size is None:
+            break
+        known *= size
+    most = max(1, (EAGER_CHUNK_ELEMENTS if _eager() else CHUNK_ELEMENTS) // classes)
+    if None not in shape and known <= most:
+        return None
+    return max(rows for rows in range(1, most + 1) if known % rows == 0)
+
+
+def _eager() -> bool:
+    return _common.concrete(ops.convert_to_tensor(0.0)) is not None
+
+
+def cut(x: Any, rows: int, leading: tuple[Any, ...]) -> Any:
+    """Return ``x``, (*leading, ...), as (blocks, rows, ...)."""
+    return ops.reshape(x, (-1, rows, *tuple(ops.shape(x))[len(leading) :]))
+
+
+def over_blocks(
+    function: Callable[..., tuple[Any, ...]], parts: tuple[Any, ...], rows: int | None, leading: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """Apply ``function`` to all rows at once, or block after block of ``rows`` rows.
+
+    Args:
+        function: of as many tensors as there are parts, (rows, ...) each; returns tensors (rows, ...).
+        parts: (*leading, ...) each.
+        rows: what ``rows_per_block`` said; None for all at once.
+        leading: the shape without the last axis of the logits.
+
+    Returns:
+        What ``function`` returns, (*leading, ...) each.
+    """
+    if rows is None:
+        return function(*parts)
+    results = ops.map(lambda block: function(*block), tuple(cut(x, rows, leading) for x in parts))
+    return tuple(ops.reshape(x, leading + tuple(ops.shape(x))[2:]) for x in results)
+
+
+def fold(
+    function: Callable[..., tuple[Any, ...]],
+    start: tuple[Any, ...],
+    parts: tuple[Any, ...],
+    rows: int,
+    leading: tuple[Any, ...],
+) -> tuple[Any, ...]:
+    """Return what is left of ``state = function(state, *block)`` after all blocks; there is no gradient."""
+    blocks = tuple(cut(x, rows, leading) for x in parts)
+    count = ops.shape(blocks[0])[0]
+
+    def step(index: Any, state: tuple[Any, ...]) -> tuple[Any, Any]:
+        return index + 1, function(state, *(x[index] for x in blocks))
+
+    return ops.while_loop(lambda index, _: index < count, step, (ops.convert_to_tensor(0, "int32"), start))[1]
+
+
+def pull_back(
+    function: Callable[..., Any],
+    upstream: Any,
+    watched: tuple[Any, ...],
+    given: tuple[Any, ...],
+    rows: int,
+    leading: tuple[Any, ...],
+) -> tuple[Any, ...]:
+    """Return the gradient of sum(upstream * function(*watched, *given)) with respect to ``watched``, block by block.
+
+    Args:
+        function: of rows; returns (rows,).
+        upstream: (*leading,).
+        watched: (*leading, ...) each.
+        given: (*leading, ...) each, without gradient.
+        rows: of a block.
+        leading: the shape without the last axis of the logits.
+
+    Returns:
+        A gradient of each of ``watched``, of its shape and dtype. There is no second derivative.
+    """
+    still = tuple(ops.stop_gradient(x) for x in watched)
+
+    def within(upstream: Any, *block: Any) -> tuple[Any, ...]:
+        return with_slopes(function, block[: len(watched)], block[len(watched) :], upstream)[1:]
+
+    @ops.custom_gradient
+    def first(upstream: Any, *watched: Any) -> Any:
+        return over_blocks(within, (ops.stop_gradient(upstream), *still, *given), rows, leading), refuse
+
+    return first(upstream, *watched)
+
+
+def with_slopes(
+    function: Callable[..., Any], watched: tuple[Any, ...], given: tuple[Any, ...] = (), upstream: Any = None
+) -> tuple[Any, ...]:
+    """Return function(*watched, *given) and its gradient with respect to each of ``watched``, times upstream."""
+    # Keras has no gradient of a function; TensorFlow is the one backend, and is imported only where one is asked for.
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(watched)
+        values = function(*watched, *given)
+    return values, *tape.gradient(values, watched, upstream, unconnected_gradients="zero")
+
+
+def _scale(slope: Any, upstream: Any, rows: int, leading: tuple[Any, ...]) -> Any:
+    """Return upstream * slope, block by block into the place where the slope was."""
+    import tensorflow as tf
+
+    @ops.custom_gradient
+    def first(upstream: Any) -> Any:
+        by, old = cut(ops.stop_gradient(upstream), rows, leading), cut(slope, rows, leading)
+        count = ops.shape(old)[0]
+        array = tf.TensorArray(old.dtype, size=count, element_shape=old.shape[1:], clear_after_read=False).unstack(old)
+
+        def step(index: Any, array: Any) -> tuple[Any, Any]:
+            return index + 1, array.write(index, array.read(index) * by[index][:, None])
+
+        array = tf.while_loop(lambda index, _: index < count, step, (0, array))[1]
+        return ops.reshape(array.stack(), ops.shape(slope)), refuse
+
+    return first(upstream)
+
+
+def refuse(*args: Any, **kwargs: Any) -> Any:
+    """Stand for the gradient of a gradient."""
+    raise _checks.error("losses", "at most one derivative of a divergence", "a second one")
+
+
+def at_once(function: Callable[..., Any], student: Any, temperature: Any, mask: Any, *given: Any) -> Any:
+    """Return ``by_rows`` of all rows in one call, before the mask acts on the values."""
+    wide = len(tree.flatten(student)[0].shape)
+    student, given = tree.map_structure(lambda x: _ready(x, mask, wide), (student, given))
+    return function(student, temperature if isinstance(temperature, float) else temperature[..., None], *given)
+
+
+def by_rows(
+    function: Callable[..., Any], student: Any, temperature: Any, mask: Any, *given: Any, in_one_pass: bool = False
+) -> Any:
+    """Return ``function`` of each row, with its gradient to the student and to a temperature that is a tensor.
+
+    Args:
+        function: (student, temperature, *given) -> (...,), each row on its own. What is wide, as logits are, reaches it
+            as float32 and as 0 in masked rows; the temperature as a float, or so that it broadcasts against the wide.
+        student: (..., classes), floating, or a tuple of such; the only ones with a gradient.
+        temperature: a float, or float32 of shape () or (...,).
+        mask: (...,) bool or None.
+        *given: the teacher's side, labels: (..., any) or (...,) each, or tuples of such.
+        in_one_pass: make the gradient with the value, and only scale it on the way back: for a ``function`` that is
+            dearer to compute again than a gradient is to read and write, and that has no temperature.
+
+    Returns:
+        (...,), float32, masked as ``_common.apply_mask`` says.
+    """
+    logits = tree.flatten(student)[0]
+    rows, leading = rows_per_block(logits), _common.leading_shape(logits)
+    if rows is None:
+        return _common.apply_mask(at_once(function, student, temperature, mask, *given), mask)
+    learned = () if isinstance(temperature, float) else (ops.broadcast_to(temperature, leading),)
+    masks = () if mask is None else (mask,)
+    students, others = tuple(tree.flatten(student)), (*tree.flatten(given), *masks)
+
+    def values(*pieces: Any) -> Any:
+        """Take the students, what is given and the mask, then the temperature."""
+        pieces, column = (pieces[:-1], pieces[-1]) if learned else (pieces, temperature)
+        pieces, keep = (pieces[:-1], pieces[-1]) if masks else (pieces, None)
+        mine, more = tree.pack_sequence_as((student, given), pieces)
+        return at_once(function, mine, column, keep, *more)
+
+    def scaled(mine: tuple[Any, ...]) -> Any:
+        def forward(*block: Any) -> tuple[Any, ...]:
+            wide = tuple(map(_common.float32, block[: len(mine)]))  # a half precision has no room for unscaled slopes
+            return with_slopes(values, wide, block[len(mine) :])
+
+        value, *slopes = over_blocks(forward, (*mine, *others), rows, leading)
+
+        def grad(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
+            each = args[0] if args else upstream
+            return tuple(
+                ops.cast(_scale(slope, each, rows, leading), x.dtype) for slope, x in zip(slopes, mine, strict=True)
+            )
+
+        return value, grad
+
+    @ops.custom_gradient
+    def compute(*watched: Any) -> Any:
+        # Stopped, so that an eager tape keeps none of what is inside.
+        mine, column = (tuple(map(ops.stop_gradient, x)) for x in (watched[: len(students)], watched[len(students) :]))
+        if in_one_pass:
+            return scaled(mine)
+        (value,) = over_blocks(lambda *block: (values(*block),), (*mine, *others, *column), rows, leading)
+
+        def grad(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
+            upstream = args[0] if args else upstream
+            # Each apart from the other: a graph leaves out the one that nobody asks for.
+            slopes = pull_back(values, upstream, mine, (*others, *column), rows, leading)
+            if not learned:
+                return slopes
+            before = (*mine, *others)
+            return (*slopes, *pull_back(lambda t, *block: values(*block, t), upstream, column, before, rows, leading))
+
+        return value, grad
+
+    return _common.apply_mask(compute(*students, *learned), mask)
+
+
+def of_rows(function: Callable[..., Any], x: Any, mask: Any) -> Any:
+    """Return ``function`` of each row of ``x``, (..., classes), block by block where it is wide; without gradient."""
+    (result,) = over_blocks(
+        lambda x, *masks: (function(_ready(x, masks[0] if masks else None, len(x.shape))),),
+        (ops.stop_gradient(x), *(() if mask is None else (mask,))),
+        rows_per_block(x),
+        _common.leading_shape(x),
+    )
+    return result
+
+
+def _ready(x: Any, mask: Any, wide: int) -> Any:
+    """Make what is wide and floating float32, 0 where masked: in a block, never a copy of all of it."""
+    return _common.clean(_common.float32(x), mask) if len(x.shape) == wide and _common.is_float(x) else x
