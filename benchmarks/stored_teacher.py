@@ -237,12 +237,17 @@ def memory(report: _harness.Report, counts: tuple[int, int]) -> None:
 
 def main() -> None:
     """Run all parts."""
-    options = _harness.arguments(__doc__ or "")
+    options = _harness.arguments(
+        __doc__ or "",
+        examples={"type": int, "help": "of an epoch (default 1024, full 54,000: as many as Fashion-MNIST has here)"},
+        rounds={"type": int, "help": "default 3, full 5"},
+    )
     keras.utils.set_random_seed(0)
     report = _harness.Report("stored_teacher", CLAIM, options)
-    rounds = 5 if options.full else 3
-    epochs(report, 54_000 if options.full else 1024, rounds)  # Fashion-MNIST has as many here
-    larger_student(report, 32_768 if options.full else 1024, rounds)
+    rounds = options.rounds or (5 if options.full else 3)
+    examples = options.examples or (54_000 if options.full else 1024)
+    epochs(report, examples, rounds)
+    larger_student(report, min(examples, 32_768), rounds)
     labelling(report, 8192 if options.full else 4096, rounds)
     fast(report, 1024, rounds)
     sizes(report)
