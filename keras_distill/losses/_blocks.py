@@ -105,16 +105,15 @@ def pull_back(
     Returns:
         A gradient of each of ``watched``, of its shape and dtype. There is no second derivative.
     """
-    still = tuple(ops.stop_gradient(x) for x in watched)
 
     def within(upstream: Any, *block: Any) -> tuple[Any, ...]:
         return with_slopes(function, block[: len(watched)], block[len(watched) :], upstream)[1:]
 
     @ops.custom_gradient
-    def first(upstream: Any, *watched: Any) -> Any:
-        return over_blocks(within, (ops.stop_gradient(upstream), *still, *given), rows, leading), refuse
+    def first(*parts: Any) -> Any:
+        return over_blocks(within, tuple(map(ops.stop_gradient, parts)), rows, leading), refuse
 
-    return first(upstream, *watched)
+    return first(upstream, *watched, *given)
 
 
 def with_slopes(
@@ -130,12 +129,12 @@ def with_slopes(
     return values, *tape.gradient(values, watched, upstream, unconnected_gradients="zero")
 
 
-def _scale(slope: Any, upstream: Any, rows: int, leading: tuple[Any, ...]) -> Any:
-    """Return upstream * slope, block by block into the place where the slope was."""
+def _scale(slope: Any, upstream: Any, watched: tuple[Any, ...], rows: int, leading: tuple[Any, ...]) -> Any:
+    """Return upstream * slope, block by block into the place where the slope, made of ``watched``, was."""
     import tensorflow as tf
 
     @ops.custom_gradient
-    def first(upstream: Any) -> Any:
+    def first(upstream: Any, *watched: Any) -> Any:
         by, old = cut(ops.stop_gradient(upstream), rows, leading), cut(slope, rows, leading)
         count = ops.shape(old)[0]
         array = tf.TensorArray(old.dtype, size=count, element_shape=old.shape[1:], clear_after_read=False).unstack(old)
@@ -146,7 +145,7 @@ def _scale(slope: Any, upstream: Any, rows: int, leading: tuple[Any, ...]) -> An
         array = tf.while_loop(lambda index, _: index < count, step, (0, array))[1]
         return ops.reshape(array.stack(), ops.shape(slope)), refuse
 
-    return first(upstream)
+    return first(upstream, *watched)
 
 
 def refuse(*args: Any, **kwargs: Any) -> Any:
@@ -194,31 +193,15 @@ def by_rows(
         mine, more = tree.pack_sequence_as((student, given), pieces)
         return at_once(function, mine, column, keep, *more)
 
-    def scaled(mine: tuple[Any, ...]) -> Any:
-        def forward(*block: Any) -> tuple[Any, ...]:
-            wide = tuple(map(_common.float32, block[: len(mine)]))  # a half precision has no room for unscaled slopes
-            return with_slopes(values, wide, block[len(mine) :])
-
-        value, *slopes = over_blocks(forward, (*mine, *others), rows, leading)
-
-        def grad(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
-            each = args[0] if args else upstream
-            return tuple(
-                ops.cast(_scale(slope, each, rows, leading), x.dtype) for slope, x in zip(slopes, mine, strict=True)
-            )
-
-        return value, grad
-
     @ops.custom_gradient
     def compute(*watched: Any) -> Any:
         # Stopped, so that an eager tape keeps none of what is inside.
         mine, column = (tuple(map(ops.stop_gradient, x)) for x in (watched[: len(students)], watched[len(students) :]))
-        if in_one_pass:
-            return scaled(mine)
         (value,) = over_blocks(lambda *block: (values(*block),), (*mine, *others, *column), rows, leading)
 
         def grad(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
             upstream = args[0] if args else upstream
+            mine, column = watched[: len(students)], watched[len(students) :]
             # Each apart from the other: a graph leaves out the one that nobody asks for.
             slopes = pull_back(values, upstream, mine, (*others, *column), rows, leading)
             if not learned:
@@ -228,6 +211,23 @@ def by_rows(
 
         return value, grad
 
+    @ops.custom_gradient
+    def compute_in_one_pass(*watched: Any) -> Any:
+        def forward(*block: Any) -> tuple[Any, ...]:
+            wide = tuple(map(_common.float32, block[: len(students)]))  # half a precision is too little before scaling
+            return with_slopes(values, wide, block[len(students) :])
+
+        value, *slopes = over_blocks(forward, (*map(ops.stop_gradient, watched), *others), rows, leading)
+
+        def grad(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
+            upstream = args[0] if args else upstream
+            scaled = (_scale(slope, upstream, watched, rows, leading) for slope in slopes)
+            return tuple(ops.cast(slope, x.dtype) for slope, x in zip(scaled, watched, strict=True))
+
+        return value, grad
+
+    if in_one_pass:
+        return _common.apply_mask(compute_in_one_pass(*students), mask)
     return _common.apply_mask(compute(*students, *learned), mask)
 
 

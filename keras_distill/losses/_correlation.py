@@ -91,10 +91,10 @@ def _in_blocks(student: Any, temperature: Any, mask: Any, teacher: Any, weights:
     @ops.custom_gradient
     def compute(student: Any, *column: Any) -> Any:
         # Stopped, so that an eager tape keeps none of what is inside.
-        still, column = ops.stop_gradient(student), tuple(map(ops.stop_gradient, column))
-        parts = (still, teacher, *masks, *column)
+        parts = (student, teacher, *masks, *column)
+        still = tuple(map(ops.stop_gradient, parts))
         zero, empty = ops.zeros(()), ops.zeros((student.shape[-1],))
-        apart, columns = _blocks.fold(collect, (zero, _Columns(zero, *(empty,) * 5)), parts, rows, leading)
+        apart, columns = _blocks.fold(collect, (zero, _Columns(zero, *(empty,) * 5)), still, rows, leading)
         of_p, of_q, of_both = columns[3:]
         inter, intra = ops.divide_no_nan(apart, columns.count), ops.mean(1.0 - _correlation(of_p, of_q, of_both))
 
@@ -112,7 +112,7 @@ def _in_blocks(student: Any, temperature: Any, mask: Any, teacher: Any, weights:
                 return kept[:, 0] * (per_row * within_rows(p, q) + ops.sum(each, axis=1))
 
             every = ops.broadcast_to(upstream, leading)
-            to_student = _blocks.pull_back(linear, every, (still,), parts[1:], rows, leading)
+            to_student = _blocks.pull_back(linear, every, (student,), parts[1:], rows, leading)
             if not learned:
                 return to_student
             before = parts[:-1]

@@ -41,7 +41,12 @@ def from_top_k(values: Any, indices: Any, classes: int, missing: str = "spread")
         Shen, Xing, "A Fast Knowledge Distillation Framework for Visual Recognition", ECCV 2022, arXiv:2112.01528,
         section 3.2. Differs: log-probabilities, so that a temperature can follow.
     """
-    owner = "from_top_k"
+    values, indices, missing = _checked("from_top_k", values, indices, classes, missing)
+    return _dense(values, indices, classes, missing)
+
+
+def _checked(owner: str, values: Any, indices: Any, classes: int, missing: str) -> tuple[Any, Any, str]:
+    """Return what ``from_top_k`` was given as float32, int32 and a known name, or raise."""
     missing = _checks.choice(owner, "missing", missing, _MISSING)
     values, indices = _common.float32(values), ops.cast(ops.convert_to_tensor(indices), "int32")
     k = values.shape[-1]
@@ -53,9 +58,13 @@ def from_top_k(values: Any, indices: Any, classes: int, missing: str = "spread")
     if known is not None and (known > 1.0 + 1e-2).any():
         advice = "Give log-probabilities: logits minus their log-sum-exp over all classes"
         raise _checks.error(owner, "kept probabilities that sum to at most 1", f"a sum of {known.max():.4g}", advice)
+    return values, indices, missing
+
+
+def _dense(values: Any, indices: Any, classes: int, missing: str) -> Any:
     kept = ops.minimum(ops.sum(ops.exp(values), axis=-1, keepdims=True), 1.0)
-    if missing == "spread" and k < classes:
-        rest = ops.log(ops.maximum((1.0 - kept) / (classes - k), 1e-38))
+    if missing == "spread" and values.shape[-1] < classes:
+        rest = ops.log(ops.maximum((1.0 - kept) / (classes - values.shape[-1]), 1e-38))
     else:
         rest = ops.full_like(kept, -float("inf"))
     hot = ops.equal(indices[..., None], ops.arange(classes, dtype="int32"))
@@ -106,15 +115,13 @@ def top_k_soft_targets(
         got = type(teacher_logits).__name__
         raise _checks.error("top_k_soft_targets", "teacher_logits to be a pair (values, indices)", got)
     owner = "top_k_soft_targets"
-    missing = _checks.choice(owner, "missing", missing, _MISSING)
     student = _common.floating(student_logits)
-    values, indices = (ops.convert_to_tensor(each) for each in teacher_logits)
-    # Their own check speaks of all classes; here a block may see the rest.
+    values, indices, missing = _checked(owner, *teacher_logits, student.shape[-1], missing)
     _common.check_same_shape(owner, values[..., :1], student[..., :1])
     t = _common.temperature_like(owner, temperature, student)
 
     def rows(student: Any, t: Any, values: Any, indices: Any) -> Any:
-        dense = from_top_k(values, indices, student.shape[-1], missing)
+        dense = _dense(values, indices, student.shape[-1], missing)
         return _pairs.divergence(_soft_targets.KERNEL, dense, student, per_row(t))
 
     mask = _common.check_mask(owner, mask, student)
