@@ -228,7 +228,7 @@ def test_a_second_derivative_is_refused(row, blocks):
 
 @one_of_each
 def test_a_vocabulary_of_32000(row, monkeypatch):
-    """Sums of 32000 float32: the one piece itself is up to 4e-6 from float64, in values and in parts of the greatest."""
+    """Sums of 32000 float32: one piece itself is up to 4e-6 from float64, of the value or of the greatest slope."""
     teacher, student = draw(1, 20, 32_000)
     labels = np.random.default_rng(1).integers(0, 32_000, (1, 20))
     mask = np.arange(20)[None] != 3
