@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_distill.metrics._common import float64
+from keras_distill.metrics._common import float64, segment_sums_of_two
 
 CONVENTIONS = ("torchmetrics", "left_closed", "right_closed", "guo")
 NORMS = ("l1", "l2", "max", "average")
@@ -64,12 +64,12 @@ def bin_sums(index: Any, num_bins: int, weights: Any, confidence: Any, accuracy:
     """
     zero = ops.zeros((), dtype="float64")
     weighted = ops.where(ops.equal(weights, 0.0), zero, weights * float64(confidence))
-    # Wrong and right examples apart: one sum gives the weight and the accuracy. Each is a sum of scalars, as TensorFlow
-    # adds rows of two one row at a time.
+    # Wrong and right examples apart: one sum gives weight, confidence and accuracy.
     apart = index * 2 + ops.cast(accuracy, "int32")
-    counts = ops.reshape(ops.segment_sum(weights, apart, num_segments=2 * num_bins + 2), (-1, 2))
-    confidences = ops.segment_sum(weighted, index, num_segments=num_bins + 1)
-    return ops.stack([ops.sum(counts, axis=-1), confidences, counts[:, 1]])
+    counts, confidences = (
+        ops.reshape(sums, (-1, 2)) for sums in segment_sums_of_two(weights, weighted, apart, 2 * num_bins + 2)
+    )
+    return ops.stack([ops.sum(counts, axis=-1), ops.sum(confidences, axis=-1), counts[:, 1]])
 
 
 def error_of_sums(sums: Any, norm: str = "l1", convention: str = "torchmetrics", side: str = "both") -> Any:

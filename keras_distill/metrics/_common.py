@@ -137,10 +137,9 @@ def read_classes(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None
             f"y_true of class ids or of one-hot rows for y_pred of shape {tuple(y_pred.shape)}",
             f"shape {tuple(y_true.shape)}",
         )
-    weights = read_weights(owner, sample_weight, lead, rank - 1, mask)
-    known = ops.logical_and(labels >= 0, labels < classes)
-    weights = ops.where(ops.logical_or(known, ops.equal(weights, 0.0)), weights, float("nan"))
-    return Examples(ops.clip(labels, 0, classes - 1), outputs, weights, targets)
+    inside = ops.clip(labels, 0, classes - 1)
+    weights = read_weights(owner, sample_weight, lead, rank - 1, mask, known=ops.equal(labels, inside))
+    return Examples(inside, outputs, weights, targets)
 
 
 def read_entries(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Examples:
@@ -170,14 +169,15 @@ def read_entries(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None
             'For class ids use task="multiclass", where the metric has it',
         )
     lead = ops.shape(y_pred)
-    weights = read_weights(owner, sample_weight, lead, len(y_pred.shape), mask)
     labels = ops.reshape(ops.cast(y_true, "int32"), (-1,))
     known = ops.logical_or(ops.equal(labels, 0), ops.equal(labels, 1))
-    weights = ops.where(ops.logical_or(known, ops.equal(weights, 0.0)), weights, float("nan"))
+    weights = read_weights(owner, sample_weight, lead, len(y_pred.shape), mask, known=known)
     return Examples(labels, ops.reshape(y_pred, (-1,)), weights)
 
 
-def read_weights(owner: str, sample_weight: Any, lead: Any, rank: int, mask: Any = None) -> Any:
+def read_weights(
+    owner: str, sample_weight: Any, lead: Any, rank: int, mask: Any = None, known: Any = None
+) -> Any:
     """Return float64 weights (n,) for examples of shape ``lead``: ones, times the sample weights, times the mask.
 
     Args:
@@ -186,15 +186,16 @@ def read_weights(owner: str, sample_weight: Any, lead: Any, rank: int, mask: Any
         lead: shape of the examples.
         rank: length of ``lead``.
         mask: None or (...,) bool; masked examples weigh nothing.
+        known: None or (n,) bool; an example that is not known weighs NaN, unless its weight is 0.
 
     Returns:
         (n,), float64.
     """
+    given = [float64(part) for part in (sample_weight, mask) if part is not None]
+    if not given and known is not None:
+        return ops.where(known, float64(1.0), float("nan"))
     weights = ops.ones(lead, dtype="float64")
-    for part in (sample_weight, mask):
-        if part is None:
-            continue
-        part = float64(part)
+    for part in given:
         if len(part.shape) == rank + 1 and part.shape[-1] == 1:
             part = ops.squeeze(part, axis=-1)
         if len(part.shape) > rank:
@@ -202,7 +203,10 @@ def read_weights(owner: str, sample_weight: Any, lead: Any, rank: int, mask: Any
         while len(part.shape) < rank:
             part = ops.expand_dims(part, axis=-1)
         weights = weights * part
-    return ops.reshape(weights, (-1,))
+    weights = ops.reshape(weights, (-1,))
+    if known is None:
+        return weights
+    return ops.where(ops.logical_or(known, ops.equal(weights, 0.0)), weights, float("nan"))
 
 
 def keras_mask(y_pred: Any) -> Any:
@@ -238,6 +242,17 @@ def _first(rows: Any) -> Any:
     import tensorflow as tf  # Keras' own argmax copies the numbers before it looks at them, to tell -0.0 from 0.0
 
     return tf.argmax(rows, axis=-1, output_type=tf.int32)
+
+
+def segment_sums_of_two(first: Any, second: Any, index: Any, num_segments: int) -> tuple[Any, Any]:
+    """Sum two float64 rows (n,) in the segments ``index`` (n,) int32, as real and imaginary part of one sum.
+
+    A segment sum costs per number, not per byte; rows of two numbers TensorFlow adds one row at a time.
+    """
+    import tensorflow as tf
+
+    sums = ops.segment_sum(tf.complex(first, second), index, num_segments=num_segments)
+    return ops.real(sums), ops.imag(sums)
 
 
 def _flat(index: Any, width: int) -> Any:
