@@ -5,6 +5,10 @@ It has no masks, keeps few digits near the match and none at a temperature of 10
 inside ``tf.function`` with XLA and, with ``--full``, without. Memory is that of a process of its own: the peak (VmHWM)
 of the first call above what was resident before it, inputs included there. All runs on one core.
 
+Where times are taken, the process keeps the memory that it frees. glibc gives blocks above 32 MiB back to the system
+at once and pays for every page when it takes them again; the tensors of 16 MiB here come together to just below or just
+above that, and the same loss took 1.0 or 2.0 times as long from one run to the next.
+
 (64, 512, 32000) float32 is 4.2 GB a tensor: both are compared at an eighth of it, (8, 512, 32000), and ``--full`` then
 runs each loss of ours at the full size. From 32000 classes on all of them take the rows in blocks, so that they need
 two inputs and a gradient there, and what they need beyond does not grow with the rows.
@@ -15,6 +19,7 @@ Results are written after each row; ``--resume`` keeps the rows that are there a
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import pathlib
@@ -28,6 +33,10 @@ from benchmarks import _harness
 
 if __name__ == "__main__" and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # before TensorFlow makes its threads
+    if sys.platform == "linux" and "--body" not in sys.argv:
+        libc = ctypes.CDLL(None)
+        for option, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
+            libc.mallopt(option, value)
 
 # isort: split
 import numpy as np

@@ -69,7 +69,7 @@ def test_blocks_give_what_one_piece_gives(row, mode, blocks, monkeypatch):
         blocks.clear()
 
 
-@every
+@one_of_each
 def test_the_laws_of_the_contracts_hold_in_blocks(row, blocks, monkeypatch):
     """Float64 twins, finite differences, garbage behind masks, learned temperatures: in blocks."""
     monkeypatch.setattr(_blocks, "CHUNKED_FROM_CLASSES", 3)
@@ -89,6 +89,69 @@ def test_the_laws_of_the_contracts_hold_in_blocks(row, blocks, monkeypatch):
     if row.extreme:
         test_contracts.test_logits_of_1e4_are_exact_in_value_and_gradient(row, 3.0)
     assert blocks, "not taken block by block"
+
+
+@every
+def test_compiled_alone_it_gives_what_op_by_op_gives(row, monkeypatch):
+    """From 512 classes on a graph runs a loss as a program of XLA's; an eager call never does."""
+    monkeypatch.setattr(_blocks, "FUSED_FROM_CLASSES", 50)
+    programs, kept = [], _blocks.fused
+    monkeypatch.setattr(_blocks, "fused", lambda f, x, *args: programs.append(_blocks.fuses(x)) or kept(f, x, *args))
+    teacher, student = draw(3, 4, 60)
+    labels = np.random.default_rng(1).integers(0, 60, (3, 4))
+    temperature = tf.constant(2.0) if row.loss.needs_batch else tf.constant([1.0, 2.0, 5.0])
+    for options in ({}, {"mask": np.arange(4) < np.array([[4], [2], [1]])}):
+
+        def slopes(t, s, each, options=options):
+            return weighted_slopes(row, t, s, each, labels, **options)
+
+        alone = tf.function(slopes)(teacher, student, temperature)
+        assert any(programs)
+        programs.clear()
+        whole = slopes(teacher, student, temperature)
+        assert not any(programs)
+        assert_same(alone[:2], whole[:2])
+        # Parts of 2 / temperature * value cancel in its slope.
+        weighted = np.abs(whole[0]) * np.arange(1.0, np.size(whole[0]) + 1.0).reshape(np.shape(whole[0]))
+        np.testing.assert_allclose(alone[2], whole[2], atol=2e-6 * np.sum(weighted))
+
+
+@one_of_each
+def test_a_second_derivative_of_what_is_compiled_alone_is_refused(row, monkeypatch):
+    monkeypatch.setattr(_blocks, "FUSED_FROM_CLASSES", 50)
+    teacher, student = draw(4, 60)
+
+    @tf.function
+    def second(student):
+        with tf.GradientTape() as outer:
+            outer.watch(student)
+            with tf.GradientTape() as inner:
+                inner.watch(student)
+                value = test_contracts.values(row, teacher, student, 2.0, np.arange(4))
+            gradient = inner.gradient(value, student)
+        return outer.gradient(gradient, student)
+
+    with pytest.raises(ValueError, match="losses: expected at most one derivative of a divergence, got a second one"):
+        second(student)
+
+
+def test_what_is_compiled_alone():
+    def fuses(*shape):
+        return _blocks.fuses(tf.TensorSpec(shape))
+
+    @tf.function
+    def graph():
+        assert fuses(None, 512)
+        assert fuses(8, 16, 1000)
+        assert fuses(None, 16, 1000)
+        assert not fuses(None, 511)
+        assert not fuses(None, None, 1000), "each length would be compiled anew"
+        assert not fuses(None, None)
+        assert not fuses(8, 32_000), "those go in blocks"
+        assert not fuses(1000)
+
+    graph()
+    assert not fuses(8, 1000), "not in eager mode"
 
 
 @one_of_each

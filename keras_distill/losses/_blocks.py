@@ -1,9 +1,13 @@
 """Many classes: rows of logits are taken block by block, so that nothing of the logits' size is made but the gradient.
 
-A loss hands over a function of rows. Below CHUNKED_FROM_CLASSES classes it is called once, on all of them, and
-automatic differentiation does the rest. From there on it is mapped over blocks of rows; the way back maps, over the
-same blocks, the gradient within a block, for which the block is computed again: cheaper than to keep what the first
-pass knew. The exception, ``in_one_pass``, has its gradient made with the value and only scaled on the way back.
+A loss hands over a function of rows. Below FUSED_FROM_CLASSES classes it is called once, on all of them, and automatic
+differentiation does the rest. From there on a graph runs it, and the gradient with it, as one program of XLA's, whether
+or not the step around it is compiled; an eager call does not. From CHUNKED_FROM_CLASSES on it is mapped over blocks of
+rows; the way back maps, over the same blocks, the gradient within a block, for which the block is computed again:
+cheaper than to keep what the first pass knew. The exception, ``in_one_pass``, has its gradient made with the value and
+only scaled on the way back.
+
+What is made in one program or in blocks has one derivative; a second one is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from keras_distill import _checks
 from keras_distill.losses import _common
 
 CHUNKED_FROM_CLASSES = 32_000
+FUSED_FROM_CLASSES = 512
 CHUNK_ELEMENTS = 1 << 19
 EAGER_CHUNK_ELEMENTS = 1 << 22  # a block costs a hundred Python calls there
 
@@ -62,9 +67,31 @@ def over_blocks(
         What ``function`` returns, (*leading, ...) each.
     """
     if rows is None:
-        return function(*parts)
+        return fused(function, parts[0], *parts)
     results = ops.map(lambda block: function(*block), tuple(cut(x, rows, leading) for x in parts))
     return tuple(ops.reshape(x, leading + tuple(ops.shape(x))[2:]) for x in results)
+
+
+def fuses(logits: Any) -> bool:
+    """Whether to compile a function of ``logits``, (..., classes), by XLA on its own.
+
+    Outside XLA a graph runs it op by op, and reads and writes all classes for each. Compiled it is several times as
+    fast, but each shape is compiled anew: only where the batch alone may change, and not in vain for few classes.
+    """
+    import tensorflow as tf
+
+    shape = tuple(logits.shape)
+    known = len(shape) >= 2 and None not in shape[1:]
+    return known and FUSED_FROM_CLASSES <= shape[-1] < CHUNKED_FROM_CLASSES and not tf.executing_eagerly()
+
+
+def fused(function: Callable[..., Any], logits: Any, *args: Any) -> Any:
+    """Return ``function(*args)``, compiled by XLA where ``fuses(logits)``."""
+    import tensorflow as tf
+
+    if not fuses(logits):
+        return function(*args)
+    return tf.function(function, jit_compile=True, autograph=False)(*args)
 
 
 def fold(
@@ -129,6 +156,61 @@ def with_slopes(
     return values, *tape.gradient(values, watched, upstream, unconnected_gradients="zero")
 
 
+def all_in_one_pass(function: Callable[..., Any], student: Any, temperature: Any, *given: Any) -> Any:
+    """Return function(student, temperature, *given); where it ``fuses``, the student's gradient is made with it.
+
+    Args:
+        function: returns (...,) or a scalar.
+        student: (..., classes), or a tuple of such; the only ones with a gradient, but for a temperature.
+        temperature: a float, or a tensor.
+        *given: tensors, or tuples of such.
+
+    Returns:
+        (...,) or a scalar.
+    """
+    students = tuple(tree.flatten(student))
+    if not fuses(students[0]):
+        return function(student, temperature, *given)
+    others, count = tuple(tree.flatten(given)), len(students)
+    learned = () if isinstance(temperature, float) else (temperature,)
+
+    def values(*parts: Any) -> Any:
+        """Take the students, what is given, then the temperature if it is a tensor."""
+        parts, by = (parts[:-1], parts[-1]) if learned else (parts, temperature)
+        return function(tree.pack_sequence_as(student, parts[:count]), by, *tree.pack_sequence_as(given, parts[count:]))
+
+    def with_student_slopes(*parts: Any) -> tuple[Any, ...]:
+        return with_slopes(values, tuple(map(_common.float32, parts[:count])), parts[count:])
+
+    def temperature_slope(upstream: Any, by: Any, *parts: Any) -> Any:
+        return with_slopes(lambda each: values(*parts, each), (by,), (), upstream)[1]
+
+    @ops.custom_gradient
+    def compute(*watched: Any) -> Any:
+        still = tuple(map(ops.stop_gradient, watched))
+        value, *slopes = fused(with_student_slopes, still[0], *still[:count], *others, *still[count:])
+
+        def grad(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
+            @ops.custom_gradient
+            def to_students(upstream: Any, *watched: Any) -> Any:
+                by = upstream[..., None]
+                return tuple(ops.cast(by * x, y.dtype) for x, y in zip(slopes, watched[:count], strict=True)), refuse
+
+            @ops.custom_gradient
+            def to_temperature(upstream: Any, *watched: Any) -> Any:
+                upstream = ops.stop_gradient(upstream)
+                return fused(temperature_slope, still[0], upstream, still[-1], *still[:count], *others), refuse
+
+            upstream = args[0] if args else upstream
+            # Each apart from the other: a graph leaves out the one that nobody asks for.
+            to_each = to_students(upstream, *watched)
+            return (*to_each, to_temperature(upstream, *watched)) if learned else to_each
+
+        return value, grad
+
+    return compute(*students, *learned)
+
+
 def _scale(slope: Any, upstream: Any, watched: tuple[Any, ...], rows: int, leading: tuple[Any, ...]) -> Any:
     """Return upstream * slope, block by block into the place where the slope, made of ``watched``, was."""
     import tensorflow as tf
@@ -181,7 +263,8 @@ def by_rows(
     logits = tree.flatten(student)[0]
     rows, leading = rows_per_block(logits), _common.leading_shape(logits)
     if rows is None:
-        return _common.apply_mask(at_once(function, student, temperature, mask, *given), mask)
+        value = all_in_one_pass(lambda s, t, *rest: at_once(function, s, t, mask, *rest), student, temperature, *given)
+        return _common.apply_mask(value, mask)
     learned = () if isinstance(temperature, float) else (ops.broadcast_to(temperature, leading),)
     masks = () if mask is None else (mask,)
     students, others = tuple(tree.flatten(student)), (*tree.flatten(given), *masks)

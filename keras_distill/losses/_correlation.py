@@ -174,19 +174,19 @@ def class_correlation(
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
     if not isinstance(t, float) and len(t.shape) > 0:
         raise _checks.error(owner, "one temperature for the batch", f"shape {tuple(temperature.shape)}")
-    scale = t**2
     rows = _blocks.rows_per_block(student)
     if rows is not None:
-        return scale * _in_blocks(student, t, mask, teacher, (inter_weight, intra_weight), rows)
+        return t**2 * _in_blocks(student, t, mask, teacher, (inter_weight, intra_weight), rows)
 
     def all_rows(student: Any, t: Any, teacher: Any) -> Any:
         p, q = (ops.reshape(ops.exp(log_softmax(logits, t)), (-1, student.shape[-1])) for logits in (teacher, student))
         kept = ops.ones_like(q[:, :1]) if mask is None else ops.cast(ops.reshape(mask, (-1, 1)), "float32")
         inter = 1.0 - _mean_correlation(p, q, 1, ops.ones_like(q), kept[:, 0])
         intra = 1.0 - _mean_correlation(p, q, 0, kept * ops.ones_like(q), ops.ones_like(q[0]))
+        scale = (t if isinstance(t, float) else t[0]) ** 2
         return ops.where(ops.sum(kept) > 0, scale * (inter_weight * inter + intra_weight * intra), 0.0)
 
-    return _blocks.at_once(all_rows, student, t, mask, teacher)
+    return _blocks.all_in_one_pass(lambda s, t, x: _blocks.at_once(all_rows, s, t, mask, x), student, t, teacher)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

@@ -151,6 +151,8 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
     temperature = _common.float32(temperature)
     leading = _common.leading_shape(student)
     cut = _blocks.rows_per_block(student)
+    # A program of its own that gives value and slope is worth it only if nothing else has to come out of it.
+    at_once = cut is None and _blocks.fuses(student)
     if cut is None:
         teacher, student = _common.float32(teacher), _common.float32(student)
     else:
@@ -164,17 +166,24 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
 
     def forward(teacher: Any, student: Any, temperature: Any, *more: Any) -> tuple[Any, ...]:
         pair, row = compared(*clean(teacher, student, temperature, more))
-        # What is kept for the way back: all of it, or in blocks what is known of each row.
-        return temperature * temperature * kernel.value(pair), kernel.level(pair), *(pair if cut is None else row)
+        level = kernel.level(pair)
+        # What is kept for the way back: the slope itself, all of the pair, or in blocks what is known of each row.
+        kept = (kernel.to_student(pair, level),) if at_once else pair if cut is None else row
+        return temperature * temperature * kernel.value(pair), level, *kept
 
     def recall(logits: tuple[Any, Any, Any], kept: tuple[Any, ...]) -> Pair:
+        if at_once:
+            return compared(*logits)[0]
         if cut is None:
             return Pair(*kept[: len(Pair._fields)])
         return pair_again(*logits, Constants(*kept[: len(Constants._fields)]))
 
     def to_student(teacher: Any, student: Any, temperature: Any, upstream: Any, level: Any, *more: Any) -> Any:
-        pair = recall(clean(teacher, student, temperature, more), more)
-        return (ops.cast((upstream * temperature)[..., None] * kernel.to_student(pair, level), student.dtype),)
+        if at_once:
+            slope = more[0]
+        else:
+            slope = kernel.to_student(recall(clean(teacher, student, temperature, more), more), level)
+        return (ops.cast((upstream * temperature)[..., None] * slope, student.dtype),)
 
     def to_temperature(teacher: Any, student: Any, temperature: Any, upstream: Any, level: Any, *more: Any) -> Any:
         teacher, student, column = clean(teacher, student, temperature, more)
@@ -199,6 +208,8 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
                 @ops.custom_gradient
                 def first(student: Any, temperature: Any, upstream: Any) -> Any:
                     parts = (*inputs, ops.stop_gradient(upstream), *kept, *masks)
+                    if at_once:
+                        return slope(*parts)[0], _blocks.refuse
                     return _blocks.over_blocks(slope, parts, cut, leading)[0], _blocks.refuse
 
                 return first(student, temperature, upstream)

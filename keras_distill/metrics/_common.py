@@ -175,9 +175,7 @@ def read_entries(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None
     return Examples(labels, ops.reshape(y_pred, (-1,)), weights)
 
 
-def read_weights(
-    owner: str, sample_weight: Any, lead: Any, rank: int, mask: Any = None, known: Any = None
-) -> Any:
+def read_weights(owner: str, sample_weight: Any, lead: Any, rank: int, mask: Any = None, known: Any = None) -> Any:
     """Return float64 weights (n,) for examples of shape ``lead``: ones, times the sample weights, times the mask.
 
     Args:
