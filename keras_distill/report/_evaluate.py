@@ -357,7 +357,7 @@ class _Uncompiled(keras.Model):
     """
 
     def __init__(self, model: keras.Model) -> None:
-        super().__init__()
+        super().__init__(name="uncompiled")
         self.model = model
 
     def call(self, inputs: Any, training: bool = False) -> Any:
