@@ -33,6 +33,18 @@ def weighted_slopes(row, teacher, student, temperature, labels, **options):
     return value, *tape.gradient(total, [student, temperature], unconnected_gradients="zero")
 
 
+def first_derivative(row):
+    """Return a tape that saw the gradient of a loss being made, that gradient and the student's logits."""
+    teacher, student = draw(4, 60)
+    with tf.GradientTape() as outer:
+        outer.watch(student)
+        with tf.GradientTape() as inner:
+            inner.watch(student)
+            value = test_contracts.values(row, teacher, student, 2.0, np.arange(4))
+        gradient = inner.gradient(value, student)
+    return outer, gradient, student
+
+
 def assert_same(cut, whole, rtol=1e-5):
     for got, wanted in zip(cut, whole, strict=True):
         assert got.dtype == wanted.dtype
@@ -69,7 +81,7 @@ def test_blocks_give_what_one_piece_gives(row, mode, blocks, monkeypatch):
         blocks.clear()
 
 
-@one_of_each
+@every
 def test_the_laws_of_the_contracts_hold_in_blocks(row, blocks, monkeypatch):
     """Float64 twins, finite differences, garbage behind masks, learned temperatures: in blocks."""
     monkeypatch.setattr(_blocks, "CHUNKED_FROM_CLASSES", 3)
@@ -119,20 +131,14 @@ def test_compiled_alone_it_gives_what_op_by_op_gives(row, monkeypatch):
 @one_of_each
 def test_a_second_derivative_of_what_is_compiled_alone_is_refused(row, monkeypatch):
     monkeypatch.setattr(_blocks, "FUSED_FROM_CLASSES", 50)
-    teacher, student = draw(4, 60)
 
     @tf.function
-    def second(student):
-        with tf.GradientTape() as outer:
-            outer.watch(student)
-            with tf.GradientTape() as inner:
-                inner.watch(student)
-                value = test_contracts.values(row, teacher, student, 2.0, np.arange(4))
-            gradient = inner.gradient(value, student)
+    def second():
+        outer, gradient, student = first_derivative(row)
         return outer.gradient(gradient, student)
 
     with pytest.raises(ValueError, match="losses: expected at most one derivative of a divergence, got a second one"):
-        second(student)
+        second()
 
 
 def test_what_is_compiled_alone():
@@ -278,13 +284,7 @@ def test_means_and_variances_may_come_apart(mode, blocks):
 
 @one_of_each
 def test_a_second_derivative_is_refused(row, blocks):
-    teacher, student = draw(4, 60)
-    with tf.GradientTape() as outer:
-        outer.watch(student)
-        with tf.GradientTape() as inner:
-            inner.watch(student)
-            value = test_contracts.values(row, teacher, student, 2.0, np.arange(4))
-        gradient = inner.gradient(value, student)
+    outer, gradient, student = first_derivative(row)
     with pytest.raises(ValueError, match="losses: expected at most one derivative of a divergence, got a second one"):
         outer.gradient(gradient, student)
 
