@@ -35,7 +35,7 @@ if __name__ == "__main__" and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # before TensorFlow makes its threads
     if sys.platform == "linux" and "--body" not in sys.argv:
         libc = ctypes.CDLL(None)
-        for option, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
+        for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX none, M_TRIM_THRESHOLD never
             libc.mallopt(option, value)
 
 # isort: split

@@ -3,9 +3,8 @@
 A loss hands over a function of rows. Below FUSED_FROM_CLASSES classes it is called once, on all of them, and automatic
 differentiation does the rest. From there on a graph runs it, and the gradient with it, as one program of XLA's, whether
 or not the step around it is compiled; an eager call does not. From CHUNKED_FROM_CLASSES on it is mapped over blocks of
-rows; the way back maps, over the same blocks, the gradient within a block, for which the block is computed again:
-cheaper than to keep what the first pass knew. The exception, ``in_one_pass``, has its gradient made with the value and
-only scaled on the way back.
+rows, which give the student's gradient with the value: on the way back it is only scaled. Half precision has no room
+for that: there, as for a temperature, the way back computes each block again.
 
 What is made in one program or in blocks has one derivative; a second one is refused.
 """
@@ -15,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
 from keras import ops, tree
 
 from keras_distill import _checks
@@ -242,9 +242,7 @@ def at_once(function: Callable[..., Any], student: Any, temperature: Any, mask: 
     return function(student, temperature if isinstance(temperature, float) else temperature[..., None], *given)
 
 
-def by_rows(
-    function: Callable[..., Any], student: Any, temperature: Any, mask: Any, *given: Any, in_one_pass: bool = False
-) -> Any:
+def by_rows(function: Callable[..., Any], student: Any, temperature: Any, mask: Any, *given: Any) -> Any:
     """Return ``function`` of each row, with its gradient to the student and to a temperature that is a tensor.
 
     Args:
@@ -254,8 +252,6 @@ def by_rows(
         temperature: a float, or float32 of shape () or (...,).
         mask: (...,) bool or None.
         *given: the teacher's side, labels: (..., any) or (...,) each, or tuples of such.
-        in_one_pass: make the gradient with the value, and only scale it on the way back: for a ``function`` that is
-            dearer to compute again than a gradient is to read and write, and that has no temperature.
 
     Returns:
         (...,), float32, masked as ``_common.apply_mask`` says.
@@ -268,6 +264,8 @@ def by_rows(
     learned = () if isinstance(temperature, float) else (ops.broadcast_to(temperature, leading),)
     masks = () if mask is None else (mask,)
     students, others = tuple(tree.flatten(student)), (*tree.flatten(given), *masks)
+    # To scale a gradient costs less than to compute a block again. Of halves it would be kept in float32: twice as large.
+    in_one_pass = all(keras.backend.standardize_dtype(x.dtype) == "float32" for x in students)
 
     def values(*pieces: Any) -> Any:
         """Take the students, what is given and the mask, then the temperature."""
@@ -280,37 +278,28 @@ def by_rows(
     def compute(*watched: Any) -> Any:
         # Stopped, so that an eager tape keeps none of what is inside.
         mine, column = (tuple(map(ops.stop_gradient, x)) for x in (watched[: len(students)], watched[len(students) :]))
-        (value,) = over_blocks(lambda *block: (values(*block),), (*mine, *others, *column), rows, leading)
+
+        def forward(*block: Any) -> tuple[Any, ...]:
+            block, given = block[: len(students)], block[len(students) :]
+            return with_slopes(values, block, given) if in_one_pass else (values(*block, *given),)
+
+        value, *slopes = over_blocks(forward, (*mine, *others, *column), rows, leading)
 
         def grad(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
             upstream = args[0] if args else upstream
             mine, column = watched[: len(students)], watched[len(students) :]
             # Each apart from the other: a graph leaves out the one that nobody asks for.
-            slopes = pull_back(values, upstream, mine, (*others, *column), rows, leading)
+            if in_one_pass:
+                to_students = tuple(_scale(slope, upstream, watched, rows, leading) for slope in slopes)
+            else:
+                to_students = pull_back(values, upstream, mine, (*others, *column), rows, leading)
             if not learned:
-                return slopes
+                return to_students
             before = (*mine, *others)
-            return (*slopes, *pull_back(lambda t, *block: values(*block, t), upstream, column, before, rows, leading))
+            return *to_students, *pull_back(lambda t, *block: values(*block, t), upstream, column, before, rows, leading)
 
         return value, grad
 
-    @ops.custom_gradient
-    def compute_in_one_pass(*watched: Any) -> Any:
-        def forward(*block: Any) -> tuple[Any, ...]:
-            wide = tuple(map(_common.float32, block[: len(students)]))  # half a precision is too little before scaling
-            return with_slopes(values, wide, block[len(students) :])
-
-        value, *slopes = over_blocks(forward, (*map(ops.stop_gradient, watched), *others), rows, leading)
-
-        def grad(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
-            upstream = args[0] if args else upstream
-            scaled = (_scale(slope, upstream, watched, rows, leading) for slope in slopes)
-            return tuple(ops.cast(slope, x.dtype) for slope, x in zip(scaled, watched, strict=True))
-
-        return value, grad
-
-    if in_one_pass:
-        return _common.apply_mask(compute_in_one_pass(*students), mask)
     return _common.apply_mask(compute(*students, *learned), mask)
 
 

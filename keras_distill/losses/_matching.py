@@ -151,7 +151,7 @@ def gaussian_kl(
         return _gaussian_kl(*teacher, *student)
 
     both = student_mean, student_log
-    return _blocks.by_rows(rows, both, 1.0, mask, (teacher_mean, teacher_log), in_one_pass=True)
+    return _blocks.by_rows(rows, both, 1.0, mask, (teacher_mean, teacher_log))
 
 
 def _gaussian_kl(teacher_mean: Any, teacher_log: Any, student_mean: Any, student_log: Any) -> Any:
@@ -312,7 +312,7 @@ class GaussianKL(LogitsLoss):
             return _gaussian_kl(*(each for side in (teacher, student) for each in (side[..., :half], side[..., half:])))
 
         mask = _common.check_mask(owner, mask, student)
-        return _blocks.by_rows(rows, student, 1.0, mask, teacher, in_one_pass=True)
+        return _blocks.by_rows(rows, student, 1.0, mask, teacher)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
