@@ -68,7 +68,7 @@ def over_blocks(
     """
     if rows is None:
         return fused(function, parts[0], *parts)
-    results = ops.map(lambda block: function(*block), tuple(cut(x, rows, leading) for x in parts))
+    results = ops.map(lambda block: compiled(function)(*block), tuple(cut(x, rows, leading) for x in parts))
     return tuple(ops.reshape(x, leading + tuple(ops.shape(x))[2:]) for x in results)
 
 
@@ -87,11 +87,14 @@ def fuses(logits: Any) -> bool:
 
 def fused(function: Callable[..., Any], logits: Any, *args: Any) -> Any:
     """Return ``function(*args)``, compiled by XLA where ``fuses(logits)``."""
+    return compiled(function)(*args) if fuses(logits) else function(*args)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function``, which in a graph is a program of XLA's."""
     import tensorflow as tf
 
-    if not fuses(logits):
-        return function(*args)
-    return tf.function(function, jit_compile=True, autograph=False)(*args)
+    return function if tf.executing_eagerly() else tf.function(function, jit_compile=True, autograph=False)
 
 
 def fold(

@@ -17,6 +17,7 @@ from keras_distill.losses import _blocks, _common
 # (exp(x) - 1 - x) / x**2 for |x| <= NEAR: a Chebyshev fit of degree 6, relative error below 3e-8.
 NEAR = 0.75
 _SERIES = (2.5113472e-05, 0.00020114328, 0.001388779, 0.0083325636, 0.04166668, 0.16666672, 0.5)
+LONG, LANES = 1024, 128  # classes from which on a sum has two steps, and how many sums there are after the first
 
 
 class Constants(NamedTuple):
@@ -68,6 +69,22 @@ def row_sum(x: Any) -> Any:
     return ops.sum(x, axis=-1, keepdims=True)
 
 
+def long_sum(x: Any) -> Any:
+    """Return ``row_sum``, of many classes in two steps.
+
+    XLA adds one number to the next: of thousands that are nearly equal, as those of a flat teacher are, each sum would be
+    rounded the same way, and the last be 1e-5 off.
+    """
+    classes = x.shape[-1]
+    if classes is None or classes < LONG:
+        return row_sum(x)
+    whole = classes - classes % LANES
+    sums = ops.sum(ops.reshape(x[..., :whole], (*ops.shape(x)[:-1], -1, LANES)), axis=-2)
+    # The minimum, here too, keeps the two steps apart.
+    total = row_sum(ops.minimum(sums, math.inf))
+    return total + row_sum(x[..., whole:]) if whole < classes else total
+
+
 def exact_difference(x: Any, offset: Any, y: Any) -> Any:
     """Return (x - offset) - y in this order: the minimum keeps graph optimisers from re-associating it."""
     return ops.minimum(x - offset, math.inf) - y
@@ -92,7 +109,7 @@ def compared(teacher: Any, student: Any, temperature: Any) -> tuple[Pair, Consta
     inverse = 1.0 / temperature
     top_p, top_q = (ops.max(logits, axis=-1, keepdims=True) for logits in (teacher, student))
     p, q = weights(teacher, top_p, inverse), weights(student, top_q, inverse)
-    total_p, total_q = row_sum(p), row_sum(q)
+    total_p, total_q = long_sum(p), long_sum(q)
     offset = ops.round(top_q - top_p)
     constant = exact_difference(top_q, offset, top_p) / temperature + ops.log(total_q / total_p)
     row = Constants(top_p, top_q, 1.0 / total_p, 1.0 / total_q, constant, 0.0)
