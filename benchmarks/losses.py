@@ -13,7 +13,8 @@ above that, and the same loss took 1.0 or 2.0 times as long from one run to the 
 runs each loss of ours at the full size. From 32000 classes on all of them take the rows in blocks, so that they need
 two inputs and a gradient there, and what they need beyond does not grow with the rows.
 
-Results are written after each row; ``--resume`` keeps the rows that are there and measures the others.
+Results are written after each row, and judged at the end, even if that comes early (Ctrl-C); ``--resume`` keeps the rows
+that are there and measures the others.
 """
 
 from __future__ import annotations
@@ -238,15 +239,18 @@ def memory(name: str, form: str, by: str, shape: tuple[int, ...]) -> dict[str, A
 
 
 class Rows:
-    """A report whose rows may be there already, from a run that was interrupted.
+    """A report whose rows may be there already, from a run that was interrupted: such a run is judged by what it has.
 
     Args:
         name: of the report.
         options: the parsed command line.
+        target: of a row, in words, what came out, and the most that was hoped for; None where nothing was.
     """
 
-    def __init__(self, name: str, options: argparse.Namespace) -> None:
-        self.report = _harness.Report(name, CLAIM, options)
+    def __init__(
+        self, name: str, options: argparse.Namespace, target: Callable[[dict[str, Any]], tuple[str, float, float] | None]
+    ) -> None:
+        self.report, self.target = _harness.Report(name, CLAIM, options), target
         if options.resume and self.report.path.exists():
             self.report.content["results"] = json.loads(self.report.path.read_text())["results"]
 
@@ -259,32 +263,33 @@ class Rows:
             self.report.write()
         return (found or rows[-1:])[0]
 
-    def judge(self, target: Callable[[dict[str, Any]], tuple[str, float, float] | None]) -> None:
-        """Give the verdicts of all rows, in words, what came out, and the most that was hoped for; then write."""
-        for row in self.report.content["results"]:
-            if (found := target(row)) is not None:
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for found in map(self.target, self.report.content["results"]):
+            if found is not None:
                 self.report.verdict(found[0], found[1], at_most=found[2])
         self.report.write()
 
 
 def times(options: argparse.Namespace, names: list[str]) -> None:
     """Measure times in turns, and judge."""
-    rows = Rows("losses", options)
     rounds = options.rounds or (21 if options.full else 7)
     small, large = ((4096, 1000), EIGHTH) if options.full else ((1024, 1000), (1, 128, 32_000))
     runs = [("xla", large), ("xla", small)] + [("graph", small), ("graph", large)] * options.full
-    for by, shape in runs:
-        given = inputs(shape)
-        for name in names:
-            settings = {"loss": name, "shape": list(shape), "by": by}
-            rows.row(settings, lambda name=name, given=given, by=by: timed(name, given, by, rounds))
-        del given
 
     def target(row: dict[str, Any]) -> tuple[str, float, float] | None:
         words = f"{row['loss']} {tuple(row['shape'])}, processor time over the plain form's"
         return (words, float(row["ratio_cpu"].split()[0]), 1.1) if row["by"] == "xla" else None
 
-    rows.judge(target)
+    with Rows("losses", options, target) as rows:
+        for by, shape in runs:
+            given = inputs(shape)
+            for name in names:
+                settings = {"loss": name, "shape": list(shape), "by": by}
+                rows.row(settings, lambda name=name, given=given, by=by: timed(name, given, by, rounds))
+            del given
 
 
 def timed(name: str, given: tuple[Any, ...], by: str, rounds: int) -> dict[str, Any]:
@@ -321,17 +326,9 @@ def timed(name: str, given: tuple[Any, ...], by: str, rounds: int) -> dict[str, 
 
 def peaks(options: argparse.Namespace, names: list[str]) -> None:
     """Measure memory process by process, and judge."""
-    rows = Rows("losses_memory", options)
     tried = names if options.full else names[:1]
     large = EIGHTH if options.full else (2, 256, 32_000)
-    for name in tried:
-        row = rows.row(*against_plain(name, "xla", large))
-        if options.full:
-            settings = {"loss": name, "shape": list(WHOLE), "by": "xla"}
-            rows.row(settings, lambda name=name, row=row: whole_size(name, row["ours_beyond_mib"]))
-    for by, shape in [("xla", (4096, 1000)), ("graph", large), ("graph", (4096, 1000))][: 3 if options.full else 0]:
-        for name in tried:
-            rows.row(*against_plain(name, by, shape))
+    runs = [("xla", (4096, 1000)), ("graph", large), ("graph", (4096, 1000))] * options.full
 
     def target(row: dict[str, Any]) -> tuple[str, float, float] | None:
         words = f"{row['loss']} {tuple(row['shape'])}, "
@@ -342,7 +339,15 @@ def peaks(options: argparse.Namespace, names: list[str]) -> None:
         share = row["ours_beyond_mib"] / max(row["plain_beyond_mib"], 1)
         return words + "memory beyond inputs and gradient over the plain form's", share, 0.25
 
-    rows.judge(target)
+    with Rows("losses_memory", options, target) as rows:
+        for name in tried:
+            row = rows.row(*against_plain(name, "xla", large))
+            if options.full:
+                settings = {"loss": name, "shape": list(WHOLE), "by": "xla"}
+                rows.row(settings, lambda name=name, row=row: whole_size(name, row["ours_beyond_mib"]))
+        for by, shape in runs:
+            for name in tried:
+                rows.row(*against_plain(name, by, shape))
 
 
 def against_plain(name: str, by: str, shape: tuple[int, ...]) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:

@@ -64,7 +64,7 @@ def blocks(monkeypatch):
 
 
 @every
-@modes
+@pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_blocks_give_what_one_piece_gives(row, mode, blocks, monkeypatch):
     teacher, student = draw(3, 4, 60)
     labels = np.random.default_rng(1).integers(0, 60, (3, 4))
@@ -79,6 +79,13 @@ def test_blocks_give_what_one_piece_gives(row, mode, blocks, monkeypatch):
             whole = weighted_slopes(row, teacher, student, temperature, labels, **options)
         assert_same(result, whole)
         blocks.clear()
+
+
+@pytest.mark.slow
+@one_of_each
+def test_blocks_within_a_compiled_step_give_what_one_piece_gives(row, blocks, monkeypatch):
+    """What a graph runs block by block, block after block in one program of XLA's."""
+    test_blocks_give_what_one_piece_gives(row, "xla", blocks, monkeypatch)
 
 
 @every

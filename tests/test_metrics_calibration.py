@@ -9,12 +9,14 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
 from keras_distill import metrics
+from keras_distill.metrics import _common as metrics_common
 from tests.golden.record_metrics import load
 from tests.models import replicas
 
 ECE = load("ece")
 BINARY = load("binary_ece")
 NORMS = ("l1", "l2", "max")
+MODES = ("eager", "graph", "xla")
 
 
 def section_l():
@@ -428,3 +430,24 @@ def test_thousand_classes_take_the_blocked_path_and_agree_with_argmax():
         y[20:] = random.integers(0, classes, 20)
         expected = ece_by_definition(p.max(1).astype(float), p.argmax(1) == y, 15, "l1")
         assert metrics.expected_calibration_error(y, p) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("classes", [100, 512, 997, 1000, 32_000])
+def test_the_first_largest_in_every_mode(mode, classes):
+    outputs = np.random.default_rng(5).integers(-3, 4, (30, classes)).astype("float32")  # full of ties
+    outputs[0] = -np.inf
+    outputs[1] = [-0.0, 0.0] * (classes // 2) + [0.0] * (classes % 2)
+    outputs[2] = np.arange(classes)
+    found = metrics_common.first_largest
+    if mode != "eager":
+        found = tf.function(found, jit_compile=mode == "xla")
+    for rows in (outputs, outputs[:7]):
+        largest, index = found(tf.constant(rows))
+        np.testing.assert_array_equal(largest, rows.max(1))
+        np.testing.assert_array_equal(index, rows.argmax(1))
+        assert index.dtype == "int32"
+    outputs[4, classes // 2] = np.nan
+    largest, index = found(tf.constant(outputs))
+    assert np.flatnonzero(np.isnan(largest)).tolist() == ([] if mode == "xla" else [4])  # its largest passes over NaN
+    assert 0 <= index[4] < classes

@@ -18,6 +18,7 @@ import keras
 from keras import ops, tree
 
 from keras_distill import _checks
+from keras_distill._graphs import compiled
 from keras_distill.losses import _common
 
 CHUNKED_FROM_CLASSES = 32_000
@@ -88,13 +89,6 @@ def fuses(logits: Any) -> bool:
 def fused(function: Callable[..., Any], logits: Any, *args: Any) -> Any:
     """Return ``function(*args)``, compiled by XLA where ``fuses(logits)``."""
     return compiled(function)(*args) if fuses(logits) else function(*args)
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``function``, which in a graph is a program of XLA's."""
-    import tensorflow as tf
-
-    return function if tf.executing_eagerly() else tf.function(function, jit_compile=True, autograph=False)
 
 
 def fold(
