@@ -13,8 +13,8 @@ above that, and the same loss took 1.0 or 2.0 times as long from one run to the 
 runs each loss of ours at the full size. From 32000 classes on all of them take the rows in blocks, so that they need
 two inputs and a gradient there, and what they need beyond does not grow with the rows.
 
-Results are written after each row, and judged at the end, even if that comes early (Ctrl-C); ``--resume`` keeps the rows
-that are there and measures the others.
+Results are written after each row, and judged at the end, even if that comes early (Ctrl-C); ``--resume`` keeps the
+rows that are there and measures the others.
 """
 
 from __future__ import annotations
@@ -248,7 +248,10 @@ class Rows:
     """
 
     def __init__(
-        self, name: str, options: argparse.Namespace, target: Callable[[dict[str, Any]], tuple[str, float, float] | None]
+        self,
+        name: str,
+        options: argparse.Namespace,
+        target: Callable[[dict[str, Any]], tuple[str, float, float] | None],
     ) -> None:
         self.report, self.target = _harness.Report(name, CLAIM, options), target
         if options.resume and self.report.path.exists():

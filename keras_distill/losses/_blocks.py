@@ -261,7 +261,7 @@ def by_rows(function: Callable[..., Any], student: Any, temperature: Any, mask: 
     learned = () if isinstance(temperature, float) else (ops.broadcast_to(temperature, leading),)
     masks = () if mask is None else (mask,)
     students, others = tuple(tree.flatten(student)), (*tree.flatten(given), *masks)
-    # To scale a gradient costs less than to compute a block again. Of halves it would be kept in float32: twice as large.
+    # To scale a gradient costs less than to compute a block again. That of halves is not kept: it would be in float32.
     in_one_pass = all(keras.backend.standardize_dtype(x.dtype) == "float32" for x in students)
 
     def values(*pieces: Any) -> Any:
@@ -293,7 +293,9 @@ def by_rows(function: Callable[..., Any], student: Any, temperature: Any, mask: 
             if not learned:
                 return to_students
             before = (*mine, *others)
-            return *to_students, *pull_back(lambda t, *block: values(*block, t), upstream, column, before, rows, leading)
+            return *to_students, *pull_back(
+                lambda t, *block: values(*block, t), upstream, column, before, rows, leading
+            )
 
         return value, grad
 

@@ -72,8 +72,8 @@ def row_sum(x: Any) -> Any:
 def long_sum(x: Any) -> Any:
     """Return ``row_sum``, of many classes in two steps.
 
-    XLA adds one number to the next: of thousands that are nearly equal, as those of a flat teacher are, each sum would be
-    rounded the same way, and the last be 1e-5 off.
+    XLA adds one number to the next: of thousands that are nearly equal, as those of a flat teacher are, each sum would
+    be rounded the same way, and the last be 1e-5 off.
     """
     classes = x.shape[-1]
     if classes is None or classes < LONG:
