@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -238,7 +239,7 @@ def first_largest(outputs: Any) -> tuple[Any, Any]:
         return ops.max(outputs, axis=-1), _argmax(outputs)
     blocks = ops.max(ops.reshape(outputs, (-1, classes // size, size)), axis=-1)
     if classes >= COMPILED_FROM_CLASSES and not tf.executing_eagerly():
-        return compiled(lambda *tables: _search(*tables, _first_equal))(outputs, blocks)
+        return compiled(functools.partial(_search, first=_first_equal))(outputs, blocks)
     return _search(outputs, blocks, _argmax)
 
 
