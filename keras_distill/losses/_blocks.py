@@ -3,8 +3,8 @@
 A loss hands over a function of rows. Below FUSED_FROM_CLASSES classes it is called once, on all of them, and automatic
 differentiation does the rest. From there on a graph runs it, and the gradient with it, as one program of XLA's, whether
 or not the step around it is compiled; an eager call does not. From CHUNKED_FROM_CLASSES on it is mapped over blocks of
-rows, which give the student's gradient with the value: on the way back it is only scaled. Half precision has no room
-for that: there, as for a temperature, the way back computes each block again.
+rows, in a graph one such program after the other, which give the student's gradient with the value: on the way back it
+is only scaled. Half precision has no room for that: there, as for a temperature, the way back computes blocks again.
 
 What is made in one program or in blocks has one derivative; a second one is refused.
 """
