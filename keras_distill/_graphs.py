@@ -1,9 +1,16 @@
-"""What of a graph is compiled on its own."""
+"""Whether a graph is being made, and what of it is compiled on its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+
+def eager() -> bool:
+    """Return whether ops run at once: no graph is being made."""
+    import tensorflow as tf
+
+    return tf.executing_eagerly()
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -13,4 +20,4 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     import tensorflow as tf
 
-    return function if tf.executing_eagerly() else tf.function(function, jit_compile=True, autograph=False)
+    return function if eager() else tf.function(function, jit_compile=True, autograph=False)

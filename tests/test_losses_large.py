@@ -64,7 +64,7 @@ def blocks(monkeypatch):
 
 
 @every
-@pytest.mark.parametrize("mode", ["eager", "graph"])
+@modes
 def test_blocks_give_what_one_piece_gives(row, mode, blocks, monkeypatch):
     teacher, student = draw(3, 4, 60)
     labels = np.random.default_rng(1).integers(0, 60, (3, 4))
@@ -79,13 +79,6 @@ def test_blocks_give_what_one_piece_gives(row, mode, blocks, monkeypatch):
             whole = weighted_slopes(row, teacher, student, temperature, labels, **options)
         assert_same(result, whole)
         blocks.clear()
-
-
-@pytest.mark.slow
-@one_of_each
-def test_blocks_within_a_compiled_step_give_what_one_piece_gives(row, blocks, monkeypatch):
-    """What a graph runs block by block, block after block in one program of XLA's."""
-    test_blocks_give_what_one_piece_gives(row, "xla", blocks, monkeypatch)
 
 
 @every
@@ -347,7 +340,7 @@ def test_a_flat_teacher_is_summed_exactly_by_xla(classes):
 
 
 def test_rows_of_one_block_divide_what_is_known(monkeypatch):
-    monkeypatch.setattr(_blocks, "_eager", lambda: False)  # as in a graph: eager blocks are longer
+    monkeypatch.setattr(_blocks, "eager", lambda: False)  # as in a graph: eager blocks are longer
     for shape, expected in (
         ((4, 100, 32_000), 16),  # 16 rows of 32000 fit, and 400 is 25 times 16
         ((4, 100, 31_999), None),

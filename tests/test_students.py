@@ -83,6 +83,9 @@ def test_uncertainty_head_and_its_model(tmp_path):
     assert set(said) == {"logits", "uncertainty"}
     assert said["uncertainty"].shape == (6, 2)
     assert (said["uncertainty"].numpy() >= 0).all()
+    features = keras.Model(model.inputs, model.get_layer("uncertainty").input)(X)
+    dense = features @ model.get_layer("uncertainty").kernel.numpy() + model.get_layer("uncertainty").bias.numpy()
+    np.testing.assert_allclose(said["uncertainty"], np.logaddexp(dense, 0.0), rtol=1e-5, atol=1e-6)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")(X)
     np.testing.assert_array_equal(again["uncertainty"], said["uncertainty"])

@@ -18,7 +18,7 @@ import keras
 from keras import ops, tree
 
 from keras_distill import _checks
-from keras_distill._graphs import compiled
+from keras_distill._graphs import compiled, eager
 from keras_distill.losses import _common
 
 CHUNKED_FROM_CLASSES = 32_000
@@ -38,14 +38,10 @@ def rows_per_block(logits: Any) -> int | None:
         if size is None:
             break
         known *= size
-    most = max(1, (EAGER_CHUNK_ELEMENTS if _eager() else CHUNK_ELEMENTS) // classes)
+    most = max(1, (EAGER_CHUNK_ELEMENTS if eager() else CHUNK_ELEMENTS) // classes)
     if None not in shape and known <= most:
         return None
     return max(rows for rows in range(1, most + 1) if known % rows == 0)
-
-
-def _eager() -> bool:
-    return _common.concrete(ops.convert_to_tensor(0.0)) is not None
 
 
 def cut(x: Any, rows: int, leading: tuple[Any, ...]) -> Any:
@@ -79,11 +75,9 @@ def fuses(logits: Any) -> bool:
     Outside XLA a graph runs it op by op, and reads and writes all classes for each. Compiled it is several times as
     fast, but each shape is compiled anew: only where the batch alone may change, and not in vain for few classes.
     """
-    import tensorflow as tf
-
     shape = tuple(logits.shape)
     known = len(shape) >= 2 and None not in shape[1:]
-    return known and FUSED_FROM_CLASSES <= shape[-1] < CHUNKED_FROM_CLASSES and not tf.executing_eagerly()
+    return known and FUSED_FROM_CLASSES <= shape[-1] < CHUNKED_FROM_CLASSES and not eager()
 
 
 def fused(function: Callable[..., Any], logits: Any, *args: Any) -> Any:

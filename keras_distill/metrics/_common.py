@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import choice, error
-from keras_distill._graphs import compiled
+from keras_distill._graphs import compiled, eager
 
 TASKS = ("multiclass", "binary", "multilabel")
 # A float16 softmax may exceed 1 by this much; anything further out is no probability.
@@ -228,17 +228,15 @@ def first_largest(outputs: Any) -> tuple[Any, Any]:
         outputs: (n, classes), float.
 
     Returns:
-        (n,) values, NaN for a row with a NaN (not where XLA compiles what is around this, as its largest passes over
-        NaN), and (n,) int32 indices.
+        (n,) values, NaN for a row with a NaN, and (n,) int32 indices. Where XLA compiles what is around this, as its
+        largest passes over NaN: no finite value for a row of nothing but NaN.
     """
-    import tensorflow as tf
-
     classes = outputs.shape[-1]
     size = next((k for k in BLOCKS if classes % k == 0 and classes >= 2 * k), 0)
     if classes < 100 or not size:
         return ops.max(outputs, axis=-1), _argmax(outputs)
     blocks = ops.max(ops.reshape(outputs, (-1, classes // size, size)), axis=-1)
-    if classes >= COMPILED_FROM_CLASSES and not tf.executing_eagerly():
+    if classes >= COMPILED_FROM_CLASSES and not eager():
         return compiled(functools.partial(_search, first=_first_equal))(outputs, blocks)
     return _search(outputs, blocks, _argmax)
 
