@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_distill._update import update
 from keras_distill.teachers import Teacher
 
 _MARK = "keras_distill: not finite:"
@@ -97,10 +98,10 @@ class Guard:
         check = tf.debugging.Assert(good, [_MARK, tf.cast(finite, tf.int32), step], summarize=len(named))
         with tf.control_dependencies([check]):
             if _decays(optimizer):
-                optimizer.apply_gradients(zip(gradients, weights, strict=True))
+                update(optimizer, gradients, weights)
                 return
             gradients = [_gated(each, tf.identity) for each in gradients]
-        optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        update(optimizer, gradients, weights)
 
     def _note(self, good: tf.Tensor, finite: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         """Write down the first bad step and its first bad name; return whether all is good, now and before."""
