@@ -75,6 +75,32 @@ def test_an_update_is_keras_own(name, mode):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
+def adam(weights, gradients, rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7):
+    """Kingma and Ba 2015, algorithm 1 in the order of their section 2, in float64."""
+    first = second = np.zeros_like(weights)
+    for step, gradient in enumerate(gradients, 1):
+        first = beta_1 * first + (1 - beta_1) * gradient
+        second = beta_2 * second + (1 - beta_2) * gradient**2
+        slowed = rate * np.sqrt(1 - beta_2**step) / (1 - beta_1**step)
+        weights = weights - slowed * first / (np.sqrt(second) + epsilon)
+    return weights
+
+
+@pytest.mark.parametrize("steps", [1, 10, 300])
+def test_it_is_nearer_to_the_formula_than_keras_own(steps):
+    random = np.random.default_rng(0)
+    start, gradients = random.normal(size=500).astype("float32"), random.normal(size=(steps, 500)).astype("float32")
+    exact = adam(start.astype("float64"), gradients.astype("float64"), 0.01)
+    weight, keras_own = keras.Variable(start), keras.Variable(start)
+    optimizer, oracle = keras.optimizers.Adam(0.01), keras.optimizers.Adam(0.01)
+    for gradient in gradients:
+        _update.update(optimizer, [tf.constant(gradient)], [weight])
+        oracle.apply_gradients([(tf.constant(gradient), keras_own)])
+    errors = [np.abs(keras.ops.convert_to_numpy(each) - exact).max() for each in (weight, keras_own)]
+    assert errors[0] < errors[1]
+    assert errors[0] < 1e-7 + 2e-7 * np.sqrt(steps)
+
+
 def test_rows_of_an_embedding_and_halves_are_left_to_keras():
     for dtype, rows in (("float32", True), ("bfloat16", False)):
         first = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
