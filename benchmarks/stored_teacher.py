@@ -2,7 +2,7 @@
 
 Paired: in every round each contestant runs one epoch (of ``Model.fit``, data pipeline included, 10 steps per
 execution), in a random order. The teacher's forward pass takes about 10 times the student's; the measured factor is in
-the results. Two pairs, as what a stored teacher costs is some 1 ms per step, whatever the student: a wide student of
+the results. Two pairs, as what a stored teacher costs is one or two ms per step: a wide student of
 some 45 ms per step, and a narrow one of less than 10. Run with ``python -m benchmarks.stored_teacher --full`` (about 15
 minutes).
 """

@@ -341,7 +341,10 @@ class Distiller(HasNumbers):
         if not weights:
             raise error("Distiller", "a student with something to train", "no trainable weights")
         if not self.stop_on_non_finite:
-            update(self.optimizer, gradients, weights)
+            if self.jit_compile and not self.run_eagerly:
+                self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+            else:
+                update(self.optimizer, gradients, weights)
             return
         heard = [t.members if isinstance(t, teachers.Members) else t for t in keras.tree.flatten(teacher[0])]
         named = [("the teacher's outputs", nan_or_zero(tensor)) for tensor in heard if tensor.dtype.is_floating]

@@ -449,7 +449,8 @@ def test_the_first_largest_in_every_mode(mode, classes):
         assert index.dtype == "int32"
     outputs[4, classes // 2 if mode != "xla" else slice(None)] = np.nan  # XLA's largest passes over a single NaN
     largest, index = found(tf.constant(outputs))
-    assert np.flatnonzero(np.isfinite(largest)).tolist() == [1, 2, 3, *range(5, 30)]
+    np.testing.assert_array_equal(np.delete(largest, 4), np.delete(outputs, 4, axis=0).max(1))
+    assert not np.isfinite(largest[4])
     assert mode == "xla" or np.isnan(largest[4])
     assert 0 <= index[4] < classes
 
