@@ -24,7 +24,8 @@ def hinton_mnist(kept: dict[str, Any], axes: Any) -> None:
     found = [each for each in rows(kept, "summary", "mean") if not each["summary"].startswith("3%")]
     found.sort(key=lambda each: -each["mean"])
     means, places = [each["mean"] for each in found], range(len(found))
-    bars = axes.barh(places, means, 0.6, xerr=[each["sd"] for each in found], color=OURS, capsize=3, label="here")
+    spreads = [each["sd"] if each["seeds"] > 1 else float("nan") for each in found]  # no spread of one seed
+    bars = axes.barh(places, means, 0.6, xerr=spreads, color=OURS, capsize=3, label="here")
     axes.bar_label(bars, [f"{mean:g}" for mean in means], label_type="center", color="white")
     shown = [(i, each["published"]) for i, each in enumerate(found) if each.get("published")]
     axes.plot([value for _, value in shown], [i for i, _ in shown], "D", color=PUBLISHED, label="published (2015)")

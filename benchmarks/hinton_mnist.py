@@ -12,8 +12,8 @@ One teacher for all seeds, as in the paper; it labels the training images once (
 Seeds are those of the students: first weights and order. Experiments other than ``main`` are done with the first seed.
 
 The paper gives neither the students' optimizer nor the weight of the hard labels ("regularized solely by adding the
-additional task"). Both were chosen by ``--held-out --teacher-epochs 40``: teacher and students see 50,000 training
-images, and the errors are counted among the other 10,000.
+additional task"). Both were chosen on the split that ``--held-out`` makes: teacher (of 40 epochs) and students see
+50,000 training images, and the errors are counted among the other 10,000.
 The quick version only shows that the order is right; the full one takes over an hour of one core.
 """
 
