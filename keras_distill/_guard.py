@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_distill._update import update
+from keras_distill._update import by_xla, update
 from keras_distill.teachers import Teacher
 
 _MARK = "keras_distill: not finite:"
@@ -85,12 +85,12 @@ class Guard:
         finite = tf.math.is_finite(tf.stack([tensor for _, tensor in named]))
         good = tf.reduce_all(finite)
         step = tf.cast(optimizer.iterations, tf.int32)
-        if self._distiller.jit_compile and not self._distiller.run_eagerly:
+        if by_xla(self._distiller):
             good = self._note(good, finite, step)
             # Not a condition around the update, which would keep XLA from fusing into it.
             gradients = [_gated(each, lambda g: tf.where(good, g, tf.zeros_like(g))) for each in gradients]
             before = [*state, *((weight, tf.convert_to_tensor(weight)) for weight in weights)]
-            optimizer.apply_gradients(zip(gradients, weights, strict=True))
+            update(optimizer, gradients, weights, xla=True)
             _keep(good, before)
             return
         _keep(good, state)

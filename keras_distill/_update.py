@@ -13,15 +13,27 @@ import keras
 import tensorflow as tf
 
 
-def update(optimizer: keras.optimizers.Optimizer, gradients: Sequence[Any], weights: Sequence[Any]) -> None:
+def by_xla(model: keras.Model) -> bool:
+    """Return whether XLA compiles this model's training step.
+
+    Args:
+        model: a compiled one.
+    """
+    return bool(model.jit_compile and not model.run_eagerly)
+
+
+def update(
+    optimizer: keras.optimizers.Optimizer, gradients: Sequence[Any], weights: Sequence[Any], xla: bool = False
+) -> None:
     """Apply gradients.
 
     Args:
         optimizer: what applies them; all it does beside Adam's formula (clipping, decay, averages, accumulation) stays.
         gradients: one for each of the weights: a tensor, the rows of an embedding, or None.
         weights: what is trained.
+        xla: whether XLA compiles the step: it fuses what Keras writes, and all is left to the optimizer.
     """
-    if not is_plain_adam(optimizer) or tf.distribute.has_strategy():
+    if xla or not is_plain_adam(optimizer) or tf.distribute.has_strategy():
         optimizer.apply_gradients(zip(gradients, weights, strict=True))
         return
     # Of this object and for this call alone: not through Keras' __setattr__, which would keep it.

@@ -27,7 +27,7 @@ from keras_distill._pieces import (
     tap_names,
 )
 from keras_distill._settings import Setting
-from keras_distill._update import update
+from keras_distill._update import by_xla, update
 from keras_distill.taps import Taps
 from keras_distill.terms import DistillationLoss
 
@@ -341,10 +341,7 @@ class Distiller(HasNumbers):
         if not weights:
             raise error("Distiller", "a student with something to train", "no trainable weights")
         if not self.stop_on_non_finite:
-            if self.jit_compile and not self.run_eagerly:
-                self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
-            else:
-                update(self.optimizer, gradients, weights)
+            update(self.optimizer, gradients, weights, xla=by_xla(self))
             return
         heard = [t.members if isinstance(t, teachers.Members) else t for t in keras.tree.flatten(teacher[0])]
         named = [("the teacher's outputs", nan_or_zero(tensor)) for tensor in heard if tensor.dtype.is_floating]
