@@ -1,4 +1,4 @@
-"""The README's table of papers, made from the docstrings: python docs/papers.py writes it, a test compares it."""
+"""The table of papers, made from the docstrings: python docs/papers.py prints it."""
 
 import importlib
 import inspect
@@ -7,9 +7,18 @@ import re
 
 import keras_distill
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
-START, END = "<!-- papers: made by docs/papers.py -->\n", "<!-- end of papers -->"
-ROOMS = ("losses", "terms", "teachers", "callbacks", "schedules", "metrics", "calibration", "students", "regimes")
+ROOMS = (
+    "losses",
+    "terms",
+    "teachers",
+    "callbacks",
+    "schedules",
+    "metrics",
+    "calibration",
+    "students",
+    "regimes",
+    "explain",
+)
 
 # Which formula of the algorithm reference each name is (ALGORITHMS.md of the project).
 FORMULAS = {
@@ -139,11 +148,5 @@ def table():
     return "\n".join(rows) + "\n"
 
 
-def in_readme():
-    """Return the table that stands in the README."""
-    return README.read_text(encoding="utf-8").split(START)[1].split(END)[0]
-
-
 if __name__ == "__main__":
-    before, rest = README.read_text(encoding="utf-8").split(START)
-    README.write_text(before + START + table() + END + rest.split(END)[1], encoding="utf-8")
+    print(table(), end="")
