@@ -22,14 +22,14 @@ from benchmarks import _harness
 
 CLAIM = "At least 90 % of a random sample of mutants of losses/ and metrics/ are killed by the tests of their room."
 FEATURES = (
-    "tests/test_contracts_features.py tests/test_losses_features.py tests/test_losses_attention.py "
-    "tests/test_losses_relations.py tests/test_terms_transformers.py"
+    "tests/batteries/test_contracts_features.py tests/losses/test_features.py tests/losses/test_attention.py "
+    "tests/losses/test_relations.py tests/terms/test_transformers.py"
 )
-LOGITS = "tests/test_contracts.py tests/test_losses_logits.py tests/test_losses_large.py"
-MEMBERS = "tests/test_contracts_members.py tests/test_losses_uncertainty.py tests/test_terms_uncertainty.py"
+LOGITS = "tests/batteries/test_contracts.py tests/losses/test_logits.py tests/losses/test_large.py"
+MEMBERS = "tests/batteries/test_contracts_members.py tests/losses/test_uncertainty.py tests/terms/test_uncertainty.py"
 METRICS = (
-    "tests/test_metrics_adaptive.py tests/test_metrics_agreement.py tests/test_metrics_calibration.py "
-    "tests/test_metrics_ranking.py tests/test_metrics_uncertainty.py tests/test_report_uncertainty.py"
+    "tests/metrics/test_adaptive.py tests/metrics/test_agreement.py tests/metrics/test_calibration.py "
+    "tests/metrics/test_ranking.py tests/metrics/test_uncertainty.py tests/report/test_uncertainty.py"
 )
 TESTS = {
     FEATURES: "_attention _boundaries _contrast _features _flow _geometry _levels _relations _replicas _tensors "

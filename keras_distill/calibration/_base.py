@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import error
-from keras_distill.taps import final_activation
+from keras_distill.heads import final_activation
 
 _PACKAGE = "keras_distill"
 

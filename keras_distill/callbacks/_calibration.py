@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_distill._checks import error, integer
 from keras_distill.distiller import Distiller
+from keras_distill.heads import final_activation
 from keras_distill.metrics import (
     AgreementOnErrors,
     BrierScore,
@@ -20,7 +21,6 @@ from keras_distill.metrics import (
     NegativeLogLikelihood,
     ReliabilityBins,
 )
-from keras_distill.taps import final_activation
 
 
 class CalibrationMonitor(keras.callbacks.Callback):

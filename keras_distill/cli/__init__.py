@@ -7,8 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from keras_distill.export import _commands as export_commands
-from keras_distill.teachers import _commands as teacher_commands
+from keras_distill.cli import _demo, _export, _label, _serve_check, _store
 
 __all__ = ["main"]
 
@@ -42,31 +41,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    demo = commands.add_parser(
-        "demo",
-        help="train a teacher, a student alone and the same student distilled; compare, plot and export them",
-        description="Trains a teacher, a small student alone and the same student distilled, from several seeds; "
-        "prints a table and writes report.html, report.json, student.keras and serving/<dataset>/1.",
-        allow_abbrev=False,
-    )
-    demo.add_argument("--dataset", default="digits", help="a set of images that keras_distill.data knows (digits)")
-    demo.add_argument("--epochs", type=int, metavar="N", help="epochs of every training (the data set's own number)")
-    demo.add_argument("--seeds", type=int, default=5, metavar="N", help="students of each kind (5)")
-    demo.add_argument("--out", default="demo_output", metavar="DIR", help="where to write (demo_output)")
-    demo.add_argument("--download", action="store_true", help="let tensorflow-datasets download the data set")
-    demo.set_defaults(run=_run_demo)
-    teacher_commands.add_parsers(commands)
-    export_commands.add_parsers(commands)
+    for command in (_demo, _label, _store, _export, _serve_check):
+        command.add_parser(commands)
     return parser
-
-
-def _run_demo(options: argparse.Namespace) -> None:
-    from keras_distill.cli._demo import run
-
-    run(
-        dataset=options.dataset,
-        out=options.out,
-        epochs=options.epochs,
-        num_seeds=options.seeds,
-        download=options.download,
-    )

@@ -10,8 +10,10 @@ from keras import ops
 
 from keras_distill._checks import choice, integer
 from keras_distill.metrics._bins import NORMS, error_of_sums
-from keras_distill.metrics._common import StreamingMetric, float64, read_classes, top_label
+from keras_distill.metrics._examples import read_classes
 from keras_distill.metrics._histogram import CELLS, HistogramMetric, cell_sums, errors_and_scores
+from keras_distill.metrics._streaming import StreamingMetric, float64
+from keras_distill.metrics._top_class import top_label
 
 MMCE_CELLS = 1024
 

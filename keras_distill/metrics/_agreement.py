@@ -8,15 +8,9 @@ import keras
 from keras import ops
 
 from keras_distill._checks import choice, error, integer, number
-from keras_distill.metrics._common import (
-    MeanOverExamples,
-    as_float,
-    checked_probability,
-    first_largest,
-    float64,
-    keras_mask,
-    read_weights,
-)
+from keras_distill.metrics._examples import as_float, keras_mask, read_weights
+from keras_distill.metrics._streaming import MeanOverExamples, float64
+from keras_distill.metrics._top_class import checked_probability, first_largest
 
 
 class _AgreementMetric(MeanOverExamples):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_distill.metrics._common import float64, segment_sums_of_two
+from keras_distill.metrics._streaming import float64
 
 CONVENTIONS = ("torchmetrics", "left_closed", "right_closed", "guo")
 NORMS = ("l1", "l2", "max", "average")
@@ -131,3 +131,14 @@ class ReliabilityBins:
         weight, confidence, accuracy = table[:, :-1]
         with np.errstate(invalid="ignore", divide="ignore"):
             return cls(np.linspace(0.0, 1.0, len(weight) + 1), weight, confidence / weight, accuracy / weight)
+
+
+def segment_sums_of_two(first: Any, second: Any, index: Any, num_segments: int) -> tuple[Any, Any]:
+    """Sum two float64 rows (n,) in the segments ``index`` (n,) int32, as real and imaginary part of one sum.
+
+    A segment sum costs per number, not per byte; rows of two numbers TensorFlow adds one row at a time.
+    """
+    import tensorflow as tf
+
+    sums = ops.segment_sum(tf.complex(first, second), index, num_segments=num_segments)
+    return ops.real(sums), ops.imag(sums)

@@ -9,7 +9,9 @@ from keras import ops
 
 from keras_distill._checks import choice, integer
 from keras_distill.metrics._bins import CONVENTIONS, NORMS, SIDES, ReliabilityBins, bin_index, bin_sums, error_of_sums
-from keras_distill.metrics._common import TASKS, StreamingMetric, checked_probability, read, top_label
+from keras_distill.metrics._examples import TASKS, read
+from keras_distill.metrics._streaming import StreamingMetric
+from keras_distill.metrics._top_class import checked_probability, top_label
 
 
 def confidence_sums(

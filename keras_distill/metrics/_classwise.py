@@ -11,14 +11,9 @@ from keras import ops
 from keras_distill._checks import choice, error, integer, number
 from keras_distill.metrics._adaptive import equal_mass_sums
 from keras_distill.metrics._bins import CONVENTIONS, NORMS, bin_index, bin_sums, error_of_sums
-from keras_distill.metrics._common import (
-    StreamingMetric,
-    checked_probability,
-    distribution,
-    float64,
-    read_classes,
-    read_entries,
-)
+from keras_distill.metrics._examples import read_classes, read_entries
+from keras_distill.metrics._streaming import StreamingMetric, float64
+from keras_distill.metrics._top_class import checked_probability, distribution
 
 
 def class_entries(

@@ -10,7 +10,7 @@ from keras import ops
 from keras_distill._checks import choice, integer
 from keras_distill.metrics._bins import CONVENTIONS, bin_index
 from keras_distill.metrics._classwise import class_entries
-from keras_distill.metrics._common import StreamingMetric, float64
+from keras_distill.metrics._streaming import StreamingMetric, float64
 
 COMPONENTS = ("brier", "reliability", "resolution", "uncertainty", "within_bin")
 

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import choice, number
-from keras_distill.metrics._common import read_entries
+from keras_distill.metrics._examples import read_entries
 from keras_distill.metrics._histogram import HistogramMetric, cell_sums, exact_groups
 
 # In this file "groups" are examples of equal score, lowest first: the weight of the negative and the positive ones.

@@ -8,7 +8,9 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import choice, error
-from keras_distill.metrics._common import Examples, StreamingMetric, as_float, first_largest, float64
+from keras_distill.metrics._examples import Examples, as_float
+from keras_distill.metrics._streaming import StreamingMetric, float64
+from keras_distill.metrics._top_class import first_largest
 
 # Cells of equal width in log2 |score|: 256 per doubling from 2**-40 to 2**20 on either side of zero, so that scores
 # are told apart if they differ by more than 0.28 %.

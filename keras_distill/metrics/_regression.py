@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_distill._checks import error
-from keras_distill.metrics._common import as_float
+from keras_distill.metrics._examples import as_float
 
 
 class VarianceParts(NamedTuple):

@@ -8,14 +8,9 @@ import keras
 from keras import ops
 
 from keras_distill._checks import choice, number
-from keras_distill.metrics._common import (
-    TASKS,
-    MeanOverExamples,
-    checked_probability,
-    distribution,
-    of_label,
-    read,
-)
+from keras_distill.metrics._examples import TASKS, read
+from keras_distill.metrics._streaming import MeanOverExamples
+from keras_distill.metrics._top_class import checked_probability, distribution, of_label
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

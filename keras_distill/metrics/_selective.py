@@ -7,8 +7,8 @@ from typing import Any
 import keras
 
 from keras_distill._checks import choice, number
-from keras_distill.metrics._common import read_classes
 from keras_distill.metrics._detection import auroc_of_groups
+from keras_distill.metrics._examples import read_classes
 from keras_distill.metrics._histogram import HistogramMetric, cell_sums, check_score, errors_and_scores
 from keras_distill.metrics._risk_coverage import (
     generalized_risk,

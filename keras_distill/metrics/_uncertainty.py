@@ -9,7 +9,9 @@ from keras import ops
 
 from keras_distill._checks import choice, error, number
 from keras_distill._special import digamma, log_gamma
-from keras_distill.metrics._common import MeanOverExamples, as_float, checked_probability, float64, read_weights
+from keras_distill.metrics._examples import as_float, read_weights
+from keras_distill.metrics._streaming import MeanOverExamples, float64
+from keras_distill.metrics._top_class import checked_probability
 
 KINDS = ("total", "data", "knowledge", "variance", "expected_pairwise_kl", "reverse_mutual_information")
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from keras_distill._checks import error, integer, nearest
 from keras_distill.data import Data, Examples
+from keras_distill.heads import final_activation
 from keras_distill.metrics import (
     ReliabilityBins,
     brier_score,
@@ -30,7 +31,6 @@ from keras_distill.metrics import (
     risk_coverage_curve,
     uncertainty_score,
 )
-from keras_distill.taps import final_activation
 
 Histories = Mapping[str, Sequence[Mapping[str, Sequence[float]]]]
 

@@ -17,13 +17,10 @@ from keras_distill.teachers._ensemble import Ensemble
 from keras_distill.teachers._fast import Agreement, Fast, agreement
 from keras_distill.teachers._gate import LearnedGate
 from keras_distill.teachers._indexed import Indexed
-from keras_distill.teachers._label import label
 from keras_distill.teachers._members import Members
 from keras_distill.teachers._monte_carlo import MonteCarloDropout
-from keras_distill.teachers._ray import label_with_ray
 from keras_distill.teachers._snapshot import Snapshot
-from keras_distill.teachers._store_check import StoreProblem, repair, verify
-from keras_distill.teachers._stored import Stored
+from keras_distill.teachers.store import Stored, StoreProblem, label, label_with_ray, repair, verify
 
 __all__ = [
     "Agreement",

@@ -1,0 +1,162 @@
+"""How a metric reads labels, outputs and weights: flattened to one row per example, with the weight of each."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_distill._checks import choice, error
+from keras_distill.metrics._streaming import float64
+
+TASKS = ("multiclass", "binary", "multilabel")
+
+
+class Examples(NamedTuple):
+    """Labels, outputs and weights of one update, flattened to one row per example (or per entry)."""
+
+    labels: Any  # (n,) int32; for binary and multilabel 0 or 1
+    outputs: Any  # (n, classes) float; for binary and multilabel (n,)
+    weights: Any  # (n,) float64
+    targets: Any = None  # (n, classes) where y_true came as one-hot rows or soft labels
+
+
+def as_float(values: Any) -> Any:
+    """Return ``values`` as a tensor of float32 or float64; half precision and integers become float32."""
+    tensor = ops.convert_to_tensor(values)
+    if keras.backend.standardize_dtype(tensor.dtype) in ("float32", "float64"):
+        return tensor
+    return ops.cast(tensor, "float32")
+
+
+def read(owner: str, task: str, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Examples:
+    """Read the arguments of ``update_state`` for any of the tasks.
+
+    Args:
+        owner: who asks, for the error message.
+        task: "multiclass", "binary" or "multilabel".
+        y_true: labels; see ``read_classes`` and ``read_entries``.
+        y_pred: outputs of the model.
+        sample_weight: weights that broadcast from the left, or None.
+
+    Returns:
+        The flattened examples.
+    """
+    choice(owner, "task", task, TASKS)
+    if task == "multiclass":
+        return read_classes(owner, y_true, y_pred, sample_weight)
+    return read_entries(owner, y_true, y_pred, sample_weight)
+
+
+def read_classes(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Examples:
+    """Read ``y_pred`` (..., classes) with ``y_true`` (...,) or (..., 1) class ids, or (..., classes) distributions.
+
+    Args:
+        owner: who asks, for the error message.
+        y_true: class ids, one-hot rows or soft labels (``labels`` are then their first largest class).
+        y_pred: one row of outputs per example.
+        sample_weight: (batch,) up to (...,), or None.
+
+    Returns:
+        The flattened examples; ``targets`` is None for class ids. A label out of range gives weight NaN, so that the
+        result is NaN instead of a wrong number.
+    """
+    mask = keras_mask(y_pred)
+    y_true, y_pred = ops.convert_to_tensor(y_true), as_float(y_pred)
+    rank = len(y_pred.shape)
+    classes = y_pred.shape[-1] if rank else None
+    if rank < 2 or classes is None or classes < 2:
+        raise error(
+            owner,
+            "y_pred of shape (..., classes) with at least 2 classes",
+            f"shape {tuple(y_pred.shape)}",
+            'For one probability per example use task="binary", where the metric has it',
+        )
+    lead = ops.shape(y_pred)[:-1]
+    outputs = ops.reshape(y_pred, (-1, classes))
+    targets = None
+    if len(y_true.shape) == rank and y_true.shape[-1] == classes:
+        targets = ops.reshape(as_float(y_true), (-1, classes))
+        labels = ops.cast(ops.argmax(targets, axis=-1), "int32")
+    elif len(y_true.shape) == rank - 1 or (len(y_true.shape) == rank and y_true.shape[-1] == 1):
+        labels = ops.reshape(ops.cast(y_true, "int32"), (-1,))
+    else:
+        raise error(
+            owner,
+            f"y_true of class ids or of one-hot rows for y_pred of shape {tuple(y_pred.shape)}",
+            f"shape {tuple(y_true.shape)}",
+        )
+    inside = ops.clip(labels, 0, classes - 1)
+    weights = read_weights(owner, sample_weight, lead, rank - 1, mask, known=ops.equal(labels, inside))
+    return Examples(inside, outputs, weights, targets)
+
+
+def read_entries(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Examples:
+    """Read yes/no answers: ``y_pred`` of any shape, ``y_true`` of the same shape with entries 0 and 1.
+
+    Args:
+        owner: who asks, for the error message.
+        y_true: 0 or 1 for each entry; a last axis of size 1 may be missing or extra.
+        y_pred: one output per entry.
+        sample_weight: (batch,) up to the shape of ``y_pred``, or None.
+
+    Returns:
+        The flattened entries. A label that is neither 0 nor 1 gives weight NaN.
+    """
+    mask = keras_mask(y_pred)
+    y_true, y_pred = ops.convert_to_tensor(y_true), as_float(y_pred)
+    if len(y_pred.shape) > 1 and y_pred.shape[-1] == 1:
+        y_pred = ops.squeeze(y_pred, axis=-1)
+    if len(y_true.shape) == len(y_pred.shape) + 1 and y_true.shape[-1] == 1:
+        y_true = ops.squeeze(y_true, axis=-1)
+    unequal = [a != b for a, b in zip(y_true.shape, y_pred.shape, strict=False) if None not in (a, b)]
+    if len(y_true.shape) != len(y_pred.shape) or any(unequal):
+        raise error(
+            owner,
+            f"y_true of 0 and 1 in the shape of y_pred, {tuple(y_pred.shape)}",
+            f"shape {tuple(y_true.shape)}",
+            'For class ids use task="multiclass", where the metric has it',
+        )
+    lead = ops.shape(y_pred)
+    labels = ops.reshape(ops.cast(y_true, "int32"), (-1,))
+    known = ops.logical_or(ops.equal(labels, 0), ops.equal(labels, 1))
+    weights = read_weights(owner, sample_weight, lead, len(y_pred.shape), mask, known=known)
+    return Examples(labels, ops.reshape(y_pred, (-1,)), weights)
+
+
+def read_weights(owner: str, sample_weight: Any, lead: Any, rank: int, mask: Any = None, known: Any = None) -> Any:
+    """Return float64 weights (n,) for examples of shape ``lead``: ones, times the sample weights, times the mask.
+
+    Args:
+        owner: who asks, for the error message.
+        sample_weight: None, or weights whose shape is the first axes of ``lead``; a last axis of size 1 may be extra.
+        lead: shape of the examples.
+        rank: length of ``lead``.
+        mask: None or (...,) bool; masked examples weigh nothing.
+        known: None or (n,) bool; an example that is not known weighs NaN, unless its weight is 0.
+
+    Returns:
+        (n,), float64.
+    """
+    given = [float64(part) for part in (sample_weight, mask) if part is not None]
+    if not given and known is not None:
+        return ops.where(known, float64(1.0), float("nan"))
+    weights = ops.ones(lead, dtype="float64")
+    for part in given:
+        if len(part.shape) == rank + 1 and part.shape[-1] == 1:
+            part = ops.squeeze(part, axis=-1)
+        if len(part.shape) > rank:
+            raise error(owner, f"sample_weight of at most {rank} axes", f"shape {tuple(part.shape)}")
+        while len(part.shape) < rank:
+            part = ops.expand_dims(part, axis=-1)
+        weights = weights * part
+    weights = ops.reshape(weights, (-1,))
+    if known is None:
+        return weights
+    return ops.where(ops.logical_or(known, ops.equal(weights, 0.0)), weights, float("nan"))
+
+
+def keras_mask(y_pred: Any) -> Any:
+    """Return the padding mask that Keras attached to a model's output, or None."""
+    return getattr(y_pred, "_keras_mask", None)

@@ -1,0 +1,110 @@
+"""The largest entry of each row, its class, and probabilities that are checked before they count."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from keras import ops
+
+from keras_distill._graphs import compiled, eager
+from keras_distill.metrics._examples import Examples
+from keras_distill.metrics._streaming import float64
+
+# A float16 softmax may exceed 1 by this much; anything further out is no probability.
+PROBABILITY_SLACK = 1e-3
+BLOCKS = (100, 50, 64, 80, 125, 128, 48, 40, 36, 32, 30, 25, 24, 20, 16)  # sizes of blocks of classes, best first
+COMPILED_FROM_CLASSES = 512
+
+
+def first_largest(outputs: Any) -> tuple[Any, Any]:
+    """Return the largest of each row and the first index where it stands.
+
+    On a CPU to search for an index takes several times as long as to read. Where the number of classes allows, each
+    row is therefore cut in blocks: one fast pass gives the largest of every block, the search only sees few numbers,
+    and is compiled where that is worth it.
+
+    Args:
+        outputs: (n, classes), float.
+
+    Returns:
+        (n,) values, NaN for a row with a NaN, and (n,) int32 indices. Where XLA compiles what is around this, as its
+        largest passes over NaN: no finite value for a row of nothing but NaN.
+    """
+    classes = outputs.shape[-1]
+    size = next((k for k in BLOCKS if classes % k == 0 and classes >= 2 * k), 0)
+    if classes < 100 or not size:
+        return ops.max(outputs, axis=-1), _argmax(outputs)
+    blocks = ops.max(ops.reshape(outputs, (-1, classes // size, size)), axis=-1)
+    if classes >= COMPILED_FROM_CLASSES and not eager():
+        return compiled(functools.partial(_search, first=_first_equal))(outputs, blocks)
+    return _search(outputs, blocks, _argmax)
+
+
+def _search(outputs: Any, blocks: Any, first: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+    """Return the largest of each row (n, classes) and its first index, given the largest of each block (n, count)."""
+    count = blocks.shape[-1]
+    size = outputs.shape[-1] // count
+    largest = ops.max(blocks, axis=-1, keepdims=True)
+    block = first(blocks, largest)
+    rows = ops.take(ops.reshape(outputs, (-1, size)), _flat(block, count), axis=0)
+    unknown = ops.any(ops.isnan(blocks), axis=-1)  # XLA's largest of numbers and NaN is a number
+    return ops.where(unknown, float("nan"), largest[:, 0]), block * size + first(rows, largest)
+
+
+def _argmax(rows: Any, largest: Any = None) -> Any:
+    """Return the first index of each row's largest: (n,) int32; any index for a row with a NaN."""
+    import tensorflow as tf  # Keras' own argmax copies the numbers before it looks at them, to tell -0.0 from 0.0
+
+    return tf.argmax(rows, axis=-1, output_type=tf.int32)
+
+
+def _first_equal(rows: Any, largest: Any) -> Any:
+    """Return ``_argmax``, given the ``largest`` (n, 1): several times as fast, if it is compiled."""
+    last = rows.shape[-1] - 1
+    return ops.min(ops.where(ops.equal(rows, largest), ops.arange(last + 1, dtype="int32"), last), axis=-1)
+
+
+def _flat(index: Any, width: int) -> Any:
+    """Return where entry ``index[i]`` of row i stands in a flattened (n, width) table; int64, for large tables."""
+    return ops.arange(ops.shape(index)[0], dtype="int64") * width + ops.cast(index, "int64")
+
+
+def _pick(outputs: Any, index: Any) -> Any:
+    """Return outputs[i, index[i]]: from the flat table, as take_along_axis would copy all of it."""
+    return ops.take(ops.reshape(outputs, (-1,)), _flat(index, outputs.shape[-1]), axis=0)
+
+
+def of_label(outputs: Any, labels: Any) -> Any:
+    """Return each row's entry at its label: (n,)."""
+    return _pick(outputs, labels)
+
+
+def checked_probability(values: Any) -> Any:
+    """Return probabilities clipped to [0, 1]; NaN where a value is further out than rounding explains."""
+    good = ops.logical_and(values >= -PROBABILITY_SLACK, values <= 1.0 + PROBABILITY_SLACK)
+    return ops.where(good, ops.clip(values, 0.0, 1.0), float("nan"))
+
+
+def top_label(examples: Examples, from_logits: bool) -> tuple[Any, Any]:
+    """Return each example's confidence (largest probability) and whether that class is the label (1.0 or 0.0).
+
+    Args:
+        examples: what ``read_classes`` gave.
+        from_logits: whether the outputs are logits; else probabilities, used as given.
+
+    Returns:
+        (n,) confidence in the outputs' dtype, (n,) correctness as float64.
+    """
+    largest, predicted = first_largest(examples.outputs)
+    if from_logits:
+        confidence = 1.0 / ops.sum(ops.exp(examples.outputs - largest[:, None]), axis=-1)
+    else:
+        confidence = checked_probability(largest)
+    return confidence, float64(ops.equal(predicted, examples.labels))
+
+
+def distribution(outputs: Any, from_logits: bool) -> Any:
+    """Return probabilities of rows of outputs, checked where they are given."""
+    return ops.softmax(outputs, axis=-1) if from_logits else checked_probability(outputs)

@@ -1,0 +1,103 @@
+"""Run the teacher over a dataset once, and write down what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from keras_distill._checks import choice, integer
+from keras_distill.teachers.store import _files as files
+from keras_distill.teachers.store._labeller import Labeller
+from keras_distill.teachers.store._stored import Stored
+from keras_distill.teachers.store._views import Augment
+
+_OWNER = "label"
+
+
+def label(
+    teacher: keras.Model,
+    dataset: tf.data.Dataset,
+    path: str | Path,
+    *,
+    top_k: int | None = None,
+    dtype: str = "float16",
+    features: Sequence[str] = (),
+    members: bool = True,
+    num_views: int = 1,
+    augment: Augment | None = None,
+    seed: int = 0,
+    examples_per_shard: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Stored | None:
+    """Write a teacher's outputs for a dataset to disk, so that training never runs the teacher (FKD).
+
+    Finished shards survive anything: run the same call again after a crash or a kill, and it goes on where it stopped
+    and ends with the same bytes. Memory does not grow with the dataset.
+
+    Args:
+        teacher: a Keras model or any of ``keras_distill.teachers``.
+        dataset: yields x, (x, y) or (x, y, sample_weight), batched, in an order that repeats. Only x is looked at.
+        path: a directory; made if it is not there.
+        top_k: keep this many classes of each output, and the sum of the others' probabilities, which are then taken as
+            equal. None keeps all. Exact at temperature 1, an approximation at others: above 1 and with many classes,
+            train with ``losses.TopKSoftTargets(k, missing="ignore")``.
+        dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"int8"`` (256 levels between least and greatest).
+        features: names of layers whose outputs are stored as well, for feature terms.
+        members: store each member of an ensemble (exact at every temperature), or False: only their combination.
+        num_views: how many random views of each example are labelled; needs ``augment``.
+        augment: from one example and a (2,) int32 seed to what both networks see; made of stateless random operations
+            such as ``tf.image.stateless_random_crop``. ``Stored.attach`` repeats exactly these views.
+        seed: of the views.
+        examples_per_shard: None for 4096, or as many as make 64 MB. A kill loses the work on one shard.
+        shard: (i, n): write only every n-th shard, from the i-th: n machines with n values of i do it together.
+        overwrite: True discards what is there.
+        progress: show a bar, if rich is installed.
+
+    Returns:
+        The store; None while shards of other writers are missing.
+
+    Raises:
+        ValueError: if an argument is wrong, or the teacher gives NaN or numbers beyond the dtype.
+        StoredTeacherError: if there is a store of another teacher, dataset or settings at ``path``, another writer is
+            at work, or the disk is full.
+
+    Example:
+        >>> import keras, numpy as np, tempfile, tensorflow as tf
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        >>> dataset = tf.data.Dataset.from_tensor_slices(np.eye(4, 2, dtype="float32")).batch(2)
+        >>> stored = label(model, dataset, tempfile.mkdtemp(), progress=False)
+        >>> stored.num_examples, stored.bytes_per_example
+        (4, 14)
+
+    Reference:
+        Shen, Xing, "A fast knowledge distillation framework for visual recognition", ECCV 2022, arXiv:2112.01528.
+        Differs: ``top_k`` stores log-probabilities and the others' mass, so that a temperature can still be applied.
+    """
+    number, count = shard
+    integer(_OWNER, "shard[1]", count, low=1)
+    choice(_OWNER, "shard[0]", number, range(count))
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with files.writing(path, (number, count)):
+        if overwrite:
+            clear(path)
+        files.remove_leftovers(path)
+        options = {"top_k": top_k, "dtype": dtype, "features": list(features), "members": members,
+                   "num_views": num_views, "seed": seed, "examples_per_shard": examples_per_shard}  # fmt: skip
+        work = Labeller(teacher, dataset, augment, **options)
+        manifest = work.begin(path)
+        if not manifest["complete"]:
+            work.run(path, number, count, progress)
+        return Stored(path) if files.read_manifest(path)["complete"] else None
+
+
+def clear(path: Path) -> None:
+    """Remove a store's files, and only these."""
+    (path / "manifest.json").unlink(missing_ok=True)
+    for file in path.glob("shard-*.tfrecord"):
+        file.unlink()

@@ -1,0 +1,51 @@
+"""The commands of the shell that concern stored teachers."""
+
+import argparse
+
+import keras
+import numpy as np
+import pytest
+
+from keras_distill import data, teachers
+from keras_distill.cli import _label, _store
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "teacher.keras"
+    keras.utils.set_random_seed(0)
+    keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]).save(path)
+    return path
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command", required=True)
+    _label.add_parser(commands)
+    _store.add_parser(commands)
+    options = parser.parse_args([str(each) for each in arguments])
+    options.run(options)
+
+
+def test_label_verify_and_repair_from_the_shell(saved, tmp_path, capsys):
+    store, source = tmp_path / "store", ("--teacher", saved, "--data", "digits")
+    run("label", *source, "--out", store, "--examples-per-shard", 256, "--shard", "0/2")
+    assert "other parts are still missing" in capsys.readouterr().out
+    run("label", *source, "--out", store, "--examples-per-shard", 256)
+    assert "1000 examples, 28 bytes each" in capsys.readouterr().out
+    stored = teachers.Stored(store)
+    batch = next(iter(stored.attach(data.load("digits").train.dataset(50))))
+    expected = keras.saving.load_model(saved)(batch[0]["inputs"])
+    np.testing.assert_allclose(stored(batch[0]), expected, atol=2e-3)
+    run("store", "verify", store)
+    assert "4 shards, all as they were written" in capsys.readouterr().out
+
+    sorted(store.glob("shard-*"))[1].unlink()
+    with pytest.raises(teachers.StoredTeacherError, match="a store as it was written, got 1 bad files"):
+        run("store", "verify", store)
+    assert "missing" in capsys.readouterr().out
+    run("store", "repair", store, *source)
+    assert "repaired shard-000001" in capsys.readouterr().out
+    assert teachers.verify(store) == []
+    with pytest.raises(ValueError, match="expected --shard I/N, such as 0/4, got half"):
+        run("label", *source, "--out", store, "--shard", "half")

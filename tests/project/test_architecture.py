@@ -1,0 +1,163 @@
+"""The house stands as drawn: imports go down, every public name is documented, importing it is cheap."""
+
+import ast
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import io
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+
+import keras
+import pytest
+from importlinter.cli import lint_imports
+
+import keras_distill
+
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGE = ROOT / "keras_distill"
+FILES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = sorted(
+    f"keras_distill.{room.name}" for room in pkgutil.iter_modules([str(PACKAGE)]) if not room.name.startswith("_")
+)
+
+
+def public():
+    """Every public name: (room, name, object)."""
+    for room in ["keras_distill", *ROOMS]:
+        module = importlib.import_module(room)
+        for name in getattr(module, "__all__", []):
+            yield room, name, getattr(module, name, None)
+
+
+# Files that are to be split: they may shrink, not grow.
+LONGER = {"distiller.py": 750}
+PUBLIC = [pytest.param(*entry, id=f"{entry[0].split('.')[-1]}.{entry[1]}") for entry in public()]
+
+
+def test_imports_go_down_and_third_parties_have_one_door(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        code = lint_imports(no_cache=True, no_logo=True)
+    assert code == 0, text.getvalue()
+
+
+@pytest.mark.slow
+def test_importing_the_package_loads_no_extra():
+    extras = "matplotlib tensorflow_datasets sklearn scipy rich ray onnx onnxruntime tf2onnx openvino keras_hub grpc"
+    lines = f"import sys, keras_distill; print(*[name for name in {extras.split()} if name in sys.modules])"
+    base = f"import sys, keras, tensorflow; print(*[name for name in {extras.split()} if name in sys.modules])"
+    ours, without = (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+        for code in (lines, base)
+    )
+    assert set(ours.stdout.split()) <= set(without.stdout.split())
+
+
+def test_every_room_is_an_attribute_that_is_imported_when_it_is_first_touched():
+    code = """
+import sys, keras_distill as kd
+assert not [room for room in ("cli", "export", "report", "data") if f"keras_distill.{room}" in sys.modules]
+rooms = sys.argv[1:]
+print(all(getattr(kd, room) is sys.modules[f"keras_distill.{room}"] and room in dir(kd) for room in rooms))
+kd.no_such_room
+"""
+    rooms = [room.removeprefix("keras_distill.") for room in ROOMS]
+    assert {"callbacks", "export", "heads", "losses", "report", "taps", "teachers"} <= set(rooms)
+    done = subprocess.run([sys.executable, "-c", code, *rooms], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "True\n", done.stderr
+    assert "module 'keras_distill' has no attribute 'no_such_room'" in done.stderr
+
+
+@pytest.mark.parametrize("room", ["keras_distill", *ROOMS])
+def test_every_room_says_what_is_public(room):
+    module = importlib.import_module(room)
+    names = module.__all__
+    assert len(set(names)) == len(names)
+    missing = [name for name in names if not hasattr(module, name)]
+    assert not missing
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if not f.name.startswith("_")], ids=lambda f: f.stem)
+def test_what_a_room_of_one_file_defines_openly_is_in_its_list(file):
+    module = importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    defined = {
+        node.name
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+    }
+    assert defined <= set(module.__all__)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_no_file_reaches_into_keras_or_outgrows_its_reader(file):
+    text = file.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(text)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not [name for name in names if name.startswith("keras.src")]
+    assert len(text.splitlines()) <= LONGER.get(str(file.relative_to(PACKAGE)), 500)
+
+
+def arguments(thing):
+    """The names of the arguments a caller gives, None where Python cannot say."""
+    try:
+        parameters = inspect.signature(thing).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != "self"]
+
+
+@pytest.mark.parametrize(("room", "name", "thing"), PUBLIC)
+def test_every_public_name_is_documented(room, name, thing):
+    text = inspect.getdoc(thing) if inspect.isclass(thing) or inspect.isroutine(thing) else ""
+    if not (inspect.isclass(thing) or inspect.isroutine(thing)):
+        return  # a constant
+    assert text and thing.__doc__, "no docstring of its own"
+    assert text.splitlines()[0].endswith("."), "the first line is a sentence"
+    ends = "Returns|Raises|Yields|Example|Reference" + ("" if dataclasses.is_dataclass(thing) else "|Attributes")
+    described = re.split(rf"^(?:{ends}):", text, flags=re.MULTILINE)[0]
+    own = "__init__" in vars(thing) if inspect.isclass(thing) else True
+    for argument in (arguments(thing) or []) if own and "win of ``" not in text else []:
+        assert re.search(rf"^ *\*{{0,2}}{argument}(, \w+)*:", described, re.MULTILINE) or argument == "name", argument
+
+
+LOSSES = [
+    entry
+    for entry in PUBLIC
+    if entry.values[0] == "keras_distill.losses"
+    and inspect.isfunction(entry.values[2])
+    and any(argument.startswith("student_") for argument in arguments(entry.values[2]))
+]
+
+
+@pytest.mark.parametrize(("room", "name", "thing"), LOSSES)
+def test_a_loss_function_has_every_section(room, name, thing):
+    text = inspect.getdoc(thing)
+    for section in ("Formula", "Args", "Returns", "Example", "Reference"):
+        assert re.search(rf"^{section}:", text, re.MULTILINE), section
+    assert "Differs" in text.split("Reference:")[1]
+    kinds = {p.kind for p in inspect.signature(thing).parameters.values()}
+    assert kinds == {inspect.Parameter.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize(("room", "name", "thing"), [p for p in PUBLIC if inspect.isclass(p.values[2])])
+def test_what_can_be_saved_can_be_loaded_without_custom_objects(room, name, thing):
+    saved = (
+        keras.losses.Loss,
+        keras.metrics.Metric,
+        keras.layers.Layer,
+        keras.optimizers.schedules.LearningRateSchedule,
+    )
+    if not issubclass(thing, saved) or inspect.isabstract(thing) or "get_config" not in vars(thing):
+        return
+    assert keras.saving.get_registered_name(thing).startswith("keras_distill>"), "not registered"
+
+
+def test_the_version_is_one_number():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", keras_distill.__version__)

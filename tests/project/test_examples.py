@@ -1,0 +1,30 @@
+"""Every example runs, as a user runs it, in its short form."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if '"--smoke"' in path.read_text())
+
+
+def test_there_are_examples_and_each_is_short():
+    assert {"annealing_kd.py", "dynamic_distillation.py"} <= {path.name for path in EXAMPLES}
+    for path in (ROOT / "examples").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 150, path.name
+        assert re.match(r'"""\S', path.read_text()), f"{path.name} says at its top what it is"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_it_runs(path, tmp_path):
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, path, "--smoke"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.strip(), "an example prints what it found"

@@ -1,0 +1,123 @@
+"""The README is true: its example runs, its one line migrates, its tables are those of the code and of a real run."""
+
+import importlib.util
+import inspect
+import os
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+
+import keras_distill
+from keras_distill import data, losses, report
+
+ROOT = pathlib.Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def script(name):
+    """A file of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PAPERS = script("papers").table().splitlines()
+
+
+def test_the_example_trains_and_saves_a_student_that_has_learned(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(SNIPPETS[0], {})
+    student = keras.models.load_model("student.keras")
+    test = data.load("digits").test
+    accuracy = np.mean(student.predict(test.inputs, verbose=0).argmax(-1) == test.labels)
+    assert accuracy > 0.9
+    printed = float(re.search(r"'accuracy': ([\d.]+)", capsys.readouterr().out).group(1))
+    assert printed == pytest.approx(accuracy, abs=1e-6)
+
+
+def test_the_example_is_short():
+    lines = [line for line in SNIPPETS[0].splitlines() if line.strip()]
+    assert len(lines) <= 18
+
+
+def test_the_one_line_of_the_migration_imports_what_keras_has():
+    line = SNIPPETS[1].strip()
+    assert "\n" not in line
+    ours: dict = {}
+    exec(line, ours)
+    for name in ("Distiller", "FeatureDistillation", "LogitsDistillation"):
+        theirs = inspect.signature(getattr(keras.distillation, name).__init__).parameters
+        mine = inspect.signature(ours[name].__init__).parameters
+        assert set(theirs) <= set(mine), name
+        for argument, parameter in theirs.items():
+            if parameter.default is not inspect.Parameter.empty and argument != "name":
+                assert mine[argument].default == parameter.default, (name, argument)
+
+
+def test_the_stored_teacher_trains_after_the_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(SNIPPETS[0], names)
+    exec(SNIPPETS[2], names)
+    test = data.load("digits").test
+    result = names["distiller"].student.predict(test.inputs, verbose=0).argmax(-1)
+    assert np.mean(result == test.labels) > 0.9
+    assert names["stored"].num_examples == len(names["y"]) and (tmp_path / "answers" / "manifest.json").is_file()
+
+
+def test_every_other_snippet_is_run_by_a_test_above():
+    assert len(SNIPPETS) == 3
+
+
+def compares(name):
+    """Whether a public name of ``losses`` is a loss: it has a student side, or is a class other than the bases."""
+    thing = getattr(losses, name)
+    if inspect.isclass(thing):
+        return name not in ("LogitsLoss", "FeatureLoss")
+    return any(argument.startswith("student_") for argument in inspect.signature(thing).parameters)
+
+
+@pytest.mark.parametrize("name", sorted(filter(compares, losses.__all__)))
+def test_every_public_loss_is_in_the_table_with_its_paper_and_formula(name):
+    (row,) = [row for row in PAPERS if f"`losses.{name}`" in row or (row[:1] == "|" and f" · `{name}` |" in row)]
+    paper, _, _, formula = (cell.strip() for cell in row.strip("|").split(" | "))
+    assert re.search(r"(19|20)\d\d", paper), f"{name}: no year in the paper"
+    assert re.fullmatch(r"[A-I]\d+", formula), f"{name}: add its formula to docs/papers.py"
+
+
+def test_the_demos_table_is_that_of_the_recorded_run():
+    demo = script("demo")
+    recorded = report.Report.from_json(demo.RECORD.read_text(encoding="utf-8"))
+    shown = README.split(demo.START)[1].split(demo.END)[0]
+    assert shown == demo.text(recorded), "run: make demo && .venv/bin/python docs/demo.py"
+    assert recorded["student distilled"].accuracy.mean > recorded["student alone"].accuracy.mean
+    assert len(recorded["student alone"].accuracy.values) >= 3
+
+
+def test_the_recorded_run_is_of_the_data_this_version_loads():
+    recorded = report.Report.from_json(script("demo").RECORD.read_text(encoding="utf-8"))
+    assert data.load("digits").fingerprint[:16] in recorded.settings["data"]
+
+
+def test_every_local_file_and_room_it_names_is_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).is_file(), target
+    rooms = README.split("## Which room has what")[1].split("## Papers")[0]
+    for room in re.findall(r"^\| `([^|]*?)` \|", rooms, re.MULTILINE):
+        for name in room.split("`, `"):
+            assert hasattr(keras_distill, name) or importlib.util.find_spec(f"keras_distill.{name}"), name
+
+
+def test_the_built_ins_mistakes_are_all_told():
+    design = ROOT.parent / "shared" / "DESIGN.md"
+    table = README.split("| `keras.distillation` | `keras_distill` |")[1].split("## ")[0]
+    rows = [row for row in table.splitlines() if row.startswith("| ")]
+    assert len(rows) == 14
+    if os.path.exists(design):
+        wanted = design.read_text().split("| built-in behaviour | ours |")[1].split("\n\n")[0].splitlines()
+        assert len(rows) == len([row for row in wanted if row.startswith("| ")])
