@@ -101,6 +101,7 @@ class Distiller(HasNumbers):
         # The teacher is held where Keras does not track it: it is no part of what is trained, counted or exported.
         object.__setattr__(self, "_frozen", types.SimpleNamespace(teacher=teacher, hidden=False))
         teacher.trainable = False
+        self.supports_jit = all(layer.supports_jit for layer in teacher._flatten_layers())  # not of another runtime
         self.student = student
         self.distillation_losses = terms
         self._teacher_parts = list(getattr(teacher, "trainable_parts", ()))  # a learned gate, trained with the student
@@ -173,6 +174,11 @@ class Distiller(HasNumbers):
         Raises:
             ValueError: if ``loss`` is None while ``student_loss_weight`` is above 0.
         """
+        if jit_compile is True and not self.supports_jit:
+            advice = "Let it answer once: teachers.label(teacher, dataset, path), and train on the store"
+            raise error(
+                "Distiller", "jit_compile='auto' or False for a teacher that XLA cannot compile", "True", advice
+            )
         optimizer = keras.optimizers.get(optimizer)
         half = any(layer.compute_dtype == "float16" for layer in self.student._flatten_layers())
         if auto_scale_loss and half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):

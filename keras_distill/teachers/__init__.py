@@ -20,6 +20,7 @@ from keras_distill.teachers._indexed import Indexed
 from keras_distill.teachers._members import Members
 from keras_distill.teachers._monte_carlo import MonteCarloDropout
 from keras_distill.teachers._snapshot import Snapshot
+from keras_distill.teachers.foreign import Foreign, from_callable, from_litert, from_onnx, from_saved_model
 from keras_distill.teachers.store import Stored, StoreProblem, label, label_with_ray, repair, verify
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Ensemble",
     "EntropyWeighted",
     "Fast",
+    "Foreign",
     "GradientBased",
     "Indexed",
     "LearnedGate",
@@ -49,6 +51,10 @@ __all__ = [
     "UncertaintyWeighted",
     "agreement",
     "as_teacher",
+    "from_callable",
+    "from_litert",
+    "from_onnx",
+    "from_saved_model",
     "label",
     "label_with_ray",
     "repair",

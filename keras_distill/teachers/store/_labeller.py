@@ -149,8 +149,10 @@ class Labeller:
 
     def settings(self) -> dict[str, Any]:
         """Return what makes two stores the same: everything but the data itself."""
+        file = getattr(self.teacher, "fingerprint", None)
         return {
             "teacher": self.teacher_print,
+            **({} if file is None else {"teacher_file": file}),
             "inputs": self.inputs,
             "outputs": [spec.config() for spec in self.specs],
             "template": self.template,
@@ -193,8 +195,8 @@ class Labeller:
         here = self.settings()
         advice = "Use another path, or overwrite=True to discard what is there"
         for part, ours in here.items():
-            if ours != there[part]:
-                got = "one of another teacher" if part == "teacher" else f"{part} {there[part]} instead of {ours}"
+            if ours != there.get(part):
+                got = "one of another teacher" if part == "teacher" else f"{part} {there.get(part)} instead of {ours}"
                 raise files.stored_error(f"the store begun at {path} to fit this label()", got, advice, _OWNER)
 
     # -------------------------------------------------------------------------------- the work

@@ -27,6 +27,7 @@ def check_manifest(manifest: dict[str, Any]) -> None:
     _need(
         isinstance(manifest.get("complete"), bool) and isinstance(manifest.get("teacher"), str), "complete and teacher"
     )
+    _need(_is_text(manifest.get("teacher_file", "")), "teacher_file")
     specs = [_spec(each) for each in _listed(manifest.get("outputs"), "outputs")]
     for each in _listed(manifest.get("inputs"), "inputs"):
         _need(_has(each, shape=_is_shape, dtype=_is_text), "inputs")

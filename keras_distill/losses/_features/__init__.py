@@ -1,1 +1,0 @@
-"""Losses between layers of two models."""

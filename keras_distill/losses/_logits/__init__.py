@@ -1,1 +1,0 @@
-"""Losses between two sets of logits of one model each."""

@@ -1,1 +1,0 @@
-"""What the losses compute with; nothing here is a loss."""

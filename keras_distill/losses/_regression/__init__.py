@@ -1,1 +1,0 @@
-"""Losses between outputs that are numbers, with and without a variance."""
