@@ -13,7 +13,7 @@ from keras_distill import _checks
 from keras_distill.adapters._base import Adapter
 from keras_distill.adapters._projections import Shape, two
 from keras_distill.adapters._regressors import normalization
-from keras_distill.losses import _tensors
+from keras_distill.losses._features import maps
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -127,7 +127,7 @@ class _TwoLayerEmbedding(Adapter, abc.ABC):
 
     def call(self, inputs: Any) -> Any:
         """Return (batch, units), rows of length 1."""
-        return _tensors.unit(self.second(self.first(self._rows(inputs))))
+        return maps.unit(self.second(self.first(self._rows(inputs))))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Return the shape of the output."""
@@ -190,7 +190,7 @@ class SimilarityEmbedding(_TwoLayerEmbedding):
         if inputs.shape[0] not in (None, self.batch_size):
             advice = "Batch with drop_remainder=True, or use adapters.LayerEmbedding"
             raise _checks.error("SimilarityEmbedding", f"a batch of {self.batch_size}", inputs.shape[0], advice)
-        flat = _tensors.flat(inputs)
+        flat = maps.flat(inputs)
         return ops.reshape(ops.matmul(flat, ops.transpose(flat)), [-1, self.batch_size])
 
     def get_config(self) -> dict[str, Any]:
@@ -254,7 +254,7 @@ class MemoryBank(Adapter):
         """Mix (batch, units) embeddings into those of ``indices`` and scale them to length 1."""
         embeddings = ops.stop_gradient(ops.cast(embeddings, self.memory.dtype))
         mixed = self.momentum * self.candidates(indices) + (1.0 - self.momentum) * embeddings
-        self.memory.assign(ops.scatter_update(self.memory, ops.expand_dims(indices, -1), _tensors.unit(mixed)))
+        self.memory.assign(ops.scatter_update(self.memory, ops.expand_dims(indices, -1), maps.unit(mixed)))
 
     def normalizer(self, scores: Any, training: bool = True) -> Any:
         """Return the constant; the first call takes it from its batch.

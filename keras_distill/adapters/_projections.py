@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill.adapters._base import Adapter
-from keras_distill.losses import _tensors
+from keras_distill.losses._features import maps
 
 Shape = tuple[int | None, ...]
 
@@ -191,8 +191,8 @@ class Embedding(Adapter):
 
     def call(self, inputs: Any) -> Any:
         """Return (batch, units)."""
-        outputs = self.linear(_tensors.flat(inputs))
-        return _tensors.unit(outputs) if self.normalize else outputs
+        outputs = self.linear(maps.flat(inputs))
+        return maps.unit(outputs) if self.normalize else outputs
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Return the shape of the output."""

@@ -11,7 +11,7 @@ from keras import ops
 from keras_distill import _checks
 from keras_distill.adapters._base import Adapter
 from keras_distill.adapters._projections import Shape, two
-from keras_distill.losses import _tensors
+from keras_distill.losses._features import maps
 
 
 def normalization(policy: Any, name: str) -> keras.layers.BatchNormalization:
@@ -83,7 +83,7 @@ class VariationalRegressor(Adapter):
 
     def call(self, inputs: Any) -> list[Any]:
         """Return [mean, raw variance]."""
-        outputs = inputs if self.size is None else _tensors.pool(inputs, _smaller(tuple(inputs.shape), self.size))
+        outputs = inputs if self.size is None else maps.pool(inputs, _smaller(tuple(inputs.shape), self.size))
         for layer in self.maps[:-1]:
             outputs = ops.relu(layer(outputs))
         return [self.maps[-1](outputs), ops.reshape(self.raw_variance, (self.units,))]

@@ -11,7 +11,7 @@ from keras import ops
 from keras_distill import _checks
 from keras_distill.adapters._base import Adapter
 from keras_distill.adapters._projections import Shape, two
-from keras_distill.losses import _tensors
+from keras_distill.losses._features import maps
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -44,7 +44,7 @@ class AdaptiveAveragePool(Adapter):
 
     def call(self, inputs: Any) -> Any:
         """Return the pooled map."""
-        return _tensors.pool(inputs, self._target(tuple(inputs.shape)))
+        return maps.pool(inputs, self._target(tuple(inputs.shape)))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Return the shape of the output."""
@@ -177,7 +177,7 @@ class AttentionPool(Adapter):
 
     def call(self, inputs: Any, mask: Any = None) -> Any:
         """Return (batch, units)."""
-        places = _tensors.positions(inputs)
+        places = maps.positions(inputs)
         scores = ops.matmul(places, self.query[:, None])[..., 0] / (inputs.shape[-1] ** 0.5)
         if mask is not None:
             mask = ops.reshape(ops.cast(mask, "bool"), ops.shape(scores))

@@ -1,83 +1,47 @@
 """How two tensors differ: pure functions with one value per example, and their class twins for terms and configs."""
 
-from keras_distill.losses._attention import AttentionTransfer, NeuronSelectivity, attention_transfer, neuron_selectivity
 from keras_distill.losses._base import FeatureLoss, LogitsLoss
-from keras_distill.losses._boundaries import (
-    ActivationBoundaries,
-    MarginRelu,
-    activation_boundaries,
-    margin_relu,
-    negative_mean,
-)
-from keras_distill.losses._contrast import ContrastiveRepresentation, contrastive_noise, contrastive_representation
-from keras_distill.losses._correlation import ClassCorrelation, class_correlation
-from keras_distill.losses._dirichlet import (
+from keras_distill.losses._ensembles.dirichlet import (
     DirichletDistillation,
     ProxyDirichlet,
     dirichlet_distillation,
     proxy_dirichlet,
 )
-from keras_distill.losses._divergences import (
-    JensenShannon,
-    ReverseSoftTargets,
-    TotalVariation,
-    jensen_shannon,
-    reverse_soft_targets,
-    total_variation,
-)
-from keras_distill.losses._evidential import Evidential, MisleadingEvidence, evidential, misleading_evidence
-from keras_distill.losses._features import HintMatching, VariationalInformation, hint, variational_information
-from keras_distill.losses._flow import SingularVectors, SolutionFlow, singular_vectors, solution_flow
-from keras_distill.losses._geometry import RelationalAngle, RelationalDistance, relational_angle, relational_distance
-from keras_distill.losses._labelled import (
-    DecoupledSoftTargets,
-    HardTargets,
-    NormalizedSoftTargets,
-    WeightedSoftLabels,
-    decoupled_soft_targets,
-    hard_targets,
-    normalized_soft_targets,
-    weighted_soft_labels,
-)
-from keras_distill.losses._levels import (
-    FactorTransfer,
-    HierarchicalContext,
-    factor_transfer,
-    hierarchical_context,
-    layer_attention,
-    semantic_calibration,
-)
-from keras_distill.losses._matching import (
-    GaussianKL,
-    LogitMatching,
-    ProbabilityMatching,
-    RegressionMatching,
-    gaussian_kl,
-    logit_matching,
-    probability_matching,
-    regression_matching,
-)
-from keras_distill.losses._members import (
+from keras_distill.losses._ensembles.evidential import Evidential, MisleadingEvidence, evidential, misleading_evidence
+from keras_distill.losses._ensembles.soft_targets import (
     EnsembleSoftTargets,
     MemberSoftTargets,
     TrustWeighted,
     ensemble_soft_targets,
     member_soft_targets,
 )
-from keras_distill.losses._multilabel import BinarySoftTargets, binary_soft_targets
-from keras_distill.losses._regression import (
-    EnsembleGaussianKL,
-    EvidentialRegression,
-    GaussianLikelihood,
-    GaussianMixture,
-    NormalInverseGamma,
-    evidential_regression,
-    gaussian_likelihood,
-    gaussian_mixture,
-    gaussian_moments,
-    normal_inverse_gamma,
+from keras_distill.losses._features.activation_boundaries import (
+    ActivationBoundaries,
+    MarginRelu,
+    activation_boundaries,
+    margin_relu,
+    negative_mean,
 )
-from keras_distill.losses._relations import (
+from keras_distill.losses._features.attention_maps import (
+    AttentionTransfer,
+    NeuronSelectivity,
+    attention_transfer,
+    neuron_selectivity,
+)
+from keras_distill.losses._features.contrastive import (
+    ContrastiveRepresentation,
+    contrastive_noise,
+    contrastive_representation,
+)
+from keras_distill.losses._features.geometry import (
+    RelationalAngle,
+    RelationalDistance,
+    relational_angle,
+    relational_distance,
+)
+from keras_distill.losses._features.hints import HintMatching, VariationalInformation, hint, variational_information
+from keras_distill.losses._features.layer_flow import SingularVectors, SolutionFlow, singular_vectors, solution_flow
+from keras_distill.losses._features.relations import (
     CorrelationCongruence,
     ProbabilisticTransfer,
     SimilarityPreserving,
@@ -85,21 +49,74 @@ from keras_distill.losses._relations import (
     probabilistic_transfer,
     similarity_preserving,
 )
-from keras_distill.losses._soft_targets import SoftTargets, soft_targets
-from keras_distill.losses._standardized import (
-    StandardizedSoftTargets,
-    select_classes,
-    standardize_logits,
-    standardized_soft_targets,
+from keras_distill.losses._features.several_layers import (
+    FactorTransfer,
+    HierarchicalContext,
+    factor_transfer,
+    hierarchical_context,
+    layer_attention,
+    semantic_calibration,
 )
-from keras_distill.losses._top_k import TopKSoftTargets, from_top_k, top_k_soft_targets
-from keras_distill.losses._transformers import (
+from keras_distill.losses._features.transformers import (
     AttentionMaps,
     HiddenStates,
     SelfAttentionRelation,
     attention_maps,
     hidden_states,
     self_attention_relation,
+)
+from keras_distill.losses._logits.binary import BinarySoftTargets, binary_soft_targets
+from keras_distill.losses._logits.correlation import ClassCorrelation, class_correlation
+from keras_distill.losses._logits.divergences import (
+    JensenShannon,
+    ReverseSoftTargets,
+    TotalVariation,
+    jensen_shannon,
+    reverse_soft_targets,
+    total_variation,
+)
+from keras_distill.losses._logits.hard_targets import HardTargets, hard_targets
+from keras_distill.losses._logits.labelled import (
+    DecoupledSoftTargets,
+    NormalizedSoftTargets,
+    WeightedSoftLabels,
+    decoupled_soft_targets,
+    normalized_soft_targets,
+    weighted_soft_labels,
+)
+from keras_distill.losses._logits.soft_targets import SoftTargets, soft_targets
+from keras_distill.losses._logits.squared_errors import (
+    LogitMatching,
+    ProbabilityMatching,
+    logit_matching,
+    probability_matching,
+)
+from keras_distill.losses._logits.standardized import (
+    StandardizedSoftTargets,
+    select_classes,
+    standardize_logits,
+    standardized_soft_targets,
+)
+from keras_distill.losses._logits.top_k import TopKSoftTargets, from_top_k, top_k_soft_targets
+from keras_distill.losses._regression.ensembles import (
+    EnsembleGaussianKL,
+    GaussianMixture,
+    NormalInverseGamma,
+    gaussian_mixture,
+    gaussian_moments,
+    normal_inverse_gamma,
+)
+from keras_distill.losses._regression.likelihoods import (
+    EvidentialRegression,
+    GaussianLikelihood,
+    evidential_regression,
+    gaussian_likelihood,
+)
+from keras_distill.losses._regression.targets import (
+    GaussianKL,
+    RegressionMatching,
+    gaussian_kl,
+    regression_matching,
 )
 
 __all__ = [

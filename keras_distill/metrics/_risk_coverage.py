@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import choice, error, number
-from keras_distill._special import digamma
+from keras_distill.losses._numerics.special import digamma
 from keras_distill.metrics._histogram import exact_groups
 
 # In this file "groups" are examples of equal uncertainty, most certain first: their weights and their summed losses.

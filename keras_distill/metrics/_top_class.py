@@ -8,7 +8,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_distill._graphs import compiled, eager
+from keras_distill.losses._numerics.xla import compiled, eager
 from keras_distill.metrics._examples import Examples
 from keras_distill.metrics._streaming import float64
 

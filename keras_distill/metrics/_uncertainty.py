@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import choice, error, number
-from keras_distill._special import digamma, log_gamma
+from keras_distill.losses._numerics.special import digamma, log_gamma
 from keras_distill.metrics._examples import as_float, read_weights
 from keras_distill.metrics._streaming import MeanOverExamples, float64
 from keras_distill.metrics._top_class import checked_probability

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_distill import adapters, losses
 from keras_distill._checks import error, integer
-from keras_distill.losses._tensors import pool
+from keras_distill.losses._features.maps import pool
 from keras_distill.terms._stages import StagesDistillation
 
 

@@ -11,7 +11,7 @@ from keras import ops
 from keras_distill import taps, teachers
 from keras_distill._checks import choice, error
 from keras_distill.losses._base import FeatureLoss
-from keras_distill.losses._tensors import pool
+from keras_distill.losses._features.maps import pool
 from keras_distill.terms._base import DistillationLoss, mask_of, names_of
 from keras_distill.terms._structures import deserialized, flat_as, flat_with_none, is_leaf, map_with_none
 

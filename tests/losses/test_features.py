@@ -7,7 +7,7 @@ import tensorflow as tf
 from scipy import stats
 
 from keras_distill import losses
-from keras_distill.losses import _flow, _tensors
+from keras_distill.losses._features import layer_flow, maps
 from tests.golden.record_features import Case
 
 
@@ -91,7 +91,7 @@ def test_pooling_covers_the_windows_it_says(length, cells, kind):
     expected = np.stack(
         [reduce(features[:, i * length // cells : -(-(i + 1) * length // cells)], axis=1) for i in range(cells)], axis=1
     )
-    np.testing.assert_allclose(_tensors.pool(features, [cells, None], kind), expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(maps.pool(features, [cells, None], kind), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_the_larger_map_is_pooled_whoever_has_it():
@@ -248,7 +248,7 @@ def test_singular_vectors_are_the_public_ones_once_the_signs_agree(monkeypatch):
     # The oracle of the next test is the public code, signs apart.
     np.testing.assert_allclose(oracle_singular_vectors(teachers, students, signs).mean(), case["loss"], rtol=1e-9)
     given = iter(signs)
-    monkeypatch.setattr(_flow, "_turned", lambda v: v * tf.sign(tf.reduce_sum(v * next(given), 1, keepdims=True)))
+    monkeypatch.setattr(layer_flow, "_turned", lambda v: v * tf.sign(tf.reduce_sum(v * next(given), 1, keepdims=True)))
     assert len(case.check(several(losses.singular_vectors, 3), *stages(3))) == 3
 
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_distill import losses
-from keras_distill.losses import _blocks
+from keras_distill.losses._numerics import row_blocks
 from tests import oracles
 from tests.batteries import test_contracts
 
@@ -56,11 +56,13 @@ def assert_same(cut, whole, rtol=1e-5):
 def blocks(monkeypatch):
     """Blocks of two rows from 50 classes on; what the calls of map were given is counted."""
     calls = []
-    kept = _blocks.ops.map
-    monkeypatch.setattr(_blocks, "CHUNKED_FROM_CLASSES", 50)
-    monkeypatch.setattr(_blocks, "CHUNK_ELEMENTS", 130)
-    monkeypatch.setattr(_blocks, "EAGER_CHUNK_ELEMENTS", 130)
-    monkeypatch.setattr(_blocks.ops, "map", lambda function, parts: calls.append(len(parts)) or kept(function, parts))
+    kept = row_blocks.ops.map
+    monkeypatch.setattr(row_blocks, "CHUNKED_FROM_CLASSES", 50)
+    monkeypatch.setattr(row_blocks, "CHUNK_ELEMENTS", 130)
+    monkeypatch.setattr(row_blocks, "EAGER_CHUNK_ELEMENTS", 130)
+    monkeypatch.setattr(
+        row_blocks.ops, "map", lambda function, parts: calls.append(len(parts)) or kept(function, parts)
+    )
     return calls
 
 
@@ -76,7 +78,7 @@ def test_blocks_give_what_one_piece_gives(row, mode, blocks, monkeypatch):
         result = cut(teacher, student, temperature)
         assert blocks, "not taken block by block"
         with monkeypatch.context() as patch:
-            patch.setattr(_blocks, "CHUNKED_FROM_CLASSES", 1000)
+            patch.setattr(row_blocks, "CHUNKED_FROM_CLASSES", 1000)
             whole = weighted_slopes(row, teacher, student, temperature, labels, **options)
         assert_same(result, whole)
         blocks.clear()
@@ -85,10 +87,10 @@ def test_blocks_give_what_one_piece_gives(row, mode, blocks, monkeypatch):
 @every
 def test_the_laws_of_the_contracts_hold_in_blocks(row, blocks, monkeypatch):
     """Float64 twins, finite differences, garbage behind masks, learned temperatures: in blocks."""
-    monkeypatch.setattr(_blocks, "CHUNKED_FROM_CLASSES", 3)
-    monkeypatch.setattr(_blocks, "EAGER_CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr(row_blocks, "CHUNKED_FROM_CLASSES", 3)
+    monkeypatch.setattr(row_blocks, "EAGER_CHUNK_ELEMENTS", 100)
     test_contracts.test_values_are_the_oracles_to_1e_6(row, 4.0)  # of 64 rows, so in longer blocks
-    monkeypatch.setattr(_blocks, "EAGER_CHUNK_ELEMENTS", 13)
+    monkeypatch.setattr(row_blocks, "EAGER_CHUNK_ELEMENTS", 13)
     test_contracts.test_gradients_are_those_of_the_oracle(row, 5.0)
     test_contracts.test_masked_positions_never_count(row)
     if not row.loss.needs_batch:
@@ -107,9 +109,11 @@ def test_the_laws_of_the_contracts_hold_in_blocks(row, blocks, monkeypatch):
 @every
 def test_compiled_alone_it_gives_what_op_by_op_gives(row, monkeypatch):
     """From 512 classes on a graph runs a loss as a program of XLA's; an eager call never does."""
-    monkeypatch.setattr(_blocks, "FUSED_FROM_CLASSES", 50)
-    programs, kept = [], _blocks.fused
-    monkeypatch.setattr(_blocks, "fused", lambda f, x, *args: programs.append(_blocks.fuses(x)) or kept(f, x, *args))
+    monkeypatch.setattr(row_blocks, "FUSED_FROM_CLASSES", 50)
+    programs, kept = [], row_blocks.fused
+    monkeypatch.setattr(
+        row_blocks, "fused", lambda f, x, *args: programs.append(row_blocks.fuses(x)) or kept(f, x, *args)
+    )
     teacher, student = draw(3, 4, 60)
     labels = np.random.default_rng(1).integers(0, 60, (3, 4))
     temperature = tf.constant(2.0) if row.loss.needs_batch else tf.constant([1.0, 2.0, 5.0])
@@ -131,7 +135,7 @@ def test_compiled_alone_it_gives_what_op_by_op_gives(row, monkeypatch):
 
 @one_of_each
 def test_a_second_derivative_of_what_is_compiled_alone_is_refused(row, monkeypatch):
-    monkeypatch.setattr(_blocks, "FUSED_FROM_CLASSES", 50)
+    monkeypatch.setattr(row_blocks, "FUSED_FROM_CLASSES", 50)
 
     @tf.function
     def second():
@@ -144,7 +148,7 @@ def test_a_second_derivative_of_what_is_compiled_alone_is_refused(row, monkeypat
 
 def test_what_is_compiled_alone():
     def fuses(*shape):
-        return _blocks.fuses(tf.TensorSpec(shape))
+        return row_blocks.fuses(tf.TensorSpec(shape))
 
     @tf.function
     def graph():
@@ -198,7 +202,7 @@ def test_half_precision_is_widened_within_the_blocks(row, dtype, mode, blocks, m
     cut = RUN[mode](slopes)(teacher, student)
     assert blocks
     assert cut[1].dtype == dtype
-    monkeypatch.setattr(_blocks, "CHUNKED_FROM_CLASSES", 1000)
+    monkeypatch.setattr(row_blocks, "CHUNKED_FROM_CLASSES", 1000)
     value, gradient = slopes(*(tf.cast(each, "float32") for each in (teacher, student)))
     np.testing.assert_allclose(cut[0], value, rtol=1e-5)
     # What is left of the float32 gradient when it is rounded once.
@@ -227,7 +231,7 @@ def test_a_stored_teacher_is_made_dense_within_the_blocks(mode, missing, blocks,
     assert np.abs(cut[2]).max() == 0.0, "a gradient reached the teacher"
     expected = oracles.top_k_soft_targets(teacher, student, 2.0, k=4, missing=missing)
     np.testing.assert_allclose(cut[0], np.where(mask, expected * 6 / 4, 0.0), rtol=2e-6)
-    monkeypatch.setattr(_blocks, "CHUNKED_FROM_CLASSES", 1000)
+    monkeypatch.setattr(row_blocks, "CHUNKED_FROM_CLASSES", 1000)
     assert_same(cut, slopes(student, values))
 
 
@@ -313,7 +317,7 @@ def test_a_vocabulary_of_32000(row, monkeypatch):
     # Parts of 2 / temperature * value cancel in the slope.
     exact = oracles.slope(lambda t: np.sum(oracle(t)), np.float64(2.0), 1e-3) if row.tempered else 0.0
     np.testing.assert_allclose(to_temperature, exact, atol=1e-6 * np.sum(np.abs(expected)))
-    monkeypatch.setattr(_blocks, "CHUNKED_FROM_CLASSES", 1 << 20)
+    monkeypatch.setattr(row_blocks, "CHUNKED_FROM_CLASSES", 1 << 20)
     whole = weighted_slopes(row, teacher, student, temperature, labels, mask=mask)[1]
     np.testing.assert_allclose(gradient, whole, atol=1e-5 * np.abs(whole).max())
     assert np.abs(gradient.numpy()[~mask]).max() == 0.0
@@ -341,7 +345,7 @@ def test_a_flat_teacher_is_summed_exactly_by_xla(classes):
 
 
 def test_rows_of_one_block_divide_what_is_known(monkeypatch):
-    monkeypatch.setattr(_blocks, "eager", lambda: False)  # as in a graph: eager blocks are longer
+    monkeypatch.setattr(row_blocks, "eager", lambda: False)  # as in a graph: eager blocks are longer
     for shape, expected in (
         ((4, 100, 32_000), 16),  # 16 rows of 32000 fit, and 400 is 25 times 16
         ((4, 100, 31_999), None),
@@ -349,4 +353,4 @@ def test_rows_of_one_block_divide_what_is_known(monkeypatch):
         ((None, 32_000), 1),
         ((2, 8, 32_000), None),  # all fit in one block
     ):
-        assert _blocks.rows_per_block(types.SimpleNamespace(shape=shape)) == expected, shape
+        assert row_blocks.rows_per_block(types.SimpleNamespace(shape=shape)) == expected, shape

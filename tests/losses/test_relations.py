@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from keras_distill import adapters, losses
-from keras_distill.losses import _geometry
+from keras_distill.losses._features import geometry
 from tests import models
 from tests.golden.record_features import Case
 
@@ -173,7 +173,7 @@ def test_angles_need_no_memory_of_all_triples():
     sizes = [
         tensor.shape.num_elements() or 0 for graph in graphs for op in graph.get_operations() for tensor in op.outputs
     ]
-    assert max(sizes) == 64 * 64 * _geometry._VERTICES
+    assert max(sizes) == 64 * 64 * geometry._VERTICES
 
 
 @pytest.mark.parametrize("loss", RELATIONS, ids=lambda loss: loss.__name__)

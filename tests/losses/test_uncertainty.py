@@ -6,8 +6,8 @@ import tensorflow as tf
 from scipy import integrate, special, stats
 
 from keras_distill import losses
-from keras_distill._special import digamma, log_gamma
-from keras_distill.losses import _dirichlet
+from keras_distill.losses._ensembles import dirichlet
+from keras_distill.losses._numerics.special import digamma, log_gamma
 from tests.golden import record_uncertainty as golden
 from tests.oracles import uncertainty as oracles
 
@@ -70,17 +70,17 @@ def test_dirichlet_identities_in_float64():
     np.testing.assert_allclose(log_gamma(alpha), special.gammaln(alpha), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(digamma(alpha), special.digamma(alpha), rtol=1e-12)
     norm = special.gammaln(alpha).sum(-1) - special.gammaln(alpha.sum(-1))
-    np.testing.assert_allclose(_dirichlet.normaliser(tf.constant(alpha)), norm, rtol=1e-11, atol=1e-9)
+    np.testing.assert_allclose(dirichlet.normaliser(tf.constant(alpha)), norm, rtol=1e-11, atol=1e-9)
     expected = special.digamma(alpha) - special.digamma(alpha.sum(-1, keepdims=True))
-    np.testing.assert_allclose(_dirichlet.mean_log(tf.constant(alpha)), expected, rtol=1e-11, atol=1e-12)
-    same = _dirichlet.dirichlet_kl(tf.constant(alpha), tf.constant(alpha))
+    np.testing.assert_allclose(dirichlet.mean_log(tf.constant(alpha)), expected, rtol=1e-11, atol=1e-12)
+    same = dirichlet.dirichlet_kl(tf.constant(alpha), tf.constant(alpha))
     np.testing.assert_array_equal(same, np.zeros(50))
     # KL as the integral of the density's logarithm, on the line: two classes are a beta distribution.
     one, two = np.array([2.0, 3.0]), np.array([0.7, 4.0])
     x = np.linspace(0, 1, 2_000_003)[1:-1]
     p, log_q = stats.beta(*one).pdf(x), stats.beta(*two).logpdf(x)
     integral = integrate.trapezoid(p * (stats.beta(*one).logpdf(x) - log_q), x)
-    assert float(_dirichlet.dirichlet_kl(tf.constant(one), tf.constant(two))) == pytest.approx(integral, rel=1e-6)
+    assert float(dirichlet.dirichlet_kl(tf.constant(one), tf.constant(two))) == pytest.approx(integral, rel=1e-6)
 
 
 @pytest.mark.parametrize("precision", [1e-3, 1.0, 1e3, 1e6])

@@ -7,7 +7,7 @@ import tensorflow as tf
 from scipy import special, stats
 
 from keras_distill import metrics
-from keras_distill._special import digamma, log_gamma
+from keras_distill.losses._numerics.special import digamma, log_gamma
 from keras_distill.metrics import dirichlet_entropy, dirichlet_uncertainty, ensemble_uncertainty
 from tests.golden.record_metrics import load
 

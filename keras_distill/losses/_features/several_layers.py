@@ -1,0 +1,297 @@
+"""Losses over several scales or several layers: hierarchical context, semantic calibration, factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill import _checks
+from keras_distill.losses._base import FeatureLoss
+from keras_distill.losses._features import maps
+from keras_distill.losses._features.attention_maps import attention_map
+from keras_distill.losses._numerics import arguments
+
+
+def hierarchical_context(*, teacher_features: Any, student_features: Any, levels: Sequence[int] = (4, 2, 1)) -> Any:
+    """Mean squared distance at several resolutions of a map (HCL of ReviewKD).
+
+    Choose it over ``hint`` for large maps, where layout matters more than detail; ``adapters.AttentionFusion`` makes
+    the student's side in ReviewKD. Values of several stages are summed.
+
+    Formula: sum_k w_k MSE_k / sum_k w_k, MSE_0 of the full maps with w_0 = 1, then of the maps pooled to each level
+    smaller than the map's height, each with half the weight before. A level that is skipped uses up no weight.
+
+    Args:
+        teacher_features: (batch, height, width, channels), or (batch, time, channels), or a list of stages. No gradient
+            reaches it.
+        student_features: same rank and channels. Of two sizes the larger is average-pooled.
+        levels: heights (and widths) of the pooled maps, falling.
+
+    Returns:
+        (batch,), float32, not reduced. Zero exactly when the features are equal.
+
+    Raises:
+        ValueError: if shapes do not fit, or a level is no integer >= 1.
+
+    Example:
+        >>> from keras_distill import losses
+        >>> teacher, student = (
+        ...     [[[0.0], [0.0]]],
+        ...     [[[1.0], [-1.0]]],
+        ... )  # two steps: 1 in full, 0 in the mean, weights 1, 1/2
+        >>> value = losses.hierarchical_context(teacher_features=teacher, student_features=student)
+        >>> round(float(value[0]), 5)
+        0.66667
+
+    Reference:
+        Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv:2104.09044, section 3.3.
+        Differs: nothing.
+    """
+    owner = "hierarchical_context"
+    levels = [_checks.integer(owner, "levels", level, low=1) for level in levels]
+    teachers, students = maps.lists(owner, teacher_features, student_features)
+    stages = []
+    for teacher, student in zip(teachers, students, strict=True):
+        teacher, student = maps.matching(owner, teacher, student, ranks=(3, 4))
+        height = student.shape[1]
+        if height is None:
+            raise _checks.error(owner, "maps of known height", "an unknown one", "Give the model a fixed input size")
+        difference = student - teacher  # pooling is linear: one pooled difference in place of two pooled maps
+        value, weight, total = _mean_square(difference), 1.0, 1.0
+        for level in levels:
+            if level >= height:
+                continue
+            weight /= 2.0
+            total += weight
+            pooled = maps.pool(difference, [level] * (len(student.shape) - 2))
+            value = value + weight * _mean_square(pooled)
+        stages.append(value / total)
+    return sum(stages[1:], stages[0])
+
+
+def _mean_square(difference: Any) -> Any:
+    return ops.mean(maps.flat(ops.square(difference)), axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class HierarchicalContext(FeatureLoss):
+    """Class twin of ``hierarchical_context`` (HCL of ReviewKD), whose arguments it explains.
+
+    Args:
+        levels: heights of the pooled maps, falling.
+        reduction: as in ``keras.losses.Loss``.
+        name: as in ``keras.losses.Loss``.
+
+    Example:
+        >>> from keras_distill import losses
+        >>> round(float(losses.HierarchicalContext()([[[0.0], [0.0]]], [[[1.0], [-1.0]]])), 5)
+        0.66667
+
+    Reference:
+        Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv:2104.09044. Differs: nothing.
+    """
+
+    same_channels = True
+
+    def __init__(
+        self,
+        levels: Sequence[int] = (4, 2, 1),
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "hierarchical_context",
+    ) -> None:
+        super().__init__(reduction=reduction, name=name)
+        self.levels = [_checks.integer("HierarchicalContext", "levels", level, low=1) for level in levels]
+
+    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+        """Return ``hierarchical_context`` of each example; there is none for masked sequences."""
+        if mask is not None:
+            advice = "Use HintMatching or HiddenStates for padded sequences"
+            raise _checks.error("HierarchicalContext", "features without a mask", "a mask", advice)
+        return hierarchical_context(
+            teacher_features=teacher_features, student_features=student_features, levels=self.levels
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs."""
+        return {**super().get_config(), "levels": self.levels}
+
+
+def layer_attention(*, queries: Any, keys: Any) -> Any:
+    """How much each teacher layer teaches each student layer (the attention of SemCKD).
+
+    Formula: softmax over teacher layers of queries . keys, without a temperature.
+
+    Args:
+        queries: (batch, student layers, units), of length 1, from ``adapters.LayerEmbedding``.
+        keys: (batch, teacher layers, units), of length 1.
+
+    Returns:
+        (batch, student layers, teacher layers), float32; each row sums to 1. The gradient reaches both.
+
+    Example:
+        >>> layer_attention(queries=[[[1.0, 0.0]]], keys=[[[0.0, 1.0], [0.0, -1.0]]]).numpy()
+        array([[[0.5, 0.5]]], dtype=float32)
+
+    Reference:
+        Chen et al., "Cross-Layer Distillation with Semantic Calibration", AAAI 2021, arXiv:2012.03236, eq. 5.
+        Differs: nothing.
+    """
+    scores = ops.einsum("bsd,btd->bst", arguments.float32(queries), arguments.float32(keys))
+    return ops.softmax(scores, axis=-1)
+
+
+def semantic_calibration(*, teacher_features: Any, student_features: Any, attention: Any) -> Any:
+    """Squared distances of all pairs of layers, weighted by how much each teacher layer teaches (SemCKD).
+
+    Choose it when it is not clear which layers correspond; the term ``CrossLayerAttention`` trains what it needs.
+
+    Formula: sum over student layers s and teacher layers t of attention_st * mean((f_st - f_t)**2), over the number of
+    student layers.
+
+    Args:
+        teacher_features: list of the teacher's layers, each (batch, ..., channels). No gradient reaches them.
+        student_features: list over student layers of lists over teacher layers: layer s adapted to teacher layer t. Of
+            two sizes the larger is average-pooled.
+        attention: (batch, student layers, teacher layers), as from ``layer_attention``. It receives a gradient.
+
+    Returns:
+        (batch,), float32, not reduced.
+
+    Raises:
+        ValueError: if the lists do not fit each other, or shapes do not.
+
+    Example:
+        >>> pairs = [[[[1.0]], [[1.0]]]]  # one student layer, adapted to two teacher layers
+        >>> semantic_calibration(
+        ...     teacher_features=[[[2.0]], [[5.0]]], student_features=pairs, attention=[[[0.75, 0.25]]]
+        ... ).numpy()
+        array([4.75], dtype=float32)
+
+    Reference:
+        Chen et al., "Cross-Layer Distillation with Semantic Calibration", AAAI 2021, arXiv:2012.03236, eq. 6.
+        Differs: nothing.
+    """
+    owner = "semantic_calibration"
+    attention = arguments.float32(attention)
+    got = (len(student_features), *{len(row) for row in student_features})
+    if got != (attention.shape[1], attention.shape[2]) or len(teacher_features) != attention.shape[2]:
+        expected = f"one adapted student layer for each entry of an attention of {tuple(attention.shape)}"
+        raise _checks.error(owner, expected, f"{got} of them for {len(teacher_features)} teacher layers")
+    total = 0.0
+    for row, adapted in enumerate(student_features):
+        for column, (teacher, student) in enumerate(zip(teacher_features, adapted, strict=True)):
+            teacher, student = maps.matching(owner, teacher, student)
+            total = total + attention[:, row, column] * _mean_square(student - teacher)
+    return total / len(student_features)
+
+
+def factor_transfer(
+    *,
+    teacher_features: Any,
+    student_features: Any,
+    mode: str = "code",
+    p: float = 2.0,
+    distance_power: float = 1.0,
+    mask: Any = None,
+) -> Any:
+    """Distance between a teacher's factor and a student's (FT).
+
+    Choose it where an ``adapters.Paraphraser``, trained on the teacher's features first, says what matters in them; an
+    ``adapters.Translator`` makes the student's factor. Usual weight 200.
+
+    Formula: mean over positions of |Q_student - Q_teacher|**distance_power, Q the attention map of the factor as in
+    ``attention_transfer`` ("code"); or the same over all elements of factors scaled to length 1 ("paper").
+
+    Args:
+        teacher_features: (batch, ..., channels), rank 3 or 4 (2 too in "paper"), the teacher's factor. No gradient
+            reaches it.
+        student_features: the student's factor; same rank, in "paper" the same channels. Of two sizes the larger is
+            average-pooled.
+        mode: "code" (RepDistiller) or "paper".
+        p: >= 1, the power of the attention map; "code" only.
+        distance_power: >= 1.
+        mask: the features' shape without the channels, bool, or None. Masked positions never count.
+
+    Returns:
+        (batch,), float32, not reduced. Zero when the maps, or the factors, agree up to a positive factor.
+
+    Raises:
+        ValueError: if shapes or the mask do not fit, or an option is out of range.
+
+    Example:
+        >>> from keras_distill import losses
+        >>> teacher, student = [[[1.0], [0.0]]], [[[0.0], [3.0]]]  # two positions, one channel
+        >>> losses.factor_transfer(teacher_features=teacher, student_features=student).numpy()
+        array([1.], dtype=float32)
+
+    Reference:
+        Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018,
+        arXiv:1802.04977, eq. 3. Differs: channel-pooled factors by default, as in public code; mean, not sum.
+    """
+    owner = "factor_transfer"
+    _checks.choice(owner, "mode", mode, ("code", "paper"))
+    p = _checks.number(owner, "p", p, low=1.0)
+    power = _checks.number(owner, "distance_power", distance_power, low=1.0)
+    ranks = (3, 4) if mode == "code" else (2, 3, 4)
+    teacher, student = maps.matching(owner, teacher_features, student_features, ranks=ranks, channels=mode == "paper")
+    teacher, student, mask = maps.masked(owner, teacher, student, mask)
+    if mode == "code":
+        gap = ops.abs(attention_map(student, p) - attention_map(teacher, p))
+        places = None if mask is None else ops.reshape(mask, ops.shape(gap))
+        return maps.position_mean(gap if power == 1.0 else ops.power(gap, power), places)
+    gap = ops.abs(maps.unit(maps.flat(student)) - maps.unit(maps.flat(teacher)))
+    gap = ops.reshape(gap if power == 1.0 else ops.power(gap, power), ops.shape(student))
+    return maps.position_mean(ops.mean(gap, axis=-1), mask)
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class FactorTransfer(FeatureLoss):
+    """Class twin of ``factor_transfer`` (FT), whose arguments it explains.
+
+    Args:
+        mode: "code" or "paper".
+        p: >= 1, the power of the attention map.
+        distance_power: >= 1.
+        reduction: as in ``keras.losses.Loss``.
+        name: as in ``keras.losses.Loss``.
+
+    Example:
+        >>> from keras_distill import losses
+        >>> float(losses.FactorTransfer("paper")([[[1.0], [0.0]]], [[[0.0], [3.0]]]))
+        1.0
+
+    Reference:
+        Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018,
+        arXiv:1802.04977. Differs: see ``factor_transfer``.
+    """
+
+    def __init__(
+        self,
+        mode: str = "code",
+        p: float = 2.0,
+        distance_power: float = 1.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "factor_transfer",
+    ) -> None:
+        super().__init__(reduction=reduction, name=name)
+        self.mode = _checks.choice("FactorTransfer", "mode", mode, ("code", "paper"))
+        self.p = _checks.number("FactorTransfer", "p", p, low=1.0)
+        self.distance_power = _checks.number("FactorTransfer", "distance_power", distance_power, low=1.0)
+
+    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+        """Return ``factor_transfer`` of each example."""
+        return factor_transfer(
+            teacher_features=teacher_features,
+            student_features=student_features,
+            mode=self.mode,
+            p=self.p,
+            distance_power=self.distance_power,
+            mask=mask,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs."""
+        return {**super().get_config(), "mode": self.mode, "p": self.p, "distance_power": self.distance_power}

@@ -1,0 +1,1 @@
+"""Losses between two sets of logits of one model each."""

@@ -1,0 +1,161 @@
+"""Squared errors between outputs, and divergences of Gaussians: for logits as such, and for regression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._numerics import row_blocks
+from keras_distill.losses._numerics.distributions import inputs
+from keras_distill.losses._numerics.log_ratio import Kernel, Pair, compare, row_sum
+
+
+def _matching_to_teacher(pair: Pair) -> Any:
+    pull = -2.0 * pair.p * pair.difference
+    return pull - pair.p * row_sum(pull)
+
+
+_PROBABILITY_MATCHING = Kernel(
+    lambda pair: ops.sum(ops.square(pair.difference), axis=-1),
+    lambda pair: row_sum(2.0 * pair.q * pair.difference),
+    lambda pair, level: pair.q * (2.0 * pair.difference - level),
+    _matching_to_teacher,
+)
+
+
+def logit_matching(
+    *, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, center: bool = False, mask: Any = None
+) -> Any:
+    """Half the squared distance between logits (logit regression, "do deep nets really need to be deep").
+
+    Choose it when only logits are stored and their scale is that of the student. Centred, it is ``soft_targets`` at a
+    very high temperature, times the number of classes.
+
+    Formula: sum_k (student_k - teacher_k)**2 / 2. Dividing both by a temperature and multiplying by its square changes
+    nothing, so ``temperature`` has no effect here.
+
+    Args:
+        teacher_logits: (..., classes), float. No gradient reaches it. A class that is -inf for both costs nothing.
+        student_logits: same shape and meaning.
+        temperature: as in ``soft_targets``; checked, without effect.
+        center: subtract each row's mean first, so that a constant added to the logits changes nothing.
+        mask: as in ``soft_targets``.
+
+    Returns:
+        (...,), float32, not reduced. Zero exactly when the (centred) logits are equal.
+
+    Raises:
+        ValueError: if the shapes differ, or temperature is not a positive number.
+
+    Example:
+        >>> float(logit_matching(teacher_logits=[[1.0, 2.0]], student_logits=[[2.0, 4.0]])[0])
+        2.5
+
+    Reference:
+        Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, arXiv:1312.6184, eq. 1. Differs: nothing.
+    """
+    teacher, student, _, mask = inputs("logit_matching", teacher_logits, student_logits, temperature, mask)
+
+    def rows(student: Any, t: Any, teacher: Any) -> Any:
+        both = ops.logical_and(teacher == -float("inf"), student == -float("inf"))
+        gap = ops.where(both, 0.0, student) - ops.where(both, 0.0, teacher)
+        if center:
+            gap = gap - ops.mean(gap, axis=-1, keepdims=True)
+        return 0.5 * ops.sum(ops.square(gap), axis=-1)
+
+    return row_blocks.by_rows(rows, student, 1.0, mask, teacher)
+
+
+def probability_matching(*, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, mask: Any = None) -> Any:
+    """Squared distance between the two distributions (Brier score against the teacher).
+
+    Choose it when the student should not be punished without bound for single classes; its gradient vanishes where the
+    student is sure and wrong, so it rarely serves alone.
+
+    Formula: temperature**2 * sum_k (p_k - q_k)**2, p, q = softmax(logits / temperature).
+
+    Args:
+        teacher_logits: (..., classes), float. No gradient reaches it.
+        student_logits: same shape and meaning.
+        temperature: as in ``soft_targets``.
+        mask: as in ``soft_targets``.
+
+    Returns:
+        (...,), float32, 0 to 2 * temperature**2, not reduced. Zero exactly when the two distributions are equal.
+
+    Raises:
+        ValueError: if the shapes differ, or temperature is not a positive number.
+
+    Example:
+        >>> import numpy as np
+        >>> teacher, student = np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])
+        >>> round(float(probability_matching(teacher_logits=teacher, student_logits=student)[0]), 4)
+        0.125
+
+    Reference:
+        Kim et al., "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge Distillation", IJCAI
+        2021, arXiv:2105.08919, compares such losses. Differs: between probabilities.
+    """
+    return compare(_PROBABILITY_MATCHING, "probability_matching", teacher_logits, student_logits, temperature, mask)
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class LogitMatching(LogitsLoss):
+    """Class twin of ``logit_matching`` (logit regression), which explains it.
+
+    Args:
+        center: subtract each row's mean first.
+        reduction: as in ``keras.losses.Loss``.
+        name: as in ``keras.losses.Loss``.
+    """
+
+    def __init__(
+        self,
+        center: bool = False,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "logit_matching",
+    ) -> None:
+        super().__init__(reduction=reduction, name=name)
+        self.center = bool(center)
+
+    def values(
+        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
+    ) -> Any:
+        """Return ``logit_matching`` of each example; ``labels`` are not used."""
+        return logit_matching(
+            teacher_logits=teacher_logits,
+            student_logits=student_logits,
+            temperature=temperature,
+            center=self.center,
+            mask=mask,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs."""
+        return {**super().get_config(), "center": self.center}
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class ProbabilityMatching(LogitsLoss):
+    """Class twin of ``probability_matching``, which explains it.
+
+    Args:
+        reduction: as in ``keras.losses.Loss``.
+        name: as in ``keras.losses.Loss``.
+    """
+
+    def __init__(
+        self, reduction: str | None = "sum_over_batch_size", name: str | None = "probability_matching"
+    ) -> None:
+        super().__init__(reduction=reduction, name=name)
+
+    def values(
+        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
+    ) -> Any:
+        """Return ``probability_matching`` of each example; ``labels`` are not used."""
+        return probability_matching(
+            teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask
+        )

@@ -1,0 +1,193 @@
+"""Soft targets from a teacher of whom only the k likeliest classes were kept."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill import _checks
+from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._logits.soft_targets import KERNEL
+from keras_distill.losses._numerics import arguments, log_ratio, row_blocks
+from keras_distill.losses._numerics.distributions import inputs, per_row
+
+_MISSING = ("spread", "ignore")
+
+
+def from_top_k(values: Any, indices: Any, classes: int, missing: str = "spread") -> Any:
+    """Return dense logits of a teacher of whom the k likeliest classes were kept.
+
+    Args:
+        values: (..., k), log-probabilities at temperature 1: logits minus their log-sum-exp over all classes.
+        indices: (..., k), integer classes, each once.
+        classes: how many there are in all.
+        missing: "spread": the mass that was not kept is shared out evenly over the other classes (marginal smoothing);
+            "ignore": the others cannot occur, and those kept are renormalised (marginal re-norm).
+
+    Returns:
+        (..., classes), float32 log-probabilities; -inf for classes that cannot occur.
+
+    Raises:
+        ValueError: if k is larger than the number of classes, the shapes differ, or the kept mass is known to exceed 1.
+
+    Example:
+        >>> import numpy as np
+        >>> np.exp(from_top_k(np.log([[0.5, 0.25]]), [[2, 0]], 4)).round(3)
+        array([[0.25 , 0.125, 0.5  , 0.125]], dtype=float32)
+
+    Reference:
+        Shen, Xing, "A Fast Knowledge Distillation Framework for Visual Recognition", ECCV 2022, arXiv:2112.01528,
+        section 3.2. Differs: log-probabilities, so that a temperature can follow.
+    """
+    values, indices, missing = _checked("from_top_k", values, indices, classes, missing)
+    return _dense(values, indices, classes, missing)
+
+
+def _checked(owner: str, values: Any, indices: Any, classes: int, missing: str) -> tuple[Any, Any, str]:
+    """Return what ``from_top_k`` was given as float32, int32 and a known name, or raise."""
+    missing = _checks.choice(owner, "missing", missing, _MISSING)
+    values, indices = arguments.float32(values), ops.cast(ops.convert_to_tensor(indices), "int32")
+    k = values.shape[-1]
+    if tuple(values.shape) != tuple(indices.shape):
+        raise _checks.error(owner, "values and indices of one shape", f"{tuple(values.shape)}, {tuple(indices.shape)}")
+    if k > classes:
+        raise _checks.error(owner, f"k of at most {classes} classes", k)
+    known = arguments.concrete(ops.sum(ops.exp(values), axis=-1))
+    if known is not None and (known > 1.0 + 1e-2).any():
+        advice = "Give log-probabilities: logits minus their log-sum-exp over all classes"
+        raise _checks.error(owner, "kept probabilities that sum to at most 1", f"a sum of {known.max():.4g}", advice)
+    return values, indices, missing
+
+
+def _dense(values: Any, indices: Any, classes: int, missing: str) -> Any:
+    kept = ops.minimum(ops.sum(ops.exp(values), axis=-1, keepdims=True), 1.0)
+    if missing == "spread" and values.shape[-1] < classes:
+        rest = ops.log(ops.maximum((1.0 - kept) / (classes - values.shape[-1]), 1e-38))
+    else:
+        rest = ops.full_like(kept, -float("inf"))
+    hot = ops.equal(indices[..., None], ops.arange(classes, dtype="int32"))
+    dense = ops.sum(ops.where(hot, values[..., None], 0.0), axis=-2)
+    return ops.where(ops.any(hot, axis=-2), dense, rest)
+
+
+def top_k_soft_targets(
+    *,
+    teacher_logits: tuple[Any, Any],
+    student_logits: Any,
+    temperature: Any = 1.0,
+    missing: str = "spread",
+    mask: Any = None,
+) -> Any:
+    """Soft targets from the teacher's k likeliest classes (FKD, marginal smoothing), as stores keep them.
+
+    Choose it with labels stored once (``teachers.label(top_k=...)``): k values and indices instead of all classes.
+
+    Formula: soft_targets of the dense distribution that ``from_top_k`` makes. A temperature other than 1 acts on that
+    distribution; it is exact only for the classes kept.
+
+    Args:
+        teacher_logits: (values, indices), each (..., k): log-probabilities at temperature 1, and integer classes.
+        student_logits: (..., classes), float.
+        temperature: as in ``soft_targets``.
+        missing: "spread" or "ignore": what becomes of the mass that was not kept; see ``from_top_k``.
+        mask: as in ``soft_targets``.
+
+    Returns:
+        (...,), float32, nats, not reduced.
+
+    Raises:
+        ValueError: if teacher_logits is no pair, k exceeds the classes, or the shapes do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> kept = np.log([[0.5, 0.25]]), [[2, 0]]
+        >>> student = np.log([[0.25, 0.125, 0.5, 0.125]])
+        >>> abs(round(float(top_k_soft_targets(teacher_logits=kept, student_logits=student)[0]), 6))
+        0.0
+
+    Reference:
+        Shen, Xing, "A Fast Knowledge Distillation Framework for Visual Recognition", ECCV 2022, arXiv:2112.01528,
+        section 3.2. Differs: a divergence, zero at the match, where the paper has a cross-entropy.
+    """
+    if not isinstance(teacher_logits, (tuple, list)) or len(teacher_logits) != 2:
+        got = type(teacher_logits).__name__
+        raise _checks.error("top_k_soft_targets", "teacher_logits to be a pair (values, indices)", got)
+    owner = "top_k_soft_targets"
+    student = arguments.floating(student_logits)
+    values, indices, missing = _checked(owner, *teacher_logits, student.shape[-1], missing)
+    arguments.check_same_shape(owner, values[..., :1], student[..., :1])
+    t = arguments.temperature_like(owner, temperature, student)
+
+    def rows(student: Any, t: Any, values: Any, indices: Any) -> Any:
+        dense = _dense(values, indices, student.shape[-1], missing)
+        return log_ratio.divergence(KERNEL, dense, student, per_row(t))
+
+    mask = arguments.check_mask(owner, mask, student)
+    return row_blocks.by_rows(rows, student, t, mask, ops.stop_gradient(values), indices)
+
+
+def _kept(logits: Any, k: int, missing: str) -> Any:
+    """Return what ``from_top_k`` makes of the k greatest logits, the mass of the rest summed, not left over from 1."""
+    classes = logits.shape[-1]
+    if k > classes:
+        raise _checks.error("TopKSoftTargets", f"k of at most {classes} classes", k)
+    logits = logits - ops.max(logits, axis=-1, keepdims=True)
+    hot = ops.equal(ops.top_k(logits, k)[1][..., None], ops.arange(classes, dtype="int32"))
+    hot = ops.any(hot, axis=-2)
+    if missing == "ignore" or k == classes:
+        return ops.where(hot, logits, -float("inf"))
+    others = ops.where(hot, -float("inf"), logits)
+    return ops.where(hot, logits, ops.logsumexp(others, axis=-1, keepdims=True) - math.log(classes - k))
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class TopKSoftTargets(LogitsLoss):
+    """Class twin of ``top_k_soft_targets`` (FKD): of a dense teacher, the k likeliest classes; of a pair, that pair.
+
+    Args:
+        k: >= 1, how many classes are kept of a dense teacher.
+        missing: "spread" or "ignore".
+        reduction: as in ``keras.losses.Loss``.
+        name: as in ``keras.losses.Loss``.
+
+    Raises:
+        ValueError: if k is below 1 (or, when called, above the number of classes), or missing is unknown.
+    """
+
+    def __init__(
+        self,
+        k: int = 5,
+        missing: str = "spread",
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "top_k_soft_targets",
+    ) -> None:
+        super().__init__(reduction=reduction, name=name)
+        self.k = _checks.integer("TopKSoftTargets", "k", k, low=1)
+        self.missing = _checks.choice("TopKSoftTargets", "missing", missing, _MISSING)
+
+    def values(
+        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
+    ) -> Any:
+        """Return ``top_k_soft_targets`` of each example; ``labels`` are not used."""
+        if not isinstance(teacher_logits, (tuple, list)):
+            teacher, student, t, mask = inputs("TopKSoftTargets", teacher_logits, student_logits, temperature, mask)
+
+            def rows(student: Any, t: Any, teacher: Any) -> Any:
+                dense = _kept(teacher, self.k, self.missing)
+                return log_ratio.divergence(KERNEL, dense, student, per_row(t))
+
+            return row_blocks.by_rows(rows, student, t, mask, teacher)
+        return top_k_soft_targets(
+            teacher_logits=(teacher_logits[0], teacher_logits[1]),
+            student_logits=student_logits,
+            temperature=temperature,
+            missing=self.missing,
+            mask=mask,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs."""
+        return {**super().get_config(), "k": self.k, "missing": self.missing}

@@ -1,0 +1,1 @@
+"""What the losses compute with; nothing here is a loss."""

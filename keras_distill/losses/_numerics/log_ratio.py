@@ -1,0 +1,273 @@
+"""How two rows of logits are compared without losing digits, and without losing memory where the classes are many.
+
+Everything here works on log(q / p), taken from the difference of the logits themselves, so that its rounding error is
+relative to itself. Divergences are then sums of terms that are each >= 0: nothing cancels, at any temperature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_distill.losses._numerics import arguments, row_blocks
+
+# (exp(x) - 1 - x) / x**2 for |x| <= NEAR: a Chebyshev fit of degree 6, relative error below 3e-8.
+NEAR = 0.75
+_SERIES = (2.5113472e-05, 0.00020114328, 0.001388779, 0.0083325636, 0.04166668, 0.16666672, 0.5)
+LONG, LANES = 1024, 128  # classes from which on a sum has two steps, and how many sums there are after the first
+
+
+class Constants(NamedTuple):
+    """What is left to know of each row once its sums are taken: every entry (..., 1)."""
+
+    top_p: Any  # largest teacher logit
+    top_q: Any  # largest student logit
+    scale_p: Any  # 1 / sum exp((logits - top) / temperature)
+    scale_q: Any
+    log_ratio: Any  # log of the normalisers' ratio, a common offset of the logits apart
+    excess: Any  # its rounding error
+
+
+class Pair(NamedTuple):
+    """Two distributions per row, and what is known of their ratio: every entry (..., classes)."""
+
+    p: Any  # softmax(teacher / temperature)
+    q: Any  # softmax(student / temperature)
+    log_ratio: Any  # log(q / p); inf, -inf or NaN where p or q or both are 0 because a logit is -inf
+    near: Any  # |log_ratio| <= NEAR, but for rounding
+    small: Any  # log_ratio where near, else 0: safe to put into a series
+    difference: Any  # q - p, relative to itself where near
+
+
+class Kernel(NamedTuple):
+    """A divergence D between the two distributions of a Pair: functions of that Pair."""
+
+    value: Callable[[Pair], Any]  # D of each row, (...,)
+    level: Callable[[Pair], Any]  # what the next one has to know of the whole row, (..., 1)
+    to_student: Callable[[Pair, Any], Any]  # D's gradient with respect to student / temperature, (..., classes)
+    to_teacher: Callable[[Pair], Any]  # and to teacher / temperature: what a learned temperature needs
+
+
+def bregman(x: Any) -> Any:
+    """Return exp(x) - 1 - x for |x| <= NEAR, with a float32 error relative to the result itself."""
+    series = x * _SERIES[0] + _SERIES[1]
+    for coefficient in _SERIES[2:]:
+        series = series * x + coefficient
+    return x * x * series
+
+
+def times(weight: Any, x: Any) -> Any:
+    """Return weight * x with 0 * anything = 0: a class of probability 0 counts nothing, however far its logit is."""
+    return ops.where(ops.equal(weight, 0.0), 0.0, weight * x)
+
+
+def row_sum(x: Any) -> Any:
+    """Sum over the classes and keep the axis."""
+    return ops.sum(x, axis=-1, keepdims=True)
+
+
+def long_sum(x: Any) -> Any:
+    """Return ``row_sum``, of many classes in two steps.
+
+    XLA adds one number to the next: of thousands that are nearly equal, as those of a flat teacher are, each sum would
+    be rounded the same way, and the last be 1e-5 off.
+    """
+    classes = x.shape[-1]
+    if classes is None or classes < LONG:
+        return row_sum(x)
+    whole = classes - classes % LANES
+    sums = ops.sum(ops.reshape(x[..., :whole], (*ops.shape(x)[:-1], -1, LANES)), axis=-2)
+    # The minimum, here too, keeps the two steps apart.
+    total = row_sum(ops.minimum(sums, math.inf))
+    return total + row_sum(x[..., whole:]) if whole < classes else total
+
+
+def exact_difference(x: Any, offset: Any, y: Any) -> Any:
+    """Return (x - offset) - y in this order: the minimum keeps graph optimisers from re-associating it."""
+    return ops.minimum(x - offset, math.inf) - y
+
+
+def weights(logits: Any, top: Any, inverse: Any) -> Any:
+    """Return exp((logits - top) * inverse).
+
+    The maximum leaves before the division: near ties between logits of 1e4 survive in float32.
+    """
+    return ops.exp((logits - top) * inverse)
+
+
+def compared(teacher: Any, student: Any, temperature: Any) -> tuple[Pair, Constants]:
+    """Compare softmax(teacher / temperature) with softmax(student / temperature).
+
+    The logits are subtracted from each other first, which is exact in float32 for close ones, after a whole number that
+    takes away a common offset. The constant of the ratio would then be the largest rounding error of all where the
+    distributions nearly agree, so its error is measured, as the amount by which p * ratio fails to sum to 1, and taken
+    off again.
+    """
+    inverse = 1.0 / temperature
+    top_p, top_q = (ops.max(logits, axis=-1, keepdims=True) for logits in (teacher, student))
+    p, q = weights(teacher, top_p, inverse), weights(student, top_q, inverse)
+    total_p, total_q = long_sum(p), long_sum(q)
+    offset = ops.round(top_q - top_p)
+    constant = exact_difference(top_q, offset, top_p) / temperature + ops.log(total_q / total_p)
+    row = Constants(top_p, top_q, 1.0 / total_p, 1.0 / total_q, constant, 0.0)
+    first = _pair(p / total_p, q / total_q, exact_difference(student, offset, teacher) * inverse - constant)
+    excess = row_sum(first.difference)
+    corrected = first._replace(
+        log_ratio=first.log_ratio - excess,
+        small=ops.where(first.near, first.small - excess, 0.0),
+        difference=first.difference - excess * first.q,
+    )
+    return corrected, row._replace(excess=excess)
+
+
+def pair_again(teacher: Any, student: Any, temperature: Any, row: Constants) -> Pair:
+    """Return what ``compared`` returned, given the constants of each row: the sums are not taken again."""
+    inverse = 1.0 / temperature
+    p = weights(teacher, row.top_p, inverse) * row.scale_p
+    q = weights(student, row.top_q, inverse) * row.scale_q
+    offset = ops.round(row.top_q - row.top_p)
+    log_ratio = exact_difference(student, offset, teacher) * inverse - row.log_ratio
+    return _pair(p, q, log_ratio - row.excess)
+
+
+def _pair(p: Any, q: Any, log_ratio: Any) -> Pair:
+    near = ops.abs(log_ratio) <= NEAR
+    small = ops.where(near, log_ratio, 0.0)
+    # Not expm1, which TensorFlow computes to fewer digits for some elements than for others.
+    return Pair(p, q, log_ratio, near, small, ops.where(near, p * (small + bregman(small)), q - p))
+
+
+def compare(kernel: Kernel, owner: str, teacher: Any, student: Any, temperature: Any, mask: Any) -> Any:
+    """Check what a public loss was given, then return its ``divergence``."""
+    teacher, student = arguments.check_floating(owner, teacher, student)
+    temperature = arguments.temperature_like(owner, temperature, student)
+    return divergence(kernel, teacher, student, temperature, arguments.check_mask(owner, mask, student))
+
+
+def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mask: Any = None) -> Any:
+    """Return temperature**2 * D per position, with exact gradients to the student and to the temperature.
+
+    From ``row_blocks.CHUNKED_FROM_CLASSES`` classes on, the rows are evaluated in blocks, forward and backward: apart
+    from the gradient, no intermediate is as large as the logits. ``row_blocks.by_rows`` does the same by automatic
+    differentiation; here the backward pass reuses what the forward pass knows of each row.
+
+    Args:
+        kernel: the divergence D.
+        teacher: (..., classes), float; gets no gradient.
+        student: (..., classes), float.
+        temperature: a float, or float32 () or (...,).
+        mask: (...,) bool or None; masked positions come out as 0, with gradient 0 whatever their logits hold.
+
+    Returns:
+        (...,), float32; masked means scaled as ``arguments.apply_mask`` says.
+    """
+    learned = not isinstance(temperature, float)
+    temperature = arguments.float32(temperature)
+    leading = arguments.leading_shape(student)
+    cut = row_blocks.rows_per_block(student)
+    # A program of its own that gives value and slope is worth it only if nothing else has to come out of it.
+    at_once = cut is None and row_blocks.fuses(student)
+    if cut is None:
+        teacher, student = arguments.float32(teacher), arguments.float32(student)
+    else:
+        temperature = ops.broadcast_to(temperature, leading)
+
+    def clean(teacher: Any, student: Any, temperature: Any, more: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+        keep = more[-1] if mask is not None else None
+        column = temperature[..., None] if len(temperature.shape) else temperature
+        # In blocks, half precision becomes float32 here: never a copy of all of it.
+        return *(arguments.clean(arguments.float32(logits), keep) for logits in (teacher, student)), column
+
+    def forward(teacher: Any, student: Any, temperature: Any, *more: Any) -> tuple[Any, ...]:
+        pair, row = compared(*clean(teacher, student, temperature, more))
+        level = kernel.level(pair)
+        # What is kept for the way back: the slope itself, all of the pair, or in blocks what is known of each row.
+        kept = (kernel.to_student(pair, level),) if at_once else pair if cut is None else row
+        return temperature * temperature * kernel.value(pair), level, *kept
+
+    def recall(logits: tuple[Any, Any, Any], kept: tuple[Any, ...]) -> Pair:
+        if at_once:
+            return compared(*logits)[0]
+        if cut is None:
+            return Pair(*kept[: len(Pair._fields)])
+        return pair_again(*logits, Constants(*kept[: len(Constants._fields)]))
+
+    def to_student(teacher: Any, student: Any, temperature: Any, upstream: Any, level: Any, *more: Any) -> Any:
+        if at_once:
+            slope = more[0]
+        else:
+            slope = kernel.to_student(recall(clean(teacher, student, temperature, more), more), level)
+        return (ops.cast((upstream * temperature)[..., None] * slope, student.dtype),)
+
+    def to_temperature(teacher: Any, student: Any, temperature: Any, upstream: Any, level: Any, *more: Any) -> Any:
+        teacher, student, column = clean(teacher, student, temperature, more)
+        pair = recall((teacher, student, column), more)
+        pull = times(kernel.to_student(pair, level), student) + times(kernel.to_teacher(pair), teacher)
+        return (upstream * (2.0 * temperature * kernel.value(pair) - ops.sum(pull, axis=-1)),)
+
+    masks = () if mask is None else (mask,)
+
+    @ops.custom_gradient
+    def compute(student: Any, temperature: Any) -> Any:
+        # Stopped, so that an eager tape keeps none of what is inside.
+        inputs = (teacher, ops.stop_gradient(student), ops.stop_gradient(temperature))
+        value, *kept = row_blocks.over_blocks(forward, (*inputs, *masks), cut, leading)
+
+        def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+            upstream = args[0] if args else upstream
+
+            def once(slope: Callable[..., tuple[Any, ...]]) -> Any:
+                """Take one slope, apart from the other: a graph leaves out the one that nobody asks for."""
+
+                @ops.custom_gradient
+                def first(student: Any, temperature: Any, upstream: Any) -> Any:
+                    parts = (*inputs, ops.stop_gradient(upstream), *kept, *masks)
+                    if at_once:
+                        return slope(*parts)[0], row_blocks.refuse
+                    return row_blocks.over_blocks(slope, parts, cut, leading)[0], row_blocks.refuse
+
+                return first(student, temperature, upstream)
+
+            if not learned:
+                return once(to_student), ops.zeros_like(temperature)
+            to_each = once(to_temperature)
+            return once(to_student), to_each if len(temperature.shape) else ops.sum(to_each)
+
+        return value, grad
+
+    return arguments.apply_mask(compute(student, temperature), mask)
+
+
+def normaliser_ratio(teacher: Any, student: Any, temperature: Any) -> tuple[Any, Any]:
+    """Return how much larger the student's normaliser is than the teacher's, in two parts, (..., 1) each.
+
+    The logarithm of sum exp(student / temperature) over sum exp(teacher / temperature) is offset / temperature + rest.
+
+    Args:
+        teacher: (..., classes), float32, without gradient.
+        student: same shape; the rest has its gradient, the offset is a constant.
+        temperature: a float or (..., 1); the rest has its gradient.
+
+    Returns:
+        The offset, a whole number, and the rest, relative to itself where the distributions nearly agree.
+    """
+    still = ops.stop_gradient(student)
+    fixed = temperature if isinstance(temperature, float) else ops.stop_gradient(temperature)
+    pair, row = compared(teacher, still, fixed)
+    offset = ops.round(row.top_q - row.top_p)
+
+    @ops.custom_gradient
+    def rest(student: Any, temperature: Any) -> Any:
+        def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+            upstream = args[0] if args else upstream
+            apart = row_sum(times(pair.q, still - row.top_q) - times(pair.p, teacher - row.top_p)) + (
+                row.top_q - row.top_p - offset
+            )
+            return upstream * pair.q / fixed, -upstream * apart / (fixed * fixed)
+
+        return row.log_ratio + row.excess, grad
+
+    return offset, rest(student, temperature * ops.ones_like(row.top_p))

@@ -1,0 +1,312 @@
+"""Many classes: rows of logits are taken block by block, so that nothing of the logits' size is made but the gradient.
+
+A loss hands over a function of rows. Below FUSED_FROM_CLASSES classes it is called once, on all of them, and automatic
+differentiation does the rest. From there on a graph runs it, and the gradient with it, as one program of XLA's, whether
+or not the step around it is compiled; an eager call does not. From CHUNKED_FROM_CLASSES on it is mapped over blocks of
+rows, in a graph one such program after the other, which give the student's gradient with the value: on the way back it
+is only scaled. Half precision has no room for that: there, as for a temperature, the way back computes blocks again.
+
+What is made in one program or in blocks has one derivative; a second one is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops, tree
+
+from keras_distill import _checks
+from keras_distill.losses._numerics import arguments
+from keras_distill.losses._numerics.xla import compiled, eager
+
+CHUNKED_FROM_CLASSES = 32_000
+FUSED_FROM_CLASSES = 512
+CHUNK_ELEMENTS = 1 << 19
+EAGER_CHUNK_ELEMENTS = 1 << 22  # a block costs a hundred Python calls there
+
+
+def rows_per_block(logits: Any) -> int | None:
+    """Return how many rows of ``logits``, (..., classes), one block has, or None to take all at once."""
+    shape = tuple(logits.shape)
+    classes = shape[-1]
+    if classes is None or classes < CHUNKED_FROM_CLASSES or len(shape) == 1:
+        return None
+    known = 1
+    for size in reversed(shape[:-1]):
+        if size is None:
+            break
+        known *= size
+    most = max(1, (EAGER_CHUNK_ELEMENTS if eager() else CHUNK_ELEMENTS) // classes)
+    if None not in shape and known <= most:
+        return None
+    return max(rows for rows in range(1, most + 1) if known % rows == 0)
+
+
+def cut(x: Any, rows: int, leading: tuple[Any, ...]) -> Any:
+    """Return ``x``, (*leading, ...), as (blocks, rows, ...)."""
+    return ops.reshape(x, (-1, rows, *tuple(ops.shape(x))[len(leading) :]))
+
+
+def over_blocks(
+    function: Callable[..., tuple[Any, ...]], parts: tuple[Any, ...], rows: int | None, leading: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """Apply ``function`` to all rows at once, or block after block of ``rows`` rows.
+
+    Args:
+        function: of as many tensors as there are parts, (rows, ...) each; returns tensors (rows, ...).
+        parts: (*leading, ...) each.
+        rows: what ``rows_per_block`` said; None for all at once.
+        leading: the shape without the last axis of the logits.
+
+    Returns:
+        What ``function`` returns, (*leading, ...) each.
+    """
+    if rows is None:
+        return fused(function, parts[0], *parts)
+    results = ops.map(lambda block: compiled(function)(*block), tuple(cut(x, rows, leading) for x in parts))
+    return tuple(ops.reshape(x, leading + tuple(ops.shape(x))[2:]) for x in results)
+
+
+def fuses(logits: Any) -> bool:
+    """Whether to compile a function of ``logits``, (..., classes), by XLA on its own.
+
+    Outside XLA a graph runs it op by op, and reads and writes all classes for each. Compiled it is several times as
+    fast, but each shape is compiled anew: only where the batch alone may change, and not in vain for few classes.
+    """
+    shape = tuple(logits.shape)
+    known = len(shape) >= 2 and None not in shape[1:]
+    return known and FUSED_FROM_CLASSES <= shape[-1] < CHUNKED_FROM_CLASSES and not eager()
+
+
+def fused(function: Callable[..., Any], logits: Any, *args: Any) -> Any:
+    """Return ``function(*args)``, compiled by XLA where ``fuses(logits)``."""
+    return compiled(function)(*args) if fuses(logits) else function(*args)
+
+
+def fold(
+    function: Callable[..., tuple[Any, ...]],
+    start: tuple[Any, ...],
+    parts: tuple[Any, ...],
+    rows: int,
+    leading: tuple[Any, ...],
+) -> tuple[Any, ...]:
+    """Return what is left of ``state = function(state, *block)`` after all blocks; there is no gradient."""
+    blocks = tuple(cut(x, rows, leading) for x in parts)
+    count = ops.shape(blocks[0])[0]
+
+    def step(index: Any, state: tuple[Any, ...]) -> tuple[Any, Any]:
+        return index + 1, function(state, *(x[index] for x in blocks))
+
+    return ops.while_loop(lambda index, _: index < count, step, (ops.convert_to_tensor(0, "int32"), start))[1]
+
+
+def pull_back(
+    function: Callable[..., Any],
+    upstream: Any,
+    watched: tuple[Any, ...],
+    given: tuple[Any, ...],
+    rows: int,
+    leading: tuple[Any, ...],
+) -> tuple[Any, ...]:
+    """Return the gradient of sum(upstream * function(*watched, *given)) with respect to ``watched``, block by block.
+
+    Args:
+        function: of rows; returns (rows,).
+        upstream: (*leading,).
+        watched: (*leading, ...) each.
+        given: (*leading, ...) each, without gradient.
+        rows: of a block.
+        leading: the shape without the last axis of the logits.
+
+    Returns:
+        A gradient of each of ``watched``, of its shape and dtype. There is no second derivative.
+    """
+
+    def within(upstream: Any, *block: Any) -> tuple[Any, ...]:
+        return with_slopes(function, block[: len(watched)], block[len(watched) :], upstream)[1:]
+
+    @ops.custom_gradient
+    def first(*parts: Any) -> Any:
+        return over_blocks(within, tuple(map(ops.stop_gradient, parts)), rows, leading), refuse
+
+    return first(upstream, *watched, *given)
+
+
+def with_slopes(
+    function: Callable[..., Any], watched: tuple[Any, ...], given: tuple[Any, ...] = (), upstream: Any = None
+) -> tuple[Any, ...]:
+    """Return function(*watched, *given) and its gradient with respect to each of ``watched``, times upstream."""
+    # Keras has no gradient of a function; TensorFlow is the one backend, and is imported only where one is asked for.
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(watched)
+        values = function(*watched, *given)
+    return values, *tape.gradient(values, watched, upstream, unconnected_gradients="zero")
+
+
+def all_in_one_pass(function: Callable[..., Any], student: Any, temperature: Any, *given: Any) -> Any:
+    """Return function(student, temperature, *given); where it ``fuses``, the student's gradient is made with it.
+
+    Args:
+        function: returns (...,) or a scalar.
+        student: (..., classes), or a tuple of such; the only ones with a gradient, but for a temperature.
+        temperature: a float, or a tensor.
+        *given: tensors, or tuples of such.
+
+    Returns:
+        (...,) or a scalar.
+    """
+    students = tuple(tree.flatten(student))
+    if not fuses(students[0]):
+        return function(student, temperature, *given)
+    others, count = tuple(tree.flatten(given)), len(students)
+    learned = () if isinstance(temperature, float) else (temperature,)
+
+    def values(*parts: Any) -> Any:
+        """Take the students, what is given, then the temperature if it is a tensor."""
+        parts, by = (parts[:-1], parts[-1]) if learned else (parts, temperature)
+        return function(tree.pack_sequence_as(student, parts[:count]), by, *tree.pack_sequence_as(given, parts[count:]))
+
+    def with_student_slopes(*parts: Any) -> tuple[Any, ...]:
+        return with_slopes(values, tuple(map(arguments.float32, parts[:count])), parts[count:])
+
+    def temperature_slope(upstream: Any, by: Any, *parts: Any) -> Any:
+        return with_slopes(lambda each: values(*parts, each), (by,), (), upstream)[1]
+
+    @ops.custom_gradient
+    def compute(*watched: Any) -> Any:
+        still = tuple(map(ops.stop_gradient, watched))
+        value, *slopes = fused(with_student_slopes, still[0], *still[:count], *others, *still[count:])
+
+        def grad(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
+            @ops.custom_gradient
+            def to_students(upstream: Any, *watched: Any) -> Any:
+                by = upstream[..., None]
+                return tuple(ops.cast(by * x, y.dtype) for x, y in zip(slopes, watched[:count], strict=True)), refuse
+
+            @ops.custom_gradient
+            def to_temperature(upstream: Any, *watched: Any) -> Any:
+                upstream = ops.stop_gradient(upstream)
+                return fused(temperature_slope, still[0], upstream, still[-1], *still[:count], *others), refuse
+
+            upstream = args[0] if args else upstream
+            # Each apart from the other: a graph leaves out the one that nobody asks for.
+            to_each = to_students(upstream, *watched)
+            return (*to_each, to_temperature(upstream, *watched)) if learned else to_each
+
+        return value, grad
+
+    return compute(*students, *learned)
+
+
+def _scale(slope: Any, upstream: Any, watched: tuple[Any, ...], rows: int, leading: tuple[Any, ...]) -> Any:
+    """Return upstream * slope, block by block into the place where the slope, made of ``watched``, was."""
+    import tensorflow as tf
+
+    @ops.custom_gradient
+    def first(upstream: Any, *watched: Any) -> Any:
+        by, old = cut(ops.stop_gradient(upstream), rows, leading), cut(slope, rows, leading)
+        count = ops.shape(old)[0]
+        array = tf.TensorArray(old.dtype, size=count, element_shape=old.shape[1:], clear_after_read=False).unstack(old)
+
+        def step(index: Any, array: Any) -> tuple[Any, Any]:
+            return index + 1, array.write(index, array.read(index) * by[index][:, None])
+
+        array = tf.while_loop(lambda index, _: index < count, step, (0, array))[1]
+        return ops.reshape(array.stack(), ops.shape(slope)), refuse
+
+    return first(upstream, *watched)
+
+
+def refuse(*args: Any, **kwargs: Any) -> Any:
+    """Stand for the gradient of a gradient."""
+    raise _checks.error("losses", "at most one derivative of a divergence", "a second one")
+
+
+def at_once(function: Callable[..., Any], student: Any, temperature: Any, mask: Any, *given: Any) -> Any:
+    """Return ``by_rows`` of all rows in one call, before the mask acts on the values."""
+    wide = len(tree.flatten(student)[0].shape)
+    student, given = tree.map_structure(lambda x: _ready(x, mask, wide), (student, given))
+    return function(student, temperature if isinstance(temperature, float) else temperature[..., None], *given)
+
+
+def by_rows(function: Callable[..., Any], student: Any, temperature: Any, mask: Any, *given: Any) -> Any:
+    """Return ``function`` of each row, with its gradient to the student and to a temperature that is a tensor.
+
+    Args:
+        function: (student, temperature, *given) -> (...,), each row on its own. What is wide, as logits are, reaches it
+            as float32 and as 0 in masked rows; the temperature as a float, or so that it broadcasts against the wide.
+        student: (..., classes), floating, or a tuple of such; the only ones with a gradient.
+        temperature: a float, or float32 of shape () or (...,).
+        mask: (...,) bool or None.
+        *given: the teacher's side, labels: (..., any) or (...,) each, or tuples of such.
+
+    Returns:
+        (...,), float32, masked as ``arguments.apply_mask`` says.
+    """
+    logits = tree.flatten(student)[0]
+    rows, leading = rows_per_block(logits), arguments.leading_shape(logits)
+    if rows is None:
+        value = all_in_one_pass(lambda s, t, *rest: at_once(function, s, t, mask, *rest), student, temperature, *given)
+        return arguments.apply_mask(value, mask)
+    learned = () if isinstance(temperature, float) else (ops.broadcast_to(temperature, leading),)
+    masks = () if mask is None else (mask,)
+    students, others = tuple(tree.flatten(student)), (*tree.flatten(given), *masks)
+    # To scale a gradient costs less than to compute a block again. That of halves is not kept: it would be in float32.
+    in_one_pass = all(keras.backend.standardize_dtype(x.dtype) == "float32" for x in students)
+
+    def values(*pieces: Any) -> Any:
+        """Take the students, what is given and the mask, then the temperature."""
+        pieces, column = (pieces[:-1], pieces[-1]) if learned else (pieces, temperature)
+        pieces, keep = (pieces[:-1], pieces[-1]) if masks else (pieces, None)
+        mine, more = tree.pack_sequence_as((student, given), pieces)
+        return at_once(function, mine, column, keep, *more)
+
+    @ops.custom_gradient
+    def compute(*watched: Any) -> Any:
+        # Stopped, so that an eager tape keeps none of what is inside.
+        mine, column = (tuple(map(ops.stop_gradient, x)) for x in (watched[: len(students)], watched[len(students) :]))
+
+        def forward(*block: Any) -> tuple[Any, ...]:
+            block, given = block[: len(students)], block[len(students) :]
+            return with_slopes(values, block, given) if in_one_pass else (values(*block, *given),)
+
+        value, *slopes = over_blocks(forward, (*mine, *others, *column), rows, leading)
+
+        def grad(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
+            upstream = args[0] if args else upstream
+            mine, column = watched[: len(students)], watched[len(students) :]
+            # Each apart from the other: a graph leaves out the one that nobody asks for.
+            if in_one_pass:
+                to_students = tuple(_scale(slope, upstream, watched, rows, leading) for slope in slopes)
+            else:
+                to_students = pull_back(values, upstream, mine, (*others, *column), rows, leading)
+            if not learned:
+                return to_students
+            before = (*mine, *others)
+            return *to_students, *pull_back(
+                lambda t, *block: values(*block, t), upstream, column, before, rows, leading
+            )
+
+        return value, grad
+
+    return arguments.apply_mask(compute(*students, *learned), mask)
+
+
+def of_rows(function: Callable[..., Any], x: Any, mask: Any) -> Any:
+    """Return ``function`` of each row of ``x``, (..., classes), block by block where it is wide; without gradient."""
+    (result,) = over_blocks(
+        lambda x, *masks: (function(_ready(x, masks[0] if masks else None, len(x.shape))),),
+        (ops.stop_gradient(x), *(() if mask is None else (mask,))),
+        rows_per_block(x),
+        arguments.leading_shape(x),
+    )
+    return result
+
+
+def _ready(x: Any, mask: Any, wide: int) -> Any:
+    """Make what is wide and floating float32, 0 where masked: in a block, never a copy of all of it."""
+    return arguments.clean(arguments.float32(x), mask) if len(x.shape) == wide and arguments.is_float(x) else x

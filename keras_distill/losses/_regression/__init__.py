@@ -1,0 +1,1 @@
+"""Losses between outputs that are numbers, with and without a variance."""
