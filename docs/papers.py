@@ -100,6 +100,8 @@ FORMULAS = {
     "AreaUnderRiskCoverage": "E3",
     "TeacherKL": "G4",
     "TopKAgreement": "G4",
+    "SoftDecisionTree": "G1",
+    "soft_tree_loss": "G1",
     "FeatureDistillation": "B",
     "HierarchicalDistillation": "B",
     "LogitsDistillation": "A1",
