@@ -85,6 +85,7 @@ from keras_distill.losses._logits.labelled import (
     weighted_soft_labels,
 )
 from keras_distill.losses._logits.soft_targets import SoftTargets, soft_targets
+from keras_distill.losses._logits.policy import PolicyTargets, policy_targets
 from keras_distill.losses._logits.squared_errors import (
     LogitMatching,
     ProbabilityMatching,
@@ -98,6 +99,10 @@ from keras_distill.losses._logits.standardized import (
     standardized_soft_targets,
 )
 from keras_distill.losses._logits.top_k import TopKSoftTargets, from_top_k, top_k_soft_targets
+from keras_distill.losses._ranking.items import RankedItems, position_weights, ranked_items
+from keras_distill.losses._ranking.lists import ListMLE, RankDistil, list_mle, rank_distil
+from keras_distill.losses._ranking.pairs import RankNet, rank_net
+from keras_distill.losses._ranking.relaxed import RelaxedRanking, relaxed_order, relaxed_ranking
 from keras_distill.losses._regression.ensembles import (
     EnsembleGaussianKL,
     GaussianMixture,
@@ -149,6 +154,7 @@ __all__ = [
     "HierarchicalContext",
     "HintMatching",
     "JensenShannon",
+    "ListMLE",
     "LogitMatching",
     "LogitsLoss",
     "MarginRelu",
@@ -158,12 +164,17 @@ __all__ = [
     "NeuronSelectivity",
     "NormalInverseGamma",
     "NormalizedSoftTargets",
+    "PolicyTargets",
     "ProbabilisticTransfer",
     "ProbabilityMatching",
     "ProxyDirichlet",
+    "RankDistil",
+    "RankNet",
+    "RankedItems",
     "RegressionMatching",
     "RelationalAngle",
     "RelationalDistance",
+    "RelaxedRanking",
     "ReverseSoftTargets",
     "SelfAttentionRelation",
     "SimilarityPreserving",
@@ -204,6 +215,7 @@ __all__ = [
     "hint",
     "jensen_shannon",
     "layer_attention",
+    "list_mle",
     "logit_matching",
     "margin_relu",
     "member_soft_targets",
@@ -213,12 +225,19 @@ __all__ = [
     "neuron_selectivity",
     "normal_inverse_gamma",
     "normalized_soft_targets",
+    "policy_targets",
+    "position_weights",
     "probabilistic_transfer",
     "probability_matching",
     "proxy_dirichlet",
+    "rank_distil",
+    "rank_net",
+    "ranked_items",
     "regression_matching",
     "relational_angle",
     "relational_distance",
+    "relaxed_order",
+    "relaxed_ranking",
     "reverse_soft_targets",
     "select_classes",
     "self_attention_relation",
