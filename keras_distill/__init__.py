@@ -6,10 +6,11 @@ from typing import Any
 
 from keras_distill.distiller import Distiller
 from keras_distill.terms import DistillationLoss, FeatureDistillation, LogitsDistillation
+from keras_distill.training import NonFiniteLossError
 
 __version__ = "0.1.0"
 
-__all__ = ["DistillationLoss", "Distiller", "FeatureDistillation", "LogitsDistillation"]
+__all__ = ["DistillationLoss", "Distiller", "FeatureDistillation", "LogitsDistillation", "NonFiniteLossError"]
 
 
 def _rooms() -> list[str]:

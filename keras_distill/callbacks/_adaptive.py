@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from keras_distill._checks import choice, error, integer, number
-from keras_distill._settings import Setting
 from keras_distill.callbacks import _steering
 from keras_distill.callbacks._policy import Plateau, Policy, Probe, read
-from keras_distill.distiller import Distiller
+from keras_distill.settings import Setting
+from keras_distill.training import Trainer
 
 
 class AdaptiveTemperature(Policy):
@@ -113,7 +113,7 @@ class AdaptiveTemperature(Policy):
         elif validation_data is not None:
             raise error(owner, "validation_data only with monitor='gap'", f"monitor={monitor!r}")
 
-    def _find(self, distiller: Distiller) -> dict[str, Setting]:
+    def _find(self, distiller: Trainer) -> dict[str, Setting]:
         return _steering.temperatures(self._owner, distiller, self.term)
 
     def _fresh(self) -> dict[str, Any]:
@@ -255,14 +255,14 @@ class EarlyStoppedDistillation(Policy):
         )
         self.term = term
 
-    def _find(self, distiller: Distiller) -> dict[str, Setting]:
+    def _find(self, distiller: Trainer) -> dict[str, Setting]:
         found = _steering.distillation_weights(self._owner, distiller, self.term)
         if self.term is None and self.final_student_loss_weight is not None:
             found = {**found, **_steering.student_weight(distiller)}
         left = distiller.student_loss_weight
         if self.term is None and self.final_student_loss_weight is not None:
             left = self.final_student_loss_weight
-        if self.term is None and (left == 0 or distiller.loss is None):
+        if self.term is None and (left == 0 or not distiller.is_supervised):
             advice = "Give compile(loss=...) and a student_loss_weight above 0"
             raise error(self._owner, "a supervised loss to train on when the teacher leaves", "none", advice)
         return found
@@ -375,9 +375,9 @@ class AdaptiveWeights(Policy):
         self._plateau = Plateau(owner, "", "min", patience, min_delta, cooldown)
         self._probe = Probe(owner, validation_data, batch_size, steps)
 
-    def _find(self, distiller: Distiller) -> dict[str, Setting]:
+    def _find(self, distiller: Trainer) -> dict[str, Setting]:
         found = _steering.distillation_weights(self._owner, distiller)
-        if self.relative_to == "student_loss" and distiller.loss is None:
+        if self.relative_to == "student_loss" and not distiller.is_supervised:
             raise error(self._owner, "a supervised loss to balance against", "None", "Give compile(loss=...)")
         if self.relative_to == "terms" and len(found) < 2:
             raise error(self._owner, "at least 2 terms to balance", "1", "Use relative_to='student_loss'")

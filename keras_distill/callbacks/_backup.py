@@ -17,8 +17,8 @@ from typing import Any
 import keras
 
 from keras_distill._checks import error, integer
-from keras_distill._multi_worker import is_chief
 from keras_distill.callbacks._steering import plain
+from keras_distill.training._multi_worker import is_chief
 
 _OWNER = "Backup"
 _WEIGHTS, _FACTS = "state.weights.h5", "backup.json"

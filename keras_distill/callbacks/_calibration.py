@@ -12,7 +12,6 @@ import keras
 import numpy as np
 
 from keras_distill._checks import error, integer
-from keras_distill.distiller import Distiller
 from keras_distill.heads import final_activation
 from keras_distill.metrics import (
     AgreementOnErrors,
@@ -21,6 +20,7 @@ from keras_distill.metrics import (
     NegativeLogLikelihood,
     ReliabilityBins,
 )
+from keras_distill.training import Trainer
 
 
 class CalibrationMonitor(keras.callbacks.Callback):
@@ -133,7 +133,7 @@ class CalibrationMonitor(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Refuse a model whose outputs are certainly no logits."""
-        model = self.model.student if isinstance(self.model, Distiller) else self.model
+        model = self.model.student if isinstance(self.model, Trainer) else self.model
         ends = {end for end in final_activation(model) if end}
         if self.from_logits and ends:
             raise error(

@@ -12,10 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill._checks import choice, error, integer, number
-from keras_distill._memory import Memory, memory_of
-from keras_distill._settings import Setting
 from keras_distill.callbacks import _steering
-from keras_distill.distiller import Distiller
+from keras_distill.settings import Setting
+from keras_distill.training import Batch, Trainer
+from keras_distill.training._callback_state import CallbackState, callback_state
 
 _HIGHER_IS_BETTER = ("acc", "auc", "agreement", "precision", "recall", "f1")
 
@@ -23,7 +23,7 @@ _HIGHER_IS_BETTER = ("acc", "auc", "agreement", "precision", "recall", "f1")
 class Policy(keras.callbacks.Callback, abc.ABC):
     """Base of callbacks that decide at the end of an epoch and remember what they saw.
 
-    What they remember is plain numbers, kept in the distiller's ``Memory`` and so in every file of its weights. An
+    What they remember is plain numbers, kept in the distiller's callback state and so in every file of its weights. An
     epoch numbered 0 begins afresh, any other goes on with what is remembered.
     """
 
@@ -31,12 +31,12 @@ class Policy(keras.callbacks.Callback, abc.ABC):
         super().__init__()
         self._owner = type(self).__name__
         self.verbose = verbose
-        self._memory: Memory | None = None
+        self._memory: CallbackState | None = None
         self._name = self._owner
         self._targets: dict[str, Setting] = {}
 
     @abc.abstractmethod
-    def _find(self, distiller: Distiller) -> dict[str, Setting]:
+    def _find(self, distiller: Trainer) -> dict[str, Setting]:
         """Return the numbers that are steered, by log name."""
 
     @abc.abstractmethod
@@ -64,7 +64,7 @@ class Policy(keras.callbacks.Callback, abc.ABC):
         """Look up what is steered; Keras calls this before training."""
         super().set_model(model)
         self._targets = self._find(_steering.as_distiller(self._owner, model))
-        self._memory = memory_of(model)
+        self._memory = callback_state(model)
         self._name = "-".join([self._owner, *self._targets])
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -170,15 +170,15 @@ class Probe:
         self._steps = None if steps is None else integer(owner, "steps", steps, low=1)
         self._functions: dict[str, tuple[Any, Any]] = {}
 
-    def losses(self, distiller: Distiller) -> np.ndarray:
+    def losses(self, distiller: Trainer) -> np.ndarray:
         """Return the supervised loss and that of each term, unweighted, means over the data."""
         return self._mean(distiller, "losses", _losses)
 
-    def gradient_norms(self, distiller: Distiller) -> np.ndarray:
+    def gradient_norms(self, distiller: Trainer) -> np.ndarray:
         """Return the norms of the gradients of the same to the student's weights, means over the batches."""
         return self._mean(distiller, "norms", _gradient_norms)
 
-    def _mean(self, distiller: Distiller, name: str, measure: Any) -> np.ndarray:
+    def _mean(self, distiller: Trainer, name: str, measure: Any) -> np.ndarray:
         of, function = self._functions.get(name, (None, None))
         if of is not distiller:
 
@@ -218,20 +218,17 @@ def _rows(arrays: tuple[Any, ...], rows: slice) -> tuple[Any, ...]:
     return tuple(None if part is None else keras.tree.map_structure(lambda array: array[rows], part) for part in arrays)
 
 
-def _parts(distiller: Distiller, x: Any, y: Any, sample_weight: Any) -> list[Any]:
-    """Return the supervised loss and each term's, by the distiller's own objective, in inference mode."""
-    student_inputs, teacher_inputs = distiller._split(x)
-    teacher = distiller._listen(teacher_inputs)
-    student = distiller._student_feature_extractor(student_inputs, training=False)
-    parts = distiller._objective(y, sample_weight, student, teacher, training=False)
-    return [parts["student_loss"], *(value for _, value in parts["terms"])]
+def _parts(distiller: Trainer, x: Any, y: Any, sample_weight: Any) -> list[Any]:
+    """Return the supervised loss and each term's, by the model's own objective, in inference mode."""
+    parts = distiller.measure(Batch(x, y, sample_weight))
+    return [parts.student_loss, *(value for _, value in parts.terms)]
 
 
-def _losses(distiller: Distiller, x: Any, y: Any, sample_weight: Any) -> Any:
+def _losses(distiller: Trainer, x: Any, y: Any, sample_weight: Any) -> Any:
     return tf.stack(_parts(distiller, x, y, sample_weight))
 
 
-def _gradient_norms(distiller: Distiller, x: Any, y: Any, sample_weight: Any) -> Any:
+def _gradient_norms(distiller: Trainer, x: Any, y: Any, sample_weight: Any) -> Any:
     weights = [weight.value for weight in distiller.student.trainable_weights]
     with tf.GradientTape(persistent=True) as tape:
         # Scaled as in training, so that half precision does not underflow; only ratios of norms are used.

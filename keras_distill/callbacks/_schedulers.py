@@ -10,8 +10,8 @@ from typing import Any
 import keras
 
 from keras_distill._checks import choice, error, number
-from keras_distill._settings import Setting
 from keras_distill.callbacks import _steering
+from keras_distill.settings import Setting
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -179,7 +179,7 @@ class WeightScheduler(_Scheduler):
         if self.weight == "distillation_loss_weight":
             return number(self._owner, what, value, low=0.0)
         share = number(self._owner, what, value, low=0.0, high=1.0)
-        if share > 0 and self.model.loss is None:
+        if share > 0 and not self.model.is_supervised:
             advice = "Give compile(loss=...), or keep student_loss_weight at 0"
             raise error(self._owner, f"a loss while {what} is {share:g}", "None", advice)
         return share

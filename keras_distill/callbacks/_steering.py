@@ -8,19 +8,19 @@ from typing import Any
 import keras
 
 from keras_distill._checks import error, nearest
-from keras_distill._settings import Setting
-from keras_distill.distiller import Distiller
+from keras_distill.settings import Setting
 from keras_distill.terms import DistillationLoss
+from keras_distill.training import Trainer
 
 
-def as_distiller(owner: str, model: Any) -> Distiller:
+def as_distiller(owner: str, model: Any) -> Trainer:
     """Return ``model`` if it has numbers to steer, else raise."""
-    if not isinstance(model, Distiller):
+    if not isinstance(model, Trainer):
         raise error(owner, "to be given to the fit of a keras_distill.Distiller", type(model).__name__)
     return model
 
 
-def find_term(owner: str, distiller: Distiller, term: Any) -> int:
+def find_term(owner: str, distiller: Trainer, term: Any) -> int:
     """Return the index of a term given by index, name or as the object itself."""
     terms = list(distiller.distillation_losses)
     names = [getattr(each, "name", type(each).__name__) for each in terms]
@@ -39,14 +39,14 @@ def find_term(owner: str, distiller: Distiller, term: Any) -> int:
     raise error(owner, "term to be one of the distiller's terms: its index, its name or itself", term)
 
 
-def temperatures(owner: str, distiller: Distiller, term: Any = None) -> dict[str, Setting]:
+def temperatures(owner: str, distiller: Trainer, term: Any = None) -> dict[str, Setting]:
     """Return the temperatures of one term, or of all, by log name: plain "temperature" where there is only one."""
     every = {id(each) for each in _temperatures_of(distiller.distillation_losses)}
     chosen = distiller.distillation_losses
     if term is not None:
         chosen = [chosen[find_term(owner, distiller, term)]]
     wanted = {id(each) for each in _temperatures_of(chosen)}
-    found = {name: setting for name, setting in distiller._settings.items() if id(setting) in wanted}
+    found = {name: setting for name, setting in distiller.settings.items() if id(setting) in wanted}
     if not found:
         which = "a term" if term is None else f"term {term!r}"
         raise error(owner, f"{which} with a temperature to steer", "none", "LogitsDistillation has one")
@@ -58,19 +58,21 @@ def _temperatures_of(terms: Any) -> list[Setting]:
     return [setting for term in own for name, setting in term.settings.items() if name.startswith("temperature")]
 
 
-def distillation_weights(owner: str, distiller: Distiller, term: Any = None) -> dict[str, Setting]:
+def distillation_weights(owner: str, distiller: Trainer, term: Any = None) -> dict[str, Setting]:
     """Return the weight of one term, or of all, by log name."""
-    settings = distiller._settings
+    settings = distiller.settings
     found = {name: settings[name] for name in settings if name.startswith("distillation_loss_weight")}
+    if not found:
+        raise error(owner, "a model with a distillation_loss_weight to steer", ", ".join(settings) or "none")
     if term is None:
         return found
     name = list(found)[find_term(owner, distiller, term)]
     return {name: found[name]}
 
 
-def student_weight(distiller: Distiller) -> dict[str, Setting]:
+def student_weight(distiller: Trainer) -> dict[str, Setting]:
     """Return the share of the supervised loss, by log name."""
-    return {"student_loss_weight": distiller._settings["student_loss_weight"]}
+    return {"student_loss_weight": distiller.settings["student_loss_weight"]}
 
 
 def plain(value: Any) -> Any:

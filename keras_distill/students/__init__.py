@@ -1,27 +1,15 @@
-"""Where a student comes from: built from a teacher, what it costs, heads that say how unsure it is, soft trees."""
+"""Where a student comes from: heads that say how unsure they are, and builders that put them on a model."""
 
-from keras_distill.students._built import Budget, Built
-from keras_distill.students._cost import Cost, cost
 from keras_distill.students._heads import GaussianHead, MemberHeads, MixtureHead, NormalInverseGammaHead
-from keras_distill.students._soft_tree import Rule, SoftDecisionTree, TreePaths, TreeWithPath, soft_tree_loss
 from keras_distill.students._unsure import UncertaintySplit, hydra, with_uncertainties, with_uncertainty_head
 
 __all__ = [
-    "Budget",
-    "Built",
-    "Cost",
     "GaussianHead",
     "MemberHeads",
     "MixtureHead",
     "NormalInverseGammaHead",
-    "Rule",
-    "SoftDecisionTree",
-    "TreePaths",
-    "TreeWithPath",
     "UncertaintySplit",
-    "cost",
     "hydra",
-    "soft_tree_loss",
     "with_uncertainties",
     "with_uncertainty_head",
 ]

@@ -76,6 +76,36 @@ class Teacher(keras.Model):
         return problem
 
     @property
+    def hears_student(self) -> bool:
+        """Whether it answers only after the student's pass, through ``listen_to``."""
+        return False
+
+    def listen_to(self, student_outputs: Any, taps: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Answer what the student has just said; called instead of ``listen`` where ``hears_student``.
+
+        Args:
+            student_outputs: the student's outputs, with their gradient: stop it unless it is wanted.
+            taps: the tensors that terms tap from the student, by name.
+
+        Returns:
+            As ``listen``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define listen_to().")
+
+    def after_update(self, student: keras.Model, step: Any) -> None:
+        """Move with the student after an update; called inside the traced step.
+
+        Args:
+            student: the model that has been updated.
+            step: number of updates so far, an integer tensor.
+        """
+
+    @property
+    def states_of_training(self) -> list[Any]:
+        """Variables that change in training and that a resumed run needs: the random states, by default."""
+        return [generator.state for generator in self.seed_generators]
+
+    @property
     def seed_generators(self) -> list[keras.random.SeedGenerator]:
         """The sources of the teacher's randomness; empty where it always gives the same answer."""
         return []
@@ -201,6 +231,15 @@ class Around(Teacher):
     def seed_generators(self) -> list[keras.random.SeedGenerator]:
         """As the inner teacher's."""
         return self.model.seed_generators
+
+    @property
+    def states_of_training(self) -> list[Any]:
+        """As the inner teacher's."""
+        return self.model.states_of_training
+
+    def after_update(self, student: keras.Model, step: Any) -> None:
+        """As the inner teacher does."""
+        self.model.after_update(student, step)
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)

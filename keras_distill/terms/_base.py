@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_distill._settings import Setting
+from keras_distill.settings import Setting
 
 
 def mask_of(tensor: Any) -> Any:
@@ -144,21 +145,59 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         Returns:
             A scalar, float32.
         """
+        kwargs.setdefault("batch", None)
+        parts = self.losses_by_output(
+            teacher_outputs,
+            student_outputs,
+            labels=labels,
+            sample_weight=sample_weight,
+            training=training,
+            batch=kwargs["batch"],
+        )
+        means = list(parts.values())
+        return ops.sum(ops.stack(means)) if len(means) > 1 else means[0]
+
+    def losses_by_output(
+        self,
+        teacher_outputs: Any,
+        student_outputs: Any,
+        *,
+        labels: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+        batch: Any = None,
+    ) -> dict[str, Any]:
+        """Return the weighted mean of ``values`` for each output that is compared.
+
+        Args:
+            teacher_outputs: as in ``values``.
+            student_outputs: as in ``values``.
+            labels: as in ``values``.
+            sample_weight: as in ``compute_loss``.
+            training: as in ``values``.
+            batch: the whole batch (``training.Batch``: inputs, labels, weights, extra fields) or None; handed on to a
+                ``values`` that has an argument of this name.
+
+        Returns:
+            Scalars, float32, by the output's key, or by its index as text; ``""`` where there is only one.
+        """
         if not self.built:  # inside Keras' own Distiller nobody else builds it
             self.build_from(teacher_outputs, student_outputs)
         students = keras.tree.flatten(student_outputs)
         mask = mask_of(students[0]) if len(students) == 1 else [mask_of(tensor) for tensor in students]
-        values = self.values(teacher_outputs, student_outputs, labels=labels, mask=mask, training=training)
+        more = {"batch": batch} if "batch" in inspect.signature(self.values).parameters else {}
+        values = self.values(teacher_outputs, student_outputs, labels=labels, mask=mask, training=training, **more)
         if not isinstance(values, list):
             values, mask = [values], [mask if not isinstance(mask, list) else None]
         weights = keras.tree.flatten(sample_weight) if sample_weight is not None else [None]
         weights = weights * len(values) if len(weights) == 1 else weights
-        means = [
-            weighted_mean(value, weight, each_mask)
-            for value, weight, each_mask in zip(values, weights, mask, strict=True)
+        keys = sorted(student_outputs) if isinstance(student_outputs, dict) else map(str, range(len(values)))
+        names = [""] if len(values) == 1 else list(keys)
+        return {
+            name: weighted_mean(value, weight, each_mask)
+            for name, value, weight, each_mask in zip(names, values, weights, mask, strict=True)
             if value is not None
-        ]
-        return ops.sum(ops.stack(means)) if len(means) > 1 else means[0]
+        }
 
 
 def names_of(layer_name: Any) -> list[str]:

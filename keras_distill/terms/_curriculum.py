@@ -13,7 +13,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill import losses as losses_room
 from keras_distill._checks import error, integer, number
-from keras_distill._settings import Setting
+from keras_distill.settings import Setting
 from keras_distill.terms._logits import LogitsDistillation
 from keras_distill.terms._structures import deserialized
 
@@ -93,11 +93,11 @@ class _OwnTemperature(LogitsDistillation, abc.ABC):
     def _temperatures(self, teacher: Any, student: Any) -> Any:
         """Return (...,), one temperature for each row of logits, or () for all."""
 
-    def _compare(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any = None) -> Any:
+    def _compare(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
         standardize = losses_room.standardize_logits if self.standardize else _as_it_is
         found = self._temperatures(standardize(teacher), standardize(student))
         self._seen.update_state(found)
-        return super()._compare(loss, teacher, student, found, labels, mask)
+        return super()._compare(loss, teacher, student, found, labels)
 
     def _members(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
         """Combine several teachers at temperature 1 first: theirs depends on what they say together."""

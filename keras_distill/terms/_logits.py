@@ -11,8 +11,8 @@ from keras import ops
 from keras_distill import losses as losses_room
 from keras_distill import taps, teachers
 from keras_distill._checks import error, number
-from keras_distill._settings import Setting
 from keras_distill.losses._base import LogitsLoss
+from keras_distill.settings import Setting
 from keras_distill.terms._base import DistillationLoss
 from keras_distill.terms._structures import deserialized, flat_as, flat_with_none, is_leaf, map_with_none, output_shapes
 
@@ -43,10 +43,6 @@ def _as_logits_loss(loss: Any, owner: str) -> Any:
         advice = "Use loss='kl_divergence', or losses.BinarySoftTargets() for sigmoid heads"
         raise error(owner, "a loss that makes sense between two sets of logits", repr(name), advice)
     return _KerasLossOnLogits(loss)
-
-
-def _repeatable(loss: Any) -> Any:
-    return None if loss is None else loss.repeatable()
 
 
 def _column(temperature: Any, logits: Any) -> Any:
@@ -245,10 +241,6 @@ class LogitsDistillation(DistillationLoss):
         """Make the temperatures' variables, and check class counts that were not known before."""
         for name, setting in self.settings.items():
             setting.create(self, name)
-        # Tracked, so that the random states of losses that draw are saved and restored with this term.
-        self._draws = [
-            loss.seed_generator for loss in flat_with_none(self.loss) if loss is not None and loss.seed_generator
-        ]
         self.built = True
 
     def build(self, input_shape: Any = None) -> None:
@@ -266,26 +258,23 @@ class LogitsDistillation(DistillationLoss):
     ) -> Any:
         """Return the loss of each example; a list with one entry per output where there are several."""
         owner = type(self).__name__
-        own_loss = self.loss if training else map_with_none(_repeatable, self.loss)
         if not keras.tree.is_nested(student_outputs):
-            loss, setting = flat_with_none(own_loss)[0], flat_with_none(self._spec["temperatures"])[0]
-            return self._one(loss, teacher_outputs, student_outputs, setting.tensor, labels, mask)
+            loss, setting = flat_with_none(self.loss)[0], flat_with_none(self._spec["temperatures"])[0]
+            return self._one(loss, teacher_outputs, student_outputs, setting.tensor, labels)
         students = keras.tree.flatten(student_outputs)
-        losses = own_loss if not is_leaf(own_loss) else [own_loss] * len(students)
+        losses = self.loss if not is_leaf(self.loss) else [self.loss] * len(students)
         settings = self._spec["temperatures"]
         settings = settings if not is_leaf(settings) else [settings] * len(students)
         flat_labels = keras.tree.flatten(labels) if labels is not None else []
         flat_labels = flat_labels if len(flat_labels) == len(students) else [None] * len(students)
-        masks = mask if isinstance(mask, list) else [None] * len(students)
         return [
-            None if loss is None else self._one(loss, teacher, student, setting.tensor, label, each_mask)
-            for loss, setting, teacher, student, label, each_mask in zip(
+            None if loss is None else self._one(loss, teacher, student, setting.tensor, label)
+            for loss, setting, teacher, student, label in zip(
                 flat_as(losses, student_outputs, owner, "loss"),
                 flat_as(settings, student_outputs, owner, "temperature"),
                 keras.tree.flatten(teacher_outputs),
                 students,
                 flat_labels,
-                masks,
                 strict=True,
             )
         ]
@@ -294,20 +283,16 @@ class LogitsDistillation(DistillationLoss):
         tensor = ops.cast(tensor, "float32")
         return tensor if self.from_logits else ops.log(ops.maximum(tensor, _SMALLEST_PROBABILITY))
 
-    def _one(
-        self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any = None
-    ) -> Any:
+    def _one(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
         if isinstance(teacher, teachers.Members):
-            return self._members(loss, teacher, student, temperature, labels, mask)
+            return self._members(loss, teacher, student, temperature, labels)
         self._check_classes(loss, teacher.shape[-1], student.shape[-1])
         teacher, student = self._logits(teacher), self._logits(student)
         if self.class_map is not None:
             teacher = losses_room.select_classes(teacher, self.class_map)
-        return self._compare(loss, teacher, student, temperature, labels, mask)
+        return self._compare(loss, teacher, student, temperature, labels)
 
-    def _compare(
-        self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any = None
-    ) -> Any:
+    def _compare(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
         if loss.needs_labels and labels is None:
             raise error(type(self).__name__, f"labels (y), which {type(loss).__name__} needs", "None")
         if loss.needs_members:
@@ -315,13 +300,9 @@ class LogitsDistillation(DistillationLoss):
             raise error(type(self).__name__, f"a teacher of several members for {type(loss).__name__}", "one", advice)
         if self.standardize:
             teacher, student = losses_room.standardize_logits(teacher), losses_room.standardize_logits(student)
-        # Other losses give a value per position, and the mean over positions leaves out the masked ones.
-        own = {"mask": mask} if loss.uses_mask else {}
-        return loss.values(teacher, student, temperature=temperature, labels=labels, **own)
+        return loss.values(teacher, student, temperature=temperature, labels=labels)
 
-    def _members(
-        self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any = None
-    ) -> Any:
+    def _members(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
         """Compare with many teachers: their combined distribution, or each of them where the rule says so."""
         self._check_classes(loss, teacher.members.shape[-1], student.shape[-1])
         student = self._logits(student)
@@ -331,12 +312,12 @@ class LogitsDistillation(DistillationLoss):
             return loss.values(teacher.members, student, temperature=temperature, labels=labels)
         if teacher.per_member:
             parts = [
-                weight * self._compare(loss, logits, student, temperature, labels, mask)
+                weight * self._compare(loss, logits, student, temperature, labels)
                 for logits, weight in teacher.weighted_members(temperature, labels=labels, student_logits=student)
             ]
             return ops.sum(ops.stack(parts), axis=0)
         combined = teacher.resolve(temperature, labels=labels, student_logits=student)
-        return self._compare(loss, combined, student, temperature, labels, mask)
+        return self._compare(loss, combined, student, temperature, labels)
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs to make this term again."""

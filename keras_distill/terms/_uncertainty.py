@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_distill import losses, metrics, teachers
 from keras_distill._checks import choice, error, number
-from keras_distill._settings import Setting, from_config
+from keras_distill.settings import Setting, from_config
 from keras_distill.terms._base import DistillationLoss, mask_of, weighted_mean
 
 _KINDS = ("total", "data", "knowledge", "variance")

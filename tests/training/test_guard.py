@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_distill import DistillationLoss, Distiller, LogitsDistillation
-from keras_distill._guard import NonFiniteLossError
+from keras_distill import DistillationLoss, Distiller, LogitsDistillation, NonFiniteLossError
 from tests.models import batch, copy_of, mlp
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

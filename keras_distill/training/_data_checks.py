@@ -11,24 +11,26 @@ import tensorflow as tf
 
 from keras_distill._checks import error
 from keras_distill.taps import gives_logits
+from keras_distill.teachers import Teacher
 
 _SPARSE = {"sparse_categorical_crossentropy", "sparsecategoricalcrossentropy"}
 _DENSE = {"categorical_crossentropy", "categoricalcrossentropy"}
 
 
-def check_data(distiller: Any, x: Any, y: Any, where: str) -> None:
-    """Raise ``ValueError`` if there is no data, or the labels cannot be right.
+def check_data(distiller: Any, x: Any, y: Any, where: str, sample_weight: Any = None) -> None:
+    """Raise ``ValueError`` if there is no data, or labels or weights cannot be right.
 
     Args:
         distiller: compiled.
         x: what ``fit`` or ``evaluate`` was given.
         y: the same.
         where: ``"fit"`` or ``"evaluate"``, for the message.
+        sample_weight: as given to ``fit``.
 
     Raises:
         ValueError: in one sentence, naming what was expected.
     """
-    owner = f"Distiller.{where}"
+    owner = f"{distiller.owner}.{where}"
     targets: Any = y
     if x is None:
         raise error(owner, "data", "None")
@@ -37,6 +39,7 @@ def check_data(distiller: Any, x: Any, y: Any, where: str) -> None:
             raise error(owner, "at least one batch of data", "an empty dataset")
         spec = x.element_spec
         targets = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
+        _check_batched(spec, owner)
     elif isinstance(x, keras.utils.PyDataset):
         if x.num_batches == 0:
             raise error(owner, "at least one batch of data", "an empty dataset")
@@ -46,10 +49,71 @@ def check_data(distiller: Any, x: Any, y: Any, where: str) -> None:
             raise error(owner, "at least one example", "an empty array")
     else:
         return  # a generator or a data loader: nothing is known before it runs
+    _check_weights(sample_weight, owner)
     if targets is None:
-        _check_no_labels(distiller, owner)
-    elif not keras.tree.is_nested(targets) and not keras.tree.is_nested(distiller.loss):
+        missing = distiller.why_labels()
+        if missing is not None:
+            raise error(owner, missing[0], "none", missing[1])
+        return
+    _check_text(targets, owner)
+    if not keras.tree.is_nested(targets) and not keras.tree.is_nested(distiller.loss):
         _check_labels(distiller, targets, owner)
+
+
+def check_models(teacher: Any, student: Any) -> None:
+    """Raise ``ValueError`` unless these are two models without common weights; warn of a teacher without weights.
+
+    Args:
+        teacher: a model or a teacher.
+        student: the model to be trained.
+
+    Raises:
+        ValueError: if one of them is no model, they are one object, or they share weights.
+    """
+    for role, model in (("teacher", teacher), ("student", student)):
+        if not isinstance(model, keras.Model):
+            many = role == "teacher" and isinstance(model, (list, tuple))
+            advice = "Combine several teachers: teachers.Ensemble([...])" if many else ""
+            raise error("Distiller", f"a keras.Model as {role}", f"{type(model).__name__}: {model!r}"[:120], advice)
+    if teacher is student:
+        advice = "Make a second model: keras.models.clone_model(model)"
+        raise error("Distiller", "teacher and student to be two models", "one object for both", advice)
+    shared = {id(v) for v in teacher.variables} & {id(v) for v in student.trainable_variables}
+    if shared:
+        advice = "Training the student would change the teacher: give it layers of its own"
+        raise error("Distiller", "a student that shares no weights with its teacher", f"{len(shared)} shared", advice)
+    if not isinstance(teacher, Teacher) and not teacher.built:
+        warnings.warn(
+            f"Distiller: the teacher {teacher.name!r} is not built, so it has no trained weights yet. "
+            "Train it, or load its weights, before you distil.",
+            stacklevel=4,
+        )
+
+
+_RENAMED = {
+    "alpha": "student_loss_weight",
+    "student_loss_fn": "compile(loss=...)",
+    "distillation_loss_fn": "distillation_losses=LogitsDistillation(temperature=...)",
+    "distillation_loss": "distillation_losses",
+    "temperature": "distillation_losses=LogitsDistillation(temperature=...)",
+    "loss_weights": "distillation_loss_weights",
+    "teachers": "teacher=teachers.Ensemble([...])",
+}
+
+
+def unexpected_arguments(owner: str, arguments: dict[str, Any]) -> None:
+    """Raise ``ValueError`` for an argument of another library's distiller, with the name it has here.
+
+    Args:
+        owner: name shown in the message.
+        arguments: the keyword arguments that are left for ``keras.Model``.
+
+    Raises:
+        ValueError: for a name that is known elsewhere.
+    """
+    for name in arguments:
+        if name in _RENAMED:
+            raise error(owner, f"{_RENAMED[name]}", f"{name}=", f"It is what {name} is called here")
 
 
 def warn_of_probabilities(loss: Any, student: keras.Model) -> None:
@@ -79,21 +143,24 @@ def _is_arrays(x: Any) -> bool:
     return bool(flat) and all(hasattr(array, "shape") and hasattr(array, "__len__") for array in flat)
 
 
-def _terms_that_need_labels(distiller: Any) -> list[str]:
-    found = []
-    for term in distiller.distillation_losses:
-        losses = keras.tree.flatten(getattr(term, "loss", None))
-        found += [type(loss).__name__ for loss in losses if getattr(loss, "needs_labels", False)]
-    return found
+def _check_batched(spec: Any, owner: str) -> None:
+    inputs = keras.tree.flatten(spec[0] if isinstance(spec, tuple) else spec)
+    if any(each.shape.rank == 0 for each in inputs if isinstance(each, tf.TensorSpec)):
+        raise error(owner, "batches of examples", "single examples", "Batch the dataset: dataset.batch(32)")
 
 
-def _check_no_labels(distiller: Any, owner: str) -> None:
-    if distiller.student_loss_weight > 0:
-        advice = "Give y, or student_loss_weight=0 to learn from the teacher alone"
-        raise error(owner, f"labels while student_loss_weight is {distiller.student_loss_weight:g}", "none", advice)
-    needed = _terms_that_need_labels(distiller)
-    if needed:
-        raise error(owner, f"labels, which {needed[0]} needs", "none")
+def _check_weights(sample_weight: Any, owner: str) -> None:
+    for each in keras.tree.flatten(sample_weight):
+        if isinstance(each, np.ndarray) and each.dtype.kind == "f" and np.isnan(each).any():
+            raise error(owner, "sample_weight without NaN", f"{int(np.isnan(each).sum())} NaN", "Use 0 to leave out")
+
+
+def _check_text(targets: Any, owner: str) -> None:
+    for each in keras.tree.flatten(targets):
+        kind = getattr(each, "dtype", None)
+        if kind is not None and (kind == tf.string or getattr(kind, "kind", "") in ("U", "S", "O")):
+            advice = "Number the classes: keras.layers.StringLookup, or np.unique(y, return_inverse=True)"
+            raise error(owner, "numeric labels", "text", advice)
 
 
 def _loss_kind(loss: Any) -> str:
@@ -114,7 +181,7 @@ def _check_labels(distiller: Any, targets: Any, owner: str) -> None:
     if kind in _DENSE and (rank != len(shape) or got[-1] != classes):
         advice = "Use SparseCategoricalCrossentropy for integer labels"
         raise error(owner, f"one-hot labels with {classes} columns for {kind}", f"shape {got}", advice)
-    if kind not in _SPARSE and not _terms_that_need_labels(distiller):
+    if kind not in _SPARSE and not distiller.terms_that_need_labels:
         return
     if isinstance(targets, (np.ndarray, tf.Tensor)) and classes is not None and (rank == len(shape) - 1 or column):
         ids = np.asarray(targets)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_distill import Distiller, LogitsDistillation, _update
-from keras_distill._guard import NonFiniteLossError
+from keras_distill import Distiller, LogitsDistillation, NonFiniteLossError
+from keras_distill.training import _fused_adam
 from tests.models import batch, copy_of, mlp, replicas
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -57,7 +57,7 @@ def test_an_update_is_keras_own(name, mode):
     (student, optimizer), (reference, oracle) = (limited(), made()), (limited(), made())
 
     def step(gradients):
-        _update.update(optimizer, gradients, student.trainable_weights)
+        _fused_adam.update(optimizer, gradients, student.trainable_weights)
 
     if mode != "eager":
         step = tf.function(step, autograph=False, jit_compile=mode == "xla")
@@ -94,7 +94,7 @@ def test_it_is_nearer_to_the_formula_than_keras_own(steps):
     weight, keras_own = keras.Variable(start), keras.Variable(start)
     optimizer, oracle = keras.optimizers.Adam(0.01), keras.optimizers.Adam(0.01)
     for gradient in gradients:
-        _update.update(optimizer, [tf.constant(gradient)], [weight])
+        _fused_adam.update(optimizer, [tf.constant(gradient)], [weight])
         oracle.apply_gradients([(tf.constant(gradient), keras_own)])
     errors = [np.abs(keras.ops.convert_to_numpy(each) - exact).max() for each in (weight, keras_own)]
     assert errors[0] < errors[1]
@@ -109,7 +109,7 @@ def test_rows_of_an_embedding_and_halves_are_left_to_keras():
         gradient = tf.ones((6, 3), dtype)
         if rows:
             gradient = tf.IndexedSlices(tf.ones((2, 3)), tf.constant([1, 4]), (6, 3))
-        step = tf.function(lambda: _update.update(optimizer, [gradient], [ours]), autograph=False)  # noqa: B023
+        step = tf.function(lambda: _fused_adam.update(optimizer, [gradient], [ours]), autograph=False)  # noqa: B023
         step()
         oracle.apply_gradients([(gradient, reference)])
         assert passes(step) == 0
@@ -118,13 +118,13 @@ def test_rows_of_an_embedding_and_halves_are_left_to_keras():
 
 
 def test_replicas_are_left_to_keras(monkeypatch):
-    monkeypatch.setattr(_update, "_in_one_pass", None)  # what would be called
+    monkeypatch.setattr(_fused_adam, "_fused_step", None)  # what would be called
     strategy = replicas(2)
     with strategy.scope():
         weight = keras.Variable(np.zeros((3, 3), "float32"))
         optimizer = keras.optimizers.Adam(0.1)
         optimizer.build([weight])
-        strategy.run(tf.function(lambda: _update.update(optimizer, [tf.ones((3, 3))], [weight]), autograph=False))
+        strategy.run(tf.function(lambda: _fused_adam.update(optimizer, [tf.ones((3, 3))], [weight]), autograph=False))
     np.testing.assert_allclose(weight, np.full((3, 3), -0.1), rtol=1e-5)
 
 
@@ -132,9 +132,9 @@ def test_what_goes_wrong_within_leaves_the_optimizer_as_it_was():
     optimizer = keras.optimizers.Adam(0.1)
     weight = keras.Variable(np.zeros((3, 3), "float32"))
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
-        _update.update(optimizer, [tf.ones((2, 2))], [weight])
+        _fused_adam.update(optimizer, [tf.ones((2, 2))], [weight])
     assert "update_step" not in vars(optimizer)
-    _update.update(optimizer, [tf.ones((3, 3))], [weight])
+    _fused_adam.update(optimizer, [tf.ones((3, 3))], [weight])
     assert float(keras.ops.max(weight)) < 0
 
 
@@ -144,11 +144,11 @@ def test_training_is_what_it_is_with_keras_own(guard, mode, monkeypatch):
     x, y = batch(24)
     student = mlp(8, 4, seed=5)
     found, calls = [], []
-    in_one_pass = _update._in_one_pass
-    monkeypatch.setattr(_update, "_in_one_pass", lambda optimizer: calls.append(optimizer) or in_one_pass(optimizer))
+    in_one_pass = _fused_adam._fused_step
+    monkeypatch.setattr(_fused_adam, "_fused_step", lambda optimizer: calls.append(optimizer) or in_one_pass(optimizer))
     for plain in (True, False):
         if not plain:
-            monkeypatch.setattr(_update, "is_plain_adam", lambda optimizer: False)
+            monkeypatch.setattr(_fused_adam, "is_plain_adam", lambda optimizer: False)
         distiller = Distiller(mlp(8, 4, seed=1), copy_of(student), LogitsDistillation(2.0))
         distiller.compile(keras.optimizers.Adam(0.01), CROSS_ENTROPY, stop_on_non_finite=guard, **mode)
         distiller.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)

@@ -1,4 +1,4 @@
-"""What callbacks must remember when a killed run is resumed: saved and loaded with the distiller's weights."""
+"""What callbacks must remember when a killed run is resumed: saved and loaded with the model's weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import keras
 import numpy as np
 
 
-class Memory(keras.layers.Layer):
+class CallbackState(keras.layers.Layer):
     """States of callbacks by name, written wherever Keras writes weights: in checkpoints, backups and ``save``.
 
-    It hangs on a distiller without being tracked as one of its layers: it has no variables, is counted nowhere and
+    It belongs to a model without being tracked as one of its layers: it has no variables, is counted nowhere and
     reaches no graph. A file without a state for a callback is no error: that callback starts afresh.
     """
 
@@ -42,10 +42,15 @@ class Memory(keras.layers.Layer):
             self.states[name] = json.loads(np.asarray(store[name], dtype="uint8").tobytes().decode())
 
 
-def memory_of(model: keras.Model) -> Memory:
-    """Return the memory that hangs on ``model``, hung there if there is none."""
-    memory = vars(model).get("_memory")
-    if memory is None:
-        memory = Memory()
-        object.__setattr__(model, "_memory", memory)
-    return memory
+def callback_state(model: keras.Model) -> CallbackState:
+    """Return the callback state of ``model``, creating it if needed.
+
+    Args:
+        model: the model that is fitted.
+    """
+    # Under the name by which files saved by earlier versions hold it.
+    state = vars(model).get("_memory")
+    if state is None:
+        state = CallbackState()
+        object.__setattr__(model, "_memory", state)
+    return state

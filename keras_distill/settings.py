@@ -12,6 +12,8 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill.schedules import bounds
 
+__all__ = ["Setting", "from_config"]
+
 Check = Callable[[Any], float]
 
 
@@ -104,5 +106,12 @@ class Setting:
 
 
 def from_config(config: Any) -> Any:
-    """Return what ``Setting.config`` described: a number or a schedule."""
+    """Return what ``Setting.config`` described.
+
+    Args:
+        config: a number, or a schedule in serialised form.
+
+    Returns:
+        A number or a schedule.
+    """
     return keras.saving.deserialize_keras_object(config) if isinstance(config, dict) else config

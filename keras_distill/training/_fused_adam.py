@@ -1,7 +1,7 @@
-"""The update of the student's weights: the optimizer's own; of Adam, TensorFlow's one pass over each weight.
+"""Applies gradients; plain Adam uses TensorFlow's fused kernel, every other optimizer its own step.
 
-Keras writes Adam as some ten operations, each of which reads and writes every weight or its moments again. In a step
-that XLA does not compile that is a sixth of the time of a large MLP. TensorFlow has the same formula as one kernel.
+Keras writes Adam as about ten operations, each of which reads and writes every weight or its moments. In a step that
+XLA does not compile, this takes a sixth of the time of a large MLP. TensorFlow has the same formula as one kernel.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import tensorflow as tf
 
 
 def by_xla(model: keras.Model) -> bool:
-    """Return whether XLA compiles this model's training step.
+    """Return whether XLA compiles the training step of a compiled model.
 
     Args:
-        model: a compiled one.
+        model: the model that is fitted.
     """
     return bool(model.jit_compile and not model.run_eagerly)
 
@@ -28,16 +28,16 @@ def update(
     """Apply gradients.
 
     Args:
-        optimizer: what applies them; all it does beside Adam's formula (clipping, decay, averages, accumulation) stays.
+        optimizer: applies them; clipping, decay, averages and accumulation are its own in any case.
         gradients: one for each of the weights: a tensor, the rows of an embedding, or None.
-        weights: what is trained.
-        xla: whether XLA compiles the step: it fuses what Keras writes, and all is left to the optimizer.
+        weights: the variables.
+        xla: whether XLA compiles the step: it fuses Keras' operations, so everything is left to the optimizer.
     """
     if xla or not is_plain_adam(optimizer) or tf.distribute.has_strategy():
         optimizer.apply_gradients(zip(gradients, weights, strict=True))
         return
-    # Of this object and for this call alone: not through Keras' __setattr__, which would keep it.
-    object.__setattr__(optimizer, "update_step", _in_one_pass(optimizer))
+    # For this call alone, and not through Keras' __setattr__, which would keep it.
+    object.__setattr__(optimizer, "update_step", _fused_step(optimizer))
     try:
         optimizer.apply_gradients(zip(gradients, weights, strict=True))
     finally:
@@ -45,18 +45,18 @@ def update(
 
 
 def is_plain_adam(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Return whether this is Keras' Adam or AdamW, not what a user made of it.
+    """Return whether this is Keras' own Adam or AdamW, and not a subclass.
 
     Args:
-        optimizer: what applies the gradients.
+        optimizer: any optimizer.
     """
     return type(optimizer) in (keras.optimizers.Adam, keras.optimizers.AdamW) and not optimizer.amsgrad
 
 
-def _in_one_pass(optimizer: Any) -> Callable[[Any, Any, Any], None]:
-    """Return an ``update_step`` that computes what Adam's own does."""
+def _fused_step(optimizer: Any) -> Callable[[Any, Any, Any], None]:
+    """Return an ``update_step`` that computes the same as Adam's own."""
     keras_own = optimizer.update_step
-    # Once, where Keras computes them anew for every weight.
+    # Computed once per step; Keras computes them for every weight.
     step = tf.cast(optimizer.iterations + 1, tf.float32)
     powers = [tf.pow(tf.cast(beta, tf.float32), step) for beta in (optimizer.beta_1, optimizer.beta_2)]
 

@@ -1,1 +1,0 @@
-"""Losses on sequences: alignments of CTC, tags of a linear chain, tokens."""

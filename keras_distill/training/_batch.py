@@ -1,0 +1,63 @@
+"""What one training step sees of the data, and what a model answered, each as a named tuple."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+
+
+class Batch(NamedTuple):
+    """One batch, as terms and regimes receive it.
+
+    Attributes:
+        inputs: the inputs as the dataset gives them, before a teacher splits them.
+        labels: the targets, or None.
+        weights: the sample weights, or None.
+        extra: fields of a dictionary of inputs that the student does not take (boxes, domains, lengths), by name.
+    """
+
+    inputs: Any
+    labels: Any = None
+    weights: Any = None
+    extra: dict[str, Any] = {}  # noqa: RUF012 -- never written to
+
+    @classmethod
+    def of(cls, data: Any, model: keras.Model | None = None) -> Batch:
+        """Return what Keras hands to a step as a batch.
+
+        Args:
+            data: ``x``, ``(x, y)`` or ``(x, y, sample_weight)``.
+            model: the model whose named inputs are not extra fields; None: nothing is extra.
+
+        Returns:
+            The batch.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        return cls(x, y, sample_weight, extra_fields(x, model))
+
+
+class Heard(NamedTuple):
+    """What one forward pass gave.
+
+    Attributes:
+        outputs: the model's outputs: a tensor, a structure, or ``teachers.Members``.
+        taps: tensors of named layers, by the name of the tap.
+    """
+
+    outputs: Any
+    taps: dict[str, Any] = {}  # noqa: RUF012 -- never written to
+
+
+def extra_fields(inputs: Any, model: keras.Model | None) -> dict[str, Any]:
+    """Return the entries of a dictionary of inputs that ``model`` has no input for.
+
+    Args:
+        inputs: a batch's inputs.
+        model: a Functional model, whose inputs have names; of any other model nothing is known, so nothing is extra.
+    """
+    if model is None or not isinstance(inputs, dict) or not getattr(model, "inputs", None):
+        return {}
+    taken = set(model.input) if isinstance(model.input, dict) else set()
+    taken |= {tensor.name for tensor in model.inputs}
+    return {name: value for name, value in inputs.items() if name not in taken}

@@ -1,0 +1,198 @@
+"""The numbers and logs of one objective as attributes of the model that is fitted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_distill._checks import error
+from keras_distill.settings import Setting, from_config
+from keras_distill.terms import DistillationLoss
+from keras_distill.training._objective import Objective, Parts
+from keras_distill.training._trainer import Trainer, add_to_mean, num_examples
+
+
+class HasObjective(Trainer):
+    """A trainer with one objective: its weights are attributes, its parts are in the logs and its configuration saved.
+
+    Attributes:
+        student_loss_tracker: mean of the supervised loss.
+        distillation_loss_tracker: mean of the weighted sum of the terms.
+    """
+
+    _objective: Objective
+    _students_own_loss = False
+    owner = "Distiller"
+
+    def _track_objective(self, objective: Objective, student: keras.Model) -> None:
+        """Create the variables of the objective's numbers, and the means that the logs show.
+
+        Args:
+            objective: terms, weights and share.
+            student: whose outputs have names.
+        """
+        self._objective = objective
+        self.distillation_losses = objective.terms
+        objective.create(self)
+        self.student_loss_tracker = keras.metrics.Mean(name="student_loss")
+        self.distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
+        names = _unique([_log_name(term) for term in objective.terms])
+        several = len(names) > 1
+        self._term_trackers = [keras.metrics.Mean(name=f"{name}_loss") for name in names] if several else []
+        on_outputs = any(not getattr(term, "student_layer_name", None) for term in objective.terms)
+        outputs = student.output_names if on_outputs and len(getattr(student, "outputs", None) or ()) > 1 else []
+        self._output_trackers = [keras.metrics.Mean(name=f"distillation_{name}") for name in outputs]
+
+    def _track(self, parts: Parts, outputs: Any) -> None:
+        count = num_examples(outputs)
+        add_to_mean(self._loss_tracker, parts.total, count)
+        add_to_mean(self.student_loss_tracker, parts.student_loss, count)
+        if not parts.terms:
+            return
+        add_to_mean(self.distillation_loss_tracker, parts.distillation_loss, count)
+        if self._term_trackers:
+            for tracker, (_, value) in zip(self._term_trackers, parts.terms, strict=True):
+                add_to_mean(tracker, value, count)
+        by_name = {tracker.name.removeprefix("distillation_"): tracker for tracker in self._output_trackers}
+        for name, value in parts.outputs:
+            tracker = by_name.get(self.student.output_names[int(name)] if name.isdigit() else name)
+            if tracker is not None:
+                add_to_mean(tracker, value, count)
+
+    def _distillation_logs(self) -> set[str]:
+        trackers = (self.distillation_loss_tracker, *self._term_trackers, *self._output_trackers)
+        return {tracker.name for tracker in trackers}
+
+    # ------------------------------------------------------------------ what may be read and assigned at any time
+
+    @property
+    def student_loss_weight(self) -> float:
+        """Share of the supervised loss, 0 to 1. Assign a number at any time; the next step uses it."""
+        return self._objective.share.number
+
+    @student_loss_weight.setter
+    def student_loss_weight(self, value: Any) -> None:
+        self._objective.share.assign(value)
+        if self.compiled:
+            self._check_supervision()
+
+    @property
+    def distillation_loss_weights(self) -> list[float]:
+        """Weight of each term, >= 0. Assign a list, or one item, at any time; the next step uses it."""
+        return _Weights(self._objective.weights)
+
+    @distillation_loss_weights.setter
+    def distillation_loss_weights(self, values: Sequence[Any]) -> None:
+        self._objective.assign_weights(values)
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Every number that training reads and that may be assigned or scheduled, by its name in the logs."""
+        return self._objective.settings
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether a loss between labels and outputs was given to ``compile``."""
+        return self._compile_loss is not None or self._students_own_loss
+
+    # ------------------------------------------------------------------ checks and configuration
+
+    def why_labels(self) -> tuple[str, str] | None:
+        """Return what needs labels and what to do without them, for an error message; None where nothing does."""
+        if self.student_loss_weight > 0:
+            advice = "Give y, or student_loss_weight=0 to learn from the teacher alone"
+            return f"labels while student_loss_weight is {self.student_loss_weight:g}", advice
+        return super().why_labels()
+
+    def _check_supervision(self) -> None:
+        share = self._objective.share
+        if not self.is_supervised and (share.number > 0 or share.schedule is not None):
+            advice = "Give compile(loss=...), or student_loss_weight=0 to learn from the teacher alone"
+            raise error("Distiller", f"a loss while student_loss_weight is {share.number:g}", "None", advice)
+
+    def _check_strategy(self) -> None:
+        foreign = [term for term in self.distillation_losses if not isinstance(term, DistillationLoss)]
+        if foreign and self.distribute_strategy.num_replicas_in_sync > 1:
+            got = f"{type(foreign[0]).__module__}.{type(foreign[0]).__name__}"
+            raise error("Distiller", "terms of keras_distill under several replicas", got, "Its scale is not defined")
+        self._check_accumulation("Distiller", [self.optimizer])
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs to make this model again."""
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "teacher": serialize(self.teacher),
+            "student": serialize(self.student),
+            "distillation_losses": [serialize(term) for term in self.distillation_losses],
+            "distillation_loss_weights": [setting.config for setting in self._objective.weights],
+            "student_loss_weight": self._objective.share.config,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
+        """Make the model that ``get_config`` described.
+
+        Args:
+            config: from ``get_config``.
+            custom_objects: as in Keras.
+
+        Returns:
+            A model with fresh weights.
+        """
+        config = dict(config)
+        with keras.saving.custom_object_scope(custom_objects or {}):
+            for key in ("teacher", "student"):
+                config[key] = keras.saving.deserialize_keras_object(config[key])
+            terms = config["distillation_losses"]
+            config["distillation_losses"] = [keras.saving.deserialize_keras_object(term) for term in terms]
+        config["distillation_loss_weights"] = [from_config(each) for each in config["distillation_loss_weights"]]
+        config["student_loss_weight"] = from_config(config["student_loss_weight"])
+        return cls(**config)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Return what ``compile_from_config`` needs."""
+        own = {"evaluate_distillation": self.evaluate_distillation, "stop_on_non_finite": self.stop_on_non_finite}
+        own |= {"loss": "student"} if self._students_own_loss else {}
+        return {**super().get_compile_config(), **own} if self.compiled else {}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as the saved model was, with an optimizer whose state can be loaded.
+
+        Args:
+            config: from ``get_compile_config``.
+        """
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+
+def _log_name(term: Any) -> str:
+    """Return a term's name without the counter that Keras appends to a name nobody gave: it differs between runs."""
+    own = re.sub(r"(?<!^)(?=[A-Z])", "_", type(term).__name__).lower()
+    name = getattr(term, "name", own)
+    return own if re.fullmatch(rf"{own}(_\d+)?", name) else name
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Return names that differ, the index appended to those that do not."""
+    return [name if list(names).count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
+
+
+class _Weights(list):
+    """The weights as a list; assigning to an item sets the weight."""
+
+    def __init__(self, settings: Sequence[Setting]) -> None:
+        super().__init__(setting.number for setting in settings)
+        self._settings = settings
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if isinstance(index, slice):
+            for setting, each in zip(self._settings[index], value, strict=True):
+                setting.assign(each)
+        else:
+            self._settings[index].assign(value)
+        super().__setitem__(index, value)

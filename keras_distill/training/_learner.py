@@ -1,0 +1,60 @@
+"""One model that is trained: its weights, the state that its forward pass moves, and the optimizer that updates it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_distill.training import _fused_adam
+
+
+class Learner:
+    """A model, the layers that are trained along with it, and their optimizer.
+
+    Args:
+        model: the model that is trained.
+        parts: further layers or models whose trainable weights the same optimizer updates (adapters, a learned gate).
+        optimizer: a ``keras.optimizers.Optimizer``.
+        name: name shown in error messages, where several models are trained; empty where there is only one.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        parts: Sequence[keras.layers.Layer] = (),
+        optimizer: Any = None,
+        name: str = "",
+    ) -> None:
+        self.model = model
+        self.parts = tuple(parts)
+        self.optimizer = optimizer
+        self.name = name
+
+    @property
+    def weights(self) -> list[Any]:
+        """What the optimizer updates, each variable once, the model's first."""
+        found = {id(weight): weight for part in (self.model, *self.parts) for weight in part.trainable_weights}
+        return list(found.values())
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether the optimizer multiplies the loss against float16 underflow, and itself skips bad steps."""
+        return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+
+    def moving_state(self) -> list[tuple[Any, tf.Tensor]]:
+        """Return what a forward pass in training mode writes (BatchNorm's statistics), with the values before it."""
+        found = [v for layer in self.model._flatten_layers() if layer.trainable for v in layer._non_trainable_variables]
+        floats = [v for v in found if "float" in keras.backend.standardize_dtype(v.dtype)]
+        return [(variable, tf.identity(variable)) for variable in floats]
+
+    def update(self, gradients: Sequence[Any], *, xla: bool = False) -> None:
+        """Apply one gradient to each of the weights.
+
+        Args:
+            gradients: in the order of ``weights``: tensors, rows of embeddings, or None.
+            xla: whether XLA compiles the step.
+        """
+        _fused_adam.update(self.optimizer, gradients, self.weights, xla=xla)
