@@ -1,6 +1,10 @@
 """How two tensors differ: pure functions with one value per example, and their class twins for terms and configs."""
 
 from keras_distill.losses._base import FeatureLoss, LogitsLoss
+from keras_distill.losses._detection.boxes import box_masks, box_overlaps, match_anchors
+from keras_distill.losses._detection.edges import EdgeDistributions, edge_distributions
+from keras_distill.losses._detection.foreground import foreground_features
+from keras_distill.losses._detection.heatmaps import CenterBoxes, CenterHeatmaps, center_boxes, center_heatmaps
 from keras_distill.losses._ensembles.dirichlet import (
     DirichletDistillation,
     ProxyDirichlet,
@@ -32,6 +36,15 @@ from keras_distill.losses._features.contrastive import (
     ContrastiveRepresentation,
     contrastive_noise,
     contrastive_representation,
+)
+from keras_distill.losses._features.dense import (
+    ChannelDistributions,
+    NormalizedFeatures,
+    PixelSimilarities,
+    boundary_weights,
+    channel_distributions,
+    normalized_features,
+    pixel_similarities,
 )
 from keras_distill.losses._features.geometry import (
     RelationalAngle,
@@ -124,11 +137,15 @@ __all__ = [
     "AttentionMaps",
     "AttentionTransfer",
     "BinarySoftTargets",
+    "CenterBoxes",
+    "CenterHeatmaps",
+    "ChannelDistributions",
     "ClassCorrelation",
     "ContrastiveRepresentation",
     "CorrelationCongruence",
     "DecoupledSoftTargets",
     "DirichletDistillation",
+    "EdgeDistributions",
     "EnsembleGaussianKL",
     "EnsembleSoftTargets",
     "Evidential",
@@ -150,7 +167,9 @@ __all__ = [
     "MisleadingEvidence",
     "NeuronSelectivity",
     "NormalInverseGamma",
+    "NormalizedFeatures",
     "NormalizedSoftTargets",
+    "PixelSimilarities",
     "ProbabilisticTransfer",
     "ProbabilityMatching",
     "ProxyDirichlet",
@@ -173,16 +192,24 @@ __all__ = [
     "attention_maps",
     "attention_transfer",
     "binary_soft_targets",
+    "boundary_weights",
+    "box_masks",
+    "box_overlaps",
+    "center_boxes",
+    "center_heatmaps",
+    "channel_distributions",
     "class_correlation",
     "contrastive_noise",
     "contrastive_representation",
     "correlation_congruence",
     "decoupled_soft_targets",
     "dirichlet_distillation",
+    "edge_distributions",
     "ensemble_soft_targets",
     "evidential",
     "evidential_regression",
     "factor_transfer",
+    "foreground_features",
     "from_top_k",
     "gaussian_kl",
     "gaussian_likelihood",
@@ -196,12 +223,15 @@ __all__ = [
     "layer_attention",
     "logit_matching",
     "margin_relu",
+    "match_anchors",
     "member_soft_targets",
     "misleading_evidence",
     "negative_mean",
     "neuron_selectivity",
     "normal_inverse_gamma",
+    "normalized_features",
     "normalized_soft_targets",
+    "pixel_similarities",
     "probabilistic_transfer",
     "probability_matching",
     "proxy_dirichlet",

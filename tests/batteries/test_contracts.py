@@ -67,6 +67,7 @@ ROWS = [
     Row(losses.HardTargets(0.1), bind(oracles.hard_targets, label_smoothing=0.1), zero=False),
     Row(losses.BinarySoftTargets(), oracles.binary_soft_targets, shift=False),
     Row(losses.BinarySoftTargets("mean"), bind(oracles.binary_soft_targets, label_reduction="mean"), shift=False),
+    Row(losses.EdgeDistributions(1), oracles.soft_targets),
     Row(losses.TopKSoftTargets(2), bind(oracles.top_k_soft_targets, k=2), zero=False),
     Row(
         losses.TopKSoftTargets(3, "ignore"),

@@ -84,6 +84,14 @@ ROWS = [
     Row(losses.HiddenStates(), STEPS),
     Row(losses.HiddenStates("cosine"), STEPS),
     Row(losses.HiddenStates("patient"), STEPS, mask=None),
+    Row(losses.ChannelDistributions()),
+    Row(losses.ChannelDistributions(1.0), STEPS),
+    Row(losses.CenterHeatmaps()),
+    Row(losses.CenterHeatmaps(0.0), STEPS),
+    Row(losses.PixelSimilarities(), MAPS_APART),
+    Row(losses.PixelSimilarities(3), STEPS),
+    Row(losses.NormalizedFeatures(), own=False),
+    Row(losses.NormalizedFeatures(), VECTORS, own=False),
     Row(losses.SelfAttentionRelation(2), STEPS, layers=3),
     Row(losses.SelfAttentionRelation(2, ("vv",)), STEPS),
 ]
@@ -374,5 +382,9 @@ def test_every_feature_loss_is_in_the_table():
         for name in losses.__all__
         if isinstance(getattr(losses, name), type) and issubclass(getattr(losses, name), losses.FeatureLoss)
     }
-    # Its student side is a pair: see test_losses_features.
-    assert public - {type(row.loss).__name__ for row in ROWS} == {"FeatureLoss", "VariationalInformation"}
+    # Their sides are pairs: see the tests of losses.
+    assert public - {type(row.loss).__name__ for row in ROWS} == {
+        "FeatureLoss",
+        "VariationalInformation",
+        "CenterBoxes",
+    }

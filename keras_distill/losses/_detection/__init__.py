@@ -1,0 +1,1 @@
+"""Losses of detectors: boxes, edges as distributions, heatmaps of centres."""

@@ -1,0 +1,155 @@
+"""Boxes as masks over a feature map, and as partners of anchors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+from keras_distill import _checks
+from keras_distill.losses._numerics.arguments import concrete, float32
+
+
+def check_boxes(owner: str, boxes: Any) -> Any:
+    """Return ``boxes`` as a float32 tensor (batch, boxes, 4), or raise the error that says what is wrong with them.
+
+    Values are looked at where they are known, outside of graphs.
+    """
+    boxes = float32(boxes)
+    if len(boxes.shape) != 3 or boxes.shape[-1] not in (4, None):
+        got = f"shape {tuple(boxes.shape)}"
+        raise _checks.error(owner, "boxes of shape (batch, boxes, 4): x_min, y_min, x_max, y_max", got)
+    values = concrete(boxes)
+    if values is not None and values.size and not (-1.0 <= values.min() and values.max() <= 1.0 + 1e-6):
+        got = f"values from {values.min():g} to {values.max():g}"
+        advice = "Divide pixels by the image's width and height; pad the list of boxes with -1"
+        raise _checks.error(owner, "boxes in 0..1, relative to the image", got, advice)
+    return boxes
+
+
+def real(boxes: Any) -> Any:
+    """Return (batch, boxes), bool: False for padding, which has no area."""
+    return ops.logical_and(boxes[..., 2] > boxes[..., 0], boxes[..., 3] > boxes[..., 1])
+
+
+def box_masks(*, boxes: Any, size: tuple[int, int]) -> tuple[Any, Any]:
+    """Foreground of a feature map and the weight that makes every box count the same, whatever its size (FGD).
+
+    A cell is foreground if it overlaps a box. Its scale is 1 over the number of cells of the box, of the smallest one
+    where several overlap; a background cell's scale is 1 over the number of background cells.
+
+    Args:
+        boxes: (batch, boxes, 4): x_min, y_min, x_max, y_max in 0..1, relative to the image; padding has no area.
+        size: (height, width) of the feature map, in cells.
+
+    Returns:
+        The foreground, (batch, height, width) bool, and the scale, (batch, height, width) float32.
+
+    Raises:
+        ValueError: if the boxes have another shape or lie outside of the image.
+
+    Example:
+        >>> import numpy as np
+        >>> from keras_distill import losses
+        >>> foreground, scale = losses.box_masks(boxes=np.array([[[0.0, 0.0, 0.5, 1.0]]]), size=(1, 4))
+        >>> foreground.numpy()[0, 0].tolist(), scale.numpy()[0, 0].tolist()
+        ([True, True, False, False], [0.5, 0.5, 0.5, 0.5])
+    """
+    boxes = check_boxes("box_masks", boxes)
+    height, width = size
+    inside = ops.cast(real(boxes), "float32")
+    columns = _overlaps(boxes[..., 0], boxes[..., 2], width)  # (batch, boxes, width)
+    rows = _overlaps(boxes[..., 1], boxes[..., 3], height)
+    cells = ops.sum(rows, axis=-1) * ops.sum(columns, axis=-1)
+    each = inside / ops.maximum(cells, 1.0)
+    cover = rows[..., :, None] * columns[..., None, :] * each[..., None, None]
+    # A row of zeros more, so that an image without boxes has a maximum.
+    scale = ops.max(ops.pad(cover, [[0, 0], [0, 1], [0, 0], [0, 0]]), axis=1)
+    foreground = scale > 0.0
+    background = ops.cast(ops.logical_not(foreground), "float32")
+    share = background / ops.maximum(ops.sum(background, axis=(1, 2), keepdims=True), 1.0)
+    return foreground, ops.where(foreground, scale, share)
+
+
+def _overlaps(low: Any, high: Any, cells: int) -> Any:
+    """Return (batch, boxes, cells), 1 where the cell overlaps the interval from low to high, in 0..1."""
+    start = ops.arange(cells, dtype="float32") / cells
+    stop = (ops.arange(cells, dtype="float32") + 1.0) / cells
+    # A hair's breadth: edges that lie on the grid must not reach into the next cell by rounding.
+    return ops.cast(
+        ops.logical_and(low[..., None] < stop - 1e-6, high[..., None] > start + 1e-6),
+        "float32",
+    )
+
+
+def box_overlaps(*, boxes: Any, others: Any) -> Any:
+    """Intersection over union of all pairs of boxes.
+
+    Args:
+        boxes: (..., n, 4): x_min, y_min, x_max, y_max, any unit.
+        others: (..., m, 4), the same unit.
+
+    Returns:
+        (..., n, m), float32, 0 to 1; 0 where either box has no area.
+
+    Example:
+        >>> from keras_distill import losses
+        >>> overlap = losses.box_overlaps(boxes=[[0.0, 0.0, 1.0, 1.0]], others=[[0.0, 0.0, 0.5, 1.0]])
+        >>> overlap.numpy().tolist()
+        [[0.5]]
+    """
+    one, other = float32(boxes)[..., :, None, :], float32(others)[..., None, :, :]
+    low, high = ops.maximum(one[..., :2], other[..., :2]), ops.minimum(one[..., 2:], other[..., 2:])
+    both = ops.prod(ops.maximum(high - low, 0.0), axis=-1)
+    areas = [ops.prod(ops.maximum(each[..., 2:] - each[..., :2], 0.0), axis=-1) for each in (one, other)]
+    union = areas[0] + areas[1] - both
+    return ops.where(union > 0.0, both / ops.where(union > 0.0, union, 1.0), 0.0)
+
+
+def match_anchors(
+    *, anchors: Any, boxes: Any, positive_overlap: float = 0.5, negative_overlap: float = 0.4, force_match: bool = False
+) -> Any:
+    """Which box each anchor stands for: the one that it overlaps most, if enough (RetinaNet's rule).
+
+    Anchors that match nothing in a whole data set have the wrong size: a detector then trains with a loss of exactly 0
+    for its boxes. ``matched = losses.match_anchors(...) >= 0`` shows it, and as ``mask`` restricts a term to matched
+    anchors.
+
+    Args:
+        anchors: (anchors, 4): x_min, y_min, x_max, y_max, in the boxes' unit.
+        boxes: (batch, boxes, 4); padding has no area and is never matched.
+        positive_overlap: 0 to 1: from this intersection over union on, an anchor stands for the box.
+        negative_overlap: 0 to positive_overlap: below it, the anchor is background.
+        force_match: True gives each box the anchor that overlaps it most, however little.
+
+    Returns:
+        (batch, anchors), int32: the number of the box, -1 for background, -2 between the two thresholds.
+
+    Raises:
+        ValueError: if shapes or thresholds do not fit.
+
+    Example:
+        >>> from keras_distill import losses
+        >>> anchors = [[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.4, 0.6]]
+        >>> losses.match_anchors(anchors=anchors, boxes=[[[0.0, 0.0, 0.5, 0.5]]]).numpy().tolist()
+        [[0, -1, 0]]
+    """
+    owner = "match_anchors"
+    high = _checks.number(owner, "positive_overlap", positive_overlap, above=0.0, high=1.0)
+    low = _checks.number(owner, "negative_overlap", negative_overlap, low=0.0, high=high)
+    anchors, boxes = float32(anchors), float32(boxes)
+    if len(anchors.shape) != 2 or len(boxes.shape) != 3 or anchors.shape[-1] != 4 or boxes.shape[-1] != 4:
+        got = f"shapes {tuple(anchors.shape)} and {tuple(boxes.shape)}"
+        raise _checks.error(owner, "anchors (anchors, 4) and boxes (batch, boxes, 4)", got)
+    if boxes.shape[1] == 0:
+        return ops.full((ops.shape(boxes)[0], anchors.shape[0]), -1, dtype="int32")
+    overlap = box_overlaps(boxes=anchors[None], others=boxes)  # (batch, anchors, boxes)
+    best = ops.cast(ops.argmax(overlap, axis=-1), "int32")
+    most = ops.max(overlap, axis=-1)
+    found = ops.where(most >= high, best, ops.where(most < low, -1, -2))
+    if not force_match:
+        return found
+    anchor = ops.argmax(overlap, axis=1)  # (batch, boxes)
+    mine = ops.equal(ops.arange(anchors.shape[0])[None, :, None], ops.cast(anchor, "int32")[:, None, :])
+    mine = ops.logical_and(mine, (ops.max(overlap, axis=1) > 0.0)[:, None, :])
+    return ops.where(ops.any(mine, axis=-1), ops.cast(ops.argmax(ops.cast(mine, "int32"), axis=-1), "int32"), found)
