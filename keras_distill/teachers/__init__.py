@@ -2,6 +2,7 @@
 
 from keras_distill.teachers._base import Preprocessed, Single, StoredTeacherError, Teacher, as_teacher
 from keras_distill.teachers._calibrated import Calibrated
+from keras_distill.teachers._clusters import ClusterTargets
 from keras_distill.teachers._combine import (
     Combine,
     ConfidenceWeighted,
@@ -19,6 +20,7 @@ from keras_distill.teachers._gate import LearnedGate
 from keras_distill.teachers._indexed import Indexed
 from keras_distill.teachers._members import Members
 from keras_distill.teachers._monte_carlo import MonteCarloDropout
+from keras_distill.teachers._order import RankTargets, SortedDifferences
 from keras_distill.teachers._snapshot import Snapshot
 from keras_distill.teachers.foreign import Foreign, from_callable, from_litert, from_onnx, from_saved_model
 from keras_distill.teachers.store import Stored, StoreProblem, label, label_with_ray, repair, verify
@@ -26,6 +28,7 @@ from keras_distill.teachers.store import Stored, StoreProblem, label, label_with
 __all__ = [
     "Agreement",
     "Calibrated",
+    "ClusterTargets",
     "Combine",
     "ConfidenceWeighted",
     "Ensemble",
@@ -41,8 +44,10 @@ __all__ = [
     "Members",
     "MonteCarloDropout",
     "Preprocessed",
+    "RankTargets",
     "Single",
     "Snapshot",
+    "SortedDifferences",
     "Stochastic",
     "StoreProblem",
     "Stored",
