@@ -25,6 +25,7 @@ from keras_distill.metrics._agreement import (
 from keras_distill.metrics._bins import ReliabilityBins
 from keras_distill.metrics._calibration import ExpectedCalibrationError, expected_calibration_error, reliability_bins
 from keras_distill.metrics._classwise import ClasswiseCalibrationError, classwise_calibration_error
+from keras_distill.metrics._decoding import Hypothesis, ctc_beam_decode, ctc_greedy_decode
 from keras_distill.metrics._decomposition import BrierComponent, BrierDecomposition, brier_decomposition
 from keras_distill.metrics._detection import (
     DetectionAUPR,
@@ -34,6 +35,7 @@ from keras_distill.metrics._detection import (
     average_precision,
     fpr_at_recall,
 )
+from keras_distill.metrics._error_rates import TokenErrorRate, character_error_rate, edit_distance, word_error_rate
 from keras_distill.metrics._histogram import uncertainty_score
 from keras_distill.metrics._regression import (
     VarianceParts,
@@ -56,6 +58,7 @@ from keras_distill.metrics._selective import (
     PredictionRejectionRatio,
     RiskAtCoverage,
 )
+from keras_distill.metrics._spans import SpanConfidences, span_calibration_error, span_confidences, span_f1
 from keras_distill.metrics._uncertainty import (
     MeanUncertainty,
     Uncertainty,
@@ -78,6 +81,7 @@ __all__ = [
     "DetectionFPR",
     "ExpectedCalibrationError",
     "FailureAUROC",
+    "Hypothesis",
     "MaximumMeanCalibrationError",
     "MeanUncertainty",
     "NegativeLogLikelihood",
@@ -85,7 +89,9 @@ __all__ = [
     "RankCorrelation",
     "ReliabilityBins",
     "RiskAtCoverage",
+    "SpanConfidences",
     "TeacherKL",
+    "TokenErrorRate",
     "TopKAgreement",
     "Uncertainty",
     "VarianceParts",
@@ -97,10 +103,14 @@ __all__ = [
     "average_precision",
     "brier_decomposition",
     "brier_score",
+    "character_error_rate",
     "classwise_calibration_error",
     "coverage_at_risk",
+    "ctc_beam_decode",
+    "ctc_greedy_decode",
     "dirichlet_entropy",
     "dirichlet_uncertainty",
+    "edit_distance",
     "ensemble_uncertainty",
     "expected_calibration_error",
     "fpr_at_recall",
@@ -114,7 +124,11 @@ __all__ = [
     "reliability_bins",
     "risk_at_coverage",
     "risk_coverage_curve",
+    "span_calibration_error",
+    "span_confidences",
+    "span_f1",
     "teacher_kl",
     "top_k_agreement",
     "uncertainty_score",
+    "word_error_rate",
 ]

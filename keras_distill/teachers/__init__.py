@@ -20,6 +20,7 @@ from keras_distill.teachers._gate import LearnedGate
 from keras_distill.teachers._indexed import Indexed
 from keras_distill.teachers._members import Members
 from keras_distill.teachers._monte_carlo import MonteCarloDropout
+from keras_distill.teachers._n_best import NBest, n_best
 from keras_distill.teachers._order import RankTargets, SortedDifferences
 from keras_distill.teachers._snapshot import Snapshot
 from keras_distill.teachers.foreign import Foreign, from_callable, from_litert, from_onnx, from_saved_model
@@ -43,6 +44,7 @@ __all__ = [
     "MeanProbs",
     "Members",
     "MonteCarloDropout",
+    "NBest",
     "Preprocessed",
     "RankTargets",
     "Single",
@@ -62,6 +64,7 @@ __all__ = [
     "from_saved_model",
     "label",
     "label_with_ray",
+    "n_best",
     "repair",
     "verify",
 ]
