@@ -1,0 +1,1 @@
+"""Losses on sequences: alignments of CTC, tags of a linear chain, tokens."""

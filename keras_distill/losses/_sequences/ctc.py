@@ -1,0 +1,235 @@
+"""Connectionist temporal classification, exact for logits of any size, and for masks of any form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_distill import _checks
+from keras_distill.losses import _common
+from keras_distill.losses._sequences.base import SequenceLoss
+
+NEVER = -1e30  # stands for log 0: its sums stay finite, so that no difference of infinities becomes NaN
+
+
+def ctc(*, labels: Any, logits: Any, mask: Any = None, blank: int = 0) -> Any:
+    """Negative log-likelihood of label sequences without an alignment, summed over all alignments (CTC).
+
+    Choose it for speech and handwriting, where the labels are in order but nobody says at which frame. It differs from
+    ``keras.losses.CTC``: a mask on the logits is understood, logits of 1e4 are exact, and labels that do not fit into
+    the frames are an error and not a large number. Cost: two loops over the frames.
+
+    Formula: -log sum_a prod_t q_t(a_t) over all paths a that give the labels when repeats are merged and blanks dropped,
+    q = softmax(logits).
+
+    Args:
+        labels: (batch, labels), integers from 0 to classes - 1. ``blank`` and every negative number are padding.
+        logits: (batch, frames, classes), float.
+        mask: (batch, frames) bool or None. Masked frames are left out, wherever they stand.
+        blank: the class that means "no label".
+
+    Returns:
+        (batch,), float32, nats. Labels that cannot be aligned (more labels and repeats than frames) give inf and no
+        gradient where they are known only inside a graph.
+
+    Raises:
+        ValueError: if the shapes do not fit, or, where the values are known, if a label is outside the classes or labels
+            are longer than their frames.
+
+    Example:
+        >>> import numpy as np
+        >>> from keras_distill import losses
+        >>> logits = np.zeros((1, 2, 2), "float32")  # of the 4 paths, (1, 1), (0, 1) and (1, 0) say "1"
+        >>> round(float(losses.ctc(labels=[[1]], logits=logits)[0]), 4)  # -log(3 / 4)
+        0.2877
+
+    Reference:
+        Graves et al., "Connectionist Temporal Classification: Labelling Unsegmented Sequence Data with Recurrent Neural
+        Networks", ICML 2006, section 4. Differs: nothing.
+    """
+    return _ctc("ctc", labels, logits, mask, blank)
+
+
+def _ctc(owner: str, labels: Any, logits: Any, mask: Any, blank: int) -> Any:
+    labels, logits, mask = checked(owner, labels, logits, mask, blank)
+    return negative_log_likelihood(labels, logits, mask, blank)
+
+
+def checked(owner: str, labels: Any, logits: Any, mask: Any, blank: int) -> tuple[Any, Any, Any]:
+    """Return int32 labels, float32 logits and the mask, or raise the error that says what does not fit."""
+    logits, labels = _common.float32(logits), ops.convert_to_tensor(labels)
+    shapes = f"{tuple(labels.shape)} and {tuple(logits.shape)}"
+    if len(logits.shape) != 3:
+        raise _checks.error(owner, "logits of shape (batch, frames, classes)", str(tuple(logits.shape)))
+    advice = "Pad labels with 0 or -1 to one length"
+    if len(labels.shape) != 2 or None not in (labels.shape[0], logits.shape[0]) and labels.shape[0] != logits.shape[0]:
+        raise _checks.error(owner, "labels of shape (batch, labels) for logits (batch, frames, classes)", shapes, advice)
+    mask = _common.check_mask(owner, mask, logits)
+    classes = logits.shape[-1]
+    if not 0 <= blank < (classes or blank + 1):
+        raise _checks.error(owner, f"blank from 0 to {classes - 1}", blank)
+    known = _common.concrete(labels)
+    if known is not None and classes is not None:
+        _check_known(owner, known, None if mask is None else _common.concrete(mask), logits.shape, blank)
+    return ops.cast(labels, "int32"), logits, mask
+
+
+def _check_known(owner: str, labels: np.ndarray, mask: np.ndarray | None, shape: Any, blank: int) -> None:
+    classes = shape[-1]
+    if labels.size and labels.max() >= classes:
+        advice = "The blank is one of the classes: a model for n labels has n + 1 outputs"
+        raise _checks.error(owner, f"labels from 0 to {classes - 1}, negative ones as padding", int(labels.max()), advice)
+    if shape[1] is None:
+        return
+    frames = np.full(len(labels), shape[1]) if mask is None else mask.sum(axis=1)
+    for row, available in zip(labels, frames, strict=True):
+        needed = frames_needed(row, blank)
+        if needed > available:
+            advice = "Drop the example, shorten its labels or reduce the subsampling of the model"
+            expected = f"at least {needed} frames for the labels {row[(row >= 0) & (row != blank)].tolist()}"
+            raise _checks.error(owner, expected, f"{int(available)}", advice)
+
+
+def frames_needed(labels: Any, blank: int = 0) -> int:
+    """Return the least number of frames that can carry ``labels``: one per label, and one blank between equal ones."""
+    row = np.asarray(labels)
+    row = row[(row >= 0) & (row != blank)]
+    return int(len(row) + np.sum(row[1:] == row[:-1]))
+
+
+def negative_log_likelihood(labels: Any, logits: Any, mask: Any, blank: int) -> Any:
+    """Return CTC's loss, (batch,), of checked arguments. Its gradient comes from the posterior of the alignments."""
+    states, exists, skips, last = _states(labels, blank)
+    log_q = ops.log_softmax(_common.clean(logits, mask), axis=-1)
+    classes = ops.shape(log_q)[-1]
+    index = ops.broadcast_to(ops.minimum(states, classes - 1)[:, None, :], (*ops.shape(log_q)[:2], ops.shape(states)[1]))
+    # A label outside the classes can never be emitted: the value is inf, not that of another label.
+    allowed = ops.logical_and(exists, states < classes)[:, None, :]
+    emitted = ops.where(allowed, ops.take_along_axis(log_q, index, axis=-1), NEVER)
+    held = ops.maximum(ops.stop_gradient(emitted), NEVER)
+    kept = ops.ones_like(held[:, :, 0], dtype="bool") if mask is None else mask
+    forward = _scan(held, kept, skips, last, backward=False)
+    backward = _scan(held, kept, skips, last, backward=True)
+    total = _logsumexp(ops.where(last, forward[:, -1], NEVER))
+    possible = total > NEVER / 2
+    occupied = ops.exp(ops.minimum(forward + backward - total[:, None, None], 0.0))
+    occupied = ops.where(ops.logical_and(kept, possible[:, None])[..., None], occupied, 0.0)
+    # The gradient to the log-probabilities is minus the posterior of the states (Graves' eq. 15).
+    path = ops.sum(ops.where(occupied > 0.0, ops.stop_gradient(occupied) * emitted, 0.0), axis=(1, 2))
+    return ops.where(possible, -total, np.inf) - (path - ops.stop_gradient(path))
+
+
+def _states(labels: Any, blank: int) -> tuple[Any, Any, Any, Any]:
+    """Return the states blank, label, blank, label, ..., blank of each sequence, and what may follow what.
+
+    Returns:
+        states: (batch, states), the class of each; exists: which belong to the sequence; skips: where the blank before
+        may be left out; last: where a path may end.
+    """
+    labels = ops.pad(labels, ((0, 0), (0, 1)), constant_values=-1)  # room for the last blank, also without any label
+    real = ops.logical_and(labels >= 0, labels != blank)
+    position = ops.cumsum(ops.cast(real, "int32"), axis=1) - 1  # padding may stand anywhere
+    slots = ops.arange(ops.shape(labels)[1], dtype="int32")
+    chosen = ops.logical_and(real[:, :, None], position[:, :, None] == slots)
+    packed = ops.sum(ops.where(chosen, labels[:, :, None], 0), axis=1)
+    count = ops.sum(ops.cast(real, "int32"), axis=1)[:, None]
+    packed = ops.where(slots < count, packed, blank)
+    woven = ops.stack([ops.full_like(packed, blank), packed], axis=-1)
+    states = ops.reshape(woven, (ops.shape(packed)[0], 2 * ops.shape(packed)[1]))
+    number = ops.arange(ops.shape(states)[1], dtype="int32")
+    exists = number <= 2 * count
+    before = ops.concatenate([ops.full_like(states[:, :2], blank), states[:, :-2]], axis=1)
+    skips = ops.logical_and(ops.logical_and(states != blank, states != before), exists)
+    last = ops.logical_and(number >= 2 * count - 1, exists)
+    return states, exists, skips, last
+
+
+def _shifted(x: Any, by: int) -> Any:
+    """Return ``x`` moved by ``by`` states, NEVER where nothing comes from."""
+    edge = ops.full_like(x[:, : abs(by)], NEVER)
+    return ops.concatenate([edge, x[:, :-by]] if by > 0 else [x[:, -by:], edge], axis=1)
+
+
+def _logsumexp(x: Any, axis: int = -1) -> Any:
+    greatest = ops.max(x, axis=axis, keepdims=True)
+    return ops.squeeze(greatest, axis) + ops.log(ops.sum(ops.exp(x - greatest), axis=axis))
+
+
+def _scan(emitted: Any, kept: Any, skips: Any, last: Any, *, backward: bool) -> Any:
+    """Return log-probabilities of all beginnings that end in a state, or of all ends that follow it.
+
+    Args:
+        emitted: (batch, frames, states), log-probability of the state's class.
+        kept: (batch, frames) bool; other frames are passed over.
+        skips: (batch, states) bool.
+        last: (batch, states) bool.
+        backward: False: frame t is included; True: only what comes after t.
+
+    Returns:
+        (batch, frames, states).
+    """
+    time_first = ops.transpose(emitted, (1, 0, 2)), ops.transpose(kept, (1, 0))
+    started = ops.zeros_like(kept[:, 0])
+    zero = ops.zeros_like(emitted[:, 0])
+    number = ops.arange(ops.shape(emitted)[2], dtype="int32")
+    skipped_to = ops.concatenate([skips[:, 2:], ops.zeros_like(skips[:, :2])], axis=1)
+
+    def forward_step(carry: Any, now: Any) -> Any:
+        alpha, begun = carry
+        emission, keep = now
+        skip = ops.where(skips, _shifted(alpha, 2), NEVER)
+        come = _logsumexp(ops.stack([alpha, _shifted(alpha, 1), skip], axis=-1))
+        first = ops.where(number < 2, zero, NEVER)
+        come = ops.maximum(ops.where(begun[:, None], come, first) + emission, NEVER)
+        alpha = ops.where(keep[:, None], come, alpha)
+        begun = ops.logical_or(begun, keep)
+        return (alpha, begun), (alpha, begun)
+
+    def backward_step(carry: Any, now: Any) -> Any:
+        beta, begun = carry  # what comes from the next frame on, its emission included
+        emission, keep = now
+        follow = ops.where(skipped_to, _shifted(beta, -2), NEVER)
+        come = _logsumexp(ops.stack([beta, _shifted(beta, -1), follow], axis=-1))
+        after = ops.maximum(ops.where(begun[:, None], come, ops.where(last, zero, NEVER)), NEVER)
+        beta = ops.where(keep[:, None], ops.maximum(after + emission, NEVER), beta)
+        begun = ops.logical_or(begun, keep)
+        return (beta, begun), (after, begun)
+
+    step = backward_step if backward else forward_step
+    # Keras' scan for TensorFlow returns a stack for each part of the carry.
+    _, (stacked, _) = ops.scan(step, (ops.where(number < 0, zero, NEVER), started), time_first, reverse=backward)
+    return ops.transpose(stacked, (1, 0, 2))
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class Ctc(SequenceLoss):
+    """Class twin of ``ctc``: a supervised loss for ``compile`` that understands the mask on the model's output.
+
+    Args:
+        blank: the class that means "no label"; see ``ctc``.
+        reduction: as in ``keras.losses.Loss``: a mean over sequences by default.
+        name: as in ``keras.losses.Loss``.
+
+    Example:
+        >>> import numpy as np
+        >>> from keras_distill import losses
+        >>> round(float(losses.Ctc()(np.array([[1, -1]]), np.zeros((1, 2, 2), "float32"))), 4)
+        0.2877
+    """
+
+    def __init__(self, blank: int = 0, reduction: str | None = "sum_over_batch_size", name: str | None = "ctc") -> None:
+        super().__init__(reduction=reduction, name=name)
+        self.blank = _checks.integer("Ctc", "blank", blank, low=0)
+
+    def values(
+        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
+    ) -> Any:
+        """Return ``ctc`` of each sequence; the labels are the first argument, as for every supervised loss."""
+        return _ctc("Ctc", teacher_logits, student_logits, mask, self.blank)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {**super().get_config(), "blank": self.blank}
