@@ -131,6 +131,9 @@ from keras_distill.losses._regression.targets import (
     gaussian_kl,
     regression_matching,
 )
+from keras_distill.losses._sequences.ctc import Ctc, ctc
+from keras_distill.losses._sequences.frames import FrameSoftTargets, GuidedCtc, frame_soft_targets, guided_ctc
+from keras_distill.losses._sequences.hypotheses import NBestCtc, n_best_ctc
 
 __all__ = [
     "ActivationBoundaries",
@@ -143,6 +146,7 @@ __all__ = [
     "ClassCorrelation",
     "ContrastiveRepresentation",
     "CorrelationCongruence",
+    "Ctc",
     "DecoupledSoftTargets",
     "DirichletDistillation",
     "EdgeDistributions",
@@ -152,9 +156,11 @@ __all__ = [
     "EvidentialRegression",
     "FactorTransfer",
     "FeatureLoss",
+    "FrameSoftTargets",
     "GaussianKL",
     "GaussianLikelihood",
     "GaussianMixture",
+    "GuidedCtc",
     "HardTargets",
     "HiddenStates",
     "HierarchicalContext",
@@ -165,6 +171,7 @@ __all__ = [
     "MarginRelu",
     "MemberSoftTargets",
     "MisleadingEvidence",
+    "NBestCtc",
     "NeuronSelectivity",
     "NormalInverseGamma",
     "NormalizedFeatures",
@@ -202,6 +209,7 @@ __all__ = [
     "contrastive_noise",
     "contrastive_representation",
     "correlation_congruence",
+    "ctc",
     "decoupled_soft_targets",
     "dirichlet_distillation",
     "edge_distributions",
@@ -210,11 +218,13 @@ __all__ = [
     "evidential_regression",
     "factor_transfer",
     "foreground_features",
+    "frame_soft_targets",
     "from_top_k",
     "gaussian_kl",
     "gaussian_likelihood",
     "gaussian_mixture",
     "gaussian_moments",
+    "guided_ctc",
     "hard_targets",
     "hidden_states",
     "hierarchical_context",
@@ -226,6 +236,7 @@ __all__ = [
     "match_anchors",
     "member_soft_targets",
     "misleading_evidence",
+    "n_best_ctc",
     "negative_mean",
     "neuron_selectivity",
     "normal_inverse_gamma",

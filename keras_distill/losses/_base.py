@@ -18,12 +18,14 @@ class LogitsLoss(keras.losses.Loss):
         needs_batch: True where the result is one scalar for the whole (local) batch.
         needs_members: True where ``teacher_logits`` are the members of an ensemble, (batch, members, classes).
         same_outputs: False where teacher's and student's last axes are not the same things, so may differ in size.
+        uses_mask: True where ``values`` needs the mask itself, because it gives one value per sequence.
     """
 
     needs_labels = False
     needs_batch = False
     needs_members = False
     same_outputs = True
+    uses_mask = False
 
     def values(
         self,

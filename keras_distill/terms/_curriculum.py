@@ -93,11 +93,11 @@ class _OwnTemperature(LogitsDistillation, abc.ABC):
     def _temperatures(self, teacher: Any, student: Any) -> Any:
         """Return (...,), one temperature for each row of logits, or () for all."""
 
-    def _compare(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
+    def _compare(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any = None) -> Any:
         standardize = losses_room.standardize_logits if self.standardize else _as_it_is
         found = self._temperatures(standardize(teacher), standardize(student))
         self._seen.update_state(found)
-        return super()._compare(loss, teacher, student, found, labels)
+        return super()._compare(loss, teacher, student, found, labels, mask)
 
     def _members(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
         """Combine several teachers at temperature 1 first: theirs depends on what they say together."""

@@ -260,21 +260,23 @@ class LogitsDistillation(DistillationLoss):
         owner = type(self).__name__
         if not keras.tree.is_nested(student_outputs):
             loss, setting = flat_with_none(self.loss)[0], flat_with_none(self._spec["temperatures"])[0]
-            return self._one(loss, teacher_outputs, student_outputs, setting.tensor, labels)
+            return self._one(loss, teacher_outputs, student_outputs, setting.tensor, labels, mask)
         students = keras.tree.flatten(student_outputs)
         losses = self.loss if not is_leaf(self.loss) else [self.loss] * len(students)
         settings = self._spec["temperatures"]
         settings = settings if not is_leaf(settings) else [settings] * len(students)
         flat_labels = keras.tree.flatten(labels) if labels is not None else []
         flat_labels = flat_labels if len(flat_labels) == len(students) else [None] * len(students)
+        masks = mask if isinstance(mask, list) else [None] * len(students)
         return [
-            None if loss is None else self._one(loss, teacher, student, setting.tensor, label)
-            for loss, setting, teacher, student, label in zip(
+            None if loss is None else self._one(loss, teacher, student, setting.tensor, label, each_mask)
+            for loss, setting, teacher, student, label, each_mask in zip(
                 flat_as(losses, student_outputs, owner, "loss"),
                 flat_as(settings, student_outputs, owner, "temperature"),
                 keras.tree.flatten(teacher_outputs),
                 students,
                 flat_labels,
+                masks,
                 strict=True,
             )
         ]
@@ -283,16 +285,20 @@ class LogitsDistillation(DistillationLoss):
         tensor = ops.cast(tensor, "float32")
         return tensor if self.from_logits else ops.log(ops.maximum(tensor, _SMALLEST_PROBABILITY))
 
-    def _one(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
+    def _one(
+        self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any = None
+    ) -> Any:
         if isinstance(teacher, teachers.Members):
-            return self._members(loss, teacher, student, temperature, labels)
+            return self._members(loss, teacher, student, temperature, labels, mask)
         self._check_classes(loss, teacher.shape[-1], student.shape[-1])
         teacher, student = self._logits(teacher), self._logits(student)
         if self.class_map is not None:
             teacher = losses_room.select_classes(teacher, self.class_map)
-        return self._compare(loss, teacher, student, temperature, labels)
+        return self._compare(loss, teacher, student, temperature, labels, mask)
 
-    def _compare(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
+    def _compare(
+        self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any = None
+    ) -> Any:
         if loss.needs_labels and labels is None:
             raise error(type(self).__name__, f"labels (y), which {type(loss).__name__} needs", "None")
         if loss.needs_members:
@@ -300,9 +306,13 @@ class LogitsDistillation(DistillationLoss):
             raise error(type(self).__name__, f"a teacher of several members for {type(loss).__name__}", "one", advice)
         if self.standardize:
             teacher, student = losses_room.standardize_logits(teacher), losses_room.standardize_logits(student)
-        return loss.values(teacher, student, temperature=temperature, labels=labels)
+        # Other losses give a value per position, and the mean over positions leaves out the masked ones.
+        own = {"mask": mask} if loss.uses_mask else {}
+        return loss.values(teacher, student, temperature=temperature, labels=labels, **own)
 
-    def _members(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
+    def _members(
+        self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any = None
+    ) -> Any:
         """Compare with many teachers: their combined distribution, or each of them where the rule says so."""
         self._check_classes(loss, teacher.members.shape[-1], student.shape[-1])
         student = self._logits(student)
@@ -312,12 +322,12 @@ class LogitsDistillation(DistillationLoss):
             return loss.values(teacher.members, student, temperature=temperature, labels=labels)
         if teacher.per_member:
             parts = [
-                weight * self._compare(loss, logits, student, temperature, labels)
+                weight * self._compare(loss, logits, student, temperature, labels, mask)
                 for logits, weight in teacher.weighted_members(temperature, labels=labels, student_logits=student)
             ]
             return ops.sum(ops.stack(parts), axis=0)
         combined = teacher.resolve(temperature, labels=labels, student_logits=student)
-        return self._compare(loss, combined, student, temperature, labels)
+        return self._compare(loss, combined, student, temperature, labels, mask)
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs to make this term again."""

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill import _checks
-from keras_distill.losses import _common
+from keras_distill.losses._numerics import arguments
 from keras_distill.losses._sequences.base import SequenceLoss
 
 NEVER = -1e30  # stands for log 0: its sums stay finite, so that no difference of infinities becomes NaN
@@ -22,8 +22,8 @@ def ctc(*, labels: Any, logits: Any, mask: Any = None, blank: int = 0) -> Any:
     ``keras.losses.CTC``: a mask on the logits is understood, logits of 1e4 are exact, and labels that do not fit into
     the frames are an error and not a large number. Cost: two loops over the frames.
 
-    Formula: -log sum_a prod_t q_t(a_t) over all paths a that give the labels when repeats are merged and blanks dropped,
-    q = softmax(logits).
+    Formula: -log sum_a prod_t q_t(a_t) over the paths a that give the labels when repeats are merged and blanks
+    dropped, q = softmax(logits).
 
     Args:
         labels: (batch, labels), integers from 0 to classes - 1. ``blank`` and every negative number are padding.
@@ -36,8 +36,8 @@ def ctc(*, labels: Any, logits: Any, mask: Any = None, blank: int = 0) -> Any:
         gradient where they are known only inside a graph.
 
     Raises:
-        ValueError: if the shapes do not fit, or, where the values are known, if a label is outside the classes or labels
-            are longer than their frames.
+        ValueError: if the shapes do not fit, or, where the values are known, if a label is outside the classes or
+            labels are longer than their frames.
 
     Example:
         >>> import numpy as np
@@ -60,20 +60,24 @@ def _ctc(owner: str, labels: Any, logits: Any, mask: Any, blank: int) -> Any:
 
 def checked(owner: str, labels: Any, logits: Any, mask: Any, blank: int) -> tuple[Any, Any, Any]:
     """Return int32 labels, float32 logits and the mask, or raise the error that says what does not fit."""
-    logits, labels = _common.float32(logits), ops.convert_to_tensor(labels)
+    logits, labels = arguments.float32(logits), ops.convert_to_tensor(labels)
     shapes = f"{tuple(labels.shape)} and {tuple(logits.shape)}"
     if len(logits.shape) != 3:
         raise _checks.error(owner, "logits of shape (batch, frames, classes)", str(tuple(logits.shape)))
     advice = "Pad labels with 0 or -1 to one length"
-    if len(labels.shape) != 2 or None not in (labels.shape[0], logits.shape[0]) and labels.shape[0] != logits.shape[0]:
-        raise _checks.error(owner, "labels of shape (batch, labels) for logits (batch, frames, classes)", shapes, advice)
-    mask = _common.check_mask(owner, mask, logits)
+    if len(labels.shape) != 2 or (
+        None not in (labels.shape[0], logits.shape[0]) and labels.shape[0] != logits.shape[0]
+    ):
+        raise _checks.error(
+            owner, "labels of shape (batch, labels) for logits (batch, frames, classes)", shapes, advice
+        )
+    mask = arguments.check_mask(owner, mask, logits)
     classes = logits.shape[-1]
     if not 0 <= blank < (classes or blank + 1):
         raise _checks.error(owner, f"blank from 0 to {classes - 1}", blank)
-    known = _common.concrete(labels)
+    known = arguments.concrete(labels)
     if known is not None and classes is not None:
-        _check_known(owner, known, None if mask is None else _common.concrete(mask), logits.shape, blank)
+        _check_known(owner, known, None if mask is None else arguments.concrete(mask), logits.shape, blank)
     return ops.cast(labels, "int32"), logits, mask
 
 
@@ -81,7 +85,9 @@ def _check_known(owner: str, labels: np.ndarray, mask: np.ndarray | None, shape:
     classes = shape[-1]
     if labels.size and labels.max() >= classes:
         advice = "The blank is one of the classes: a model for n labels has n + 1 outputs"
-        raise _checks.error(owner, f"labels from 0 to {classes - 1}, negative ones as padding", int(labels.max()), advice)
+        raise _checks.error(
+            owner, f"labels from 0 to {classes - 1}, negative ones as padding", int(labels.max()), advice
+        )
     if shape[1] is None:
         return
     frames = np.full(len(labels), shape[1]) if mask is None else mask.sum(axis=1)
@@ -103,9 +109,11 @@ def frames_needed(labels: Any, blank: int = 0) -> int:
 def negative_log_likelihood(labels: Any, logits: Any, mask: Any, blank: int) -> Any:
     """Return CTC's loss, (batch,), of checked arguments. Its gradient comes from the posterior of the alignments."""
     states, exists, skips, last = _states(labels, blank)
-    log_q = ops.log_softmax(_common.clean(logits, mask), axis=-1)
+    log_q = ops.log_softmax(arguments.clean(logits, mask), axis=-1)
     classes = ops.shape(log_q)[-1]
-    index = ops.broadcast_to(ops.minimum(states, classes - 1)[:, None, :], (*ops.shape(log_q)[:2], ops.shape(states)[1]))
+    index = ops.broadcast_to(
+        ops.minimum(states, classes - 1)[:, None, :], (*ops.shape(log_q)[:2], ops.shape(states)[1])
+    )
     # A label outside the classes can never be emitted: the value is inf, not that of another label.
     allowed = ops.logical_and(exists, states < classes)[:, None, :]
     emitted = ops.where(allowed, ops.take_along_axis(log_q, index, axis=-1), NEVER)

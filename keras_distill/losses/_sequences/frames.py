@@ -8,9 +8,9 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
-from keras_distill.losses import _common
+from keras_distill.losses._logits.soft_targets import soft_targets
+from keras_distill.losses._numerics import arguments
 from keras_distill.losses._sequences.base import SequenceLoss
-from keras_distill.losses._soft_targets import soft_targets
 
 KEEP = ("all", "without_blanks", "around_spikes")
 
@@ -26,7 +26,7 @@ def frame_soft_targets(
     blank_threshold: float = 0.9,
     neighbours: int = 1,
 ) -> Any:
-    """Soft targets frame by frame for CTC models, with a choice of what to do with blanks (frame-level CTC distillation).
+    """Soft targets frame by frame for CTC models, with a choice of what to do with blanks (frame-level CTC KD).
 
     Choose it where teacher and student emit their labels at the same frames: same subsampling and family, a student
     initialised from the teacher, or both trained with ``guided_ctc``. Most frames say "blank"; ``keep`` decides whether
@@ -62,8 +62,8 @@ def frame_soft_targets(
         0.1438
 
     Reference:
-        Takashima, Li, Kawai, "An Investigation of a Knowledge Distillation Method for CTC Acoustic Models", ICASSP 2018;
-        Hilmes et al. on blanks in CTC distillation, 2025. Differs: a mean over kept frames, not over all.
+        Takashima, Li, Kawai, "An Investigation of a Knowledge Distillation Method for CTC Acoustic Models", ICASSP
+        2018; Hilmes et al. on blanks in CTC distillation, 2025. Differs: a mean over kept frames, not over all.
     """
     return _frame_soft_targets(
         "frame_soft_targets",
@@ -85,12 +85,12 @@ def _options(owner: str, blank: int, keep: str, blank_threshold: float, neighbou
 
 
 def _sequences(owner: str, teacher: Any, student: Any, mask: Any, blank: int) -> tuple[Any, Any, Any]:
-    teacher, student = _common.check_pair(owner, teacher, student)
+    teacher, student = arguments.check_pair(owner, teacher, student)
     if len(student.shape) != 3:
         raise _checks.error(owner, "logits of shape (batch, frames, classes)", str(tuple(student.shape)))
     if student.shape[-1] is not None and blank >= student.shape[-1]:
         raise _checks.error(owner, f"blank from 0 to {student.shape[-1] - 1}", blank)
-    mask = _common.check_mask(owner, mask, student)
+    mask = arguments.check_mask(owner, mask, student)
     return teacher, student, ops.ones_like(student[..., 0], dtype="bool") if mask is None else mask
 
 
@@ -107,14 +107,16 @@ def _frame_soft_targets(
 ) -> Any:
     teacher, student, kept = _sequences(owner, teacher, student, mask, blank)
     if keep == "without_blanks":
-        blank_probability = ops.softmax(_common.clean(teacher, kept), axis=-1)[..., blank]
+        blank_probability = ops.softmax(arguments.clean(teacher, kept), axis=-1)[..., blank]
         kept = ops.logical_and(kept, blank_probability <= blank_threshold)
     elif keep == "around_spikes":
         spikes = ops.logical_and(kept, ops.argmax(teacher, axis=-1) != blank)
         kept = ops.logical_and(kept, _widened(spikes, neighbours))
     # The mask of `soft_targets` scales by positions / kept; the mean per sequence is taken here.
     values = soft_targets(
-        teacher_logits=_common.clean(teacher, kept), student_logits=_common.clean(student, kept), temperature=temperature
+        teacher_logits=arguments.clean(teacher, kept),
+        student_logits=arguments.clean(student, kept),
+        temperature=temperature,
     )
     weight = ops.cast(kept, "float32")
     return ops.sum(ops.where(kept, values, 0.0), axis=1) / ops.maximum(ops.sum(weight, axis=1), 1.0)
@@ -213,7 +215,7 @@ def _guided_ctc(owner: str, teacher: Any, student: Any, mask: Any, blank: int) -
     teacher, student, kept = _sequences(owner, teacher, student, mask, blank)
     best = ops.argmax(teacher, axis=-1)
     spikes = ops.logical_and(kept, best != blank)
-    probability = ops.softmax(_common.clean(student, spikes), axis=-1)
+    probability = ops.softmax(arguments.clean(student, spikes), axis=-1)
     chosen = ops.take_along_axis(probability, best[..., None], axis=-1)[..., 0]
     return -ops.sum(ops.where(spikes, chosen, 0.0), axis=1)
 

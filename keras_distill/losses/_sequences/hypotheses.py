@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
-from keras_distill.losses import _common
+from keras_distill.losses._numerics import arguments
 from keras_distill.losses._sequences.base import SequenceLoss
 from keras_distill.losses._sequences.ctc import checked, negative_log_likelihood
 
@@ -23,7 +23,7 @@ def n_best_ctc(*, hypotheses: Any, weights: Any, logits: Any, mask: Any = None, 
 
     Args:
         hypotheses: (batch, hypotheses, labels), integers; ``blank`` and negative numbers are padding.
-        weights: (batch, hypotheses), float, >= 0: the teacher's posteriors, renormalised. Weight 0 removes a hypothesis.
+        weights: (batch, hypotheses), float, >= 0: the teacher's posteriors, renormalised. 0 removes a hypothesis.
         logits: the student's, (batch, frames, classes), float.
         mask: (batch, frames) bool or None.
         blank: the class that means "no label".
@@ -50,8 +50,8 @@ def n_best_ctc(*, hypotheses: Any, weights: Any, logits: Any, mask: Any = None, 
 
 
 def _n_best_ctc(owner: str, hypotheses: Any, weights: Any, logits: Any, mask: Any, blank: int) -> Any:
-    hypotheses, weights = ops.convert_to_tensor(hypotheses), _common.float32(weights)
-    logits = _common.float32(logits)
+    hypotheses, weights = ops.convert_to_tensor(hypotheses), arguments.float32(weights)
+    logits = arguments.float32(logits)
     fits = len(hypotheses.shape) == 3 and tuple(hypotheses.shape[:2]) == tuple(weights.shape)
     if not fits:
         expected = "hypotheses of shape (batch, hypotheses, labels) and weights (batch, hypotheses)"
@@ -92,10 +92,12 @@ class NBestCtc(SequenceLoss):
         self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
     ) -> Any:
         """Return ``n_best_ctc``; the first argument is (batch, hypotheses, 1 + labels): a weight, then the labels."""
-        packed = _common.float32(teacher_logits)
+        packed = arguments.float32(teacher_logits)
         if len(packed.shape) != 3:
             advice = "Give y=teachers.n_best(...).packed()"
-            raise _checks.error("NBestCtc", "y of shape (batch, hypotheses, 1 + labels)", str(tuple(packed.shape)), advice)
+            raise _checks.error(
+                "NBestCtc", "y of shape (batch, hypotheses, 1 + labels)", str(tuple(packed.shape)), advice
+            )
         hypotheses = ops.cast(ops.round(packed[..., 1:]), "int32")
         return _n_best_ctc("NBestCtc", hypotheses, packed[..., 0], student_logits, mask, self.blank)
 
