@@ -62,7 +62,7 @@ KEPT = np.array([[True] * FRAMES, [True] * 5 + [False] * 2, [False, True, True, 
 
 
 def total_and_gradient(row, student, mask=None, weights=1.0):
-    student = tf.constant(student)
+    student = tf.convert_to_tensor(student)
     with tf.GradientTape() as tape:
         tape.watch(student)
         total = tf.reduce_sum(row.loss.values(row.first, student, mask=mask) * weights)
