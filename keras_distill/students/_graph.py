@@ -1,0 +1,202 @@
+"""A Keras graph, node by node: run it on other values than tensors, or build it anew with some layers replaced."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_distill._checks import error
+
+#: ``visit(path, node, args, kwargs) -> results``, one for each output of the node.
+Visit = Callable[[str, Any, Any, Any], Sequence[Any]]
+
+
+@functools.cache
+def _functional_class() -> type:
+    tensor = keras.Input((1,))
+    return type(keras.Model(tensor, tensor))
+
+
+def graph_of(model: Any) -> Any:
+    """Return the Functional model behind a Functional or Sequential model, or None if it has no graph of its own."""
+    functional = _functional_class()
+    if isinstance(model, keras.Sequential):
+        return getattr(model, "_functional", None)
+    if isinstance(model, functional) and type(model).call is functional.call:
+        return model
+    return None
+
+
+def check_graph(owner: str, model: Any) -> None:
+    """Raise unless ``model`` is a built Functional or Sequential model with weights that is not quantised."""
+    if not isinstance(model, keras.Model):
+        raise error(owner, "a keras.Model", model)
+    if not model.built:
+        advice = "Call it once on a batch, or give it an Input"
+        raise error(owner, "a built model", f"{model.name!r}, which is not built", advice)
+    if graph_of(model) is None:
+        got = f"{model.name!r}, a subclassed model without a graph"
+        raise error(owner, "a Functional or Sequential model", got, "Write it with keras.Input and keras.Model")
+    if not model.weights:
+        raise error(owner, "a model with weights", f"{model.name!r}, which has none")
+    for layer in model._flatten_layers(include_self=False, recursive=True):
+        if getattr(layer, "quantization_mode", None) is not None:
+            got = f"{layer.name!r}, which is quantised already"
+            raise error(owner, "layers in floating point", got, "Begin with the float model")
+
+
+def run(model: Any, inputs: Sequence[Any], visit: Visit, prefix: str = "") -> list[Any]:
+    """Visit every node in topological order, handing on what ``visit`` returns.
+
+    Args:
+        model: a Functional or Sequential model.
+        inputs: one value for each of its inputs; of any type.
+        visit: receives the layer's path, the node, and its arguments with values in place of tensors.
+        prefix: put before each path.
+
+    Returns:
+        One value for each of the model's outputs.
+    """
+    graph = graph_of(model)
+    values = {id(tensor): value for tensor, value in zip(graph.inputs, inputs, strict=True)}
+    for node in nodes(graph):
+        args, kwargs = node.arguments.fill_in(values)
+        results = visit(f"{prefix}{node.operation.name}", node, args, kwargs)
+        values.update(zip(map(id, node.outputs), results, strict=True))
+    return [values[id(tensor)] for tensor in graph.outputs]
+
+
+def nodes(graph: Any) -> list[Any]:
+    """Return the nodes of a Functional model in topological order, inputs left out."""
+    by_depth = graph._nodes_by_depth
+    ordered = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+    return [node for node in ordered if node.operation is not None and not node.is_input]
+
+
+def flat(values: Any) -> list[Any]:
+    """Return results of a call as a flat list."""
+    return list(keras.tree.flatten(values))
+
+
+def call(operation: Any, args: Any, kwargs: Any) -> list[Any]:
+    """Call a layer or operation as its node did."""
+    return flat(operation(*args, **kwargs))
+
+
+def run_arrays(model: Any, inputs: Sequence[Any], see: Callable[[str, Any, Any, list[Any]], None]) -> list[Any]:
+    """Run a model on real tensors, its nested models layer by layer; ``see(path, layer, args, results)`` looks on."""
+
+    def visit(prefix: str, path: str, node: Any, args: Any, kwargs: Any) -> Sequence[Any]:
+        if graph_of(node.operation) is not None:
+            nested = functools.partial(visit, f"{path}/")
+            return run(node.operation, flat(args[0]), nested, f"{path}/")
+        results = call(node.operation, args, kwargs)
+        see(path, node.operation, args, results)
+        return results
+
+    return run(model, inputs, functools.partial(visit, ""))
+
+
+class Builder:
+    """Builds a model anew, layer by layer, with the weights of the old one.
+
+    Args:
+        source: the model to rebuild.
+        replace: ``replace(builder, path, node, args, kwargs)`` returns the results of a node in the new graph, or None
+            to have the layer copied with its weights.
+
+    A layer that was frozen because the whole model was (a teacher that a ``Distiller`` held) becomes trainable again;
+    compile settings are not copied.
+    """
+
+    def __init__(self, source: keras.Model, replace: Callable[..., Sequence[Any] | None]) -> None:
+        self.source = source
+        self.replace = replace
+        self._made: dict[int, Any] = {}
+        self._given: set[int] = set()
+        self._thaw = not source.trainable
+
+    def build(self, name: str | None = None) -> keras.Model:
+        """Return the new model."""
+        model = self._model(self.source, "", None)
+        if name is not None:
+            model.name = name
+        return model
+
+    def once(self, layer: Any, make: Callable[[], Any]) -> Any:
+        """Return what stands for ``layer`` in the new model, made at its first use: shared layers stay shared."""
+        if id(layer) not in self._made:
+            self._made[id(layer)] = make()
+        return self._made[id(layer)]
+
+    def apply(self, layer: Any, new: keras.layers.Layer, weights: Sequence[Any], args: Any, kwargs: Any) -> list[Any]:
+        """Call the layer that stands for ``layer``; at the first call it gets its weights."""
+        results = call(new, args, kwargs)
+        if id(new) not in self._given:
+            self._given.add(id(new))
+            give_weights(new, weights)
+            if self._thaw:
+                new.trainable = True
+        return results
+
+    def _model(self, model: Any, prefix: str, shapes: Sequence[Any] | None) -> keras.Model:
+        graph = graph_of(model)
+        structure = graph._inputs_struct
+        given = iter(shapes) if shapes is not None else iter([tensor.shape for tensor in graph.inputs])
+        inputs = keras.tree.map_structure(
+            lambda tensor: keras.Input(batch_shape=next(given), dtype=tensor.dtype, name=tensor.name), structure
+        )
+        outputs = run(model, flat(inputs), self._visit, prefix)
+        packed = keras.tree.pack_sequence_as(graph._outputs_struct, outputs)
+        new = keras.Model(inputs, packed, name=model.name)
+        if isinstance(model, keras.Sequential) and _is_chain(new):
+            first = flat(inputs)[0]
+            return keras.Sequential(
+                [keras.Input(batch_shape=first.shape, dtype=first.dtype), *new.layers[1:]], name=model.name
+            )
+        return new
+
+    def _visit(self, path: str, node: Any, args: Any, kwargs: Any) -> Sequence[Any]:
+        results = self.replace(self, path, node, args, kwargs)
+        if results is not None:
+            return results
+        return self.copy(path, node, args, kwargs)
+
+    def copy(self, path: str, node: Any, args: Any, kwargs: Any) -> Sequence[Any]:
+        """Copy a node: nested models are rebuilt, layers copied with their weights, operations used as they are."""
+        operation = node.operation
+        if graph_of(operation) is not None:
+            shapes = [tensor.shape for tensor in flat(args[0])]
+            new = self.once(operation, lambda: self._model(operation, f"{path}/", shapes))
+            return call(new, args, kwargs)
+        if not isinstance(operation, keras.layers.Layer):
+            return call(operation, args, kwargs)
+        new = self.once(operation, lambda: like(operation))
+        return self.apply(operation, new, operation.get_weights(), args, kwargs)
+
+
+def _is_chain(model: Any) -> bool:
+    ordered = nodes(model)
+    layers = [node.operation for node in ordered]
+    single = all(isinstance(layer, keras.layers.Layer) for layer in layers) and len(set(map(id, layers))) == len(layers)
+    return single and len(model.inputs) == 1 and layers == list(model.layers[1:])
+
+
+def like(layer: Any, **changes: Any) -> Any:
+    """Return a new, unbuilt layer of the same class and configuration, with some settings changed."""
+    config = {**layer.get_config(), **changes}
+    try:
+        return type(layer).from_config(config)
+    except (TypeError, ValueError) as problem:
+        advice = "Give the layer a get_config that its constructor takes"
+        got = f"{layer.name!r}: {str(problem).splitlines()[0][:200]}"
+        raise error("students", "layers that can be made again from their configuration", got, advice) from problem
+
+
+def give_weights(layer: Any, weights: Sequence[Any]) -> None:
+    """Assign weights in order."""
+    for variable, value in zip(layer.weights, weights, strict=True):
+        variable.assign(value)
