@@ -1,8 +1,9 @@
-"""Where a student comes from: built from a teacher, what it costs, and heads that say how unsure it is."""
+"""Where a student comes from: built from a teacher, what it costs, heads that say how unsure it is, soft trees."""
 
 from keras_distill.students._built import Budget, Built
 from keras_distill.students._cost import Cost, cost
 from keras_distill.students._heads import GaussianHead, MemberHeads, MixtureHead, NormalInverseGammaHead
+from keras_distill.students._soft_tree import Rule, SoftDecisionTree, TreePaths, TreeWithPath, soft_tree_loss
 from keras_distill.students._unsure import UncertaintySplit, hydra, with_uncertainties, with_uncertainty_head
 
 __all__ = [
@@ -13,9 +14,14 @@ __all__ = [
     "MemberHeads",
     "MixtureHead",
     "NormalInverseGammaHead",
+    "Rule",
+    "SoftDecisionTree",
+    "TreePaths",
+    "TreeWithPath",
     "UncertaintySplit",
     "cost",
     "hydra",
+    "soft_tree_loss",
     "with_uncertainties",
     "with_uncertainty_head",
 ]

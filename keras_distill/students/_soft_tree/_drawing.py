@@ -1,0 +1,124 @@
+"""A soft tree as a picture. Matplotlib is imported here and nowhere else below the reports."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_distill._checks import error, integer
+from keras_distill.students._soft_tree._rules import names_or_default
+
+_OWNER = "SoftDecisionTree.draw"
+_INK, _BLUE, _LINE = "#222222", "#0072B2", "#999999"
+
+
+def draw_tree(
+    tree: Any,
+    path: str | os.PathLike[str],
+    data: Any,
+    levels: int | None,
+    feature_names: Sequence[str] | None,
+    class_names: Sequence[str] | None,
+) -> pathlib.Path:
+    """Draw the tree into a file; the arguments are those of ``SoftDecisionTree.draw``."""
+    figure = tree_figure(tree, data, levels, feature_names, class_names)
+    path = pathlib.Path(path)
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def tree_figure(
+    tree: Any,
+    data: Any = None,
+    levels: int | None = None,
+    feature_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Any:
+    """Return the matplotlib figure that ``SoftDecisionTree.draw`` writes; its arguments without the path."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as failure:
+        advice = "Run: pip install 'keras-distill[explain]'"
+        raise error(_OWNER, "matplotlib to be installed", str(failure), advice) from failure
+    shown = min(tree.depth, 4) if levels is None else min(integer(_OWNER, "levels", levels, low=1), tree.depth)
+    names = names_or_default(_OWNER, "class_names", class_names, tree.classes, "")
+    shares = tree.shares if data is None else tree.shares_of(data)
+    kernel = ops.convert_to_numpy(ops.convert_to_tensor(tree.kernel)).reshape(-1, *tree.sizes)
+    last = _subtree_distributions(tree, shares, shown)
+    columns = 2**shown
+    figure = Figure(figsize=(max(4.0, 0.95 * columns), 1.35 * (shown + 1) + 0.3))
+    canvas = figure.add_axes((0, 0, 1, 1))
+    canvas.set(xlim=(0, 1), ylim=(0, 1))
+    canvas.axis("off")
+    height = 1.0 / (shown + 1)
+
+    def place(level: int, position: int) -> tuple[float, float]:
+        return (position + 0.5) / 2**level, 1.0 - (level + 0.45) * height
+
+    for level in range(shown):
+        for position in range(2**level):
+            x, y = place(level, position)
+            for side in (0, 1):
+                below = place(level + 1, 2 * position + side)
+                share = 0.5 if shares is None else float(shares[2 ** (level + 1) - 1 + 2 * position + side])
+                width = 0.4 + 4.0 * share
+                canvas.plot([x, below[0]], [y, below[1]], color=_LINE, linewidth=width, zorder=0, solid_capstyle="butt")
+    for level in range(shown):
+        for position in range(2**level):
+            node = 2**level - 1 + position
+            axes = _box(figure, *place(level, position), 0.62 / columns, 0.56 * height)
+            _filter(axes, kernel[node], feature_names)
+            axes.set_title(_share(shares, node), fontsize=6, pad=1.5, color=_INK)
+    for position in range(columns):
+        axes = _box(figure, *place(shown, position), 0.72 / columns, 0.34 * height)
+        distribution = last[position]
+        axes.bar(range(tree.classes), distribution, color=_BLUE, width=0.85)
+        axes.set(ylim=(0, 1), yticks=[], xticks=[])
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        best = int(distribution.argmax())
+        label = f"{names[best]}\n{100 * distribution[best]:.0f}%"
+        axes.set_xlabel(label, fontsize=6, labelpad=1.5, color=_INK)
+        axes.set_title(_share(shares, 2**shown - 1 + position), fontsize=6, pad=1.5, color=_INK)
+    return figure
+
+
+def _box(figure: Any, x: float, y: float, width: float, height: float) -> Any:
+    return figure.add_axes((x - width / 2, y - height / 2, width, height))
+
+
+def _share(shares: np.ndarray | None, node: int) -> str:
+    return "" if shares is None else f"{100 * shares[node]:.{1 if shares[node] < 0.1 else 0}f}% here"
+
+
+def _filter(axes: Any, weights: np.ndarray, feature_names: Sequence[str] | None) -> None:
+    """An image filter as a picture (blue sends left, red right), a table's as its strongest columns."""
+    if weights.ndim >= 2:
+        picture = weights.sum(axis=-1) if weights.ndim == 3 else weights
+        most = float(np.abs(picture).max()) or 1.0
+        axes.imshow(picture, cmap="RdBu_r", vmin=-most, vmax=most, aspect="equal")
+        axes.set(xticks=[], yticks=[])
+        return
+    names = names_or_default(_OWNER, "feature_names", feature_names, len(weights), "x")
+    strongest = np.argsort(-np.abs(weights), kind="stable")[:4][::-1]
+    colors = ["#D55E00" if weights[index] > 0 else _BLUE for index in strongest]
+    axes.barh(range(len(strongest)), weights[strongest], color=colors)
+    axes.set(xticks=[], yticks=[])
+    axes.margins(y=0.08)
+    for row, index in enumerate(strongest):
+        axes.text(0.5, row, names[index], fontsize=5, va="center", ha="center", transform=axes.get_yaxis_transform())
+    for side in ("top", "right", "bottom", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _subtree_distributions(tree: Any, shares: np.ndarray | None, level: int) -> np.ndarray:
+    """Return what the examples that reach each node of a level are answered on average, (2**level, classes)."""
+    leaves = tree.leaf_distributions()
+    weights = np.ones(len(leaves)) if shares is None else shares[tree.num_nodes :] + 1e-12
+    grouped = weights.reshape(2**level, -1, 1)
+    return (leaves.reshape(2**level, -1, tree.classes) * grouped).sum(axis=1) / grouped.sum(axis=1)
