@@ -98,6 +98,7 @@ from keras_distill.losses._logits.labelled import (
     weighted_soft_labels,
 )
 from keras_distill.losses._logits.soft_targets import SoftTargets, soft_targets
+from keras_distill.losses._logits.policy import PolicyTargets, policy_targets
 from keras_distill.losses._logits.squared_errors import (
     LogitMatching,
     ProbabilityMatching,
@@ -111,6 +112,10 @@ from keras_distill.losses._logits.standardized import (
     standardized_soft_targets,
 )
 from keras_distill.losses._logits.top_k import TopKSoftTargets, from_top_k, top_k_soft_targets
+from keras_distill.losses._ranking.items import RankedItems, position_weights, ranked_items
+from keras_distill.losses._ranking.lists import ListMLE, RankDistil, list_mle, rank_distil
+from keras_distill.losses._ranking.pairs import RankNet, rank_net
+from keras_distill.losses._ranking.relaxed import RelaxedRanking, relaxed_order, relaxed_ranking
 from keras_distill.losses._regression.ensembles import (
     EnsembleGaussianKL,
     GaussianMixture,
@@ -166,6 +171,7 @@ __all__ = [
     "HierarchicalContext",
     "HintMatching",
     "JensenShannon",
+    "ListMLE",
     "LogitMatching",
     "LogitsLoss",
     "MarginRelu",
@@ -177,12 +183,17 @@ __all__ = [
     "NormalizedFeatures",
     "NormalizedSoftTargets",
     "PixelSimilarities",
+    "PolicyTargets",
     "ProbabilisticTransfer",
     "ProbabilityMatching",
     "ProxyDirichlet",
+    "RankDistil",
+    "RankNet",
+    "RankedItems",
     "RegressionMatching",
     "RelationalAngle",
     "RelationalDistance",
+    "RelaxedRanking",
     "ReverseSoftTargets",
     "SelfAttentionRelation",
     "SimilarityPreserving",
@@ -231,6 +242,7 @@ __all__ = [
     "hint",
     "jensen_shannon",
     "layer_attention",
+    "list_mle",
     "logit_matching",
     "margin_relu",
     "match_anchors",
@@ -243,12 +255,19 @@ __all__ = [
     "normalized_features",
     "normalized_soft_targets",
     "pixel_similarities",
+    "policy_targets",
+    "position_weights",
     "probabilistic_transfer",
     "probability_matching",
     "proxy_dirichlet",
+    "rank_distil",
+    "rank_net",
+    "ranked_items",
     "regression_matching",
     "relational_angle",
     "relational_distance",
+    "relaxed_order",
+    "relaxed_ranking",
     "reverse_soft_targets",
     "select_classes",
     "self_attention_relation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import keras
@@ -19,6 +20,8 @@ class LogitsLoss(keras.losses.Loss):
         needs_members: True where ``teacher_logits`` are the members of an ensemble, (batch, members, classes).
         same_outputs: False where teacher's and student's last axes are not the same things, so may differ in size.
         uses_mask: True where ``values`` needs the mask itself, because it gives one value per sequence.
+        needs_lists: True where the last axis holds the items of a list, of which only the order or the top counts.
+        seed_generator: the random state of a loss that draws, which its term saves; None where nothing is drawn.
     """
 
     needs_labels = False
@@ -26,6 +29,16 @@ class LogitsLoss(keras.losses.Loss):
     needs_members = False
     same_outputs = True
     uses_mask = False
+    needs_lists = False
+    seed_generator: keras.random.SeedGenerator | None = None
+
+    def repeatable(self) -> LogitsLoss:
+        """Return this loss, or a copy that draws the same in each call, for evaluation."""
+        if self.seed_generator is None:
+            return self
+        same = copy.copy(self)
+        same.seed_generator = None
+        return same
 
     def values(
         self,

@@ -45,6 +45,10 @@ def _as_logits_loss(loss: Any, owner: str) -> Any:
     return _KerasLossOnLogits(loss)
 
 
+def _repeatable(loss: Any) -> Any:
+    return None if loss is None else loss.repeatable()
+
+
 def _column(temperature: Any, logits: Any) -> Any:
     """Return a temperature, one for all or one per example, so that it divides logits."""
     temperature = ops.cast(ops.convert_to_tensor(temperature), "float32")
@@ -241,6 +245,10 @@ class LogitsDistillation(DistillationLoss):
         """Make the temperatures' variables, and check class counts that were not known before."""
         for name, setting in self.settings.items():
             setting.create(self, name)
+        # Tracked, so that the random states of losses that draw are saved and restored with this term.
+        self._draws = [
+            loss.seed_generator for loss in flat_with_none(self.loss) if loss is not None and loss.seed_generator
+        ]
         self.built = True
 
     def build(self, input_shape: Any = None) -> None:
@@ -258,11 +266,12 @@ class LogitsDistillation(DistillationLoss):
     ) -> Any:
         """Return the loss of each example; a list with one entry per output where there are several."""
         owner = type(self).__name__
+        own_loss = self.loss if training else map_with_none(_repeatable, self.loss)
         if not keras.tree.is_nested(student_outputs):
-            loss, setting = flat_with_none(self.loss)[0], flat_with_none(self._spec["temperatures"])[0]
+            loss, setting = flat_with_none(own_loss)[0], flat_with_none(self._spec["temperatures"])[0]
             return self._one(loss, teacher_outputs, student_outputs, setting.tensor, labels, mask)
         students = keras.tree.flatten(student_outputs)
-        losses = self.loss if not is_leaf(self.loss) else [self.loss] * len(students)
+        losses = own_loss if not is_leaf(own_loss) else [own_loss] * len(students)
         settings = self._spec["temperatures"]
         settings = settings if not is_leaf(settings) else [settings] * len(students)
         flat_labels = keras.tree.flatten(labels) if labels is not None else []

@@ -1,0 +1,126 @@
+"""Targets from a teacher of actions: its Q-values, or the logits of its policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill import _checks
+from keras_distill.losses import _common
+from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._soft_targets import soft_targets
+
+_TARGETS = ("kl", "nll", "mse")
+
+
+def policy_targets(
+    *,
+    teacher_logits: Any,
+    student_logits: Any,
+    temperature: float = 0.01,
+    target: str = "kl",
+    mask: Any = None,
+) -> Any:
+    """Divergence from a teacher's action values to a student's policy (policy distillation).
+
+    Choose "kl" first. "nll" hears the teacher's best action alone; "mse" makes the student a Q-network of the same
+    scale, and is the weakest where only the order of the actions matters. For continuous actions compare means and
+    log-variances with ``gaussian_kl``.
+
+    Formula: "kl": KL(softmax(teacher / temperature) || softmax(student)); "nll": -log softmax(student) at the
+    teacher's greatest value; "mse": sum over actions of (teacher - student)**2. The temperature sharpens the teacher
+    alone, and the value is not multiplied by its square.
+
+    Args:
+        teacher_logits: (..., actions), Q-values or policy logits; -inf marks an action that is not allowed. No
+            gradient reaches it.
+        student_logits: (..., actions), logits of the student's policy (of "mse": its Q-values).
+        temperature: > 0, in units of the teacher's values: choose it small beside the differences between good
+            actions. 0.01 is for Q-values of clipped rewards; 1.0 takes the logits of a policy as they are.
+        target: "kl", "nll" or "mse".
+        mask: (...,) bool or None, as in ``soft_targets``.
+
+    Returns:
+        (...,), float32, not reduced; nats for "kl" and "nll".
+
+    Raises:
+        ValueError: if the shapes differ, temperature is not above 0, or target is unknown.
+
+    Example:
+        >>> from keras_distill import losses
+        >>> value = losses.policy_targets(teacher_logits=[[1.0, 0.0]], student_logits=[[0.0, 0.0]])
+        >>> round(float(value[0]), 4)  # the teacher is sure: log 2
+        0.6931
+
+    Reference:
+        Rusu et al., "Policy Distillation", ICLR 2016, arXiv:1511.06295, eq. 1 to 3. Differs: nothing.
+    """
+    owner = "policy_targets"
+    advice = "Use 1.0 for the teacher's values as they are"
+    temperature = _checks.number(owner, "temperature", temperature, above=0.0, advice=advice)
+    _checks.choice(owner, "target", target, _TARGETS)
+    teacher, student = _common.check_pair(owner, teacher_logits, student_logits, "action values")
+    mask = _common.check_mask(owner, mask, student)
+    teacher, student = _common.clean(teacher, mask), _common.clean(student, mask)
+    allowed = ops.not_equal(teacher, -float("inf"))
+    if target == "kl":
+        # The maximum leaves before the division: differences between large Q-values survive.
+        top = ops.max(teacher, axis=-1, keepdims=True)
+        sharp = ops.where(allowed, (ops.where(allowed, teacher, top) - top) / temperature, -float("inf"))
+        values = soft_targets(teacher_logits=sharp, student_logits=student)
+    elif target == "nll":
+        best = ops.one_hot(ops.argmax(teacher, axis=-1), teacher.shape[-1], dtype="bool")
+        top = ops.max(student, axis=-1, keepdims=True)
+        below = student - ops.stop_gradient(top)
+        values = ops.log(ops.sum(ops.exp(below), axis=-1)) - ops.sum(ops.where(best, below, 0.0), axis=-1)
+    else:
+        gaps = ops.where(allowed, student - ops.where(allowed, teacher, student), 0.0)
+        values = ops.sum(ops.square(gaps), axis=-1)
+    return _common.apply_mask(values, mask)
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class PolicyTargets(LogitsLoss):
+    """Class twin of ``policy_targets`` (policy distillation), which explains it.
+
+    Its temperature is its own: a term's temperature, which would soften the student too, is not used.
+
+    Args:
+        temperature: > 0, in units of the teacher's values; acts on the teacher alone.
+        target: "kl", "nll" or "mse".
+        reduction: as in ``keras.losses.Loss``.
+        name: as in ``keras.losses.Loss``.
+
+    Raises:
+        ValueError: if temperature is not above 0, or target is unknown.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.01,
+        target: str = "kl",
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "policy_targets",
+    ) -> None:
+        super().__init__(reduction=reduction, name=name)
+        advice = "Use 1.0 for the teacher's values as they are"
+        self.temperature = _checks.number("PolicyTargets", "temperature", temperature, above=0.0, advice=advice)
+        self.target = _checks.choice("PolicyTargets", "target", target, _TARGETS)
+
+    def values(
+        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
+    ) -> Any:
+        """Return ``policy_targets`` of each example; ``temperature`` and ``labels`` are not used."""
+        return policy_targets(
+            teacher_logits=teacher_logits,
+            student_logits=student_logits,
+            temperature=self.temperature,
+            target=self.target,
+            mask=mask,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs."""
+        return {**super().get_config(), "temperature": self.temperature, "target": self.target}

@@ -1,0 +1,126 @@
+"""What the ranking losses share: lists in the teacher's order, and the likelihood of an order. Nothing here is public."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+from keras_distill import _checks
+from keras_distill.losses import _common
+from keras_distill.losses._base import LogitsLoss
+
+FAR = -1e30  # stands for -inf where a gradient passes: exp(FAR - anything) is 0, and FAR - FAR is a number
+
+
+class RankingLoss(LogitsLoss):
+    """Base of the losses on lists: teacher's and student's last axis are the scores of the same items.
+
+    A term's temperature is not used unless the loss says so: an order has none.
+    """
+
+    needs_lists = True
+
+
+def lists(owner: str, teacher: Any, student: Any, mask: Any) -> tuple[Any, Any, Any, Any]:
+    """Check what all ranking losses are given.
+
+    Args:
+        owner: name shown in the error message.
+        teacher: (..., items); -inf marks padding.
+        student: same shape.
+        mask: None, (..., items) bool for items or (...,) bool for whole lists.
+
+    Returns:
+        Teacher without gradient and student, float32; (..., items) bool of the items that exist; the mask of whole
+        lists or None. The student's scores are 0 where an item does not exist, so that garbage there has no gradient.
+    """
+    teacher, student = _common.check_pair(owner, teacher, student, "scores")
+    exists = ops.not_equal(teacher, -float("inf"))
+    whole = None
+    if mask is not None:
+        mask = ops.cast(ops.convert_to_tensor(mask), "bool")
+        if len(mask.shape) == len(student.shape):
+            _common.check_same_shape(owner, mask, student, "scores and mask")
+            exists = ops.logical_and(exists, mask)
+        else:
+            whole = _common.check_mask(owner, mask, student)
+            exists = ops.logical_and(exists, whole[..., None])
+    return ops.where(exists, teacher, -float("inf")), ops.where(exists, student, 0.0), exists, whole
+
+
+def finished(values: Any, teacher: Any, exists: Any, whole: Any) -> Any:
+    """Return one value per list: NaN where the teacher's order is undefined, 0 where the list is empty or masked."""
+    unknown = ops.any(ops.logical_and(exists, ops.isnan(teacher)), axis=-1)
+    values = ops.where(unknown, float("nan"), values)
+    return _common.apply_mask(ops.where(ops.any(exists, axis=-1), values, 0.0), whole)
+
+
+def sorted_by(keys: Any, count: int | None, *tensors: Any) -> list[Any]:
+    """Return the tensors in descending order of ``keys`` along the last axis, the first ``count``; ties keep theirs."""
+    items = keys.shape[-1] if keys.shape[-1] is not None else ops.shape(keys)[-1]
+    count = items if count is None else ops.minimum(count, items) if keys.shape[-1] is None else min(count, items)
+    index = ops.top_k(keys, count)[1]
+    return [ops.take_along_axis(tensor, index, axis=-1) for tensor in tensors]
+
+
+def log_sum(scores: Any, kept: Any) -> Any:
+    """Return the logarithm of the sum of exp(score) over the items kept; about ``FAR`` where there is none."""
+    return ops.logsumexp(ops.where(kept, scores, FAR), axis=-1)
+
+
+def order_cost(scores: Any, exists: Any, rest: Any) -> Any:
+    """Negative log-likelihood of an order under Plackett and Luce's model, followed by items in no order.
+
+    Args:
+        scores: (..., k), the student's, best item first.
+        exists: (..., k) bool.
+        rest: (...,) log-sum-exp of the scores of the items that come after all these.
+
+    Returns:
+        (...,): the sum over the k positions of log(sum of exp over the items from here on and the rest) - score.
+    """
+    k = scores.shape[-1] if scores.shape[-1] is not None else ops.shape(scores)[-1]
+    position = ops.arange(k)
+    later = ops.less_equal(position[:, None], position[None, :])
+    each = ops.where(ops.logical_and(later, exists[..., None, :]), scores[..., None, :], FAR)
+    from_here_on = ops.logaddexp(ops.logsumexp(each, axis=-1), rest[..., None])
+    return ops.sum(ops.where(exists, from_here_on - scores, 0.0), axis=-1)
+
+
+def whole_order_cost(scores: Any, exists: Any) -> Any:
+    """Return ``order_cost`` of a whole list, in memory proportional to its length where that is known."""
+    if scores.shape[-1] is None:
+        return order_cost(scores, exists, ops.full_like(scores[..., 0], FAR))
+    from_here_on = ops.associative_scan(ops.logaddexp, ops.where(exists, scores, FAR), reverse=True, axis=-1)
+    return ops.sum(ops.where(exists, from_here_on - scores, 0.0), axis=-1)
+
+
+def seen_items(owner: str, labels: Any, scores: Any) -> Any:
+    """Return (..., items) bool of the items that ``labels`` name, or None without labels.
+
+    Args:
+        owner: name shown in the error message.
+        labels: None; the shape of ``scores``: non-zero marks an item; or (...,) or (..., n) integer item numbers,
+            negative ones being padding.
+        scores: (..., items).
+
+    Raises:
+        ValueError: if an item number is known to be out of range, or the shape does not fit.
+    """
+    if labels is None:
+        return None
+    labels = ops.convert_to_tensor(labels)
+    if len(labels.shape) == len(scores.shape) and labels.shape[-1] == scores.shape[-1]:
+        return ops.not_equal(labels, 0)
+    if len(labels.shape) == len(scores.shape) - 1:
+        labels = labels[..., None]
+    if len(labels.shape) != len(scores.shape):
+        advice = "Give item numbers, or one number per item that is not 0 for the user's own items"
+        raise _checks.error(owner, f"labels of shape {tuple(scores.shape)[:-1]} and more", tuple(labels.shape), advice)
+    known, items = _common.concrete(labels), scores.shape[-1]
+    if known is not None and known.size and items is not None and known.max() >= items:
+        advice = "Items are numbered from 0; negative numbers are padding"
+        raise _checks.error(owner, f"items from 0 to {items - 1}", int(known.max()), advice)
+    labels = ops.cast(labels, "int32")
+    return ops.any(ops.equal(labels[..., None], ops.arange(ops.shape(scores)[-1], dtype="int32")), axis=-2)
