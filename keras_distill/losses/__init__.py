@@ -97,8 +97,8 @@ from keras_distill.losses._logits.labelled import (
     normalized_soft_targets,
     weighted_soft_labels,
 )
-from keras_distill.losses._logits.soft_targets import SoftTargets, soft_targets
 from keras_distill.losses._logits.policy import PolicyTargets, policy_targets
+from keras_distill.losses._logits.soft_targets import SoftTargets, soft_targets
 from keras_distill.losses._logits.squared_errors import (
     LogitMatching,
     ProbabilityMatching,

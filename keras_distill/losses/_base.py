@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import keras
@@ -36,7 +35,8 @@ class LogitsLoss(keras.losses.Loss):
         """Return this loss, or a copy that draws the same in each call, for evaluation."""
         if self.seed_generator is None:
             return self
-        same = copy.copy(self)
+        same = object.__new__(type(self))  # copy.copy would call the constructor, which makes a variable
+        same.__dict__.update(self.__dict__)
         same.seed_generator = None
         return same
 

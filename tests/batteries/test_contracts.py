@@ -99,6 +99,9 @@ ROWS = [
         extreme=False,
     ),
     Row(losses.TrustWeighted(), oracles_uncertainty.trust_weighted),
+    Row(losses.PolicyTargets(0.2), bind(oracles.policy_targets, sharpness=0.2), zero=False, tempered=False),
+    Row(losses.PolicyTargets(target="nll"), bind(oracles.policy_targets, target="nll"), zero=False, tempered=False),
+    Row(losses.PolicyTargets(target="mse"), bind(oracles.policy_targets, target="mse"), shift=False, tempered=False),
 ]
 IDS = [f"{type(row.loss).__name__}-{index}" for index, row in enumerate(ROWS)]
 
@@ -380,6 +383,8 @@ def test_logits_that_are_not_numbers_show_up(row):
         got = values(row, *logits, 2.0, labels)
         if isinstance(row.loss, (losses.HardTargets, losses.TopKSoftTargets)) and side == 0:
             continue  # the order of the teacher's classes is not defined
+        if isinstance(row.loss, losses.PolicyTargets) and row.loss.target == "nll" and side == 0:
+            continue  # so is that of its actions
         if isinstance(row.loss, losses.MisleadingEvidence) and side == 0:
             continue  # the labels alone count
         assert np.isnan(got if row.loss.needs_batch else got[1])
@@ -404,7 +409,7 @@ def test_function_and_class_are_twins(row):
     options = {key: value for key, value in row.loss.get_config().items() if key in parameters}
     teacher, student, labels = draw()
     options |= given(row, labels)
-    got = function(teacher_logits=teacher, student_logits=student, temperature=2.0, **options)
+    got = function(teacher_logits=teacher, student_logits=student, **{"temperature": 2.0, **options})
     np.testing.assert_array_equal(got, values(row, teacher, student, 2.0, labels))
     if not row.loss.needs_labels:
         mean = np.mean(values(row, teacher, student))
@@ -441,5 +446,6 @@ def test_every_loss_on_logits_is_in_the_table():
         if isinstance(getattr(losses, name), type) and issubclass(getattr(losses, name), losses.LogitsLoss)
     }
     members = {name for name in public if getattr(losses, name).needs_members}  # see test_contracts_members.py
+    members |= {name for name in public if getattr(losses, name).needs_lists}  # see losses/test_ranking.py
     sequences = {name for name in public if getattr(losses, name).uses_mask}  # see test_contracts_sequences.py
     assert public - members - sequences - {type(row.loss).__name__ for row in ROWS} == {"LogitsLoss"}

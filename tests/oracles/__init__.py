@@ -181,3 +181,13 @@ def slope(function, x, step=1e-4):
             at.append(np.sum(function(moved)))
         out[index] = (8 * (at[0] - at[1]) - (at[2] - at[3])) / (12 * step)
     return out
+
+
+def policy_targets(teacher, student, temperature=1.0, sharpness=0.01, target="kl"):
+    """The temperature of a term is not used: the loss has its own, ``sharpness``, for the teacher alone."""
+    teacher, student = np.asarray(teacher, "float64"), np.asarray(student, "float64")
+    if target == "kl":
+        return kl(log_softmax(teacher / sharpness), log_softmax(student))
+    if target == "nll":
+        return -np.take_along_axis(log_softmax(student), teacher.argmax(-1)[..., None], -1)[..., 0]
+    return np.square(teacher - student).sum(-1)

@@ -8,9 +8,9 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
-from keras_distill.losses import _common
 from keras_distill.losses._base import LogitsLoss
-from keras_distill.losses._soft_targets import soft_targets
+from keras_distill.losses._logits.soft_targets import soft_targets
+from keras_distill.losses._numerics import arguments
 
 _TARGETS = ("kl", "nll", "mse")
 
@@ -61,9 +61,9 @@ def policy_targets(
     advice = "Use 1.0 for the teacher's values as they are"
     temperature = _checks.number(owner, "temperature", temperature, above=0.0, advice=advice)
     _checks.choice(owner, "target", target, _TARGETS)
-    teacher, student = _common.check_pair(owner, teacher_logits, student_logits, "action values")
-    mask = _common.check_mask(owner, mask, student)
-    teacher, student = _common.clean(teacher, mask), _common.clean(student, mask)
+    teacher, student = arguments.check_pair(owner, teacher_logits, student_logits, "action values")
+    mask = arguments.check_mask(owner, mask, student)
+    teacher, student = arguments.clean(teacher, mask), arguments.clean(student, mask)
     allowed = ops.not_equal(teacher, -float("inf"))
     if target == "kl":
         # The maximum leaves before the division: differences between large Q-values survive.
@@ -78,7 +78,7 @@ def policy_targets(
     else:
         gaps = ops.where(allowed, student - ops.where(allowed, teacher, student), 0.0)
         values = ops.sum(ops.square(gaps), axis=-1)
-    return _common.apply_mask(values, mask)
+    return arguments.apply_mask(values, mask)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

@@ -41,7 +41,7 @@ def list_mle(*, teacher_logits: Any, student_logits: Any, top_k: int | None = No
 
     Reference:
         Xia et al., "Listwise Approach to Learning to Rank: Theory and Algorithm", ICML 2008, section 4.
-        Differs: nothing. ``keras_rs.losses.ListMLELoss`` is the same for labels >= 0; it takes negative ones as padding.
+        Differs: nothing. ``keras_rs.losses.ListMLELoss`` is the same for labels >= 0; negative ones are padding there.
     """
     top_k = None if top_k is None else _checks.integer("list_mle", "top_k", top_k, low=1)
     teacher, student, exists, whole = order.lists("list_mle", teacher_logits, student_logits, mask)
@@ -142,7 +142,7 @@ def rank_distil(
         rest = order.log_sum(scores[..., top_k:], others)
         if num_items is not None:
             sampled = ops.sum(ops.cast(others, "float32"), axis=-1)
-            rest = rest + ops.log(ops.maximum(num_items - top_k, 1) / ops.maximum(sampled, 1.0))
+            rest = rest + ops.log(float(max(num_items - top_k, 1)) / ops.maximum(sampled, 1.0))
     values = order.order_cost(scores[..., :top_k], there[..., :top_k], rest)
     return order.finished(values, teacher, exists, whole)
 

@@ -1,4 +1,4 @@
-"""What the ranking losses share: lists in the teacher's order, and the likelihood of an order. Nothing here is public."""
+"""Lists in the teacher's order, and the likelihood of an order: what the ranking losses share. Nothing is public."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from keras import ops
 
 from keras_distill import _checks
-from keras_distill.losses import _common
 from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._numerics import arguments
 
 FAR = -1e30  # stands for -inf where a gradient passes: exp(FAR - anything) is 0, and FAR - FAR is a number
 
@@ -35,16 +35,16 @@ def lists(owner: str, teacher: Any, student: Any, mask: Any) -> tuple[Any, Any, 
         Teacher without gradient and student, float32; (..., items) bool of the items that exist; the mask of whole
         lists or None. The student's scores are 0 where an item does not exist, so that garbage there has no gradient.
     """
-    teacher, student = _common.check_pair(owner, teacher, student, "scores")
+    teacher, student = arguments.check_pair(owner, teacher, student, "scores")
     exists = ops.not_equal(teacher, -float("inf"))
     whole = None
     if mask is not None:
         mask = ops.cast(ops.convert_to_tensor(mask), "bool")
         if len(mask.shape) == len(student.shape):
-            _common.check_same_shape(owner, mask, student, "scores and mask")
+            arguments.check_same_shape(owner, mask, student, "scores and mask")
             exists = ops.logical_and(exists, mask)
         else:
-            whole = _common.check_mask(owner, mask, student)
+            whole = arguments.check_mask(owner, mask, student)
             exists = ops.logical_and(exists, whole[..., None])
     return ops.where(exists, teacher, -float("inf")), ops.where(exists, student, 0.0), exists, whole
 
@@ -53,7 +53,7 @@ def finished(values: Any, teacher: Any, exists: Any, whole: Any) -> Any:
     """Return one value per list: NaN where the teacher's order is undefined, 0 where the list is empty or masked."""
     unknown = ops.any(ops.logical_and(exists, ops.isnan(teacher)), axis=-1)
     values = ops.where(unknown, float("nan"), values)
-    return _common.apply_mask(ops.where(ops.any(exists, axis=-1), values, 0.0), whole)
+    return arguments.apply_mask(ops.where(ops.any(exists, axis=-1), values, 0.0), whole)
 
 
 def sorted_by(keys: Any, count: int | None, *tensors: Any) -> list[Any]:
@@ -67,6 +67,12 @@ def sorted_by(keys: Any, count: int | None, *tensors: Any) -> list[Any]:
 def log_sum(scores: Any, kept: Any) -> Any:
     """Return the logarithm of the sum of exp(score) over the items kept; about ``FAR`` where there is none."""
     return ops.logsumexp(ops.where(kept, scores, FAR), axis=-1)
+
+
+def _log_add(a: Any, b: Any) -> Any:
+    """Return log(exp(a) + exp(b)); unlike ``ops.logaddexp``, with the right gradient where both are equal."""
+    top = ops.stop_gradient(ops.maximum(a, b))
+    return top + ops.log(ops.exp(a - top) + ops.exp(b - top))
 
 
 def order_cost(scores: Any, exists: Any, rest: Any) -> Any:
@@ -84,7 +90,7 @@ def order_cost(scores: Any, exists: Any, rest: Any) -> Any:
     position = ops.arange(k)
     later = ops.less_equal(position[:, None], position[None, :])
     each = ops.where(ops.logical_and(later, exists[..., None, :]), scores[..., None, :], FAR)
-    from_here_on = ops.logaddexp(ops.logsumexp(each, axis=-1), rest[..., None])
+    from_here_on = _log_add(ops.logsumexp(each, axis=-1), rest[..., None])
     return ops.sum(ops.where(exists, from_here_on - scores, 0.0), axis=-1)
 
 
@@ -92,7 +98,11 @@ def whole_order_cost(scores: Any, exists: Any) -> Any:
     """Return ``order_cost`` of a whole list, in memory proportional to its length where that is known."""
     if scores.shape[-1] is None:
         return order_cost(scores, exists, ops.full_like(scores[..., 0], FAR))
-    from_here_on = ops.associative_scan(ops.logaddexp, ops.where(exists, scores, FAR), reverse=True, axis=-1)
+    from_here_on, reach = ops.where(exists, scores, FAR), 1
+    while reach < scores.shape[-1]:  # each pass doubles how many of the following items an entry has summed
+        further = ops.full_like(from_here_on[..., :reach], FAR)
+        from_here_on = _log_add(from_here_on, ops.concatenate([from_here_on[..., reach:], further], axis=-1))
+        reach *= 2
     return ops.sum(ops.where(exists, from_here_on - scores, 0.0), axis=-1)
 
 
@@ -118,7 +128,7 @@ def seen_items(owner: str, labels: Any, scores: Any) -> Any:
     if len(labels.shape) != len(scores.shape):
         advice = "Give item numbers, or one number per item that is not 0 for the user's own items"
         raise _checks.error(owner, f"labels of shape {tuple(scores.shape)[:-1]} and more", tuple(labels.shape), advice)
-    known, items = _common.concrete(labels), scores.shape[-1]
+    known, items = arguments.concrete(labels), scores.shape[-1]
     if known is not None and known.size and items is not None and known.max() >= items:
         advice = "Items are numbered from 0; negative numbers are padding"
         raise _checks.error(owner, f"items from 0 to {items - 1}", int(known.max()), advice)

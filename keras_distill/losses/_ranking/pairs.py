@@ -8,8 +8,8 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
-from keras_distill.losses import _common
-from keras_distill.losses._distributions import bernoulli_kl
+from keras_distill.losses._numerics import arguments
+from keras_distill.losses._numerics.distributions import bernoulli_kl
 from keras_distill.losses._ranking import order
 
 _TARGETS = ("order", "probability")
@@ -74,7 +74,7 @@ def rank_net(
         each = ops.softplus(-gaps)
     else:
         heard = head[..., :, None] - known[..., None, :]
-        t = _common.temperature_like(owner, temperature, student)
+        t = arguments.temperature_like(owner, temperature, student)
         t = t if isinstance(t, float) or len(t.shape) == 0 else t[..., None, None]
         each = t**2 * bernoulli_kl(heard / t, gaps / t, (gaps - heard) / t)
     values = ops.sum(ops.where(preferred, each, 0.0), axis=(-2, -1))
