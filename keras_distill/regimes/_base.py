@@ -90,7 +90,7 @@ class Regime(Trainer, abc.ABC):
     # ------------------------------------------------------------------ what a subclass writes
 
     @abc.abstractmethod
-    def rounds(self) -> Sequence[Round]:
+    def rounds(self) -> list[Round]:
         """Return the rounds of one training step, in their order."""
 
     def after_update(self, step: Any) -> None:

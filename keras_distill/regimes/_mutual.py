@@ -27,7 +27,7 @@ class MutualLearning(Regime):
 
     Args:
         students: two or more built models with outputs of one shape; they may differ in everything else.
-        term: how a student compares itself with a peer: a term on final outputs; ``LogitsDistillation(1.0)`` by default.
+        term: how a student compares itself with a peer: a term on final outputs; ``LogitsDistillation(1.0)`` if None.
         mutual_weight: >= 0, weight of the mean over peers; a number, or a schedule of the optimizer's step.
         update: ``"together"``: one pass of each and one update of all; ``"in_turn"``, the paper's: each student is
             updated before the next one looks at it again. The others then run in inference mode, so that BatchNorm
@@ -78,6 +78,7 @@ class MutualLearning(Regime):
         self.term = LogitsDistillation(temperature=1.0) if term is None else term
         if not isinstance(self.term, DistillationLoss) or self.term.student_taps or self.term.teacher_taps:
             raise error(self.owner, "a term on final outputs, such as LogitsDistillation(1.0)", self.term)
+        self.distillation_losses = [self.term]
         for student in students:
             self.term.validate_model_compatibility(students[0], student)
         if not self.term.built:
@@ -109,11 +110,6 @@ class MutualLearning(Regime):
     def settings(self) -> dict[str, Setting]:
         """The weight and the term's numbers, by name in the logs."""
         return {"mutual_weight": self._mutual, **self.term.settings}
-
-    @property
-    def distillation_losses(self) -> list[Any]:
-        """The term, whose temperature callbacks may steer."""
-        return [self.term]
 
     def rounds(self) -> list[Round]:
         """Return one round for all students, or one for each."""

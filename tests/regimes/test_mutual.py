@@ -131,9 +131,8 @@ def test_one_player_that_fails_holds_everybody_back(mode, player):
     mutual.compile(keras.optimizers.Adam(0.01), CROSS_ENTROPY, **mode)
     peers[player].layers[0].kernel.assign(np.full((6, (8, 5)[player]), np.nan))
     before = [peer.get_weights() for peer in peers]
-    with pytest.raises(
-        NonFiniteLossError, match=rf"MutualLearning: .*student_{player}_loss at step 0.*All models keep"
-    ):
+    message = rf"MutualLearning: .*student_{player}_loss at step 0.*All models keep"
+    with pytest.raises(NonFiniteLossError, match=message):
         mutual.fit(x, y, batch_size=8, verbose=0)
     for peer, weights in zip(peers, before, strict=True):
         for one, two in zip(peer.get_weights(), weights, strict=True):
