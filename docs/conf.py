@@ -13,7 +13,7 @@ import keras_distill  # noqa: E402
 
 project = "keras_distill"
 author = "the keras_distill authors"
-copyright = f"2026, {author}"  # noqa: A001
+copyright = f"2026, {author}"
 version = release = keras_distill.__version__
 language = "en"
 
@@ -29,6 +29,7 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["_build", "_ext", "outputs"]
 templates_path = ["_templates"]
 default_role = "literal"
+smartquotes = False  # dots and hyphens of shapes and options stay what they are
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "tasklist"]
 myst_heading_anchors = 3

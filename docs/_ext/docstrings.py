@@ -116,7 +116,12 @@ def as_rst(lines: list[str]) -> list[str]:
             made += ["", ".. rubric:: Reference", "", *_lists_apart(_body(text)), ""]
         else:
             body = _lists_apart(_body(text))
-            made += ["", f":{title.lower()}: {body[0] if body else ''}", *(f"    {line}".rstrip() for line in body[1:]), ""]
+            made += [
+                "",
+                f":{title.lower()}: {body[0] if body else ''}",
+                *(f"    {line}".rstrip() for line in body[1:]),
+                "",
+            ]
     return made
 
 

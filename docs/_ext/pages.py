@@ -10,12 +10,11 @@ import pathlib
 import re
 from typing import Any
 
+import docstrings
+import public
 from docutils import nodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.nodes import make_refnode
-
-import docstrings
-import public
 
 DOCS = pathlib.Path(__file__).resolve().parents[1]
 ROOT = DOCS.parent
@@ -52,7 +51,10 @@ def _room_page(room: str, members: list[public.Entry]) -> str:
     about = docstrings.as_rst((inspect.getdoc(importlib.import_module(room)) or "").splitlines())
     lines = [name, "=" * len(name), "", *about, "", ".. list-table::", "    :widths: 35 65", "    :class: names", ""]
     for entry in members:
-        lines += [f"    * - :doc:`{entry.name} </{entry.page}>`", f"      - {docstrings.plain(entry.summary) or 'a constant'}"]
+        lines += [
+            f"    * - :doc:`{entry.name} </{entry.page}>`",
+            f"      - {docstrings.plain(entry.summary) or 'a constant'}",
+        ]
     lines += ["", ".. toctree::", "    :hidden:", ""]
     lines += [f"    {entry.name} </{entry.page}>" for entry in members]
     return "\n".join(lines) + "\n"
