@@ -1,4 +1,4 @@
-"""The public names of the package and the page each one has: read from every room's ``__all__``, never listed by hand."""
+"""The public names of the package and the page each one has: read from every room's ``__all__``."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def entries() -> list[Entry]:
 
 
 def links() -> dict[str, tuple[str, str]]:
-    """Return what may be written in a text -> (page, anchor): the full path, ``losses.Hint``, and ``Hint`` if unique."""
+    """Return (page, anchor) by what a text may say: the full path, ``losses.Hint``, and ``Hint`` if it is unique."""
     found: dict[str, tuple[str, str]] = {}
     bare: dict[str, list[Entry]] = {}
     for entry in entries():
