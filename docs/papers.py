@@ -47,6 +47,8 @@ FORMULAS = {
     "rank_net": "H4",
     "rank_distil": "H4",
     "policy_targets": "H5",
+    "PolicyBuffer": "H5",
+    "PolicyDistiller": "H5",
     "regression_matching": "D8",
     "hint": "B1",
     "attention_transfer": "B2",
@@ -118,14 +120,7 @@ FORMULAS = {
     "HierarchicalDistillation": "B",
     "LogitsDistillation": "A1",
 }
-SECTIONS = {
-    "regimes": "A12-A15",
-    "teachers": "C",
-    "callbacks": "A19",
-    "schedules": "A19",
-    "metrics": "E1",
-    "calibration": "E5",
-}
+SECTIONS = {"teachers": "C", "callbacks": "A19", "schedules": "A19", "metrics": "E1", "calibration": "E5"}
 
 
 def reference(thing):

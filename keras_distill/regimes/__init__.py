@@ -1,6 +1,5 @@
-"""Who teaches whom, and when: peers, generations, chains, stages, folds, and models fused into one."""
+"""Who teaches whom, and when: players and rounds."""
 
-from keras_distill.regimes._base import Measured, Regime, Round
-from keras_distill.regimes._mutual import MutualLearning
+from keras_distill.regimes._policies import PolicyDistiller, PolicyReturn, policy_return
 
-__all__ = ["Measured", "MutualLearning", "Regime", "Round"]
+__all__ = ["PolicyDistiller", "PolicyReturn", "policy_return"]

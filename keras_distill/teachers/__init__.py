@@ -22,6 +22,7 @@ from keras_distill.teachers._members import Members
 from keras_distill.teachers._monte_carlo import MonteCarloDropout
 from keras_distill.teachers._n_best import NBest, n_best
 from keras_distill.teachers._order import RankTargets, SortedDifferences
+from keras_distill.teachers._policy_buffer import PolicyBuffer
 from keras_distill.teachers._snapshot import Snapshot
 from keras_distill.teachers.foreign import Foreign, from_callable, from_litert, from_onnx, from_saved_model
 from keras_distill.teachers.store import Stored, StoreProblem, label, label_with_ray, repair, verify
@@ -45,6 +46,7 @@ __all__ = [
     "Members",
     "MonteCarloDropout",
     "NBest",
+    "PolicyBuffer",
     "Preprocessed",
     "RankTargets",
     "Single",
