@@ -1,4 +1,4 @@
-# make demo | make test | make lint | make coverage | make bench | make bench-full
+# make demo | make test | make lint | make docs | make coverage | make bench | make bench-full
 # Each makes .venv when it is missing and installs into it once; nothing else on the machine is used or changed.
 
 SHELL := /bin/bash
@@ -23,7 +23,7 @@ OUT ?= demo_output
 ARGS ?=
 INSTALL = $(PY) -m pip install --quiet --editable
 
-.PHONY: demo test lint coverage bench bench-full clean help
+.PHONY: demo test lint docs coverage bench bench-full clean help
 
 help:
 	@sed -n 1,2p Makefile
@@ -43,6 +43,11 @@ lint: $(VENV)/.installed-lint
 	$(PY) -m mypy
 	$(PY) -c "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
 
+# The site: docs/_build/html/index.html, which a browser opens from the disk.
+docs: $(VENV)/.installed-docs
+	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(PY) docs/_ext/check_site.py docs/_build/html
+
 bench: $(VENV)/.installed-test
 	$(PY) -m benchmarks $(ARGS)
 
@@ -50,7 +55,7 @@ bench-full: $(VENV)/.installed-bench
 	$(PY) -m benchmarks --full $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) docs/_build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 
 # An interrupted run leaves no stamp, so the next one does the step again.
 $(VENV)/.made: .ci/make_venv

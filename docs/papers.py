@@ -120,7 +120,14 @@ FORMULAS = {
     "HierarchicalDistillation": "B",
     "LogitsDistillation": "A1",
 }
-SECTIONS = {"teachers": "C", "callbacks": "A19", "schedules": "A19", "metrics": "E1", "calibration": "E5"}
+SECTIONS = {
+    "regimes": "A12-A15",
+    "teachers": "C",
+    "callbacks": "A19",
+    "schedules": "A19",
+    "metrics": "E1",
+    "calibration": "E5",
+}
 
 
 def reference(thing):

@@ -135,7 +135,10 @@ class Trainer(SavesTraining):
             # A backup made before a policy has looked at the epoch would resume with the policy an epoch behind.
             last = keras.callbacks.BackupAndRestore
             kwargs["callbacks"] = sorted(kwargs["callbacks"], key=lambda callback: isinstance(callback, last))
-        history = super().fit(x, y, *args, **kwargs)
+        try:
+            history = super().fit(x, y, *args, **kwargs)
+        finally:
+            self._initial_epoch = None  # set by a backup that resumed; the next fit is another run
         self._guard.look(now=True)
         return history
 

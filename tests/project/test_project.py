@@ -88,7 +88,9 @@ def test_the_linters_run_the_promised_rules():
 
 
 @needs_make
-@pytest.mark.parametrize(("target", "extra"), [("demo", "demo"), ("test", "test"), ("lint", "lint"), ("bench", "test")])
+@pytest.mark.parametrize(
+    ("target", "extra"), [("demo", "demo"), ("test", "test"), ("lint", "lint"), ("docs", "docs"), ("bench", "test")]
+)
 def test_without_an_environment_one_is_made_and_filled_before_the_command(target, extra, project):
     steps = make(project, "-n", target)
     made, filled = steps.index("bash .ci/make_venv .venv"), steps.index(f"--editable '.[{extra}]'")
@@ -177,7 +179,7 @@ def test_without_a_suitable_python_the_reason_is_said(project):
     assert not (project / "env").exists()
 
 
-def test_ci_runs_lint_and_tests_and_fails_if_either_fails(tmp_path):
+def test_ci_runs_lint_tests_and_site_and_fails_if_one_fails(tmp_path):
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
     tools = tmp_path / "tools"
@@ -187,9 +189,9 @@ def test_ci_runs_lint_and_tests_and_fails_if_either_fails(tmp_path):
         (tools / name).write_text("#!/bin/sh\nexit 0\n")
     for tool in tools.iterdir():
         tool.chmod(0o755)
-    for failing, code in (("lint", 1), ("test", 1), ("nothing", 0)):
+    for failing, code in (("lint", 1), ("test", 1), ("docs", 1), ("nothing", 0)):
         (tmp_path / "made").unlink(missing_ok=True)
         environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "FAILING": failing}
         done = subprocess.run(["bash", ".ci/run"], cwd=tmp_path, env=environment)
         assert done.returncode == code, failing
-        assert (tmp_path / "made").read_text().split() == ["lint", "test"]
+        assert (tmp_path / "made").read_text().split() == ["lint", "test", "docs"]

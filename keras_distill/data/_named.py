@@ -27,8 +27,6 @@ import tensorflow as tf
 
 from keras_distill._checks import error, integer, nearest
 
-__all__ = ["Data", "Examples", "load", "names"]
-
 _LETTERS = tuple("ABCDEFGHIJ")
 _DIGITS = tuple("0123456789")
 
@@ -178,7 +176,7 @@ def load(name: str, *, download: bool = False) -> Data:
 
 def _folder(name: str) -> pathlib.Path:
     """Where the original files of a data set are looked for."""
-    beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+    beside = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
     return pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or beside) / name
 
 
