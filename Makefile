@@ -21,6 +21,12 @@ FACTS := setup.cfg pyproject.toml
 WORKERS ?= 2
 OUT ?= demo_output
 ARGS ?=
+PYTEST = -q -n $(WORKERS) --dist worksteal --durations=20
+# A path in ARGS runs alone: make test ARGS=tests/losses
+PARTS = $(if $(filter tests% keras_distill%,$(ARGS)),GIVEN,BATTERIES METHODS OTHERS)
+BATTERIES = tests/batteries
+METHODS = tests/losses tests/metrics tests/terms
+OTHERS = tests keras_distill $(addprefix --ignore=,$(BATTERIES) $(METHODS))
 INSTALL = $(PY) -m pip install --quiet --editable
 
 .PHONY: demo test lint docs coverage bench bench-full clean help
@@ -31,11 +37,12 @@ help:
 demo: $(VENV)/.installed-demo
 	$(PY) -m keras_distill demo --out $(OUT) $(ARGS)
 
+# A process frees what XLA compiled only when it ends: parts run one after another, each in workers of its own.
 test: $(VENV)/.installed-test
-	$(PY) -m pytest -q -n $(WORKERS) --dist loadscope $(ARGS)
+	failed=0; $(foreach part,$(PARTS),$(PY) -m pytest $(PYTEST) $($(part)) $(ARGS) || [ $$? = 5 ] || failed=1;) exit $$failed
 
 coverage: $(VENV)/.installed-test
-	$(PY) -m pytest -q -n $(WORKERS) --dist loadscope --cov=keras_distill --cov-report=term:skip-covered $(ARGS)
+	$(PY) -m pytest $(PYTEST) --cov=keras_distill --cov-report=term:skip-covered $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(PY) -m ruff check .

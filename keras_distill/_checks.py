@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -133,3 +134,30 @@ def nearest(name: str, known: Iterable[str], count: int = 5) -> str:
     close = difflib.get_close_matches(name.lower(), list(lower), n=count, cutoff=0.3)
     picked = [lower[c] for c in close] or names[:count]
     return ", ".join(repr(p) for p in picked) or "none"
+
+
+# They reorder what stands beside them, so that a name can show one thing and be another.
+_DIRECTIONS = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+
+
+def printable(text: Any) -> str:
+    """Return text that any page, figure or terminal can show: what is invisible or harmful is spelled out.
+
+    Control characters, marks of writing direction, lone surrogates and non-characters become escapes of their number,
+    as in Python; line breaks and tabs stay.
+
+    Args:
+        text: anything; shown with ``str``.
+
+    Returns:
+        The text, which UTF-8 and XML can hold.
+    """
+
+    def shown(character: str) -> str:
+        code = ord(character)
+        hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and character not in "\n\t"
+        if hidden or code in _DIRECTIONS or code == 0xFEFF or code & 0xFFFE == 0xFFFE:
+            return f"\\u{code:04x}"
+        return character
+
+    return "".join(map(shown, str(text)))

@@ -1,5 +1,8 @@
 """Set up TensorFlow once, before any test uses it."""
 
+import contextlib
+import ctypes
+import gc
 import os
 import signal
 
@@ -28,6 +31,12 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
+from tests.faults import faults  # noqa: E402, F401  not before the devices are set
+
+_trim = None
+with contextlib.suppress(OSError, AttributeError):  # another C library
+    _trim = ctypes.CDLL("libc.so.6").malloc_trim
+
 
 @pytest.fixture(autouse=True)
 def seed():
@@ -42,6 +51,9 @@ def fresh_names():
     """Free the graphs of the previous file; layer names count from zero again."""
     yield
     keras.backend.clear_session()
+    gc.collect()  # graphs and models refer to themselves
+    if _trim is not None:
+        _trim(0)  # hand freed memory back to the system
 
 
 def pytest_collection_modifyitems(items):

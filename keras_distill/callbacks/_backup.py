@@ -1,4 +1,4 @@
-"""Backups that survive a kill at any moment, a full disk and a damaged file."""
+"""Backups that survive a kill at any moment, a full disk, a damaged file and a second run in the same directory."""
 
 from __future__ import annotations
 
@@ -6,32 +6,44 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import shutil
+import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
+from keras_distill import _files
 from keras_distill._checks import error, integer
 from keras_distill.callbacks._steering import plain
+from keras_distill.teachers.store._teacher_id import config_fingerprint, teacher_fingerprint
 from keras_distill.training._multi_worker import is_chief
 
 _OWNER = "Backup"
 _WEIGHTS, _FACTS = "state.weights.h5", "backup.json"
+_NAMES = {"package": "another version of keras_distill", "model": "another model, term or setting",
+          "teacher": "another teacher", "compile": "another optimizer, loss or metric", "seed": "another seed",
+          "steps": "another number of steps per epoch", "identity": "another identity=..."}  # fmt: skip
+# Of this process: the lock on a directory, and the thread whose fit took it. An exception ends fit without a callback.
+_locks: dict[str, tuple[_files.Lock, threading.Thread]] = {}
 
 
 class Backup(keras.callbacks.BackupAndRestore):
     """Backs up a training run after each epoch, and goes on from the last good backup when ``fit`` is called again.
 
-    Choose it over ``keras.callbacks.BackupAndRestore`` where runs are killed: a backup appears whole or not at all, is
-    checked by its SHA-256 before it is used, and the one before it is kept. It holds what ``save_weights`` holds
+    Choose it over ``keras.callbacks.BackupAndRestore`` where runs are killed: a backup appears whole or not at all, all
+    of it is checked by SHA-256 before it is used, and the one before it is kept. It holds what ``save_weights`` holds
     (student, adapters, optimizer, schedules, what the adaptive callbacks remember, states of random generators) and the
     history. The resumed run ends with the same bits as one that was never killed if the examples of an epoch depend on
     its number alone; see the example. Under several workers give all of them one shared directory: the chief writes it.
+
+    A backup knows its run: the configuration of the models, terms and optimizer, the teacher's weights, the seed of
+    ``keras.utils.set_random_seed``, the steps per epoch, the version of the package and ``identity``. A run that
+    differs is refused. So is a second run while the first is at work in the directory.
 
     Of callbacks of Keras that remember something (``EarlyStopping``, ``ReduceLROnPlateau``) nothing is kept.
 
@@ -39,10 +51,13 @@ class Backup(keras.callbacks.BackupAndRestore):
         directory: made if it is not there; nothing else may live in it. Removed when ``fit`` ends well.
         num_kept: >= 1, backups on disk at any time.
         delete_checkpoint: False: leave the backups when ``fit`` ends well.
+        identity: what else must be the same for a run to go on, such as ``data.fingerprint`` or the file of the
+            configuration: text, a number, or a dictionary or list of them. A callback cannot see the data by itself.
+        same_run: False: go on from the backups of any run whose weights fit.
 
     Raises:
-        ValueError: by ``fit``, if there are backups and all are damaged.
-        OSError: by ``fit``, if a backup cannot be written; those before it stay.
+        ValueError: by ``fit``, if there are backups and all are damaged, or they are those of another run.
+        OSError: by ``fit``, if a backup cannot be written (those before it stay), or another run is at work.
 
     Example:
         >>> import keras, numpy as np, tempfile, tensorflow as tf
@@ -59,12 +74,26 @@ class Backup(keras.callbacks.BackupAndRestore):
         3
     """
 
-    def __init__(self, directory: str | Path, num_kept: int = 2, delete_checkpoint: bool = True) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        num_kept: int = 2,
+        delete_checkpoint: bool = True,
+        identity: Any = None,
+        same_run: bool = True,
+    ) -> None:
         super().__init__(str(directory), delete_checkpoint=delete_checkpoint)
         self.directory = Path(directory)
         self.num_kept = integer(_OWNER, "num_kept", num_kept, low=1)
+        try:
+            self.identity = None if identity is None else json.loads(json.dumps(identity, sort_keys=True))
+        except (TypeError, ValueError):
+            expected = "identity of text, numbers, lists and dictionaries"
+            raise error(_OWNER, expected, type(identity).__name__, "Give data.fingerprint, not the data") from None
+        self.same_run = bool(same_run)
         self._logs: dict[str, list[Any]] = {}
         self._resumed = 0
+        self._run: dict[str, Any] = {}
 
     @property
     def epoch(self) -> int:
@@ -73,12 +102,18 @@ class Backup(keras.callbacks.BackupAndRestore):
         return 0 if good is None else good["epoch"]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Load the last good backup, if there is one, and say which ones were damaged."""
+        """Load the last good backup of this run, if there is one, and say which ones were damaged."""
         self._logs, self._resumed, damaged = {}, 0, []
+        self._run = _identity_of(self.model, (self.params or {}).get("steps"), self.identity)
+        chief = is_chief(self.model.distribute_strategy)
+        if chief:
+            with self._refused():
+                self._take_lock()
         for folder, facts, problem in self._found():
             if problem is not None:
                 damaged.append((folder, problem))
                 continue
+            self._refuse_a_stranger(folder, facts)
             if not self.model.optimizer.built:
                 self.model.optimizer.build(self.model.trainable_variables)
             self.model.load_weights(str(folder / _WEIGHTS))
@@ -92,9 +127,12 @@ class Backup(keras.callbacks.BackupAndRestore):
             raise error(_OWNER, f"a whole backup in {self.directory}", told, advice)
         if damaged:
             warnings.warn(f"Backup: damaged ({told}). Training goes on after epoch {self._resumed}.", stacklevel=2)
-        if is_chief(self.model.distribute_strategy):
-            for useless in [folder for folder, _ in damaged] + list(self.directory.glob(".writing-*")):
-                shutil.rmtree(useless)
+        if chief:
+            for pattern in (f"{_files.WRITING}*", f"{_files.REMOVING}*"):
+                for left_over in self.directory.glob(pattern):
+                    _files.remove_tree(left_over)
+            for folder, _ in damaged:
+                _files.take_away(folder)
             with self._writing():
                 pass  # a directory that cannot be written shows now, not after an epoch
 
@@ -113,40 +151,89 @@ class Backup(keras.callbacks.BackupAndRestore):
                 self.model.save_weights(f"{scratch}/{_WEIGHTS}")
             return
         with self._writing() as aside:
+            weights = aside / _WEIGHTS
             _check_space(aside / "space", self.model)
-            self.model.save_weights(str(aside / _WEIGHTS))
-            facts = {"epoch": epoch + 1, "sha256": _sha256(aside / _WEIGHTS), "history": self._logs}
-            (aside / _FACTS).write_text(json.dumps(facts))
-            for path in (aside / _WEIGHTS, aside / _FACTS, aside):
-                _to_disk(path)
-            aside.rename(self.directory / f"epoch-{epoch + 1:06d}")
-        for folder in self._folders()[self.num_kept :]:
-            shutil.rmtree(folder)
+            _files.fill(weights, lambda: self.model.save_weights(str(weights)))
+            body = {"epoch": epoch + 1, "weights": _files.digest(weights), "history": self._logs, "run": self._run}
+            _files.write(aside / _FACTS, _sealed(body))
+            for path in (weights, aside / _FACTS, aside):
+                _files.flush(path)
+            final = self.directory / f"epoch-{epoch + 1:06d}"
+            if final.exists():  # of a run that went on from an earlier backup
+                _files.take_away(final)
+            _files.rename(aside, final)
+            _files.flush(self.directory)
+        with self._refused():
+            for folder in self._folders()[self.num_kept :]:
+                _files.take_away(folder)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Do nothing: a backup is made after an epoch, where the order of the data can be found again."""
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Remove the backups: the run is done."""
-        if self.delete_checkpoint and is_chief(self.model.distribute_strategy):
-            for folder in self._folders():
-                shutil.rmtree(folder)
+        """Remove the backups, the oldest first: the run is done."""
+        if not self.model.history.epoch:  # killed after the last epoch: nothing was left to do
+            self.model.history.epoch = list(range(self._resumed))
+        if not is_chief(self.model.distribute_strategy):
+            return
+        if self.delete_checkpoint:
+            with self._refused():
+                for folder in reversed(self._folders()):
+                    _files.take_away(folder)
+        held = _locks.pop(self._key(), None)
+        if held is not None:
+            held[0].release()
+
+    def _key(self) -> str:
+        return str(self.directory.resolve())
+
+    def _take_lock(self) -> None:
+        """Become the only writer of the directory until ``fit`` ends or the process does."""
+        _files.make_folder(self.directory, parents=True, exist_ok=True)
+        held = _locks.get(self._key())
+        if held is not None and (held[1] is threading.current_thread() or not held[1].is_alive()):
+            held[0].release()  # of a fit in this process that an exception ended
+        try:
+            _locks[self._key()] = _files.Lock(self.directory), threading.current_thread()
+        except BlockingIOError:
+            advice = "Wait for it, or give each run a directory of its own."
+            message = f"Backup: expected to be the only run in {self.directory}, got another one at work. {advice}"
+            raise BlockingIOError(message) from None
+
+    def _refuse_a_stranger(self, folder: Path, facts: dict[str, Any]) -> None:
+        theirs = facts["run"]
+        if theirs is None:  # written before backups knew their run
+            warnings.warn(f"Backup: {folder} does not say which run wrote it; it is taken for this one.", stacklevel=3)
+            return
+        differs = [text for part, text in _NAMES.items() if theirs.get(part) != self._run.get(part)]
+        if differs and self.same_run:
+            advice = "Give each run a directory of its own, or same_run=False to go on from another one's backup"
+            raise error(_OWNER, f"backups of this run in {self.directory}", f"one with {', '.join(differs)}", advice)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Path]:
         """Give a folder to write into; whatever happens, none is left."""
-        aside = self.directory / f".writing-{os.getpid()}"
+        aside = self.directory / f"{_files.WRITING}{_files.writer_name()}"
         try:
-            aside.mkdir(parents=True)
-            yield aside
+            with self._refused():
+                _files.make_folder(aside, parents=True)
+                yield aside
+        finally:
+            with contextlib.suppress(OSError):
+                _files.remove_tree(aside)
+
+    @contextlib.contextmanager
+    def _refused(self) -> Iterator[None]:
+        """Turn what the file system answers into one sentence, which says what is safe."""
+        try:
+            yield
         except Exception as problem:
             # HDF5 wraps the system's answer in errors of other kinds.
-            if not isinstance(problem, OSError) and "errno" not in str(problem):
+            ours = str(problem).startswith(_OWNER)
+            if ours or (not isinstance(problem, OSError) and "errno" not in str(problem)):
                 raise
             kept = f"The backup of epoch {self.epoch} is whole" if self.epoch else "There is no backup"
             raise OSError(f"Backup: expected to write into {self.directory}, got {problem}. {kept}.") from problem
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
         return sorted(self.directory.glob("epoch-*"), reverse=True)
@@ -155,31 +242,73 @@ class Backup(keras.callbacks.BackupAndRestore):
         """Yield the backups, the newest first: folder, facts and what is wrong with it, or None."""
         for folder in self._folders():
             try:
-                facts = json.loads((folder / _FACTS).read_text())
-                whole = facts["sha256"] == _sha256(folder / _WEIGHTS)
+                facts = _opened(_files.read(folder / _FACTS))
+                if folder.name != f"epoch-{facts['epoch']:06d}":
+                    raise ValueError(f"it is the backup of epoch {facts['epoch']}")
+                whole = facts["weights"] == _files.digest(folder / _WEIGHTS)
                 yield folder, facts, None if whole else f"{_WEIGHTS} has changed since it was written"
-            except (OSError, ValueError, KeyError) as problem:
+            except (OSError, ValueError, RecursionError) as problem:
                 yield folder, {}, f"{type(problem).__name__} {problem}"
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _identity_of(model: keras.Model, steps: int | None, identity: Any) -> dict[str, Any]:
+    """Return what makes two runs the same, as plain values.
+
+    Computed once per optimizer object: callbacks may since have changed temperatures and rates of the same run.
+    """
+    known, parts = vars(model).get("_backup_identity", (None, {}))
+    if known is not model.optimizer:
+        teacher = getattr(model, "teacher", None)
+        parts = {
+            "package": getattr(sys.modules["keras_distill"], "__version__", ""),
+            "model": config_fingerprint(model),
+            "teacher": teacher_fingerprint(teacher) if isinstance(teacher, keras.Model) else None,
+            "compile": config_fingerprint(model, compiled=True),
+            "seed": tf.compat.v1.random.get_seed(1)[0],
+        }
+        object.__setattr__(model, "_backup_identity", (model.optimizer, parts))
+    return {**parts, "steps": steps, "identity": identity}
+
+
+def _sealed(body: Mapping[str, Any]) -> bytes:
+    """Return the facts as JSON text inside JSON, beside the SHA-256 of that text."""
+    text = json.dumps(body)
+    return json.dumps({"body": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}).encode()
+
+
+def _opened(content: bytes) -> dict[str, Any]:
+    """Return the facts that ``_sealed`` wrote.
+
+    Raises:
+        ValueError: if anything of them has changed.
+    """
+    outer = json.loads(content)
+    keys = set(outer) if isinstance(outer, dict) else set()
+    if keys == {"epoch", "sha256", "history"}:  # of an earlier version, which hashed the weights alone
+        facts = {"epoch": outer["epoch"], "weights": outer["sha256"], "history": outer["history"], "run": None}
+    else:
+        if keys != {"body", "sha256"} or not isinstance(outer["body"], str):
+            raise ValueError("it is not what Backup writes")
+        if hashlib.sha256(outer["body"].encode("utf-8", "replace")).hexdigest() != outer["sha256"]:
+            raise ValueError("it has changed since it was written")
+        facts = json.loads(outer["body"])
+    history = facts["history"]
+    if type(facts["epoch"]) is not int or facts["epoch"] < 1 or not isinstance(history, dict):
+        raise ValueError("it is not what Backup writes")
+    if not all(isinstance(values, list) and len(values) <= facts["epoch"] for values in history.values()):
+        raise ValueError("its history is not what Backup writes")
+    return facts
 
 
 def _check_space(path: Path, model: keras.Model) -> None:
     """Write as many bytes as a backup may take, and remove them: on a full disk HDF5 would kill the process."""
     variables = [*model.variables, *model.optimizer.variables]
     needed = 2**20 + sum(8192 + math.prod(v.shape) * (8 if "64" in v.dtype else 4) for v in variables)
-    with path.open("wb") as file:
-        for _ in range(-(-needed // 2**20)):
-            file.write(bytes(2**20))
-    path.unlink()
 
+    def write() -> None:
+        with path.open("wb") as file:
+            for _ in range(-(-needed // 2**20)):
+                file.write(bytes(2**20))
 
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    _files.fill(path, write)
+    _files.remove(path)

@@ -101,8 +101,8 @@ def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download:
                 card=_card(result, examples, distillers[chosen], setup),
             )
             models[_DISTILLED][chosen].save(aside / "student.keras")
-            (aside / "report.json").write_text(result.to_json(), encoding="utf-8")
-            report.write_page(result, aside / "report.html")
+            result.save(aside / "report.json")
+            result.save(aside / "report.html")
             written = [f"serving/{dataset}", "student.keras", "report.json", "report.html"]
             for name in written:
                 _move(aside, folder, name)

@@ -46,12 +46,10 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: if teacher, data set and options do not fit together.
     """
-    import keras
-
-    from keras_distill import teachers
+    from keras_distill import _model_files, teachers
 
     stored = teachers.label(
-        keras.saving.load_model(arguments.teacher, compile=False, safe_mode=True),
+        _model_files.load_model("label", arguments.teacher),
         dataset_of(arguments),
         arguments.out,
         top_k=arguments.top_k,

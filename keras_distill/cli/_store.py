@@ -56,12 +56,10 @@ def run_repair(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: if teacher and data set are not those of the store.
     """
-    import keras
-
-    from keras_distill import teachers
+    from keras_distill import _model_files, teachers
 
     before = teachers.verify(arguments.path)
-    teacher = keras.saving.load_model(arguments.teacher, compile=False, safe_mode=True)
+    teacher = _model_files.load_model("store repair", arguments.teacher)
     stored = teachers.repair(teacher, dataset_of(arguments), arguments.path)
     for problem in before:
         say(f"repaired {problem.file}")

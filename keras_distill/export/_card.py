@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_distill._checks import error
+from keras_distill import _files
+from keras_distill._checks import error, printable
 from keras_distill.export._heads import Head
 from keras_distill.export._inputs import Inputs
 from keras_distill.export._parity import Export
@@ -268,8 +270,11 @@ def write_card(
         content["student"]["config"] = json.loads(json.dumps(keras.saving.serialize_keras_object(student)))
     except (NotImplementedError, TypeError, ValueError):
         content["student"]["config"] = None  # a subclassed model without get_config: its code is its description
-    (folder / JSON_NAME).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / PAGE_NAME).write_text(_page(content), encoding="utf-8")
+    text = re.sub(
+        "[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", json.dumps(content, indent=1, ensure_ascii=False)
+    )
+    _files.write(folder / JSON_NAME, f"{text}\n".encode())
+    _files.write(folder / PAGE_NAME, _page(content).encode())
 
 
 def _describe_head(head: Head) -> dict[str, Any]:
@@ -295,20 +300,21 @@ def _versions(formats: set[str]) -> dict[str, str]:
 
 def _page(content: Mapping[str, Any]) -> str:
     student = content["student"]
-    lines = [f"# {student['name']}", "", f"{student['num_parameters']:,} parameters, fingerprint `{_short(student)}`."]
+    parameters = f"{student['num_parameters']:,} parameters, fingerprint `{_short(student)}`."
+    lines = [f"# {_inline(student['name'])}", "", parameters]
     if "notes" in content:
-        lines += ["", content["notes"]]
+        lines += ["", printable(content["notes"]).replace("<", "&lt;")]
     lines += ["", "## Inputs and outputs", ""]
     for name, spec in student["inputs"].items():
         shape = ", ".join("any" if size is None else str(size) for size in spec["shape"])
-        lines.append(f"- in: `{name}`, {spec['dtype']} ({shape})")
+        lines.append(f"- in: {_code(name)}, {_inline(spec['dtype'])} ({shape})")
     for name, head in student["outputs"].items():
         said = head["task"]
         if "temperature" in head:
             said += f", {'logits' if head['from_logits'] else 'probabilities'}, temperature {head['temperature']:g}"
         if head.get("labels"):
-            said += f", classes: {', '.join(head['labels'])}"
-        lines.append(f"- out: `{name}`, {said}")
+            said += f", classes: {', '.join(map(_inline, head['labels']))}"
+        lines.append(f"- out: {_code(name)}, {said}")
     if "metrics" in content:
         lines += ["", "## Measured", "", "| metric | value |", "|---|---|"]
         for name, value in content["metrics"].items():
@@ -316,7 +322,7 @@ def _page(content: Mapping[str, Any]) -> str:
             shown = f"{np.mean(runs):.4g}"
             if len(runs) > 1:
                 shown += f" ± {value['spread']:.2g} over {len(runs)} runs"
-            lines.append(f"| {name} | {shown} |")
+            lines.append(f"| {_inline(name)} | {shown} |")
     lines += ["", "## Exports, each compared with the Keras student", ""]
     lines += [
         "| file | format | bytes | examples | largest difference | agreement | accuracy | ECE |",
@@ -325,31 +331,50 @@ def _page(content: Mapping[str, Any]) -> str:
     for name, entry in content["exports"].items():
         cells = [name, entry["format"], f"{entry['size_bytes']:,}", entry["num_examples"]]
         cells += [_cell(entry[key]) for key in ("max_difference", "agreement", "accuracy", "ece")]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        lines.append("| " + " | ".join(map(_inline, cells)) + " |")
     lines += ["", "## Where it comes from", ""]
     if "teacher" in content:
         teacher = content["teacher"]
         lines.append(
-            f"- teacher: `{teacher['name']}` ({teacher['class']}), {teacher['num_parameters']:,} parameters, "
-            f"fingerprint `{_short(teacher)}`"
+            f"- teacher: {_code(teacher['name'])} ({_inline(teacher['class'])}), "
+            f"{teacher['num_parameters']:,} parameters, fingerprint `{_short(teacher)}`"
         )
     if "distillation" in content:
         part = content["distillation"]
         for term, weight in zip(part["terms"], part["weights"], strict=True):
             config = {k: v for k, v in term["config"].items() if k not in ("name", "trainable", "dtype")}
-            lines.append(f"- term: {term['class_name']}, weight {json.dumps(weight)}, {json.dumps(config)}")
+            said = f"{term['class_name']}, weight {json.dumps(weight)}, {json.dumps(config)}"
+            lines.append(f"- term: {_inline(said)}")
         lines.append(f"- student loss weight: {json.dumps(part['student_loss_weight'])}")
     for key in ("data", "training"):
         if key in content:
-            lines.append(f"- {key}: " + ", ".join(f"{k} {json.dumps(v)}" for k, v in content[key].items()))
+            said = ", ".join(f"{k} {json.dumps(v)}" for k, v in content[key].items())
+            lines.append(f"- {key}: {_inline(said)}")
     if lines[-1] == "":
         lines.append("Not recorded: pass `card=export.ModelCard(...)` when exporting.")
     lines += ["", "## To make it again", ""]
     if "command" in content:
-        lines += ["```", content["command"], "```", ""]
-    lines.append("With " + ", ".join(f"{name} {version}" for name, version in content["libraries"].items()) + ".")
+        command = printable(content["command"])
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
+        lines += [fence, command, fence, ""]
+    libraries = (_inline(f"{name} {version}") for name, version in content["libraries"].items())
+    lines.append(f"With {', '.join(libraries)}.")
     lines += [f"`{JSON_NAME}` holds the same facts in full, the student's architecture among them.", ""]
     return "\n".join(lines)
+
+
+def _inline(text: Any) -> str:
+    """Return text that stays text within a line of Markdown: no tag, link, heading, code or cell begins in it."""
+    shown = " ".join(printable(text).split()).replace("\\", "\\\\")
+    for sign, escaped in (("<", "&lt;"), ("`", "\\`"), ("|", "\\|"), ("](", "]\\("), ("][", "]\\[")):
+        shown = shown.replace(sign, escaped)
+    return shown
+
+
+def _code(name: Any) -> str:
+    """Return a name as code within a line; one with signs of Markdown or HTML as text."""
+    shown = " ".join(printable(name).split())
+    return f"`{shown}`" if re.fullmatch(r"[\w ./:()-]*", shown) else _inline(name)
 
 
 def _short(part: Mapping[str, Any]) -> str:

@@ -259,6 +259,8 @@ def _check_labels(owner: str, labels: Any, task: str, units: int | None) -> tupl
     if isinstance(labels, str | bytes) or not isinstance(labels, Sequence | np.ndarray):
         raise error(owner, "labels to be a list of class names", labels)
     names = tuple(str(label) for label in labels)
+    if any(0xD800 <= ord(letter) < 0xE000 for name in names for letter in name):
+        raise error(owner, "labels that UTF-8 can hold", list(names))
     count = 2 if task == "binary" and units == 1 else units
     if len(names) != count:
         raise error(owner, f"{count} labels, one per class", len(names))

@@ -1,8 +1,9 @@
 """What a model is worth: measured, drawn and written on one page. Needs ``keras-distill[demo]`` for the figures."""
 
-from keras_distill.report._evaluate import Entry, Report, Score, evaluate
+from keras_distill.report._evaluate import evaluate
 from keras_distill.report._figures import confusion_matrices, layer_attention, reliability_diagram, training_curves
 from keras_distill.report._page import write_page
+from keras_distill.report._report import Entry, Report, Score
 from keras_distill.report._table import table
 from keras_distill.report._uncertainty import (
     detection_histograms,

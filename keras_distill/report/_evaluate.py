@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import importlib.metadata
-import json
 import math
 import os
 import pathlib
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +20,6 @@ from keras_distill._checks import error, integer, nearest
 from keras_distill.data import Data, Examples
 from keras_distill.heads import final_activation
 from keras_distill.metrics import (
-    ReliabilityBins,
     brier_score,
     expected_calibration_error,
     negative_log_likelihood,
@@ -31,128 +27,7 @@ from keras_distill.metrics import (
     risk_coverage_curve,
     uncertainty_score,
 )
-
-Histories = Mapping[str, Sequence[Mapping[str, Sequence[float]]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """One number per model, and what they have in common.
-
-    Args:
-        values: one per model: the same student trained from several seeds, say.
-
-    Example:
-        >>> score = Score((1.0, 2.0, 3.0))
-        >>> score.mean, score.spread
-        (2.0, 1.0)
-    """
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Arithmetic mean."""
-        return statistics.fmean(self.values)
-
-    @property
-    def spread(self) -> float | None:
-        """Sample standard deviation (divided by n - 1); None of a single value."""
-        return statistics.stdev(self.values) if len(self.values) > 1 and all(map(math.isfinite, self.values)) else None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Entry:
-    """What was measured of one model, or of the same model trained several times.
-
-    Args:
-        name: as the user calls it.
-        accuracy: fraction right, 0 to 1.
-        negative_log_likelihood: mean over examples, nats.
-        expected_calibration_error: mean distance of confidence and accuracy over the bins, 0 to 1.
-        brier_score: squared distance of probabilities and one-hot label, summed over classes, 0 to 2.
-        agreement: fraction of examples with the reference's answer, 0 to 1; None for the reference itself.
-        num_parameters: trainable and not.
-        size_bytes: of the ``.keras`` file, without optimizer state.
-        milliseconds_per_example: fastest of 100 calls of ``predict_on_batch``, divided by the batch.
-        batch_size: examples in those calls.
-        reliability: bins of confidence over all examples of all models of this entry.
-        confusion: (classes, classes) counts, rows are the true classes; summed over the models.
-        risk_coverage: (2, at most 200): coverage, and the share of errors among the most certain that many, over all
-            examples of all models of this entry; none in reports from before there was one.
-    """
-
-    name: str
-    accuracy: Score
-    negative_log_likelihood: Score
-    expected_calibration_error: Score
-    brier_score: Score
-    agreement: Score | None
-    num_parameters: int
-    size_bytes: int
-    milliseconds_per_example: float
-    batch_size: int
-    reliability: ReliabilityBins
-    confusion: np.ndarray
-    risk_coverage: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((2, 0)))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Report:
-    """Models compared on the same examples: everything the table, the figures and the page show.
-
-    Args:
-        title: one line.
-        entries: one per model, in the order given.
-        reference: name of the entry the others' ``agreement`` refers to; None without one.
-        class_names: one per class.
-        num_examples: how many examples were measured on.
-        notes: what a reader must know to judge the numbers, one sentence each.
-        settings: how the models were made, names and plain values.
-        environment: versions and machine, filled in by ``evaluate``.
-        histories: training curves: entry -> one dictionary per model -> name -> one value per epoch.
-    """
-
-    title: str
-    entries: tuple[Entry, ...]
-    reference: str | None
-    class_names: tuple[str, ...]
-    num_examples: int
-    notes: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    histories: Histories = dataclasses.field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Entry:
-        """Return the entry of that name."""
-        for entry in self.entries:
-            if entry.name == name:
-                return entry
-        known = nearest(str(name), [entry.name for entry in self.entries])
-        raise error("Report", f"the name of an entry (nearest: {known})", repr(name))
-
-    def to_json(self) -> str:
-        """Return the report as JSON text; NaN and infinity become null.
-
-        Returns:
-            Strict JSON, for ``from_json`` and for other programs.
-        """
-        return json.dumps(_plain(self), indent=1, allow_nan=False, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Report:
-        """Read what ``to_json`` wrote.
-
-        Args:
-            text: the JSON text.
-
-        Returns:
-            An equal report.
-        """
-        fields = json.loads(text)
-        fields["entries"] = tuple(_entry(**each) for each in fields["entries"])
-        fields["class_names"], fields["notes"] = tuple(fields["class_names"]), tuple(fields["notes"])
-        return cls(**fields)
+from keras_distill.report._report import Entry, Histories, Report, Score
 
 
 def evaluate(
@@ -393,33 +268,3 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **versions,
     }
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses, arrays and mappings as what JSON knows."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _entry(**fields: Any) -> Entry:
-    def floats(values: Sequence[float | None]) -> list[float]:
-        return [math.nan if value is None else value for value in values]
-
-    for name, value in fields.items():
-        if isinstance(value, dict) and set(value) == {"values"}:
-            fields[name] = Score(tuple(floats(value["values"])))
-    bins = fields["reliability"]
-    fields["reliability"] = ReliabilityBins(**{name: np.array(floats(each)) for name, each in bins.items()})
-    fields["confusion"] = np.array(fields["confusion"], np.int64)
-    if "risk_coverage" in fields:
-        fields["risk_coverage"] = np.array(fields["risk_coverage"], "float64").reshape(2, -1)
-    return Entry(**fields)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_distill._checks import error
+from keras_distill._checks import error, printable
 from keras_distill.metrics import ReliabilityBins
 from keras_distill.terms import CrossLayerAttention
 
@@ -57,7 +57,7 @@ def reliability_diagram(bins: ReliabilityBins | Mapping[str, ReliabilityBins]) -
         upper.bar(middle, np.nan_to_num(each.accuracy), 0.9 * width, color="#9ECAE1", edgecolor=_BLUE, label="accuracy")
         upper.vlines(each.confidence, each.accuracy, each.confidence, color=_RED, linewidth=2, label="gap")
         upper.plot(each.confidence, each.confidence, "o", color=_RED, markersize=4, label="mean confidence")
-        upper.set(title=name, xlim=(0, 1), ylim=(0, 1), xticks=np.linspace(0, 1, 6))
+        upper.set(title=plain(name), xlim=(0, 1), ylim=(0, 1), xticks=np.linspace(0, 1, 6))
         upper.tick_params(labelbottom=False)
         lower.bar(middle, each.weight, 0.9 * width, color=_PALE, edgecolor=_INK, linewidth=0.6)
         lower.set(xlim=(0, 1), xlabel="confidence", xticks=np.linspace(0, 1, 6), ylim=(0.5, 20 * max(most, 1.0)))
@@ -105,10 +105,10 @@ def confusion_matrices(counts: Mapping[str, Any], class_names: Sequence[str] | N
     for axes, (name, matrix) in zip(grid[0], counts.items(), strict=True):
         table = np.asarray(matrix)
         size = len(table)
-        names = list(class_names) if class_names is not None else [str(i) for i in range(size)]
+        names = [plain(each) for each in (class_names if class_names is not None else range(size))]
         axes.set_facecolor(_PALE)  # shines through where there is no mistake to colour: on the diagonal
         image = axes.imshow(shares[name], cmap=colors, vmin=0, vmax=most)
-        axes.set(title=name, xlabel="answer")
+        axes.set(title=plain(name), xlabel="answer")
         if size <= 20:
             long = max(map(len, names)) > 3
             axes.set_xticks(range(size), names, rotation=90 if long else 0, fontsize=7)
@@ -156,10 +156,10 @@ def layer_attention(terms: CrossLayerAttention | Mapping[str, CrossLayerAttentio
     for axes, (name, term) in zip(grid[0], terms.items(), strict=True):
         share = term.attention
         image = axes.imshow(share, cmap=colors, vmin=0, vmax=1)
-        axes.set_title(name, fontsize=9)
+        axes.set_title(plain(name), fontsize=9)
         axes.set_xlabel("teacher's layer", fontsize=8)
-        axes.set_xticks(range(share.shape[1]), term.teacher_layer_name, fontsize=7)
-        axes.set_yticks(range(share.shape[0]), term.student_layer_name, fontsize=7)
+        axes.set_xticks(range(share.shape[1]), map(plain, term.teacher_layer_name), fontsize=7)
+        axes.set_yticks(range(share.shape[0]), map(plain, term.student_layer_name), fontsize=7)
         for i, j in np.ndindex(share.shape):
             color = "white" if share[i, j] > 0.6 else _INK
             axes.text(j, i, f"{share[i, j]:.2f}", ha="center", va="center", fontsize=8, color=color)
@@ -194,8 +194,8 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Sequence[float
         for index, (name, runs) in enumerate(histories.items()):
             curves = [np.asarray(run[quantity], "float64") for run in runs if quantity in run]
             if curves:
-                _curve(axes, name, curves, *_STYLES[index % len(_STYLES)])
-        axes.set(title=quantity, xlabel="epoch")
+                _curve(axes, plain(name), curves, *_STYLES[index % len(_STYLES)])
+        axes.set(title=plain(quantity), xlabel="epoch")
         axes.grid(color="#EEEEEE")
     labels: dict[str, Any] = {}
     for axes in grid[0]:
@@ -212,6 +212,11 @@ def _curve(axes: Axes, name: str, curves: Sequence[np.ndarray], color: str, styl
     axes.plot(epochs, stack.mean(axis=0), color=color, linestyle=style, linewidth=1.8, label=name)
     if len(curves) > 1:
         axes.fill_between(epochs, stack.min(axis=0), stack.max(axis=0), color=color, alpha=0.2, linewidth=0)
+
+
+def plain(name: Any) -> str:
+    """Return a name as matplotlib draws it letter by letter: no formula begins at a dollar sign."""
+    return printable(name).replace("$", r"\$")
 
 
 def _panels(

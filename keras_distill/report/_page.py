@@ -6,12 +6,13 @@ import html
 import io
 import os
 import pathlib
-import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from keras_distill.report._evaluate import Report
+from keras_distill import _files
+from keras_distill._checks import printable
 from keras_distill.report._figures import confusion_matrices, reliability_diagram, training_curves
+from keras_distill.report._report import Report
 from keras_distill.report._table import table
 from keras_distill.report._uncertainty import risk_coverage
 
@@ -36,6 +37,12 @@ tbody th, thead th:first-child { text-align: left; font-weight: 400; }
 figure { margin: .5rem 0; }
 figure svg { display: block; max-width: 100%; height: auto; }
 figcaption, footer { color: #555; font-size: .9rem; max-width: 46rem; }
+@media (max-width: 40rem) {
+  main { padding: 1rem .75rem 3rem; }
+  table { font-size: .78rem; }
+  th, td { padding: .3rem .55rem .3rem 0; white-space: normal; }
+  tbody th, thead th:first-child { min-width: 5.5rem; }
+}
 @media print { main { max-width: none; padding: 0; } h2, figure { break-inside: avoid; } }
 """
 
@@ -73,25 +80,24 @@ def write_page(report: Report, path: str | os.PathLike[str]) -> pathlib.Path:
     """
     path = pathlib.Path(path)
     text = _page(report)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    _files.put(path, text.encode())
     return path
 
 
+def _escaped(text: Any) -> str:
+    return html.escape(printable(text))
+
+
 def _page(report: Report) -> str:
-    title = html.escape(report.title or "Report")
+    title = _escaped(report.title or "Report")
     pooled = " Over all runs of a model." if any(len(entry.accuracy.values) > 1 for entry in report.entries) else ""
     bins = {entry.name: entry.reliability for entry in report.entries}
     confusion = {entry.name: entry.confusion for entry in report.entries}
     parts = [
         f"<h1>{title}</h1>",
-        *(f"<p>{html.escape(note)}</p>" for note in report.notes),
+        *(f"<p>{_escaped(note)}</p>" for note in report.notes),
         "<h2>Numbers</h2>",
-        _numbers(report),
+        numbers(report),
         "<h2>Are they as sure as they should be?</h2>",
         _figure(reliability_diagram(bins), "Reliability diagrams", _CAPTIONS["reliability"] + pooled),
         "<h2>What do they confuse?</h2>",
@@ -115,12 +121,13 @@ def _page(report: Report) -> str:
     )
 
 
-def _numbers(report: Report) -> str:
+def numbers(report: Report) -> str:
+    """Return the table of a report as HTML."""
     header, rows = table(report)
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
+    head = "".join(f'<th scope="col">{_escaped(cell)}</th>' for cell in header)
     body = "\n".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+        f'<tr><th scope="row">{_escaped(row[0])}</th>'
+        + "".join(f"<td>{_escaped(cell)}</td>" for cell in row[1:])
         + "</tr>"
         for row in rows
     )
@@ -137,17 +144,16 @@ def _figure(figure: Figure, label: str, caption: str) -> str:
     with io.StringIO() as text:
         figure.savefig(text, format="svg", metadata={"Date": None})
         svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
+    svg = svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{_escaped(label)}" ', 1)
     # Names inside an SVG count for the whole page: keep those of different figures apart.
     mark = label.split()[0].lower()
     for before, after in (('id="', f'id="{mark}-'), ('href="#', f'href="#{mark}-'), ("url(#", f"url(#{mark}-")):
         svg = svg.replace(before, after)
-    return f"<figure>\n{svg}\n<figcaption>{html.escape(caption)}</figcaption>\n</figure>"
+    return f"<figure>\n{svg}\n<figcaption>{_escaped(caption)}</figcaption>\n</figure>"
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
     rows = "\n".join(
-        f'<tr><th scope="row">{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>'
-        for name, value in facts.items()
+        f'<tr><th scope="row">{_escaped(name)}</th><td>{_escaped(value)}</td></tr>' for name, value in facts.items()
     )
     return f'<table class="facts"><tbody>\n{rows}\n</tbody></table>'

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from keras_distill._checks import error
-from keras_distill.report._evaluate import Report, Score
+from keras_distill._checks import error, printable
+from keras_distill.report._report import Report, Score
 
 
 def table(report: Report) -> tuple[list[str], list[list[str]]]:
@@ -54,3 +54,19 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
 def _score(score: Score, factor: float, digits: int) -> str:
     mean = f"{factor * score.mean:.{digits}f}"
     return mean if score.spread is None else f"{mean} ± {factor * score.spread:.{digits}f}"
+
+
+def lines(report: Report) -> str:
+    """Return the title and the table of a report as lines of text, columns aligned.
+
+    Args:
+        report: what ``evaluate`` gave.
+    """
+    header, rows = table(report)
+    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    shown = [printable(report.title)] if report.title else []
+    for first, *rest in cells:
+        columns = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+        shown.append("  ".join(columns).rstrip())
+    return "\n".join([*shown, f"Measured on {report.num_examples:,} examples."])

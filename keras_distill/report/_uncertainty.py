@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_distill import metrics
 from keras_distill._checks import error
-from keras_distill.report._figures import _INK, _PALE, _STYLES, _panels, reliability_diagram
+from keras_distill.report._figures import _INK, _PALE, _STYLES, _panels, plain, reliability_diagram
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ def risk_coverage(curves: Mapping[str, tuple[Any, Any]]) -> Figure:
         coverage, risk = np.asarray(coverage, "float64"), np.asarray(risk, "float64")
         color, style = _STYLES[index % len(_STYLES)]
         area = np.sum(np.diff(coverage, prepend=0.0) * risk)
-        axes.plot(coverage, risk, color=color, linestyle=style, linewidth=1.8, label=f"{name} (AURC {area:.4f})")
+        axes.plot(coverage, risk, color=color, linestyle=style, linewidth=1.8, label=f"{plain(name)} (AURC {area:.4f})")
     axes.set(xlim=(0, 1), xlabel="share of examples answered, the most certain first", ylabel="share of errors")
     axes.set_ylim(bottom=0)
     axes.grid(color="#EEEEEE")
@@ -73,7 +73,9 @@ def detection_histograms(scores: Mapping[str, Mapping[str, Any]], *, known: str 
             raise error("report.detection_histograms", f"scores of {known!r} for {name!r}", list(sets))
         values = {key: np.asarray(each, "float64").ravel() for key, each in sets.items()}
         edges = np.linspace(min(map(np.min, values.values())), max(map(np.max, values.values())), num_bins + 1)
-        axes.hist(values[known], edges, density=True, color=_PALE, edgecolor="#888888", linewidth=0.5, label=known)
+        axes.hist(
+            values[known], edges, density=True, color=_PALE, edgecolor="#888888", linewidth=0.5, label=plain(known)
+        )
         for index, (key, each) in enumerate((k, v) for k, v in values.items() if k != known):
             truth = np.repeat([0, 1], [len(values[known]), len(each)])
             area = metrics.auroc(truth, np.concatenate([values[known], each]))
@@ -86,9 +88,9 @@ def detection_histograms(scores: Mapping[str, Mapping[str, Any]], *, known: str 
                 color=color,
                 linestyle=style,
                 linewidth=1.8,
-                label=f"{key}: AUROC {area:.3f}",
+                label=f"{plain(key)}: AUROC {area:.3f}",
             )
-        axes.set(title=name, xlabel="uncertainty")
+        axes.set(title=plain(name), xlabel="uncertainty")
         axes.legend(frameon=False, fontsize=7, loc="upper right")
         axes.set_ylim(top=1.35 * axes.get_ylim()[1])  # room for the legend
     grid[0][0].set_ylabel("density of examples")
@@ -123,7 +125,7 @@ def uncertainty_maps(
         image = axes.imshow(
             np.asarray(values), origin="lower", extent=tuple(extent), cmap="Blues", vmin=0, aspect="auto"
         )
-        axes.set(title=name)
+        axes.set(title=plain(name))
         if points is not None:
             places = np.asarray(points)
             kinds = np.zeros(len(places), int) if labels is None else np.asarray(labels)

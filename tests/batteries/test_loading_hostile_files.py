@@ -4,7 +4,10 @@ import io
 import json
 import os
 import random
+import re
 import stat
+import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -15,6 +18,7 @@ import pytest
 
 from keras_distill import Distiller, LogitsDistillation, export
 
+ROOT = Path(__file__).parents[2]
 FUZZ_SECONDS = float(os.environ.get("KERAS_DISTILL_FUZZ_SECONDS", "12"))
 
 
@@ -110,6 +114,37 @@ def test_a_bomb_is_refused_before_it_unpacks(good, tmp_path):
     assert time.perf_counter() - start < 1
     with pytest.raises(ValueError, match="bytes when unpacked"):
         export.load_student(good, most_bytes=100)
+
+
+HUGE = """
+import resource, sys
+from keras_distill import export
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    export.load_student(sys.argv[1])
+except ValueError as problem:
+    print(problem)
+print("MB", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_huge_layer_is_refused_before_its_weights_are_allocated(good, tmp_path):
+    content = members(good)
+    config = json.loads(content["config.json"])
+    config["config"]["layers"][1]["config"]["units"] = 400_000_000  # 6.4 GB of kernel
+    path = write(tmp_path / "s.keras", {**content, "config.json": json.dumps(config)})
+    done = subprocess.run([sys.executable, "-c", HUGE, path], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    said, size = done.stdout.splitlines()
+    assert re.fullmatch(
+        r"load_student: expected a model whose weights take at most 67108864 bytes, got .*s\.keras, "
+        r"whose configuration asks for 6400000000 bytes or more\. "
+        r"Allow more with most_weight_bytes if you trust the file\.",
+        said,
+    ), done.stdout + done.stderr
+    assert int(size.split()[1]) < 300
+    with pytest.raises(ValueError, match="at most 100 bytes"):
+        export.load_student(good, most_weight_bytes=100)
+    assert export.load_student(good, most_weight_bytes=1000).count_params() == 35
 
 
 def layer(module, class_name, config, registered_name=None):

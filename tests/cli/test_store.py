@@ -1,13 +1,14 @@
 """The commands of the shell that concern stored teachers."""
 
 import argparse
+import zipfile
 
 import keras
 import numpy as np
 import pytest
 
 from keras_distill import data, teachers
-from keras_distill.cli import _label, _store
+from keras_distill.cli import _label, _store, main
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +50,28 @@ def test_label_verify_and_repair_from_the_shell(saved, tmp_path, capsys):
     assert teachers.verify(store) == []
     with pytest.raises(ValueError, match="expected --shard I/N, such as 0/4, got half"):
         run("label", *source, "--out", store, "--shard", "half")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "outside", "nothing"])
+def test_a_teachers_file_that_is_damaged_or_hostile_is_one_sentence_and_exit_code_2(saved, tmp_path, capsys, damage):
+    file = tmp_path / "teacher.keras"
+    content = bytearray(saved.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    if damage != "nothing":
+        file.write_bytes(bytes(content))
+    if damage == "outside":
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.writestr("../../outside", b"x")
+    store = tmp_path / "store"
+    for command in (["label", "--out", store], ["store", "repair", store]):
+        if command[0] == "store":
+            run("label", "--teacher", saved, "--data", "digits", "--out", store)
+            next(iter(sorted(store.glob("shard-*")))).write_bytes(b"")
+            capsys.readouterr()
+        code = main([str(each) for each in [*command, "--teacher", file, "--data", "digits"]])
+        said = capsys.readouterr().err
+        assert code == 2 and said.count("\n") == 1
+        owner = " ".join(each for each in command if each in ("label", "store", "repair"))
+        assert f"{owner}: expected a .keras " in said, said
+    assert not (tmp_path.parent / "outside").exists()

@@ -66,9 +66,11 @@ def blocks(monkeypatch):
     return calls
 
 
-@every
 @modes
+@every
 def test_blocks_give_what_one_piece_gives(row, mode, blocks, monkeypatch):
+    if mode != "eager" and row is not FIRST[type(row.loss)]:
+        pytest.skip("compiled once per class; its other options run eagerly")
     teacher, student = draw(3, 4, 60)
     labels = np.random.default_rng(1).integers(0, 60, (3, 4))
     mask = np.arange(4) < np.array([[4], [2], [1]])
@@ -106,7 +108,7 @@ def test_the_laws_of_the_contracts_hold_in_blocks(row, blocks, monkeypatch):
     assert blocks, "not taken block by block"
 
 
-@every
+@one_of_each
 def test_compiled_alone_it_gives_what_op_by_op_gives(row, monkeypatch):
     """From 512 classes on a graph runs a loss as a program of XLA's; an eager call never does."""
     monkeypatch.setattr(row_blocks, "FUSED_FROM_CLASSES", 50)
@@ -170,6 +172,8 @@ def test_what_is_compiled_alone():
     "spec", [(None, 4, 60), (None, None, 60), (None, 60), (7, 60)], ids=["batch", "batch-time", "rows", "prime"]
 )
 def test_sizes_that_are_known_only_when_the_graph_runs(row, spec, blocks):
+    if spec in ((None, 4, 60), (None, 60)) and not isinstance(row.loss, losses.SoftTargets):
+        pytest.skip("two kinds of shapes for every class, all four for one")
     shape = tuple(given or size for given, size in zip(spec, (3, 4, 60)[-len(spec) :], strict=True))
     teacher, student = draw(*shape)
     labels = np.random.default_rng(1).integers(0, 60, shape[:-1])

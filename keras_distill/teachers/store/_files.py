@@ -6,9 +6,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
+import re
 import struct
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_distill import _files
 from keras_distill._checks import error
 from keras_distill.teachers._base import StoredTeacherError
 from keras_distill.teachers.store._manifest import SHARD, check_manifest
 
-try:
-    import fcntl
-except ImportError:  # no byte locks on this platform: two writers are then not noticed
-    fcntl = None  # type: ignore[assignment]
-
 FORMAT_VERSION = 1
+SETTINGS = ("teacher", "teacher_file", "inputs", "outputs", "template", "row_bytes", "rows_per_block", "batch_size",
+            "batches_per_shard", "options")  # fmt: skip
 _FORMAT = "keras_distill stored teacher"
 _FRAME_BYTES = 16  # TFRecord's length and two checksums
-_in_this_process: set[tuple[str, int]] = set()
-_guard = threading.Lock()
+MOST_HEADER_BYTES = 10_000
+# As earlier versions named their hidden files: by a process number, which says nothing on another machine.
+_BY_PROCESS = re.compile(r"\.writing-.*-\d+")
 
 
 def stored_error(expected: str, got: Any, advice: str = "", owner: str = "Stored") -> StoredTeacherError:
@@ -50,7 +48,11 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     body = {key: value for key, value in manifest.items() if key != "digest"}
     body["digest"] = hashlib.sha256(canonical(body)).hexdigest()
     text = json.dumps(body, indent=1, sort_keys=True) + "\n"
-    write_whole(path / "manifest.json", lambda file: file.write_text(text))
+    try:
+        _files.put(path / "manifest.json", text.encode())
+    except OSError as problem:
+        advice = "Make room and run it again"
+        raise stored_error(f"to write {path / 'manifest.json'}", str(problem), advice, "label") from problem
 
 
 def read_manifest(path: Path, owner: str = "Stored") -> dict[str, Any]:
@@ -61,7 +63,7 @@ def read_manifest(path: Path, owner: str = "Stored") -> dict[str, Any]:
     """
     file = path / "manifest.json"
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(_files.read(file))
     except FileNotFoundError:
         advice = "Write one with teachers.label(teacher, dataset, path)"
         raise stored_error(f"a store of teacher outputs at {path}", "no manifest.json", advice, owner) from None
@@ -110,8 +112,12 @@ class Shard:
         try:
             with self.file.open("rb") as stream:
                 (length,) = struct.unpack("<Q", stream.read(12)[:8])
-                return json.loads(stream.read(length) if length < 10_000 else b"")
-        except (OSError, ValueError, struct.error) as problem:
+                header = json.loads(stream.read(length) if length < MOST_HEADER_BYTES else b"")
+            texts = isinstance(header, dict) and all(isinstance(header.get(key), str) for key in ("inputs", "settings"))
+            if not texts or header.get("shard") != self.index or type(header.get("count")) is not int:
+                raise ValueError("a first record that no label() writes")
+            return header
+        except (OSError, ValueError, RecursionError, struct.error) as problem:
             advice = f"Look with: keras-distill store verify {self.file.parent}"
             raise stored_error(f"a readable shard {self.file}", str(problem) or "nothing", advice) from None
 
@@ -136,8 +142,57 @@ def find_shards(path: Path) -> dict[int, Shard]:
 
 def digest_of(file: Path) -> str:
     """Return the first 128 bits of the file's SHA-256, as in its name."""
+    return _files.digest(file)[:32]
+
+
+def wrong_records(file: Path, index: int, entry: dict[str, Any], manifest: dict[str, Any]) -> str | None:
+    """Compare a shard's first record and the length of each record with the manifest, reading nothing else.
+
+    TensorFlow would believe a length that the file gives, and end the process where it is absurd.
+
+    Args:
+        file: the shard.
+        index: its number.
+        entry: what the manifest says about it: ``count`` and ``bytes``.
+        manifest: of the store; checked.
+
+    Returns:
+        What is wrong, or None.
+
+    Raises:
+        StoredTeacherError: if the first record cannot be read.
+        OSError: if the file cannot.
+    """
+    header = Shard(index, file, "").header()
+    if header["count"] != entry["count"]:
+        return "its first record does not fit the manifest"
+    block, row = manifest["rows_per_block"], manifest["row_bytes"]
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+        size = stream.seek(0, 2)
+        (first,) = struct.unpack("<Q", _at(stream, 0))
+        position, rows = _FRAME_BYTES + first, entry["count"]
+        while rows > 0 and position + _FRAME_BYTES <= size:
+            (length,) = struct.unpack("<Q", _at(stream, position))
+            if length != min(rows, block) * row:
+                return f"a record of {length} bytes instead of {min(rows, block) * row}"
+            position, rows = position + _FRAME_BYTES + length, rows - block
+        if rows > 0 or position != size:
+            return f"{size} bytes, which its records do not fill"
+    return None
+
+
+def _at(stream: Any, position: int) -> bytes:
+    stream.seek(position)
+    return stream.read(8)
+
+
+def settings_digest(settings: dict[str, Any]) -> str:
+    """Return the digest of what makes two stores the same, as in the first record of a shard.
+
+    Args:
+        settings: a manifest, or ``Labeller.settings()``.
+    """
+    return hashlib.sha256(canonical({part: settings[part] for part in SETTINGS if part in settings})).hexdigest()[:16]
 
 
 def write_shard(path: Path, index: int, header: dict[str, Any], batches: list[np.ndarray], block: int) -> Shard:
@@ -156,56 +211,45 @@ def write_shard(path: Path, index: int, header: dict[str, Any], batches: list[np
     Raises:
         StoredTeacherError: if the disk is full or refuses; the finished shards are kept.
     """
-    temporary = path / f".writing-{index:06d}-{os.getpid()}"
+    temporary = path / f"{_files.WRITING}{index:06d}-{_files.writer_name()}"
     rows = np.concatenate(batches)
     records = [canonical(header), *(rows[i : i + block].tobytes() for i in range(0, len(rows), block))]
     expected = sum(_FRAME_BYTES + len(record) for record in records)
-    try:
+
+    def write() -> None:
         with tf.io.TFRecordWriter(str(temporary)) as writer:
             for record in records:
                 writer.write(record)
-        size = temporary.stat().st_size
-        if size != expected:
-            raise OSError(f"{size} of {expected} bytes were written")
-        _flush(temporary)
-        digest = digest_of(temporary)
-        shard = Shard(index, path / f"shard-{index:06d}-{digest}.tfrecord", digest)
-        temporary.rename(shard.file)
-        _flush(path)
+
+    try:
+        with _files.held(temporary):
+            _files.fill(temporary, write)
+            size = temporary.stat().st_size
+            if size != expected:
+                raise OSError(f"{size} of {expected} bytes were written")
+            _files.flush(temporary)
+            digest = digest_of(temporary)
+            shard = Shard(index, path / f"shard-{index:06d}-{digest}.tfrecord", digest)
+            _files.rename(temporary, shard.file)
+        _files.flush(path)
     except (OSError, tf.errors.OpError) as problem:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            _files.remove(temporary)
         advice = "The finished shards are kept: make room and run the same label() again"
         raise stored_error(f"to write shard {index} in {path}", str(problem), advice, "label") from problem
     return shard
 
 
-def write_whole(file: Path, write: Any) -> None:
-    """Let ``write`` fill a temporary file, then put it in place of ``file``."""
-    temporary = file.with_name(f".writing-{file.name}-{os.getpid()}")
-    try:
-        write(temporary)
-        _flush(temporary)
-        temporary.replace(file)
-        _flush(file.parent)
-    except OSError as problem:
-        temporary.unlink(missing_ok=True)
-        raise stored_error(f"to write {file}", str(problem), "Make room and run it again", "label") from problem
+def remove_leftovers(path: Path, alone: bool) -> None:
+    """Remove the hidden files of writers that were killed, and never one that a live writer fills.
 
-
-def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of writers that were killed."""
-    for file in path.glob(".writing-*"):
-        pid = file.name.rsplit("-", 1)[1]
-        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()) or int(pid) == os.getpid():
-            file.unlink(missing_ok=True)
-
-
-def _flush(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    Args:
+        path: of the store.
+        alone: whether this writer holds the lock on all of the store.
+    """
+    for file in path.glob(f"{_files.WRITING}*"):
+        if _files.is_left_over(file) or (alone and _BY_PROCESS.fullmatch(file.name)):
+            _files.remove(file)
 
 
 # ---------------------------------------------------------------------------------------------------- one writer
@@ -213,31 +257,25 @@ def _flush(file: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path, part: tuple[int, int]) -> Iterator[None]:
-    """Hold the store's lock while writing: all of it, or the part ``(i, n)``. The system frees it with the process.
+    """Make the store's directory and hold its lock: for all of it, or for the part ``(i, n)``.
+
+    The system releases the lock when the process ends.
 
     Raises:
-        StoredTeacherError: if another writer, of this process or another, holds it.
+        StoredTeacherError: if another writer, of this process or another, holds it, or the directory cannot be written.
     """
     number, count = part
-    advice = "Wait for it, or give each writer its own shard=(i, n)"
-    taken = stored_error(f"to be the only writer of {path}", "another one at work", advice, "label")
-    store = str(path.resolve())
-    key = (store, number if count > 1 else -1)
-    with _guard:
-        mine = {each for each in _in_this_process if each[0] == store}
-        if key in mine or (count == 1 and mine) or (store, -1) in mine:
-            raise taken
-        _in_this_process.add(key)
+    refused = f"to write into {path}"
     try:
-        with (path / ".lock").open("a+b") as lock:
-            try:
-                if fcntl is not None and count == 1:
-                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 0, 0)  # every byte, to the end of time
-                elif fcntl is not None:
-                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 + number)
-            except OSError:
-                raise taken from None
+        _files.make_folder(path, parents=True, exist_ok=True)
+        lock = _files.Lock(path / ".lock", None if count == 1 else number)
+    except BlockingIOError:
+        advice = "Wait for it, or give each writer its own shard=(i, n)"
+        raise stored_error(f"to be the only writer of {path}", "another one at work", advice, "label") from None
+    except OSError as problem:
+        raise stored_error(refused, str(problem), "Give a directory that you may write to", "label") from None
+    with lock:
+        try:
             yield
-    finally:
-        with _guard:
-            _in_this_process.discard(key)
+        except OSError as problem:
+            raise stored_error(refused, str(problem), "Make room and run it again", "label") from problem

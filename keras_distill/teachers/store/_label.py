@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from keras_distill import _files
 from keras_distill._checks import choice, integer
 from keras_distill.teachers.store import _files as files
 from keras_distill.teachers.store._labeller import Labeller
@@ -82,11 +83,10 @@ def label(
     integer(_OWNER, "shard[1]", count, low=1)
     choice(_OWNER, "shard[0]", number, range(count))
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
     with files.writing(path, (number, count)):
         if overwrite:
             clear(path)
-        files.remove_leftovers(path)
+        files.remove_leftovers(path, alone=count == 1)
         options = {"top_k": top_k, "dtype": dtype, "features": list(features), "members": members,
                    "num_views": num_views, "seed": seed, "examples_per_shard": examples_per_shard}  # fmt: skip
         work = Labeller(teacher, dataset, augment, **options)
@@ -98,6 +98,6 @@ def label(
 
 def clear(path: Path) -> None:
     """Remove a store's files, and only these."""
-    (path / "manifest.json").unlink(missing_ok=True)
+    _files.remove(path / "manifest.json")
     for file in path.glob("shard-*.tfrecord"):
-        file.unlink()
+        _files.remove(file)

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_distill import _files
 from keras_distill._checks import choice, error, integer
 from keras_distill.teachers._base import as_teacher, resolved
 from keras_distill.teachers._combine import Stochastic
@@ -21,6 +22,7 @@ from keras_distill.teachers._gate import LearnedGate
 from keras_distill.teachers._members import Members
 from keras_distill.teachers.store import _files as files
 from keras_distill.teachers.store import _format as layout
+from keras_distill.teachers.store._forks import refuse_after_fork
 from keras_distill.teachers.store._progress import progress_bar
 from keras_distill.teachers.store._stored import Stored
 from keras_distill.teachers.store._teacher_id import teacher_fingerprint
@@ -42,6 +44,7 @@ class Labeller:
     """
 
     def __init__(self, teacher: keras.Model, dataset: tf.data.Dataset, augment: Augment | None, **options: Any) -> None:
+        refuse_after_fork(_OWNER)
         self.teacher = as_teacher(teacher, _OWNER)
         self.features = tuple(options["features"])
         top_k = options["top_k"]
@@ -62,6 +65,9 @@ class Labeller:
     def _look_at_first_batch(self) -> None:
         for element in self.dataset.take(1):
             self.batch_size = int(tf.shape(keras.tree.flatten(_x(element))[0])[0])
+            if self.batch_size == 0:
+                advice = "Drop empty batches: dataset.unbatch().batch(128)"
+                raise error(_OWNER, "at least one example in the first batch", "an empty batch", advice)
             break
         else:
             raise error(_OWNER, "at least one batch of data", "an empty dataset")
@@ -178,7 +184,7 @@ class Labeller:
             if there["complete"]:
                 Stored(path).compare_first(self._first.numpy())
             return there
-        self.settings_digest = _digest(self.settings())
+        self.settings_digest = files.settings_digest(self.settings())
         manifest = files.new_manifest(self.settings())
         files.write_manifest(path, manifest)
         return manifest
@@ -189,7 +195,7 @@ class Labeller:
             self.dataset = self.dataset.rebatch(there["batch_size"])
             self._look_at_first_batch()
         self._same(path, there)
-        self.settings_digest = _digest(self.settings())
+        self.settings_digest = files.settings_digest(self.settings())
 
     def _same(self, path: Path, there: dict[str, Any]) -> None:
         here = self.settings()
@@ -300,15 +306,11 @@ class Labeller:
         files.write_manifest(path, {**files.new_manifest(self.settings()), **extra_facts})
         for file in path.glob("shard-*.tfrecord"):  # a second version of a shard, from a machine with other rounding
             if file.name not in {each["file"] for each in table}:
-                file.unlink()
+                _files.remove(file)
 
 
 def _x(element: Any) -> Any:
     return element[0] if isinstance(element, tuple) else element
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(files.canonical(value)).hexdigest()[:16]
 
 
 def _size(x: Any) -> int:

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_distill._checks import error, integer
+from keras_distill._model_files import load_model
 from keras_distill.teachers.store import _files as files
 from keras_distill.teachers.store._label import clear
 from keras_distill.teachers.store._labeller import Labeller
@@ -79,11 +80,10 @@ def label_with_ray(
         raise error("label_with_ray", f"options among {', '.join(_DEFAULTS)}", sorted(unknown))
     settings = {**_DEFAULTS, **options, "features": list(options.get("features", []))}
     path = Path(path).resolve()
-    path.mkdir(parents=True, exist_ok=True)
     with files.writing(path, (0, 1)):
         if overwrite:
             clear(path)
-        files.remove_leftovers(path)
+        files.remove_leftovers(path, alone=True)
         work = Labeller(_made(make_teacher), make_dataset(), augment, **settings)
         if not work.begin(path)["complete"]:
             count = work.num_shards()
@@ -114,7 +114,7 @@ def label_with_ray(
 
 
 def _made(make_teacher: Any) -> keras.Model:
-    return keras.saving.load_model(make_teacher, safe_mode=True) if isinstance(make_teacher, str) else make_teacher()
+    return load_model("label_with_ray", Path(make_teacher)) if isinstance(make_teacher, str) else make_teacher()
 
 
 class _Worker:

@@ -23,6 +23,7 @@ from keras_distill.teachers.store._attach import SAME_EXAMPLES, attached, rows
 from keras_distill.teachers.store._views import Augment
 
 _INPUTS, _STORED = "inputs", "stored_teacher"
+_looked_at: set[tuple[Any, ...]] = set()  # files whose records were checked by this process
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -88,12 +89,13 @@ class Stored(Teacher):
             done = len(files.find_shards(path))
             advice = "Run the same label() again: it goes on from there"
             raise files.stored_error(f"a complete store at {path}", f"one with {done} finished shards", advice)
-        for shard in manifest["shards"]:
+        for index, shard in enumerate(manifest["shards"]):
             file = path / shard["file"]
             size = file.stat().st_size if file.exists() else "no file"
             if size != shard["bytes"]:
                 advice = f"See keras-distill store verify {path}, then store repair"
                 raise files.stored_error(f"{shard['bytes']} bytes in {file}", size, advice)
+            _check_records(file, index, shard, manifest)
         return manifest
 
     @property
@@ -267,6 +269,19 @@ class Stored(Teacher):
         """Make the teacher again from ``get_config``; the store itself need not be there."""
         combine = keras.saving.deserialize_keras_object(config["combine"], custom_objects)
         return cls(**{**config, "combine": combine})
+
+
+def _check_records(file: Path, index: int, entry: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Look at the lengths of a file's records once per version of the file, before TensorFlow believes them."""
+    stat = file.stat()
+    version = (str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino, manifest["digest"])
+    if version in _looked_at:
+        return
+    what = files.wrong_records(file, index, entry, manifest)
+    if what is not None:
+        advice = f"See keras-distill store verify {file.parent}, then store repair"
+        raise files.stored_error(f"{file} as the manifest describes it", what, advice)
+    _looked_at.add(version)
 
 
 def _stored_rule(config: dict[str, Any]) -> Combine:

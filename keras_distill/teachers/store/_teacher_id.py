@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -28,15 +29,32 @@ def teacher_fingerprint(teacher: keras.Model) -> str:
         array = keras.ops.convert_to_tensor(weight).numpy()
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
+    digest.update(_config_text(lambda: keras.saving.serialize_keras_object(teacher), teacher).encode())
+    return digest.hexdigest()
+
+
+def config_fingerprint(model: keras.Model, *, compiled: bool = False) -> str:
+    """Return a SHA-256 over a model's configuration, layer names left out; the same in every process.
+
+    Args:
+        model: any model.
+        compiled: of what it was compiled with, instead of the model itself.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    make = model.get_compile_config if compiled else lambda: keras.saving.serialize_keras_object(model)
+    return hashlib.sha256(_config_text(make, model).encode()).hexdigest()
+
+
+def _config_text(make: Callable[[], Any], model: keras.Model) -> str:
     try:
-        config = keras.saving.serialize_keras_object(teacher)
-        config = json.loads(json.dumps(config, default=lambda value: type(value).__name__))
+        config = json.loads(json.dumps(make(), default=lambda value: type(value).__name__))
     except (NotImplementedError, TypeError, ValueError):  # a subclassed model without get_config
-        config = {"class_name": type(teacher).__name__}
+        config = {"class_name": type(model).__name__}
     names: dict[str, str] = {}
     _collect(config, names)
-    digest.update(json.dumps(_plain(config, names), sort_keys=True).encode())
-    return digest.hexdigest()
+    return json.dumps(_plain(config, names), sort_keys=True)
 
 
 def _collect(value: Any, names: dict[str, str]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_distill import _files
+from keras_distill.teachers._base import StoredTeacherError
 from keras_distill.teachers.store import _files as files
 from keras_distill.teachers.store._label import label
 from keras_distill.teachers.store._labeller import Labeller
@@ -53,7 +55,8 @@ def verify(path: str | Path) -> list[StoreProblem]:
     there = files.find_shards(path)
     if manifest["complete"]:
         for index, entry in enumerate(manifest["shards"]):
-            what = _damage(path / entry["file"], entry["bytes"])
+            file = path / entry["file"]
+            what = _damage(file, entry["bytes"]) or _wrong_records(file, index, entry, manifest)
             if what is not None:
                 found.append(StoreProblem(index, entry["file"], what))
     else:
@@ -81,6 +84,15 @@ def _damage(file: Path, size: int | None) -> str | None:
     except OSError as problem:
         return f"unreadable: {problem}"
     return None
+
+
+def _wrong_records(file: Path, index: int, entry: dict[str, Any], manifest: dict[str, Any]) -> str | None:
+    try:
+        if files.Shard(index, file, "").header()["settings"] != files.settings_digest(manifest):
+            return "its first record is of another teacher or other settings"
+        return files.wrong_records(file, index, entry, manifest)
+    except (OSError, StoredTeacherError) as problem:
+        return f"unreadable: {problem}"
 
 
 def repair(
@@ -116,7 +128,7 @@ def repair(
             Labeller(teacher, dataset, augment, **options).fit_to(path, manifest)
             for problem in problems:
                 if problem.file != "manifest.json":
-                    (path / problem.file).unlink(missing_ok=True)
+                    _files.remove(path / problem.file)
             opened = {k: v for k, v in manifest.items() if k not in ("shards", "count", "dataset", "digest")}
             files.write_manifest(path, {**opened, "complete": False})
     return label(teacher, dataset, path, augment=augment, progress=progress, **options)

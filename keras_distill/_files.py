@@ -1,0 +1,218 @@
+"""Every change that the package makes on disk goes through here, so that tests can interrupt each one of them.
+
+Three rules make a kill at any moment harmless. A file or folder is filled under a hidden name and gets its own name by
+one rename. What is to disappear gets a hidden name first and is removed under that name. A writer holds a lock that the
+operating system releases when its process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import struct
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # no file locks on this platform: two writers are then not noticed
+    fcntl = None  # type: ignore[assignment]
+
+WRITING, REMOVING = ".writing-", ".removing-"
+#: A hidden file of a writer on another machine is left over when nothing has been written to it for so long.
+LEASE_SECONDS = 900.0
+
+
+# ------------------------------------------------------------------------------------------------ single operations
+
+
+def read(path: Path) -> bytes:
+    """Return the bytes of a file."""
+    return path.read_bytes()
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def make_folder(path: Path, *, parents: bool = False, exist_ok: bool = False) -> None:
+    """Make a folder."""
+    path.mkdir(parents=parents, exist_ok=exist_ok)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole, under the name given."""
+    path.write_bytes(content)
+
+
+def fill(path: Path, function: Callable[[], Any]) -> Any:
+    """Call a function of somebody else's that writes the file or folder ``path``, and return its result."""
+    return function()
+
+
+def rename(old: Path, new: Path) -> None:
+    """Give a file or folder another name in one step; a file at that name is replaced."""
+    os.replace(old, new)
+
+
+def remove(path: Path) -> None:
+    """Remove a file; one that is gone already is no error."""
+    path.unlink(missing_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder with everything inside; one that is gone already is no error."""
+    shutil.rmtree(path, ignore_errors=not path.exists())
+
+
+def flush(path: Path) -> None:
+    """Return when a file, or the entries of a folder, have reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------------------ whole or not at all
+
+
+def writer_name() -> str:
+    """Return a name for a hidden file: which boot of which machine writes it, and a random number.
+
+    A process number would mean another process on another machine or in another container.
+    """
+    return f"{_boot()}.{uuid.uuid4().hex}"
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file so that readers see the old content or the new, never a part."""
+    aside = path.with_name(f"{WRITING}{path.name}-{writer_name()}")
+    try:
+        write(aside, content)
+        flush(aside)
+        rename(aside, path)
+        flush(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(aside)
+        raise
+
+
+def take_away(folder: Path) -> None:
+    """Remove a folder so that a kill never leaves half of it under its own name."""
+    aside = folder.with_name(f"{REMOVING}{uuid.uuid4().hex}")
+    rename(folder, aside)
+    remove_tree(aside)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Create the hidden file ``path``, empty, and lock it while the block runs: others see that its writer is alive."""
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # a file system without locks: the lease decides
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            break
+        os.close(descriptor)  # somebody took it for left over before it was locked
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_left_over(path: Path) -> bool:
+    """Say whether the writer of a hidden file is certainly dead.
+
+    Its lock must be free. That is proof on the machine that wrote it; not every shared file system shows the locks of
+    other machines, so their files must also have been still for ``LEASE_SECONDS``.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+        if f"-{_boot()}." in path.name and fcntl is not None:
+            return True
+        return time.time() - os.fstat(descriptor).st_mtime > LEASE_SECONDS
+    finally:
+        os.close(descriptor)
+
+
+def _boot() -> str:
+    """Return what names this boot of this machine, the same in all its containers."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")[:12]
+    except OSError:
+        return f"{uuid.getnode():012x}"
+
+
+# ------------------------------------------------------------------------------------------------ one writer
+
+
+class Lock:
+    """A lock for one writer at a time; the operating system releases it when the process ends, even by a kill.
+
+    It belongs to the open file, not to the process as POSIX record locks do: closing another handle of the same file
+    does not release it, and two holders within one process exclude each other.
+
+    Args:
+        path: a folder, or a file that is made if it is missing and stays where it is.
+        part: of a file: None to lock all of it, or the number of the part to lock, from 0 on.
+
+    Raises:
+        BlockingIOError: if another writer holds the lock.
+        OSError: if the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, part: int | None = None) -> None:
+        folder = path.is_dir()
+        self._descriptor: int | None = os.open(path, os.O_RDONLY if folder else os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            _lock(self._descriptor, folder, part)
+        except OSError as problem:
+            if problem.errno in (errno.EAGAIN, errno.EACCES):
+                self.release()
+                raise BlockingIOError(*problem.args) from problem
+            # A file system that knows no locks: two writers are then not noticed.
+
+    def release(self) -> None:
+        """Release the lock; once more is no error."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.release()
+
+
+def _lock(descriptor: int, folder: bool, part: int | None) -> None:
+    if fcntl is None:
+        return
+    if folder:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    start, length = (0, 0) if part is None else (1 + part, 1)  # length 0: to the end of time
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        # struct flock of 64-bit Linux: type, whence, start, length, process (0 for a lock of the open file).
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, length, 0))
+    else:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
