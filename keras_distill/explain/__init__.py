@@ -1,5 +1,30 @@
 """Why a model answers so: attributions, surrogates, and whether teacher and student explain themselves alike."""
 
+from keras_distill.explain._agreement import Agreement, Measure, agreement
 from keras_distill.explain._attributions import METHODS, attributions
+from keras_distill.explain._concepts import ConceptDirection, concept_direction
+from keras_distill.explain._counterfactuals import Counterfactuals, counterfactuals, transferred
+from keras_distill.explain._curves import Curve, SanityCheck, importance_curve, sanity_check
+from keras_distill.explain._maps import spearman, structural_similarity, top_overlap
+from keras_distill.explain._untrained import untrained
 
-__all__ = ["METHODS", "attributions"]
+__all__ = [
+    "METHODS",
+    "Agreement",
+    "ConceptDirection",
+    "Counterfactuals",
+    "Curve",
+    "Measure",
+    "SanityCheck",
+    "agreement",
+    "attributions",
+    "concept_direction",
+    "counterfactuals",
+    "importance_curve",
+    "sanity_check",
+    "spearman",
+    "structural_similarity",
+    "top_overlap",
+    "transferred",
+    "untrained",
+]
