@@ -55,6 +55,8 @@ html_title = "keras_distill"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = ["papers.js"]
+# Pages that are their own section need no list beside them.
+html_sidebars = {name: [] for name in ("choose", "papers", "design")}
 html_copy_source = False
 html_show_sourcelink = False
 html_last_updated_fmt = None

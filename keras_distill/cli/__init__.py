@@ -7,7 +7,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from keras_distill.cli import _demo, _export, _label, _serve_check, _store
+import keras_distill
+from keras_distill.cli import _demo, _env, _export, _label, _serve_check, _store
 
 __all__ = ["main"]
 
@@ -39,8 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="keras-distill", description="Knowledge distillation for Keras 3 on TensorFlow.", allow_abbrev=False
     )
+    parser.add_argument("--version", action="version", version=f"keras-distill {keras_distill.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    for command in (_demo, _label, _store, _export, _serve_check):
+    for command in (_demo, _label, _store, _export, _serve_check, _env):
         command.add_parser(commands)
     return parser
