@@ -185,6 +185,11 @@ def _is_chain(model: Any) -> bool:
     return single and len(model.inputs) == 1 and layers == list(model.layers[1:])
 
 
+def is_kernel_layer(operation: Any) -> bool:
+    """Say whether an operation is a layer with a weight of two or more axes."""
+    return isinstance(operation, keras.layers.Layer) and any(len(weight.shape) > 1 for weight in operation.weights)
+
+
 def like(layer: Any, **changes: Any) -> Any:
     """Return a new, unbuilt layer of the same class and configuration, with some settings changed."""
     config = {**layer.get_config(), **changes}
