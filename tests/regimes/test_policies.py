@@ -147,7 +147,7 @@ def test_a_gaussian_policy_learns_means_and_spreads():
 
     student = network(2, inputs=2)
     distiller = regimes.PolicyDistiller(teacher, student, lines(action_space=box), epsilon=0.5)
-    distiller.compile(keras.optimizers.Adam(0.05))
+    distiller.compile(keras.optimizers.Adam(0.05, beta_2=0.9))
     distiller.fit(3, states_per_round=300, epochs=20)
     states = distiller.buffers[0].states
     np.testing.assert_allclose(student.predict(states, verbose=0), teacher(states), atol=0.1)
