@@ -2,6 +2,7 @@
 
 from keras_distill.adapters._attention import AttentionScores
 from keras_distill.adapters._auto import auto
+from keras_distill.adapters._experts import ExpertMixture
 from keras_distill.adapters._fusion import AttentionFusion, LayerEmbedding, MemoryBank, SimilarityEmbedding
 from keras_distill.adapters._projections import Conv1x1, ConvRegressor, Dense, Embedding
 from keras_distill.adapters._regressors import BottleneckRegressor, Paraphraser, Translator, VariationalRegressor
@@ -17,6 +18,7 @@ __all__ = [
     "ConvRegressor",
     "Dense",
     "Embedding",
+    "ExpertMixture",
     "LayerEmbedding",
     "MemoryBank",
     "Paraphraser",

@@ -37,6 +37,7 @@ from keras_distill.metrics._detection import (
 )
 from keras_distill.metrics._error_rates import TokenErrorRate, character_error_rate, edit_distance, word_error_rate
 from keras_distill.metrics._histogram import uncertainty_score
+from keras_distill.metrics._ranking import RankingQuality, ranking_quality
 from keras_distill.metrics._regression import (
     VarianceParts,
     mixture_uncertainty,
@@ -87,6 +88,7 @@ __all__ = [
     "NegativeLogLikelihood",
     "PredictionRejectionRatio",
     "RankCorrelation",
+    "RankingQuality",
     "ReliabilityBins",
     "RiskAtCoverage",
     "SpanConfidences",
@@ -121,6 +123,7 @@ __all__ = [
     "normal_inverse_gamma_uncertainty",
     "prediction_rejection_ratio",
     "rank_correlation",
+    "ranking_quality",
     "reliability_bins",
     "risk_at_coverage",
     "risk_coverage_curve",

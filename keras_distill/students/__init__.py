@@ -4,6 +4,7 @@ from keras_distill.students._built import Budget, Built
 from keras_distill.students._cost import Cost, cost
 from keras_distill.students._from_teacher import from_teacher
 from keras_distill.students._heads import GaussianHead, MemberHeads, MixtureHead, NormalInverseGammaHead
+from keras_distill.students._neighbours import NearestItems, retriever
 from keras_distill.students._soft_tree import Rule, SoftDecisionTree, TreePaths, TreeWithPath, soft_tree_loss
 from keras_distill.students._unsure import UncertaintySplit, hydra, with_uncertainties, with_uncertainty_head
 
@@ -14,6 +15,7 @@ __all__ = [
     "GaussianHead",
     "MemberHeads",
     "MixtureHead",
+    "NearestItems",
     "NormalInverseGammaHead",
     "Rule",
     "SoftDecisionTree",
@@ -23,6 +25,7 @@ __all__ = [
     "cost",
     "from_teacher",
     "hydra",
+    "retriever",
     "soft_tree_loss",
     "with_uncertainties",
     "with_uncertainty_head",

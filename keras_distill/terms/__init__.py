@@ -3,6 +3,7 @@
 from keras_distill.terms._base import DistillationLoss
 from keras_distill.terms._cross_layer import CrossLayerAttention
 from keras_distill.terms._curriculum import CurriculumTemperature, EntropyMatchedTemperature
+from keras_distill.terms._experts import ExpertDistillation
 from keras_distill.terms._features import FeatureDistillation
 from keras_distill.terms._hierarchical import HierarchicalDistillation
 from keras_distill.terms._logits import LogitsDistillation
@@ -16,6 +17,7 @@ __all__ = [
     "CurriculumTemperature",
     "DistillationLoss",
     "EntropyMatchedTemperature",
+    "ExpertDistillation",
     "FeatureDistillation",
     "HierarchicalDistillation",
     "LogitsDistillation",

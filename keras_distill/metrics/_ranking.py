@@ -1,0 +1,103 @@
+"""How well lists are ranked: every item of the catalogue, with the conventions of keras-rs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_distill._checks import error, integer
+
+
+class RankingQuality(NamedTuple):
+    """Means over lists; as functions of each list's first k items.
+
+    Attributes:
+        hit_rate: share of lists with a relevant item among the first k.
+        recall: share of the relevant items among the first k.
+        ndcg: normalised discounted cumulative gain, log(2) / log(position + 1) from position 1.
+        mrr: reciprocal position of the first relevant item, 0 beyond k.
+        map: average precision, relevant items beyond k counting 0.
+        per_list: (lists, 5), these values for each list, in this order.
+    """
+
+    hit_rate: float
+    recall: float
+    ndcg: float
+    mrr: float
+    map: float
+    per_list: np.ndarray
+
+
+def ranking_quality(scores: Any, relevant: Any, *, k: int = 10, exclude: Any = None) -> RankingQuality:
+    """Rank all items of each list by their scores and compare the first k with what was relevant (HR, NDCG, MRR, MAP).
+
+    Say which protocol you use: this is the full ranking where scores cover the catalogue, the sampled one where they
+    cover one held-out item and sampled others. In a Keras model ``keras_rs.metrics.NDCG(k=10)`` and its siblings
+    stream the same numbers.
+
+    Args:
+        scores: (lists, items), the greater the better; -inf for items that cannot be recommended.
+        relevant: (lists,) item numbers, negative for a list that does not count, or (lists, items) bool.
+        k: >= 1.
+        exclude: (lists, items) bool, items that are left out of the ranking: those seen in training.
+
+    Returns:
+        ``RankingQuality`` over the lists with a relevant item. Among equal scores a relevant item comes last, so that
+        a constant model earns nothing.
+
+    Raises:
+        ValueError: if the shapes do not fit, a score is NaN, an item is out of range or no list counts.
+
+    Example:
+        >>> ranking_quality([[0.1, 0.9, 0.5]], [2], k=2).ndcg.round(4)  # second of the list: log 2 / log 3
+        np.float64(0.6309)
+
+    Reference:
+        Järvelin, Kekäläinen, "Cumulated gain-based evaluation of IR techniques", 2002. Differs: binary relevance.
+    """
+    owner = "ranking_quality"
+    scores = np.array(scores, "float64")
+    k = integer(owner, "k", k, low=1)
+    if scores.ndim != 2:
+        raise error(owner, "scores of shape (lists, items)", scores.shape)
+    if np.isnan(scores).any():
+        raise error(owner, "scores that are numbers", "NaN", "Look at the model's weights and inputs")
+    relevant = np.asarray(relevant)
+    if relevant.ndim == 1:
+        if relevant.max(initial=-1) >= scores.shape[1]:
+            raise error(owner, f"items from 0 to {scores.shape[1] - 1}", int(relevant.max()))
+        hot = np.zeros(scores.shape, bool)
+        counted = np.flatnonzero(relevant >= 0)
+        hot[counted, relevant[counted]] = True
+        relevant = hot
+    relevant = relevant.astype(bool)
+    if relevant.shape != scores.shape:
+        raise error(owner, f"relevant items of shape {scores.shape}, or one item per list", relevant.shape)
+    if exclude is not None:
+        exclude = np.asarray(exclude, bool)
+        if exclude.shape != scores.shape:
+            raise error(owner, f"exclude of shape {scores.shape}", exclude.shape)
+        scores[exclude & ~relevant] = -np.inf
+    kept = relevant.any(1)
+    if not kept.any():
+        raise error(owner, "a list with a relevant item", "none", "Users without a held-out item do not count")
+    scores, relevant = scores[kept], relevant[kept]
+    k = min(k, scores.shape[1])
+    order = np.lexsort((relevant, -scores), axis=-1)[:, :k]
+    hits = np.take_along_axis(relevant, order, 1).astype("float64")
+    total = relevant.sum(1)
+    position = np.arange(1, k + 1)
+    gain = 1 / np.log2(position + 1)
+    ideal = np.cumsum(gain)[np.minimum(total, k) - 1]
+    each = np.stack(
+        [
+            hits.any(1),
+            hits.sum(1) / total,
+            hits @ gain / ideal,
+            (hits / position).max(1),
+            (hits * np.cumsum(hits, 1) / position).sum(1) / total,
+        ],
+        1,
+    )
+    return RankingQuality(*each.mean(0), each)

@@ -1,0 +1,113 @@
+"""The term in which experts rebuild a teacher's embedding from the student's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill import adapters, taps, teachers
+from keras_distill._checks import error
+from keras_distill.terms._base import DistillationLoss
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class ExpertDistillation(DistillationLoss):
+    """Distillation of an embedding through a mixture of experts (DE of DE-RRD), for recommenders.
+
+    A small embedding cannot hold a large one by a single map: users (or items) with different tastes get an expert
+    each, chosen by a gate that sees the teacher. Use one term for users and one for items, beside a ranking loss.
+
+    Formula: sum over units of (teacher - ``adapters.ExpertMixture``(student, teacher))**2.
+
+    Args:
+        teacher_layer_name: the tap of the teacher's embedding, (batch, units) or (batch, 1, units).
+        student_layer_name: the tap of the student's.
+        num_experts: >= 1.
+        gate_temperature: > 0; see ``adapters.ExpertMixture``. Assign ``term.experts.gate_temperature`` to anneal it.
+        seed: >= 0, of the gate's draws.
+        name: shown in logs and error messages.
+        **kwargs: as for ``keras.layers.Layer``.
+
+    Raises:
+        ValueError: if a layer name is missing or an option does not fit.
+
+    Example:
+        >>> ExpertDistillation("user", "user").teacher_taps
+        ['user']
+
+    Reference:
+        Kang et al., "DE-RRD: A Knowledge Distillation Framework for Recommender System", CIKM 2020, arXiv:2012.04357,
+        eq. 3. Differs: nothing; its weight is 0.01 to 0.1 there.
+    """
+
+    needs_shapes = True
+
+    def __init__(
+        self,
+        teacher_layer_name: str,
+        student_layer_name: str,
+        num_experts: int = 5,
+        gate_temperature: float = 1.0,
+        seed: int = 0,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        for side, layer in (("teacher", teacher_layer_name), ("student", student_layer_name)):
+            if not isinstance(layer, str):
+                raise error(type(self).__name__, f"{side}_layer_name to be the name of one layer", layer)
+        self.teacher_layer_name, self.student_layer_name = teacher_layer_name, student_layer_name
+        self._options = {"num_experts": num_experts, "gate_temperature": gate_temperature, "seed": seed}
+        self.experts: adapters.ExpertMixture | None = None
+        adapters.ExpertMixture(1, **self._options)  # raises now, not at the first batch
+
+    def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
+        """Raise ``ValueError`` where a named layer does not exist."""
+        owner = type(self).__name__
+        if not isinstance(teacher, teachers.Teacher):
+            taps.Taps(teacher, self.teacher_taps, owner=f"{owner} (teacher)")
+        taps.Taps(student, self.student_taps, owner=f"{owner} (student)")
+
+    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+        """Raise nothing: experts fit any two widths."""
+
+    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+        """Make the experts from the widths of the two embeddings."""
+        self._build_widths(int(teacher_outputs.shape[-1]), int(student_outputs.shape[-1]))
+
+    def _build_widths(self, teacher: int, student: int) -> None:
+        self.experts = adapters.ExpertMixture(teacher, **self._options)
+        self.experts.build([(None, student), (None, teacher)])
+        object.__setattr__(self, "_widths", [teacher, student])
+        self.built = True
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """Return the widths from which the experts are made again."""
+        return {"widths": self._widths} if self.built else None
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Make the experts."""
+        self._build_widths(*config["widths"])
+
+    def values(
+        self,
+        teacher_outputs: Any,
+        student_outputs: Any,
+        *,
+        labels: Any = None,
+        mask: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Return the squared error of each example's reconstruction, (batch,)."""
+        teacher, student = (
+            ops.reshape(ops.cast(each, "float32"), (-1, each.shape[-1])) for each in (teacher_outputs, student_outputs)
+        )
+        teacher = ops.stop_gradient(teacher)
+        return ops.sum(ops.square(teacher - self.experts([student, teacher], training=training)), axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs to make this term again."""
+        names = {"teacher_layer_name": self.teacher_layer_name, "student_layer_name": self.student_layer_name}
+        return {**super().get_config(), **names, **self._options}
