@@ -1,4 +1,4 @@
-# make demo | make test | make lint | make docs | make coverage | make bench | make bench-full
+# make demo | make test | make lint | make docs | make package | make coverage | make bench | make bench-full
 # Each makes .venv when it is missing and installs into it once; nothing else on the machine is used or changed.
 
 SHELL := /bin/bash
@@ -29,7 +29,7 @@ METHODS = tests/losses tests/metrics tests/terms
 OTHERS = tests keras_distill $(addprefix --ignore=,$(BATTERIES) $(METHODS))
 INSTALL = $(PY) -m pip install --quiet --editable
 
-.PHONY: demo test lint docs coverage bench bench-full clean help
+.PHONY: demo test lint docs package coverage bench bench-full clean help
 
 help:
 	@sed -n 1,2p Makefile
@@ -48,12 +48,21 @@ lint: $(VENV)/.installed-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m mypy --strict --follow-imports=silent tests/project/consumer.py
 	$(PY) -c "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
 
 # The site: docs/_build/html/index.html, which a browser opens from the disk.
 docs: $(VENV)/.installed-docs
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	$(PY) docs/_ext/check_site.py docs/_build/html
+
+# The wheel and the source distribution in dist/, and what they hold.
+package: $(VENV)/.installed-release
+	rm -rf dist
+	$(PY) -m build --outdir dist > dist.log || { cat dist.log; rm dist.log; exit 1; }
+	rm dist.log
+	$(PY) -m twine check --strict dist/*
+	$(PY) .ci/check_package.py dist
 
 bench: $(VENV)/.installed-test
 	$(PY) -m benchmarks $(ARGS)

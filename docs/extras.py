@@ -31,6 +31,7 @@ REASONS = {
     "test": "the package's own tests",
     "docs": "this site",
     "bench": "the benchmarks",
+    "release": "building and checking the wheel",
     "lint": "the linters, in exact versions",
 }
 

@@ -2,16 +2,20 @@
 
 import configparser
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import tomllib
+import zipfile
 
 import pytest
+import yaml
 
 import keras_distill
 
@@ -179,7 +183,7 @@ def test_without_a_suitable_python_the_reason_is_said(project):
     assert not (project / "env").exists()
 
 
-def test_ci_runs_lint_tests_and_site_and_fails_if_one_fails(tmp_path):
+def test_ci_runs_lint_tests_site_and_package_and_fails_if_one_fails(tmp_path):
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
     tools = tmp_path / "tools"
@@ -189,9 +193,61 @@ def test_ci_runs_lint_tests_and_site_and_fails_if_one_fails(tmp_path):
         (tools / name).write_text("#!/bin/sh\nexit 0\n")
     for tool in tools.iterdir():
         tool.chmod(0o755)
-    for failing, code in (("lint", 1), ("test", 1), ("docs", 1), ("nothing", 0)):
+    for failing, code in (("lint", 1), ("test", 1), ("docs", 1), ("package", 1), ("nothing", 0)):
         (tmp_path / "made").unlink(missing_ok=True)
         environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "FAILING": failing}
         done = subprocess.run(["bash", ".ci/run"], cwd=tmp_path, env=environment)
         assert done.returncode == code, failing
-        assert (tmp_path / "made").read_text().split() == ["lint", "test", "docs"]
+        assert (tmp_path / "made").read_text().split() == ["lint", "test", "docs", "package"]
+
+
+def test_what_a_package_should_not_hold_and_what_it_lacks_are_named(tmp_path):
+    check = importlib.util.spec_from_file_location("check_package", ROOT / ".ci" / "check_package.py")
+    module = importlib.util.module_from_spec(check)
+    check.loader.exec_module(module)
+    (tmp_path / "keras_distill").mkdir()
+    for name in ("a.py", "b.py"):
+        (tmp_path / "keras_distill" / name).touch()
+    with zipfile.ZipFile(tmp_path / "k-1-py3-none-any.whl", "w") as wheel:
+        for name in ("keras_distill/a.py", "tests/t.py", "k-1.dist-info/licenses/LICENSE", "keras_distill/py.typed"):
+            wheel.writestr(name, "")
+    with tarfile.open(tmp_path / "k-1.tar.gz", "w:gz") as source:
+        for name in ("a.py", "b.py"):
+            source.add(tmp_path / "keras_distill" / name, f"k-1/keras_distill/{name}")
+        source.add(tmp_path / "keras_distill" / "a.py", "k-1/tests/t.py")
+    assert module.faults(tmp_path, tmp_path / "keras_distill") == [
+        "wheel: keras_distill/b.py is missing.",
+        "wheel: entry_points.txt is missing.",
+        "wheel: tests/t.py should not be there.",
+        "source: LICENSE is missing.",
+        "source: README.md is missing.",
+        "source: tests/t.py should not be there.",
+    ]
+
+
+def test_the_workflow_and_the_issue_forms_fit_their_schemas():
+    pytest.importorskip("check_jsonschema", reason="needs the extra test")
+    for schema, files in (
+        ("vendor.github-workflows", (ROOT / ".github" / "workflows").glob("*.yml")),
+        ("vendor.github-issue-forms", (ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml")),
+    ):
+        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *map(str, files)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_workflow_runs_what_ci_runs_on_every_python_that_is_promised(facts):
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    promised = re.findall(r"Python :: (3\.\d+)", facts["metadata"]["classifiers"])
+    newest = workflow["jobs"]["newest"]
+    assert newest["strategy"]["matrix"]["python"] == promised
+    assert {"run": "bash .ci/run"} in newest["steps"]
+    oldest = dict(re.findall(r"^(\w+)==([\d.]+)$", (ROOT / ".ci" / "oldest.txt").read_text(), re.MULTILINE))
+    for library, bound in re.findall(r"^(\w+)>=([\d.]+)", facts["options"]["install_requires"].strip(), re.MULTILINE):
+        assert oldest[library].startswith(f"{bound}."), library
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == keras_distill.__version__ and citation["license"] == "Apache-2.0"
+    assert {"cff-version", "title", "authors", "message", "date-released"} <= set(citation)
