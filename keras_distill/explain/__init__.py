@@ -6,24 +6,42 @@ from keras_distill.explain._concepts import ConceptDirection, concept_direction
 from keras_distill.explain._counterfactuals import Counterfactuals, counterfactuals, transferred
 from keras_distill.explain._curves import Curve, SanityCheck, importance_curve, sanity_check
 from keras_distill.explain._maps import spearman, structural_similarity, top_overlap
+from keras_distill.explain._surrogates import (
+    Audit,
+    Fidelity,
+    HardTree,
+    LocalExplanation,
+    Surrogate,
+    audit,
+    local_surrogate,
+    surrogate,
+)
 from keras_distill.explain._untrained import untrained
 
 __all__ = [
     "METHODS",
     "Agreement",
+    "Audit",
     "ConceptDirection",
     "Counterfactuals",
     "Curve",
+    "Fidelity",
+    "HardTree",
+    "LocalExplanation",
     "Measure",
     "SanityCheck",
+    "Surrogate",
     "agreement",
     "attributions",
+    "audit",
     "concept_direction",
     "counterfactuals",
     "importance_curve",
+    "local_surrogate",
     "sanity_check",
     "spearman",
     "structural_similarity",
+    "surrogate",
     "top_overlap",
     "transferred",
     "untrained",

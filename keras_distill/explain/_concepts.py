@@ -19,7 +19,7 @@ _OWNER = "explain.concept_direction"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConceptDirection:
-    """A concept in one layer of a model: can it be read off, and does the class's logit rise along it?
+    """A concept in one layer of a model: whether it can be read off, and whether the class's logit rises along it.
 
     Args:
         direction: the unit vector of the flattened layer that points to the concept.
