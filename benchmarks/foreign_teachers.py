@@ -1,9 +1,9 @@
 """Boosted trees teach a small network: LightGBM on the adult census, through ``from_callable`` and ``label``.
 
-The trees' settings are chosen on rows held out from training; so were the network's. The student sees the trees' answers
-for the training rows and for mixtures of them: each mixture takes some columns from another row, which needs no label.
-Both are judged on the publisher's test rows. Latency is
-measured with one thread: LiteRT against LightGBM's own predictor and against the scikit-learn front that a user calls.
+The trees' settings are chosen on rows held out from training; so were the network's. The student sees the trees'
+answers for the training rows and for mixtures of them: each mixture takes some columns from another row, which needs no
+label. Both are judged on the publisher's test rows. Latency is measured with one thread: LiteRT against LightGBM's own
+predictor and the scikit-learn front that a user calls.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def census() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarra
         lines = lzma.decompress((DATA / name).read_bytes()).decode().splitlines()
         rows = [[cell.strip(" .") for cell in line.split(",")] for line in lines if line.count(",") == 14]
         parts.append(np.array(rows))
-    train, test = parts
+    train = parts[0]
     sizes, columns = [], ([], [])
     for column in range(14):
         if column in NUMBERS:

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_distill import teachers
 from keras_distill._checks import error
-from keras_distill.taps import Taps
+from keras_distill.taps import Taps, own_inputs
 from keras_distill.training._batch import Batch, Heard
 from keras_distill.training._callback_state import callback_state
 from keras_distill.training._data_checks import check_models, unexpected_arguments, warn_of_probabilities
@@ -184,7 +184,8 @@ class Distiller(HasObjective):
         """Return the student's outputs."""
         if not self._objective.built:
             self._build_with(inputs)
-        return self.student(self._frozen.teacher.split(inputs)[0], training=training)
+        student_inputs = own_inputs(self.student, self._frozen.teacher.split(inputs)[0])
+        return self.student(student_inputs, training=training)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Do one step of training on one batch.

@@ -25,7 +25,7 @@ import keras
 from keras_distill._checks import error, nearest
 from keras_distill.heads import final_activation, gives_logits, without_softmax
 
-__all__ = ["Taps", "final_activation", "gives_logits", "list_taps", "walk", "without_softmax"]
+__all__ = ["Taps", "final_activation", "gives_logits", "list_taps", "own_inputs", "walk", "without_softmax"]
 
 _NAME = re.compile(r"^(?P<path>.+?)(?:#(?P<call>\d+))?(?::(?P<argument>\w+))?$")
 
@@ -124,6 +124,7 @@ class Taps:
         Raises:
             ValueError: if a tapped layer was not called in this pass, or not often enough.
         """
+        inputs = own_inputs(self.model, inputs)
         if not self.names:
             return self.model(inputs, training=training), {}
         layers = self._find()
@@ -147,6 +148,33 @@ class Taps:
             given = ", ".join(key for key, value in received.items() if value is not None)
             raise error(self.owner, f"an argument {argument!r} in the call of layer {path!r}", f"only {given}")
         return received[argument]
+
+
+def own_inputs(model: keras.Model, inputs: Any) -> Any:
+    """Return what ``model`` has inputs for, out of a dictionary that holds more fields (boxes, domains).
+
+    Args:
+        model: any Keras model; only a Functional one has inputs with names.
+        inputs: what a batch holds; returned as it is unless it is a dictionary with every input of the model and more.
+
+    Returns:
+        The inputs in the model's own structure.
+
+    Example:
+        >>> import keras
+        >>> x = keras.Input((2,), name="image")
+        >>> own_inputs(keras.Model(x, x), {"image": "pixels", "boxes": "corners"})
+        'pixels'
+    """
+    if not isinstance(inputs, dict) or not getattr(model, "inputs", None):
+        return inputs
+    if isinstance(model.input, dict):
+        more = set(inputs) > set(model.input)
+        return {name: inputs[name] for name in model.input} if more else inputs
+    names = [tensor.name for tensor in model.inputs]
+    if set(inputs) > set(names):
+        return keras.tree.map_structure(lambda tensor: inputs[tensor.name], model.input)
+    return inputs
 
 
 def _parse(owner: str, name: str) -> tuple[str, int | None, str | None]:

@@ -6,8 +6,10 @@ import inspect
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
+from keras_distill._checks import error, integer, nearest
 from keras_distill.settings import Setting
 
 
@@ -61,6 +63,8 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
 
     Args:
         name: shown in logs and error messages; unique within one distiller.
+        ignore_label: the label of positions that never count (void pixels, tokens without a label), for outputs and
+            features with positions; labels of another resolution are taken at the nearest place. None: all count.
         **kwargs: as for ``keras.layers.Layer``.
 
     Attributes:
@@ -72,6 +76,17 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
     teacher_layer_name: Any = None
     student_layer_name: Any = None
     needs_shapes: bool = False
+
+    def __init__(self, name: str | None = None, ignore_label: int | None = None, **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        if ignore_label is not None:
+            ignore_label = integer(type(self).__name__, "ignore_label", ignore_label, low=-(2**31))
+        self.ignore_label = ignore_label
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs to make this term again."""
+        void = {} if self.ignore_label is None else {"ignore_label": self.ignore_label}
+        return {**super().get_config(), **void}
 
     @property
     def teacher_taps(self) -> list[str]:
@@ -183,6 +198,8 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         """
         if not self.built:  # inside Keras' own Distiller nobody else builds it
             self.build_from(teacher_outputs, student_outputs)
+        if self.ignore_label is not None:
+            student_outputs, labels = without_void(type(self).__name__, student_outputs, labels, self.ignore_label)
         students = keras.tree.flatten(student_outputs)
         mask = mask_of(students[0]) if len(students) == 1 else [mask_of(tensor) for tensor in students]
         more = {"batch": batch} if "batch" in inspect.signature(self.values).parameters else {}
@@ -198,6 +215,78 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
             for name, value, weight, each_mask in zip(names, values, weights, mask, strict=True)
             if value is not None
         }
+
+
+def without_void(owner: str, outputs: Any, labels: Any, ignore_label: int) -> tuple[Any, Any]:
+    """Return the outputs with a mask of the positions that have a label, and labels with 0 in place of the void.
+
+    Args:
+        owner: name shown in the error message.
+        outputs: the student's outputs or features, (batch, ..., channels), or a structure of them.
+        labels: (batch, ...), integer, one map for all outputs or one each.
+        ignore_label: the label of the void.
+
+    Returns:
+        Both, of the same structure.
+
+    Raises:
+        ValueError: if there are no labels, or their rank fits no output.
+    """
+    leaves, given = keras.tree.flatten(outputs), keras.tree.flatten(labels)
+    if labels is None or len(given) not in (1, len(leaves)):
+        got = "no labels" if labels is None else f"{len(given)} for {len(leaves)} outputs"
+        raise error(owner, "one map of labels, or one for each output, for ignore_label", got)
+    masked, maps = [], given * len(leaves) if len(given) == 1 else given
+    for tensor, label in zip(leaves, maps, strict=True):
+        label = ops.squeeze(label, -1) if len(label.shape) == len(tensor.shape) and label.shape[-1] == 1 else label
+        if len(label.shape) < 2 or len(label.shape) != len(tensor.shape) - 1:
+            advice = "Labels have one class id for each position"
+            got = f"{tuple(label.shape)} for outputs {tuple(tensor.shape)}"
+            raise error(owner, "a map of labels with the positions of the outputs for ignore_label", got, advice)
+        kept = nearest_positions(ops.not_equal(label, ignore_label), tensor.shape[1:-1])
+        own = mask_of(tensor)
+        tensor = ops.copy(tensor)
+        tensor._keras_mask = kept if own is None else ops.logical_and(kept, own)
+        masked.append(tensor)
+    clean = [ops.where(ops.equal(label, ignore_label), ops.zeros_like(label), label) for label in given]
+    return keras.tree.pack_sequence_as(outputs, masked), keras.tree.pack_sequence_as(labels, clean)
+
+
+def nearest_positions(positions: Any, size: Any) -> Any:
+    """Return (batch, *size): the nearest entry of (batch, ...) for each new position; unknown sizes stay."""
+    for axis, (old, new) in enumerate(zip(positions.shape[1:], size, strict=True), start=1):
+        if None not in (old, new) and old != new:
+            index = np.minimum(((np.arange(new) + 0.5) * old / new).astype("int32"), old - 1)
+            positions = ops.take(positions, index, axis=axis)
+    return positions
+
+
+def field_of(owner: str, batch: Any, name: str) -> Any:
+    """Return a field of the batch that no model takes: of the inputs' dictionary, or of the labels'.
+
+    Args:
+        owner: name shown in the error message.
+        batch: a ``training.Batch``, or None where there is none (inside Keras' own ``Distiller``).
+        name: of the field.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        ValueError: if the batch has no such field.
+    """
+    places = [] if batch is None else [batch.extra, batch.inputs, batch.labels]
+    if places and isinstance(batch.inputs, dict):  # a stored teacher's answers stand beside the inputs
+        places.append(batch.inputs.get("inputs"))
+    known: list[str] = []
+    for place in places:
+        if isinstance(place, dict):
+            if name in place:
+                return place[name]
+            known += [key for key in place if key not in known]
+    got = f"only {nearest(name, known)}" if known else "no dictionary of fields"
+    advice = f"Give inputs as a dict: {{'image': x, {name!r}: ...}}; the student takes what it has an input for"
+    raise error(owner, f"a field {name!r} in the batch", got, advice)
 
 
 def names_of(layer_name: Any) -> list[str]:

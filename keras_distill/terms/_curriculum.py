@@ -37,7 +37,7 @@ class _CosineRamp(LearningRateSchedule):
         return {"height": self.height, "ramp_steps": self.ramp_steps}
 
 
-def _against(tensor: Any, strength: Any) -> Any:
+def against(tensor: Any, strength: Any) -> Any:
     """Return ``tensor`` unchanged; its gradient is multiplied by -``strength`` on the way back."""
 
     @ops.custom_gradient
@@ -273,7 +273,7 @@ class CurriculumTemperature(_OwnTemperature):
             theta = self.head(self.hidden(ops.clip(seen, -_LARGEST_LOGIT, _LARGEST_LOGIT)))[..., 0]
         else:
             theta = ops.convert_to_tensor(self._theta)
-        return self._bounded(_against(theta, self._strength.tensor))
+        return self._bounded(against(theta, self._strength.tensor))
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs to make this term again."""

@@ -70,6 +70,8 @@ class _KerasLossOnFeatures(FeatureLoss):
         values = self._per_position(teacher_features, student_features)
         if len(values.shape) == 0:  # a user's function that reduces by itself
             return values
+        if mask is not None and len(mask.shape) == len(values.shape) > 2:  # one row of positions for each example
+            values, mask = (ops.reshape(each, (ops.shape(each)[0], -1)) for each in (values, mask))
         while len(values.shape) > 2:
             values = ops.mean(values, axis=-1)
         if len(values.shape) == 1:
