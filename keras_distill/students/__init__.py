@@ -2,6 +2,7 @@
 
 from keras_distill.students._built import Budget, Built
 from keras_distill.students._cost import Cost, cost
+from keras_distill.students._factorize import factorize
 from keras_distill.students._from_teacher import from_teacher
 from keras_distill.students._heads import GaussianHead, MemberHeads, MixtureHead, NormalInverseGammaHead
 from keras_distill.students._neighbours import NearestItems, retriever
@@ -23,6 +24,7 @@ __all__ = [
     "TreeWithPath",
     "UncertaintySplit",
     "cost",
+    "factorize",
     "from_teacher",
     "hydra",
     "retriever",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -142,7 +143,7 @@ class _Counter:
         for node in live:
             rule = _RULES.get(node.op)
             if rule is not None:
-                macs += rule(node, lambda index, node=node: _input_shape(shapes, node, index), shapes[node.name][0])
+                macs += rule(node, functools.partial(_input_shape, shapes, node), shapes[node.name][0])
             elif node.op in _CALLS:
                 more, inner[node.name] = self._function(node.attr["f"].func.name)
                 macs += more

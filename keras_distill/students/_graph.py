@@ -15,7 +15,7 @@ Visit = Callable[[str, Any, Any, Any], Sequence[Any]]
 
 
 @functools.cache
-def _functional_class() -> type:
+def _functional_class() -> Any:
     tensor = keras.Input((1,))
     return type(keras.Model(tensor, tensor))
 
@@ -25,7 +25,8 @@ def graph_of(model: Any) -> Any:
     functional = _functional_class()
     if isinstance(model, keras.Sequential):
         return getattr(model, "_functional", None)
-    if isinstance(model, functional) and type(model).call is functional.call:
+    kind: Any = type(model)
+    if isinstance(model, functional) and kind.call is functional.call:
         return model
     return None
 
