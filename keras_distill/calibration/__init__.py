@@ -5,15 +5,18 @@ student is exported, served, stored or distilled from as any other model.
 """
 
 from keras_distill.calibration._base import CalibratedModel, Scaler
+from keras_distill.calibration._conformal import ConformalIntervals, SplitConformal
 from keras_distill.calibration._isotonic import IsotonicCalibrator
 from keras_distill.calibration._layers import IsotonicScaling, TemperatureScaling, VectorScaling
 from keras_distill.calibration._scalers import TemperatureScaler, VectorScaler
 
 __all__ = [
     "CalibratedModel",
+    "ConformalIntervals",
     "IsotonicCalibrator",
     "IsotonicScaling",
     "Scaler",
+    "SplitConformal",
     "TemperatureScaler",
     "TemperatureScaling",
     "VectorScaler",

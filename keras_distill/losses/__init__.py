@@ -130,6 +130,7 @@ from keras_distill.losses._regression.likelihoods import (
     evidential_regression,
     gaussian_likelihood,
 )
+from keras_distill.losses._regression.quantiles import QuantileTargets, quantile_targets
 from keras_distill.losses._regression.targets import (
     GaussianKL,
     RegressionMatching,
@@ -187,6 +188,7 @@ __all__ = [
     "ProbabilisticTransfer",
     "ProbabilityMatching",
     "ProxyDirichlet",
+    "QuantileTargets",
     "RankDistil",
     "RankNet",
     "RankedItems",
@@ -260,6 +262,7 @@ __all__ = [
     "probabilistic_transfer",
     "probability_matching",
     "proxy_dirichlet",
+    "quantile_targets",
     "rank_distil",
     "rank_net",
     "ranked_items",

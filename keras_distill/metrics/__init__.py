@@ -36,6 +36,14 @@ from keras_distill.metrics._detection import (
     fpr_at_recall,
 )
 from keras_distill.metrics._error_rates import TokenErrorRate, character_error_rate, edit_distance, word_error_rate
+from keras_distill.metrics._forecasts import (
+    Coverage,
+    ensemble_crps,
+    gaussian_crps,
+    interval_coverage,
+    mixture_quantiles,
+    quantile_score,
+)
 from keras_distill.metrics._histogram import uncertainty_score
 from keras_distill.metrics._ranking import RankingQuality, ranking_quality
 from keras_distill.metrics._regression import (
@@ -77,6 +85,7 @@ __all__ = [
     "BrierDecomposition",
     "BrierScore",
     "ClasswiseCalibrationError",
+    "Coverage",
     "DetectionAUPR",
     "DetectionAUROC",
     "DetectionFPR",
@@ -113,15 +122,20 @@ __all__ = [
     "dirichlet_entropy",
     "dirichlet_uncertainty",
     "edit_distance",
+    "ensemble_crps",
     "ensemble_uncertainty",
     "expected_calibration_error",
     "fpr_at_recall",
+    "gaussian_crps",
+    "interval_coverage",
     "kolmogorov_smirnov_calibration_error",
     "maximum_mean_calibration_error",
+    "mixture_quantiles",
     "mixture_uncertainty",
     "negative_log_likelihood",
     "normal_inverse_gamma_uncertainty",
     "prediction_rejection_ratio",
+    "quantile_score",
     "rank_correlation",
     "ranking_quality",
     "reliability_bins",
