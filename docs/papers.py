@@ -120,6 +120,8 @@ FORMULAS = {
     "TeacherKL": "G4",
     "TopKAgreement": "G4",
     "SoftDecisionTree": "G1",
+    "agreement": "G4",
+    "surrogate": "G2",
     "RankTargets": "G3",
     "SortedDifferences": "G3",
     "soft_tree_loss": "G1",

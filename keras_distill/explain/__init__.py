@@ -17,6 +17,7 @@ from keras_distill.explain._surrogates import (
     surrogate,
 )
 from keras_distill.explain._untrained import untrained
+from keras_distill.explain._with_attribution import WithAttribution, with_attribution
 
 __all__ = [
     "METHODS",
@@ -31,6 +32,7 @@ __all__ = [
     "Measure",
     "SanityCheck",
     "Surrogate",
+    "WithAttribution",
     "agreement",
     "attributions",
     "audit",
@@ -45,4 +47,5 @@ __all__ = [
     "top_overlap",
     "transferred",
     "untrained",
+    "with_attribution",
 ]

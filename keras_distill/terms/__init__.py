@@ -1,5 +1,6 @@
 """Terms: which tensors of teacher and student are compared, at what temperature, through which adapter."""
 
+from keras_distill.terms._attributions import AttributionMatching
 from keras_distill.terms._base import DistillationLoss
 from keras_distill.terms._boxes import ForegroundDistillation
 from keras_distill.terms._cross_layer import CrossLayerAttention
@@ -15,6 +16,7 @@ from keras_distill.terms._review import ReviewDistillation
 from keras_distill.terms._uncertainty import UncertaintyDistillation
 
 __all__ = [
+    "AttributionMatching",
     "ContrastiveMemory",
     "CrossLayerAttention",
     "CurriculumTemperature",
