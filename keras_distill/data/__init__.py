@@ -1,18 +1,28 @@
 """Data for distillation: real data sets by name, and what text, speech and several tasks need before training."""
 
+from keras_distill.data import _image_sets  # noqa: F401 -- more names for load()
+from keras_distill.data._augment import Augment, augment, mix, student_view, teacher_view
+from keras_distill.data._images import domains, images
 from keras_distill.data._interactions import Interactions, leave_one_out, pad_lists, sample_unseen
 from keras_distill.data._named import Data, Examples, load, names
 from keras_distill.data._series import Windows, forecast_windows
 
 __all__ = [
+    "Augment",
     "Data",
     "Examples",
     "Interactions",
     "Windows",
+    "augment",
+    "domains",
     "forecast_windows",
+    "images",
     "leave_one_out",
     "load",
+    "mix",
     "names",
     "pad_lists",
     "sample_unseen",
+    "student_view",
+    "teacher_view",
 ]

@@ -164,12 +164,12 @@ def augment(
 ) -> Augment:
     """Make a random augmentation whose views both models share (function matching, fast knowledge distillation).
 
-    ``augment(...).live(dataset)`` gives each epoch new views; teacher and student see the same pixels, because one batch
-    goes to both. The same object is the ``augment`` of ``teachers.label`` and of ``Stored.attach``: a view is a function
-    of the store's seed, so that its crops, flips and colours need no bytes of their own and come back exactly.
+    ``augment(...).live(dataset)`` gives each epoch new views; teacher and student see the same pixels, because one
+    batch goes to both. The same object is the ``augment`` of ``teachers.label`` and of ``Stored.attach``: a view is a
+    function of the store's seed, so that its crops, flips and colours need no bytes of their own and come back exactly.
 
-    With ``teacher_size`` or ``teacher_preprocess`` a view is ``{"student": ..., "teacher": ...}``, made of one augmented
-    image: give the distiller ``teachers.Preprocessed(teacher, data.teacher_view, data.student_view)``.
+    With ``teacher_size`` or ``teacher_preprocess`` a view is ``{"student": ..., "teacher": ...}``, made of one
+    augmented image: give the distiller ``teachers.Preprocessed(teacher, data.teacher_view, data.student_view)``.
 
     Args:
         layers: Keras' image preprocessing layers, in order: RandomFlip, RandomCrop, RandomTranslation, ...

@@ -253,7 +253,7 @@ def checked_boxes(owner: str, file: str, boxes: Any, height: int, width: int) ->
 def domains(**datasets: tf.data.Dataset) -> tf.data.Dataset:
     """Join data sets of several domains, and say of each example which domain it is from.
 
-    Examples take turns; the shorter ones repeat until the longest is through. Labels of unlabelled domains are -1 and
+    Examples take turns; the shorter ones repeat until the longest is through. Labels of unlabelled domains are 0 and
     weigh 0, so that the supervised loss leaves them out.
 
     Args:
@@ -271,7 +271,7 @@ def domains(**datasets: tf.data.Dataset) -> tf.data.Dataset:
         >>> source = tf.data.Dataset.from_tensor_slices((np.zeros((2, 1, 1, 1), "float32"), [3, 4]))
         >>> target = tf.data.Dataset.from_tensor_slices(np.ones((3, 1, 1, 1), "float32"))
         >>> [(int(x["domain"]), int(y), float(w)) for x, y, w in domains(mnist=source, usps=target)][:4]
-        [(0, 3, 1.0), (1, -1, 0.0), (0, 4, 1.0), (1, -1, 0.0)]
+        [(0, 3, 1.0), (1, 0, 0.0), (0, 4, 1.0), (1, 0, 0.0)]
     """
     owner = "data.domains"
     if len(datasets) < 2:
@@ -282,8 +282,12 @@ def domains(**datasets: tf.data.Dataset) -> tf.data.Dataset:
         shapes[name] = tuple((spec[0] if isinstance(spec, tuple) else spec).shape)
 
         def say(x: Any, y: Any = None, number: int = number) -> Any:
-            label = tf.constant(-1, tf.int32) if y is None else tf.cast(y, tf.int32)
-            return {"image": tf.cast(x, tf.float32), "domain": tf.constant(number, tf.int32)}, label, float(y is not None)
+            label = tf.constant(0, tf.int32) if y is None else tf.cast(y, tf.int32)
+            return (
+                {"image": tf.cast(x, tf.float32), "domain": tf.constant(number, tf.int32)},
+                label,
+                float(y is not None),
+            )
 
         made.append(dataset.map(say))
     if len(set(shapes.values())) > 1:
