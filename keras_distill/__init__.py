@@ -1,16 +1,36 @@
 """Knowledge distillation for Keras 3 on TensorFlow: correct, calibrated, served."""
 
 import importlib
+import os
 import pkgutil
-from typing import Any
-
-from keras_distill.distiller import Distiller
-from keras_distill.terms import DistillationLoss, FeatureDistillation, LogitsDistillation
-from keras_distill.training import NonFiniteLossError
+import sys
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 __all__ = ["DistillationLoss", "Distiller", "FeatureDistillation", "LogitsDistillation", "NonFiniteLossError"]
+
+_HOMES = {
+    "DistillationLoss": "terms",
+    "Distiller": "distiller",
+    "FeatureDistillation": "terms",
+    "LogitsDistillation": "terms",
+    "NonFiniteLossError": "training",
+}
+
+
+def _is_command() -> bool:
+    """Say whether this process is the command ``keras-distill``, which imports Keras only where it needs it."""
+    started = getattr(sys, "orig_argv", [])
+    module = started[started.index("-m") + 1 :][:1] if "-m" in started else []
+    return module == [__name__] or os.path.basename(next(iter(sys.argv), "")) in ("keras-distill", "keras-distill.exe")
+
+
+# At once, so that what a saved distiller is made of is registered with Keras wherever the package is imported.
+if TYPE_CHECKING or not _is_command():
+    from keras_distill.distiller import Distiller
+    from keras_distill.terms import DistillationLoss, FeatureDistillation, LogitsDistillation
+    from keras_distill.training import NonFiniteLossError
 
 
 def _rooms() -> list[str]:
@@ -19,10 +39,12 @@ def _rooms() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Import a room when it is first touched: ``keras_distill.export`` needs no import of its own."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     if name.startswith("_") or name not in _rooms():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module(f"{__name__}.{name}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_rooms()})
+    return sorted({*globals(), *__all__, *_rooms()})

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import keras_distill
 from keras_distill.cli import _demo, _env, _export, _label, _serve_check, _store
@@ -22,12 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 an error that one sentence on stderr explains, 130 interrupted.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is imported
     options = _parser().parse_args(arguments)
+    with _without_greetings():
+        importlib.import_module("keras_distill.distiller")  # registers what a saved distiller is made of with Keras
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # advice on tracing is for whoever writes the program
     try:
         options.run(options)
     except (ValueError, OSError, ArithmeticError, ImportError) as failure:
         sentence = " ".join(str(failure).split()) or type(failure).__name__
+        sentence = sentence.removeprefix(f"{options.command}: ")
         sys.stderr.write(f"keras-distill {options.command}: {sentence}\n")
         return 2
     except KeyboardInterrupt:
@@ -36,13 +43,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _without_greetings() -> Iterator[None]:
+    """Hide what TensorFlow's libraries print while they are loaded: no variable of the environment silences all."""
+    if "tensorflow" in sys.modules:
+        yield
+        return
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="keras-distill", description="Knowledge distillation for Keras 3 on TensorFlow.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"keras-distill {keras_distill.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-
     for command in (_demo, _label, _store, _export, _serve_check, _env):
         command.add_parser(commands)
     return parser

@@ -43,7 +43,8 @@ def comparison_data(owner: str, options: argparse.Namespace) -> tuple[Any, Any, 
         from keras_distill import data
 
         loaded = data.load(options.data)
-        return loaded.test.inputs, loaded.test.labels, loaded.train.inputs
+        train = loaded.train.inputs if "train" in loaded.splits else None
+        return loaded.test.inputs, loaded.test.labels, train
     if options.inputs is None:
         return None, None, None
     from keras_distill.export._load import read_arrays

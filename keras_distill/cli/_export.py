@@ -106,9 +106,8 @@ def run(options: argparse.Namespace) -> None:
         common["min_agreement"] = options.min_agreement
         if options.to == "litert":
             if options.quantize == "int8" and train is None:
-                raise error(
-                    "export", "--data or --inputs for --quantize int8", "neither", "It is calibrated on real inputs"
-                )
+                got = f"{options.data}, which has no training split" if options.data is not None else "neither"
+                raise error("export", "--data or --inputs for --quantize int8", got, "It is calibrated on real inputs")
             data = train if options.quantize == "int8" else None
             exported = export.litert(student, path, options.quantize, representative_data=data, **common)
         else:

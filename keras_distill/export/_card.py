@@ -204,28 +204,41 @@ def read_card(owner: str, folder: Path) -> dict[str, Any]:
     return content
 
 
-def check_folder(owner: str, folder: Path, student: keras.Model) -> dict[str, Any]:
-    """See, before anything is converted, that the card in a directory is about this student.
+def check_folder(owner: str, path: Path, student: keras.Model) -> dict[str, Any]:
+    """See, before anything is converted, that the card beside a file may be written.
 
     Args:
-        owner: who complains.
-        folder: where a file is going to be.
+        owner: name shown in the error message.
+        path: the file that is going to be written.
         student: what is exported.
 
     Returns:
         The exports that the card lists already, by file name.
 
     Raises:
-        ValueError: if the card is about other weights.
+        ValueError: if there is a card that no export wrote or that was edited, or one about other weights that lists
+            other files too.
     """
+    folder = path.parent
     existing = read_card(owner, folder)
+    page = folder / PAGE_NAME
+    if page.exists():
+        known = existing.get("page_sha256", hashlib.sha256(page.read_bytes()).hexdigest()) if existing else None
+        if known != hashlib.sha256(page.read_bytes()).hexdigest():
+            got = f"{page}, which no export wrote" if not existing else f"{page}, which was edited since"
+            raise error(
+                owner, f"to write {PAGE_NAME} beside the file", got, "Export into another directory, or move it"
+            )
     if existing and existing["student"]["fingerprint"] != fingerprint(student):
-        raise error(
-            owner,
-            "one student per directory, because its card describes one",
-            f"{folder / JSON_NAME} of other weights",
-            "Export into another directory, or remove the old files",
-        )
+        others = sorted(name for name in existing["exports"] if (folder / name).exists() and name != path.name)
+        if others:
+            raise error(
+                owner,
+                "one student per directory, because its card describes one",
+                f"{folder / JSON_NAME} of other weights",
+                f"Export into another directory, or remove the old files: {', '.join(others)}",
+            )
+        return {}  # the same file again, after the student was trained further
     return existing.get("exports", {})
 
 
@@ -270,11 +283,12 @@ def write_card(
         content["student"]["config"] = json.loads(json.dumps(keras.saving.serialize_keras_object(student)))
     except (NotImplementedError, TypeError, ValueError):
         content["student"]["config"] = None  # a subclassed model without get_config: its code is its description
-    text = re.sub(
-        "[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", json.dumps(content, indent=1, ensure_ascii=False)
-    )
+    page = _page(content).encode()
+    content["page_sha256"] = hashlib.sha256(page).hexdigest()
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    text = re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)  # no UTF-8 holds half a pair
     _files.write(folder / JSON_NAME, f"{text}\n".encode())
-    _files.write(folder / PAGE_NAME, _page(content).encode())
+    _files.write(folder / PAGE_NAME, page)
 
 
 def _describe_head(head: Head) -> dict[str, Any]:

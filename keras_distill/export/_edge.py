@@ -230,7 +230,7 @@ def _export(
         expected = f"Keras {'.'.join(map(str, LEAST_KERAS[kind]))} or newer"
         raise error(owner, expected, keras.__version__, f"pip install 'keras-distill[{extra}]'")
     check_card(owner, card)
-    earlier = check_folder(owner, Path(path).parent, student)
+    earlier = check_folder(owner, Path(path), student)
     sizes = [integer(owner, "latency_batch_sizes", size, low=1) for size in latency_batch_sizes]
     made_up = settings["check_inputs"] is None
     arrays = inputs.random() if made_up else inputs.flatten(owner, settings["check_inputs"])

@@ -14,6 +14,7 @@ from keras_distill._checks import error
 
 #: Length given to an unknown dimension when inputs are made up.
 UNKNOWN_LENGTH = 32
+_NUMBERED = re.compile(r"^(input_layer|keras_tensor)_\d+$")
 _DENSE = "Let the student take texts (TextVectorization inside), or pad to a length and mask: a request is dense arrays"
 
 
@@ -58,7 +59,7 @@ class Inputs:
         """
         if isinstance(inputs, dict) and set(inputs) == set(self.names):
             leaves = [inputs[name] for name in self.names]
-        elif keras.tree.is_nested(self.structure):
+        elif keras.tree.is_nested(self.structure) or (isinstance(inputs, dict) and len(inputs) == 1):
             leaves = keras.tree.flatten(inputs)
         else:
             leaves = [inputs]
@@ -167,8 +168,10 @@ def describe_inputs(owner: str, student: keras.Model, input_signature: Any, chec
         kind = next((kind for kind in ("ragged", "sparse") if getattr(leaf, kind, False)), None)
         if kind is not None:
             raise error(owner, "a student with dense inputs", f"the {kind} input '{name}' of '{student.name}'", _DENSE)
-        while name in names:
-            name += "_1"
+        # Keras numbers the inputs of a process; a twin of this model, made later, must be served by the same name.
+        name = _NUMBERED.sub(r"\1", name)
+        candidates = [name, *(f"{name}_{count}" for count in range(1, len(leaves) + 1))]
+        name = next(each for each in candidates if each not in names)
         names.append(name)
         specs.append(keras.InputSpec(shape=(None, *leaf.shape[1:]), dtype=str(leaf.dtype), name=name))
     structure = keras.tree.pack_sequence_as(source, list(range(len(leaves))))

@@ -23,6 +23,7 @@ from keras_distill.teachers._monte_carlo import MonteCarloDropout
 from keras_distill.teachers._n_best import NBest, n_best
 from keras_distill.teachers._order import RankTargets, SortedDifferences
 from keras_distill.teachers._policy_buffer import PolicyBuffer
+from keras_distill.teachers._precomputed import Precomputed
 from keras_distill.teachers._snapshot import Snapshot
 from keras_distill.teachers.foreign import Foreign, from_callable, from_litert, from_onnx, from_saved_model
 from keras_distill.teachers.store import Stored, StoreProblem, label, label_with_ray, repair, verify
@@ -47,6 +48,7 @@ __all__ = [
     "MonteCarloDropout",
     "NBest",
     "PolicyBuffer",
+    "Precomputed",
     "Preprocessed",
     "RankTargets",
     "Single",

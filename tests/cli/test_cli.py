@@ -204,3 +204,32 @@ def test_distilled_beats_alone_on_digits_as_the_readme_says(tmp_path):
     assert written["teacher"].accuracy.mean > distilled.accuracy.mean
     assert len(alone.accuracy.values) == 3
     assert "the student gains" in written.notes[0]
+
+
+def test_help_and_version_are_quick_and_import_no_tensorflow():
+    for arguments, shown in (("--help", "usage: keras-distill"), ("--version", "keras-distill 0.")):
+        run, options = command(arguments)
+        run[1:1] = ["-X", "importtime"]
+        done = subprocess.run(run, capture_output=True, **options)
+        assert done.returncode == 0 and done.stdout.startswith(shown)
+        assert "keras_distill.cli" in done.stderr
+        assert not any(f"| {name}" in done.stderr.replace("|   ", "| ") for name in ("tensorflow", "keras\n", "numpy"))
+
+
+def test_an_error_is_one_line_without_the_libraries_greetings(tmp_path):
+    run, options = command("label", "--teacher", str(tmp_path / "t.keras"), "--data", "digits", "--out", str(tmp_path))
+    done = subprocess.run(run, capture_output=True, **options)
+    expected = f"keras-distill label: expected a .keras file, got nothing at {tmp_path / 't.keras'}.\n"
+    assert (done.returncode, done.stderr) == (2, expected)
+
+
+def test_data_without_a_training_split_is_compared_on(monkeypatch, tmp_path, capsys):
+    examples = data.Examples(np.random.default_rng(0).normal(size=(20, 4)).astype("float32"), np.arange(20) % 3)
+    only = data.Data("only_test", {"test": examples}, ("a", "b", "c"), "made up")
+    monkeypatch.setattr(data, "load", lambda name: only)
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]).save(tmp_path / "s.keras")
+    arguments = ["export", str(tmp_path / "s.keras"), "--data", "only_test", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--to", "saved_model"]) == 0, capsys.readouterr().err
+    assert "compared on 20 examples" in capsys.readouterr().out
+    assert main([*arguments, "--to", "litert", "--quantize", "int8"]) == 2
+    assert "got only_test, which has no training split" in capsys.readouterr().err

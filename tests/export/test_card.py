@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import keras
 import numpy as np
@@ -169,3 +170,52 @@ def test_a_dictionary_is_not_a_card(tmp_path, distiller):
     with pytest.raises(ValueError, match=r"expected card to be an export.ModelCard, got dict"):
         export.saved_model(distiller.student, tmp_path / "m", card={})
     assert list(tmp_path.iterdir()) == []
+
+
+def onnx(student, path):
+    return export.onnx(student, path, latency_batch_sizes=())
+
+
+def test_a_card_that_no_export_wrote_or_that_was_edited_is_not_overwritten(tmp_path):
+    student = build()
+    (tmp_path / "MODEL_CARD.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"onnx: expected to write MODEL_CARD\.md beside .*no export wrote"):
+        onnx(student, tmp_path / "a.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["MODEL_CARD.md"]
+    (tmp_path / "MODEL_CARD.md").unlink()
+    onnx(student, tmp_path / "a.onnx")
+    onnx(student, tmp_path / "a.onnx")
+    page = tmp_path / "MODEL_CARD.md"
+    page.write_text(page.read_text() + "Checked by me.")
+    with pytest.raises(ValueError, match="which was edited since"):
+        onnx(student, tmp_path / "a.onnx")
+    assert page.read_text().endswith("Checked by me.")
+
+
+def test_the_same_file_is_exported_again_after_the_student_was_trained_further(tmp_path):
+    onnx(build(), tmp_path / "a.onnx")
+    further = build()
+    onnx(further, tmp_path / "a.onnx")
+    content = json.loads((tmp_path / "distillation.json").read_text())
+    assert list(content["exports"]) == ["a.onnx"]
+    from keras_distill.export._card import fingerprint
+
+    assert content["student"]["fingerprint"] == fingerprint(further)
+    onnx(further, tmp_path / "b.onnx")
+    with pytest.raises(ValueError, match=r"one student per directory.*or remove the old files: b\.onnx"):
+        onnx(build(), tmp_path / "a.onnx")
+
+
+def test_inputs_that_keras_numbered_are_served_under_the_name_of_the_first(tmp_path):
+    keras.backend.clear_session()
+    students = [keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]) for _ in range(3)]
+    students[2].set_weights(students[0].get_weights())
+    path = export.saved_model(students[0], tmp_path, check_inputs={students[0].inputs[0].name: np.ones((2, 4))}).path
+    assert export.serve_check(path, student=students[2], repeats=1, batch_sizes=(1,)).num_examples > 0
+    from keras_distill.export._inputs import describe_inputs
+
+    first, _, last = (describe_inputs("test", each, None, None).names for each in students)
+    assert first == last and not re.search(r"\d", last[0])
+    three = [keras.Input((1,)) for _ in range(3)]
+    joined = keras.Model(three, keras.layers.Dense(2)(keras.layers.concatenate(three)))
+    assert describe_inputs("test", joined, None, None).names == ("input_layer", "input_layer_1", "input_layer_2")

@@ -200,10 +200,19 @@ class Labeller:
     def _same(self, path: Path, there: dict[str, Any]) -> None:
         here = self.settings()
         advice = "Use another path, or overwrite=True to discard what is there"
-        for part, ours in here.items():
-            if ours != there.get(part):
-                got = "one of another teacher" if part == "teacher" else f"{part} {there.get(part)} instead of {ours}"
-                raise files.stored_error(f"the store begun at {path} to fit this label()", got, advice, _OWNER)
+        # The options first: another number of classes to keep also changes the outputs.
+        first = [part for part in ("teacher", "teacher_file", "options") if part in here]
+        for part in dict.fromkeys([*first, *here]):
+            ours, theirs = here[part], there.get(part)
+            if ours == theirs:
+                continue
+            got = f"{part} {theirs} instead of {ours}"
+            if part == "teacher":
+                got = "one of another teacher"
+            elif isinstance(ours, dict) and isinstance(theirs, dict):
+                names = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+                got = ", ".join(f"{name}={theirs.get(name)!r} instead of {ours.get(name)!r}" for name in names)
+            raise files.stored_error(f"the store begun at {path} to fit this label()", got, advice, _OWNER)
 
     # -------------------------------------------------------------------------------- the work
 

@@ -228,3 +228,9 @@ def test_a_signed_huge_shape_is_a_sentence(teacher, tmp_path):
     with pytest.raises(teachers.StoredTeacherError, match=r"a record of \d+ bytes instead of \d{12}"):
         teachers.Stored(path)
     assert "of another teacher or other settings" in str(teachers.verify(path)[0])
+
+
+def test_another_option_is_named_alone(teacher, tmp_path):
+    label(teacher, tmp_path, top_k=2)
+    with pytest.raises(teachers.StoredTeacherError, match=r"to fit this label\(\), got top_k=2 instead of 3\. Use"):
+        label(teacher, tmp_path, top_k=3)
