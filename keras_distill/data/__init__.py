@@ -6,12 +6,15 @@ from keras_distill.data._images import domains, images
 from keras_distill.data._interactions import Interactions, leave_one_out, pad_lists, sample_unseen
 from keras_distill.data._named import Data, Examples, load, names
 from keras_distill.data._series import Windows, forecast_windows
+from keras_distill.data._tables import FilledNumber, TableEncoder, outside_range, synthetic_rows
 
 __all__ = [
     "Augment",
     "Data",
     "Examples",
+    "FilledNumber",
     "Interactions",
+    "TableEncoder",
     "Windows",
     "augment",
     "domains",
@@ -21,8 +24,10 @@ __all__ = [
     "load",
     "mix",
     "names",
+    "outside_range",
     "pad_lists",
     "sample_unseen",
     "student_view",
+    "synthetic_rows",
     "teacher_view",
 ]

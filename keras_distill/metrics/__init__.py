@@ -25,6 +25,7 @@ from keras_distill.metrics._agreement import (
 from keras_distill.metrics._bins import ReliabilityBins
 from keras_distill.metrics._calibration import ExpectedCalibrationError, expected_calibration_error, reliability_bins
 from keras_distill.metrics._classwise import ClasswiseCalibrationError, classwise_calibration_error
+from keras_distill.metrics._costs import DecisionCost, best_threshold, decision_cost
 from keras_distill.metrics._decoding import Hypothesis, ctc_beam_decode, ctc_greedy_decode
 from keras_distill.metrics._decomposition import BrierComponent, BrierDecomposition, brier_decomposition
 from keras_distill.metrics._detection import (
@@ -86,6 +87,7 @@ __all__ = [
     "BrierScore",
     "ClasswiseCalibrationError",
     "Coverage",
+    "DecisionCost",
     "DetectionAUPR",
     "DetectionAUROC",
     "DetectionFPR",
@@ -112,6 +114,7 @@ __all__ = [
     "area_under_risk_coverage",
     "auroc",
     "average_precision",
+    "best_threshold",
     "brier_decomposition",
     "brier_score",
     "character_error_rate",
@@ -119,6 +122,7 @@ __all__ = [
     "coverage_at_risk",
     "ctc_beam_decode",
     "ctc_greedy_decode",
+    "decision_cost",
     "dirichlet_entropy",
     "dirichlet_uncertainty",
     "edit_distance",

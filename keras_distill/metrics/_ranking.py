@@ -50,8 +50,8 @@ def ranking_quality(scores: Any, relevant: Any, *, k: int = 10, exclude: Any = N
         ValueError: if the shapes do not fit, a score is NaN, an item is out of range or no list counts.
 
     Example:
-        >>> ranking_quality([[0.1, 0.9, 0.5]], [2], k=2).ndcg.round(4)  # second of the list: log 2 / log 3
-        np.float64(0.6309)
+        >>> ranking_quality([[0.1, 0.9, 0.5]], [2], k=2).ndcg  # second of the list: log 2 / log 3
+        0.6309297535714575
 
     Reference:
         Järvelin, Kekäläinen, "Cumulated gain-based evaluation of IR techniques", 2002. Differs: binary relevance.
@@ -100,4 +100,4 @@ def ranking_quality(scores: Any, relevant: Any, *, k: int = 10, exclude: Any = N
         ],
         1,
     )
-    return RankingQuality(*each.mean(0), each)
+    return RankingQuality(*(float(value) for value in each.mean(0)), each)

@@ -1,0 +1,35 @@
+"""Results of single runs, kept in a file beside the report, so that a killed benchmark goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+
+class Runs:
+    """Remembers what each run gave.
+
+    Args:
+        path: of the JSON file; deleted by ``finish``.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self.known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def __call__(self, name: str, run: Callable[[], Any]) -> Any:
+        """Return what the run of this name gave, after running it if it has not been run before."""
+        if name not in self.known:
+            self.known[name] = run()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            aside = self.path.with_suffix(".tmp")
+            aside.write_text(json.dumps(self.known))
+            aside.replace(self.path)
+            print(name, self.known[name], flush=True)
+        return self.known[name]
+
+    def finish(self) -> None:
+        """Delete the file: the report is written."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,248 @@
+"""Tables: columns of numbers and categories into one vector, inside the served model; synthetic rows for a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_distill._checks import choice, error, integer, number
+
+_KINDS = ("marginal", "perturbed", "mixup")
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class FilledNumber(keras.layers.Layer):
+    """A column of numbers standardised, a missing one (NaN) filled with the mean, and whether it was missing.
+
+    Args:
+        mean: of the training rows.
+        standard_deviation: > 0, of the training rows.
+        **kwargs: as in ``keras.layers.Layer``.
+    """
+
+    def __init__(self, mean: float, standard_deviation: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mean = float(mean)
+        self.standard_deviation = number("FilledNumber", "standard_deviation", standard_deviation, above=0.0)
+
+    def call(self, column: Any) -> Any:
+        """Return (batch, 2): the standardised number, and 1 where it was missing."""
+        column = ops.reshape(ops.cast(column, "float32"), (-1, 1))
+        missing = ops.isnan(column)
+        scaled = (ops.where(missing, self.mean, column) - self.mean) / self.standard_deviation
+        return ops.concatenate([scaled, ops.cast(missing, "float32")], axis=-1)
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, int]:
+        """Return the shape of the output."""
+        return (input_shape[0], 2)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs."""
+        return {**super().get_config(), "mean": self.mean, "standard_deviation": self.standard_deviation}
+
+
+def _columns(owner: str, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return columns as arrays of one length: float32 for numbers, text for everything else."""
+    if not columns:
+        raise error(owner, "at least one column", "none")
+    arrays = {}
+    for name, column in columns.items():
+        column = np.asarray(column)
+        if column.ndim != 1:
+            raise error(owner, f"column {name!r} of shape (rows,)", column.shape)
+        arrays[name] = column.astype("float32") if column.dtype.kind in "fiub" else column.astype(str)
+    if len({len(column) for column in arrays.values()}) > 1:
+        raise error(owner, "columns of one length", {name: len(column) for name, column in arrays.items()})
+    return arrays
+
+
+class TableEncoder:
+    """Columns of a table into one vector per row, by a ``keras.utils.FeatureSpace`` that the served model contains.
+
+    Numbers are standardised; a missing one (NaN) becomes the mean, and a second number says that it was missing.
+    Categories become one-hot vectors; one that training did not see (a missing one is an empty text) has a place of
+    its own.
+
+    Args:
+        columns: name to (rows,) array, the training rows; numbers, or texts for categories.
+        categorical: names of columns whose numbers are categories.
+
+    Attributes:
+        space: the adapted ``keras.utils.FeatureSpace``.
+        categories: name of each categorical column to the categories seen in training.
+
+    Raises:
+        ValueError: if a column has no value at all, or the columns differ in length.
+
+    Example:
+        >>> encoder = TableEncoder({"age": [20.0, 40.0, np.nan], "city": ["Oslo", "Rome", "Oslo"]})
+        >>> encoder({"age": [30.0], "city": ["Lima"]}).round(1).tolist()  # age, missing, unseen, Oslo, Rome
+        [[0.0, 0.0, 1.0, 0.0, 0.0]]
+    """
+
+    def __init__(self, columns: Mapping[str, Any], categorical: Sequence[str] = ()) -> None:
+        owner = "TableEncoder"
+        unknown = sorted(set(categorical) - set(columns))
+        if unknown:
+            raise error(owner, f"categorical names among {', '.join(map(repr, columns))}", unknown)
+        self._categorical = tuple(categorical)
+        arrays = self._arrays(owner, columns)
+        features, self.categories = {}, {}
+        for name, column in arrays.items():
+            if column.dtype.kind == "f":
+                if np.isnan(column).all():
+                    raise error(owner, f"a value in column {name!r}", "a column in which all are missing", "Drop it")
+                spread = float(np.nanstd(column)) or 1.0
+                layer = FilledNumber(float(np.nanmean(column)), spread, name=f"filled_{len(features)}")
+                features[name] = keras.utils.FeatureSpace.feature("float32", layer, "float")
+            else:
+                if (column == "").all():
+                    raise error(owner, f"a value in column {name!r}", "a column in which all are missing", "Drop it")
+                features[name] = keras.utils.FeatureSpace.string_categorical(num_oov_indices=1)
+                self.categories[name] = np.unique(column)
+        self.space = keras.utils.FeatureSpace(features, output_mode="concat")
+        self.space.adapt(arrays)
+
+    def _arrays(self, owner: str, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        arrays = _columns(owner, columns)
+        for name in self._categorical:
+            if arrays[name].dtype.kind == "f":
+                arrays[name] = np.array(["" if np.isnan(each) else f"{each:g}" for each in arrays[name]], dtype=str)
+        return arrays
+
+    def check(self, columns: Mapping[str, Any]) -> None:
+        """Refuse rows with categories that training did not see, where such rows point to a fault.
+
+        Args:
+            columns: as for training.
+
+        Raises:
+            ValueError: names the first such column and its categories.
+        """
+        for name, column in self._arrays("TableEncoder.check", columns).items():
+            if name in self.categories:
+                unseen = sorted(set(column.tolist()) - set(self.categories[name].tolist()))
+                if unseen:
+                    advice = "Encode without check() to give them the place of unseen categories"
+                    raise error("TableEncoder.check", f"categories of {name!r} seen in training", unseen[:5], advice)
+
+    def __call__(self, columns: Mapping[str, Any]) -> np.ndarray:
+        """Encode rows.
+
+        Args:
+            columns: as for training; unseen categories and missing values are allowed.
+
+        Returns:
+            (rows, width), float32.
+        """
+        arrays = self._arrays("TableEncoder", columns)
+        missing = sorted(set(self.space.features) - set(arrays))
+        if missing:
+            raise error("TableEncoder", f"columns {', '.join(map(repr, self.space.features))}", f"none of {missing}")
+        known = {name: ops.convert_to_tensor(arrays[name][:, None]) for name in self.space.features}
+        return np.asarray(ops.convert_to_numpy(self.space(known)), "float32")
+
+    def serve(self, student: keras.Model) -> keras.Model:
+        """Put the encoding before a student: a model from raw columns, saved and exported as any other.
+
+        Args:
+            student: takes (batch, width).
+
+        Returns:
+            A model that takes a dictionary of columns, each (batch, 1); numbers as floats, categories as texts.
+        """
+        return keras.Model(self.space.get_inputs(), student(self.space.get_encoded_features()), name="served_table")
+
+
+def synthetic_rows(
+    columns: Mapping[str, Any], count: int, *, kind: str = "marginal", strength: float = 0.3, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Make rows for a teacher to label, from the rows of a table.
+
+    Args:
+        columns: name to (rows,) array of numbers or texts; missing values (NaN, "") stay possible.
+        count: >= 1 rows.
+        kind: "marginal": each entry is exchanged with probability ``strength`` for one of the same column;
+            "perturbed": numbers move by ``strength`` standard deviations of Gaussian noise, categories as in
+            "marginal"; "mixup": numbers lie between those of two rows, categories come from one of them.
+        strength: 0 to 1; of "mixup" it is not used.
+        seed: >= 0, of the draws.
+
+    Returns:
+        Columns of ``count`` rows. No number leaves the range of its column (``outside_range`` finds none), and no
+        category is new.
+
+    Raises:
+        ValueError: if kind is unknown or an argument is out of range.
+
+    Example:
+        >>> rows = synthetic_rows({"age": [20.0, 40.0], "city": ["Oslo", "Rome"]}, 100)
+        >>> float(rows["age"].min()), float(rows["age"].max())
+        (20.0, 40.0)
+
+    Reference:
+        Bucila, Caruana, Niculescu-Mizil, "Model Compression", KDD 2006 (which compares such rows). Differs: rows are
+        independent of their nearest neighbours.
+    """
+    owner = "synthetic_rows"
+    choice(owner, "kind", kind, _KINDS)
+    strength = number(owner, "strength", strength, low=0.0, high=1.0)
+    count = integer(owner, "count", count, low=1)
+    arrays = _columns(owner, columns)
+    rows = len(next(iter(arrays.values())))
+    rng = np.random.default_rng(integer(owner, "seed", seed, low=0))
+    base, other, share = rng.integers(0, rows, count), rng.integers(0, rows, count), rng.random(count)
+    made = {}
+    for name, column in arrays.items():
+        is_number = column.dtype.kind == "f"
+        entries = column[base]
+        if kind == "mixup":
+            entries = share * entries + (1 - share) * column[other] if is_number else np.where(
+                share >= 0.5, entries, column[other]
+            )  # fmt: skip
+        elif kind == "perturbed" and is_number:
+            entries = entries + strength * np.nanstd(column) * rng.normal(size=count)
+        else:
+            entries = np.where(rng.random(count) < strength, column[rng.integers(0, rows, count)], entries)
+        if is_number:
+            entries = np.clip(entries, np.nanmin(column), np.nanmax(column)).astype("float32")
+        made[name] = entries
+    return made
+
+
+def outside_range(columns: Mapping[str, Any], reference: Mapping[str, Any]) -> np.ndarray:
+    """Return which rows a teacher should not be asked about: outside the range of what it was trained on.
+
+    Args:
+        columns: name to (rows,) array.
+        reference: the training rows, with the same names.
+
+    Returns:
+        (rows,) bool: true where a number lies outside its column's range, a category is new, or a value is missing in
+        a column in which none was missing.
+
+    Raises:
+        ValueError: if the names differ.
+
+    Example:
+        >>> outside_range({"age": [30.0, 90.0]}, {"age": [20.0, 40.0]}).tolist()
+        [False, True]
+    """
+    owner = "outside_range"
+    arrays, known = _columns(owner, columns), _columns(owner, reference)
+    if set(arrays) != set(known):
+        raise error(owner, f"columns {sorted(known)}", sorted(arrays))
+    outside = np.zeros(len(next(iter(arrays.values()))), bool)
+    for name, column in arrays.items():
+        if column.dtype.kind == "f":
+            seen = known[name]
+            outside |= (column < np.nanmin(seen)) | (column > np.nanmax(seen))
+            if not np.isnan(seen).any():
+                outside |= np.isnan(column)
+        else:
+            outside |= ~np.isin(column, known[name])
+    return outside
