@@ -2,11 +2,13 @@
 
 from keras_distill.adapters._attention import AttentionScores
 from keras_distill.adapters._auto import auto
+from keras_distill.adapters._crf import CrfMarginals, LinearChainCrf
 from keras_distill.adapters._experts import ExpertMixture
 from keras_distill.adapters._fusion import AttentionFusion, LayerEmbedding, MemoryBank, SimilarityEmbedding
 from keras_distill.adapters._projections import Conv1x1, ConvRegressor, Dense, Embedding
 from keras_distill.adapters._regressors import BottleneckRegressor, Paraphraser, Translator, VariationalRegressor
 from keras_distill.adapters._sizes import AdaptiveAveragePool, AttentionPool, Resize, SequenceInterpolation
+from keras_distill.adapters._speech import LogMel
 
 __all__ = [
     "AdaptiveAveragePool",
@@ -16,10 +18,13 @@ __all__ = [
     "BottleneckRegressor",
     "Conv1x1",
     "ConvRegressor",
+    "CrfMarginals",
     "Dense",
     "Embedding",
     "ExpertMixture",
     "LayerEmbedding",
+    "LinearChainCrf",
+    "LogMel",
     "MemoryBank",
     "Paraphraser",
     "Resize",

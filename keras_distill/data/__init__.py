@@ -31,3 +31,6 @@ __all__ = [
     "synthetic_rows",
     "teacher_view",
 ]
+from keras_distill.data._waveforms import fitting_labels, waveforms
+
+__all__ = ["Data", "Examples", "fitting_labels", "load", "names", "waveforms"]

@@ -137,6 +137,12 @@ from keras_distill.losses._regression.targets import (
     gaussian_kl,
     regression_matching,
 )
+from keras_distill.losses._sequences.crf import (
+    CrfNegativeLogLikelihood,
+    crf_decode,
+    crf_log_marginals,
+    crf_negative_log_likelihood,
+)
 from keras_distill.losses._sequences.ctc import Ctc, ctc
 from keras_distill.losses._sequences.frames import FrameSoftTargets, GuidedCtc, frame_soft_targets, guided_ctc
 from keras_distill.losses._sequences.hypotheses import NBestCtc, n_best_ctc
@@ -152,6 +158,7 @@ __all__ = [
     "ClassCorrelation",
     "ContrastiveRepresentation",
     "CorrelationCongruence",
+    "CrfNegativeLogLikelihood",
     "Ctc",
     "DecoupledSoftTargets",
     "DirichletDistillation",
@@ -222,6 +229,9 @@ __all__ = [
     "contrastive_noise",
     "contrastive_representation",
     "correlation_congruence",
+    "crf_decode",
+    "crf_log_marginals",
+    "crf_negative_log_likelihood",
     "ctc",
     "decoupled_soft_targets",
     "dirichlet_distillation",

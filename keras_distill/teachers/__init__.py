@@ -14,6 +14,7 @@ from keras_distill.teachers._combine import (
     Stochastic,
     UncertaintyWeighted,
 )
+from keras_distill.teachers._crf import crf_marginals
 from keras_distill.teachers._ensemble import Ensemble
 from keras_distill.teachers._fast import Agreement, Fast, agreement
 from keras_distill.teachers._gate import LearnedGate
@@ -62,6 +63,7 @@ __all__ = [
     "UncertaintyWeighted",
     "agreement",
     "as_teacher",
+    "crf_marginals",
     "from_callable",
     "from_litert",
     "from_onnx",

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+import tensorflow as tf
 
 from keras_distill import losses, metrics
 from keras_distill._checks import error, integer
@@ -114,9 +114,12 @@ def _padded(rows: list[list[tuple[int, ...]]], number: int) -> np.ndarray:
 
 def _exact(logits: Any, labels: np.ndarray, mask: Any, blank: int, found: list[int]) -> np.ndarray:
     """Return the log-probability of each hypothesis, -inf where the list is shorter."""
-    columns = [
-        -ops.convert_to_numpy(losses.ctc(labels=labels[:, n], logits=logits, mask=mask, blank=blank))
-        for n in range(labels.shape[1])
-    ]
+    kept = tf.ones(tf.shape(logits)[:2], bool) if mask is None else tf.cast(mask, bool)
+    columns = [_log_likelihood(labels[:, n], logits, kept, blank).numpy() for n in range(labels.shape[1])]
     there = np.arange(labels.shape[1]) < np.array(found)[:, None]
     return np.where(there, np.stack(columns, axis=1).astype("float64"), -np.inf)
+
+
+@tf.function(reduce_retracing=True)
+def _log_likelihood(labels: Any, logits: Any, mask: Any, blank: int) -> Any:
+    return -losses.ctc(labels=labels, logits=logits, mask=mask, blank=blank)

@@ -36,6 +36,15 @@ def test_padding_may_be_0_or_minus_1_and_stand_anywhere():
         np.testing.assert_array_equal(losses.ctc(labels=labels, logits=logits), plain)
 
 
+def test_frames_and_labels_of_unknown_number_give_the_same_in_a_graph():
+    logits, labels = random_logits(), np.array([[1, 2], [2, -1]], "int32")
+    graph = tf.function(
+        lambda y, z: losses.ctc(labels=y, logits=z),
+        input_signature=[tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((None, None, 3))],
+    )
+    np.testing.assert_array_equal(graph(labels, logits), losses.ctc(labels=labels, logits=logits))
+
+
 def test_another_blank_is_a_renaming_of_the_classes():
     logits = random_logits()
     moved = logits[..., [1, 2, 0]]  # the old blank is the last class now

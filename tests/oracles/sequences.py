@@ -112,3 +112,39 @@ def guided_ctc(teacher, student, mask=None, blank=0):
     best = teacher.argmax(-1)
     chosen = np.take_along_axis(q, best[..., None], -1)[..., 0]
     return -np.sum(np.where(mask & (best != blank), chosen, 0.0), 1)
+
+
+def crf_scores(potentials):
+    """Return {tags: score} of one sequence by enumeration; row 0 of the first token is the start."""
+    potentials = np.asarray(potentials, "float64")
+    tokens, tags = potentials.shape[0], potentials.shape[-1]
+    found = {}
+    for path in itertools.product(range(tags), repeat=tokens):
+        before = (0, *path[:-1])
+        found[path] = sum(potentials[t, i, j] for t, (i, j) in enumerate(zip(before, path, strict=True)))
+    return found
+
+
+def crf_negative_log_likelihood(labels, potentials, mask=None):
+    """Values, (batch,), by the forward recursion; ``crf_scores`` says the same by enumeration."""
+    potentials, labels = np.asarray(potentials, "float64"), np.asarray(labels)
+    kept = labels >= 0 if mask is None else (labels >= 0) & mask
+    values = []
+    for row, scores, keep in zip(labels, potentials, kept, strict=True):
+        tags, scores = row[keep], scores[keep]
+        alpha, score = scores[0, 0], scores[0, 0, tags[0]]
+        for before, tag, each in zip(tags[:-1], tags[1:], scores[1:], strict=True):
+            alpha = np.logaddexp.reduce(alpha[:, None] + each, axis=0)
+            score += each[before, tag]
+        values.append(np.logaddexp.reduce(alpha) - score)
+    return np.array(values)
+
+
+def crf_marginals(potentials):
+    """Return (tokens, tags) probabilities of one sequence."""
+    found = crf_scores(potentials)
+    paths, scores = np.array(list(found)), np.array(list(found.values()))
+    weights = np.exp(scores - np.logaddexp.reduce(scores))
+    return np.array(
+        [[weights[paths[:, t] == k].sum() for k in range(potentials.shape[-1])] for t in range(len(potentials))]
+    )

@@ -179,7 +179,9 @@ def _scan(emitted: Any, kept: Any, skips: Any, last: Any, *, backward: bool) -> 
     Returns:
         (batch, frames, states).
     """
-    time_first = ops.transpose(emitted, (1, 0, 2)), ops.transpose(kept, (1, 0))
+    # One tensor to scan over: with two, Keras' scan for TensorFlow fails where the number of frames is unknown.
+    together = ops.concatenate([emitted, ops.cast(kept, "float32")[:, :, None]], axis=2)
+    time_first = ops.transpose(together, (1, 0, 2))
     started = ops.zeros_like(kept[:, 0])
     zero = ops.zeros_like(emitted[:, 0])
     number = ops.arange(ops.shape(emitted)[2], dtype="int32")
@@ -187,7 +189,7 @@ def _scan(emitted: Any, kept: Any, skips: Any, last: Any, *, backward: bool) -> 
 
     def forward_step(carry: Any, now: Any) -> Any:
         alpha, begun = carry
-        emission, keep = now
+        emission, keep = now[:, :-1], now[:, -1] > 0.0
         skip = ops.where(skips, _shifted(alpha, 2), NEVER)
         come = _logsumexp(ops.stack([alpha, _shifted(alpha, 1), skip], axis=-1))
         first = ops.where(number < 2, zero, NEVER)
@@ -198,7 +200,7 @@ def _scan(emitted: Any, kept: Any, skips: Any, last: Any, *, backward: bool) -> 
 
     def backward_step(carry: Any, now: Any) -> Any:
         beta, begun = carry  # what comes from the next frame on, its emission included
-        emission, keep = now
+        emission, keep = now[:, :-1], now[:, -1] > 0.0
         follow = ops.where(skipped_to, _shifted(beta, -2), NEVER)
         come = _logsumexp(ops.stack([beta, _shifted(beta, -1), follow], axis=-1))
         after = ops.maximum(ops.where(begun[:, None], come, ops.where(last, zero, NEVER)), NEVER)

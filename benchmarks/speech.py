@@ -1,0 +1,382 @@
+"""A small speech recogniser from a large one: CTC on CMU AN4, and spoken digits as keywords.
+
+AN4 (948 training utterances, 130 of other speakers for the test; 13 MFCC at 100 frames per second, three stacked): a
+bidirectional GRU teaches a student of separable convolutions with less than an eighth of its weights, in every way that
+the package has: soft targets on all frames, without blanks, around spikes, guided CTC, 10-best lists; and a causal
+student that can stream. Word error rates of greedy decoding, by jiwer. The teacher's logits are computed once.
+
+Spoken digits (2,700 training and 300 test recordings, 8 kHz): bidirectional GRUs on the log-mel layer of the package
+teach two convolutions of a tenth of their latency.
+
+Settings were tried on the last 100 training utterances (``--held-out``), never on the test set. Every cell is kept in
+the results file, so that an interrupted run goes on. Run with ``python -m benchmarks.speech --full`` (about 12 minutes
+on one core; 2 seeds of every way, 3 of the two ways that the target names).
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import pathlib
+import statistics
+import tempfile
+import wave
+import zipfile
+
+from benchmarks import _harness
+
+# isort: split
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from keras_distill import Distiller, LogitsDistillation, adapters, data, losses, metrics, teachers
+
+CLAIM = "A student of less than an eighth of the weights closes 60% of the gap in word error rate by distillation."
+CHARACTERS = " ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
+STACKED, BATCH = 3, 32
+TEACHER_EPOCHS, EPOCHS, SEEDS = 30, 40, 3
+WAYS = {
+    "alone": None,
+    "all frames": losses.FrameSoftTargets(),
+    "without blanks": losses.FrameSoftTargets(keep="without_blanks"),
+    "around spikes": losses.FrameSoftTargets(keep="around_spikes"),
+    "guided": losses.GuidedCtc(),
+    "10-best": None,
+}
+
+
+def folder() -> pathlib.Path:
+    """Where the data sets are."""
+    import os
+
+    return pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or _harness.ROOT.parent / "shared" / "data")
+
+
+class Utterances:
+    """Features and labels of one part of AN4, and batches of equal length.
+
+    Args:
+        features: one array (frames, 39) per utterance.
+        texts: what was said.
+    """
+
+    def __init__(self, features: list[np.ndarray], texts: list[str]) -> None:
+        self.features, self.texts = features, texts
+        self.labels = [[CHARACTERS.index(c) + 1 for c in text] for text in texts]
+        self.order = np.argsort([len(each) for each in features], kind="stable")
+
+    def batches(
+        self, extra: list[np.ndarray] | None = None, labels: list | None = None, seed: int = 0
+    ) -> tf.data.Dataset:
+        """Batches ``(inputs, labels)``; with ``extra``, inputs are a dictionary of features and teacher's logits."""
+        labels = self.labels if labels is None else labels
+        groups = [self.order[i : i + BATCH] for i in range(0, len(self.order), BATCH)]
+        order = np.random.default_rng(seed)
+
+        def padded(rows: list, value: float, dtype: str) -> np.ndarray:
+            shape = [max(np.shape(row)[axis] for row in rows) for axis in range(np.ndim(rows[0]))]
+            out = np.full((len(rows), *shape), value, dtype)
+            for into, row in zip(out, rows, strict=True):
+                into[tuple(slice(0, size) for size in np.shape(row))] = row
+            return out
+
+        def each() -> object:
+            for group in order.permutation(len(groups)):
+                chosen = groups[group]
+                x = padded([self.features[i] for i in chosen], 0.0, "float32")
+                y = padded([labels[i] for i in chosen], -1, "float32" if np.ndim(labels[0]) == 2 else "int32")
+                if extra is not None:
+                    x = {"features": x, "teacher_logits": padded([extra[i] for i in chosen], 0.0, "float32")}
+                yield x, y
+
+        spec: object = tf.TensorSpec((None, None, 13 * STACKED), tf.float32)
+        if extra is not None:
+            spec = {"features": spec, "teacher_logits": tf.TensorSpec((None, None, len(CHARACTERS) + 1), tf.float32)}
+        shape, kind = ((None, None, None), tf.float32) if np.ndim(labels[0]) == 2 else ((None, None), tf.int32)
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        made = tf.data.Dataset.from_generator(each, output_signature=(spec, tf.TensorSpec(shape, kind)))
+        return made.apply(tf.data.experimental.assert_cardinality(len(groups))).with_options(options).prefetch(2)
+
+    def logits(self, model: keras.Model) -> list[np.ndarray]:
+        """The model's logits of each utterance, without padding."""
+        out: list = [None] * len(self.features)
+        for start in range(0, len(self.order), BATCH):
+            chosen = self.order[start : start + BATCH]
+            x = np.zeros((len(chosen), max(len(self.features[i]) for i in chosen), 13 * STACKED), "float32")
+            for row, i in zip(x, chosen, strict=True):
+                row[: len(self.features[i])] = self.features[i]
+            for i, row in zip(chosen, np.asarray(model(x, training=False)), strict=True):
+                out[i] = row[: len(self.features[i])]
+        return out
+
+    def error_rates(self, model: keras.Model) -> tuple[float, float]:
+        """Word and character error rates of greedy decoding, in percent."""
+        found = []
+        for row in self.logits(model):
+            labels = np.asarray(metrics.ctc_greedy_decode(row[None]))[0]
+            found.append("".join(CHARACTERS[k - 1] for k in labels[labels > 0]))
+        return 100 * metrics.word_error_rate(self.texts, found), 100 * metrics.character_error_rate(self.texts, found)
+
+
+def an4(held_out: bool) -> tuple[Utterances, Utterances]:
+    """Training and test part; with ``held_out`` the test part is the last 100 training utterances."""
+    with np.load(folder() / "an4_mfcc" / "an4_mfcc13.npz") as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    mean, deviation = (getattr(arrays["train_feat"].astype("float64"), f)(0) for f in ("mean", "std"))
+
+    def part(name: str, rows: slice) -> Utterances:
+        bounds, scaled = arrays[f"{name}_offsets"], (arrays[f"{name}_feat"] - mean) / deviation
+        features = []
+        for a, b in itertools.pairwise(bounds.tolist()):
+            whole = (b - a) // STACKED * STACKED
+            features.append(scaled[a : a + whole].reshape(-1, 13 * STACKED).astype("float32"))
+        return Utterances(features[rows], [" ".join(text.split()) for text in arrays[f"{name}_text"]][rows])
+
+    if held_out:
+        return part("train", slice(0, -100)), part("train", slice(-100, None))
+    return part("train", slice(None)), part("test", slice(None))
+
+
+def recogniser_teacher() -> keras.Model:
+    """Two bidirectional GRUs."""
+    x = inputs = keras.Input((None, 13 * STACKED), name="features")
+    x = layers.GaussianNoise(0.4)(layers.Masking()(x))
+    for _ in range(2):
+        x = layers.Dropout(0.2)(layers.Bidirectional(layers.GRU(96, return_sequences=True))(x))
+    return keras.Model(inputs, layers.Dense(len(CHARACTERS) + 1)(x))
+
+
+def recogniser_student(causal: bool = False) -> keras.Model:
+    """Separable convolutions with residuals; causal ones never look ahead."""
+    inputs = keras.Input((None, 13 * STACKED), name="features")
+    masked = layers.Masking()(inputs)
+    x = layers.Dense(56)(layers.GaussianNoise(0.4)(masked))
+    for dilation in (1, 2, 4, 1):
+        filters = layers.LayerNormalization()(x)
+        pad = (8 * dilation, 0) if causal else (4 * dilation, 4 * dilation)
+        filters = layers.ZeroPadding1D(pad)(filters)
+        filters = layers.SeparableConv1D(56, 9, dilation_rate=dilation, activation="relu")(filters)
+        x = layers.add([x, layers.Dropout(0.1)(filters)])
+    return keras.Model(inputs, layers.Dense(len(CHARACTERS) + 1)(x))
+
+
+def adam(steps: int, rate: float = 2e-3) -> keras.optimizers.Optimizer:
+    """Adam with clipped gradients and a cosine decay."""
+    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, steps), global_clipnorm=5.0)
+
+
+def with_stored_logits(student: keras.Model, logits: keras.KerasTensor) -> tuple[keras.Model, keras.Model]:
+    """Return a teacher that repeats logits which come with the batch, and the student beside it."""
+    inputs = {"features": student.input, "teacher_logits": logits}
+    return keras.Model(inputs, layers.Activation("linear")(logits)), keras.Model(inputs, student.output)
+
+
+class Cells:
+    """What was measured already, by name, in a file.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self.values = json.loads(path.read_text()) if path.exists() else {}
+
+    def get(self, name: str, measure: object) -> dict:
+        """Return the cell, measuring it first if it is not there."""
+        if name not in self.values:
+            self.values[name] = measure()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.values, indent=1) + "\n")
+        print(f"{name:28}{self.values[name]}", flush=True)
+        return self.values[name]
+
+
+def speech(report: _harness.Report, cells: Cells, scratch: pathlib.Path, full: bool, held_out: bool) -> None:
+    """Teacher, students by every way, the table and the verdicts."""
+    train, test = an4(held_out)
+    teacher_epochs, epochs = (TEACHER_EPOCHS, EPOCHS) if full else (1, 1)
+    steps = -(-len(train.features) // BATCH)
+    stored = scratch / "an4_teacher.npz"
+    teacher = recogniser_teacher()
+
+    def train_teacher() -> dict:
+        keras.utils.set_random_seed(0)
+        model = recogniser_teacher()
+        model.compile(adam(teacher_epochs * steps, 4e-3), losses.Ctc(), jit_compile=False)
+        model.fit(train.batches(), epochs=teacher_epochs, verbose=0)
+        np.savez(stored, *model.get_weights())
+        wer, cer = test.error_rates(model)
+        return {"wer": wer, "cer": cer, "parameters": model.count_params()}
+
+    heard = cells.get("teacher", train_teacher)
+    if not stored.exists():
+        heard = train_teacher()
+    with np.load(stored) as arrays:
+        teacher.set_weights([arrays[name] for name in arrays.files])
+    said = train.logits(teacher)
+    through = keras.Input((None, len(CHARACTERS) + 1), name="teacher_logits")
+    lists: dict[str, list] = {}
+
+    def hypotheses() -> list:
+        if not lists:
+            found = []
+            passing = keras.Sequential([keras.Input((None, len(CHARACTERS) + 1)), layers.Activation("linear")])
+            for row in said:
+                each = teachers.n_best(passing, row[None], num_hypotheses=5, beam_width=8)
+                found.append(each.packed()[0])
+            lists["found"] = found
+        return lists["found"]
+
+    def student(way: str, seed: int, causal: bool = False) -> dict:
+        keras.utils.set_random_seed(seed)
+        model = recogniser_student(causal)
+        optimizer = adam(epochs * steps, 4e-3)
+        if way == "alone":
+            model.compile(optimizer, losses.Ctc(), jit_compile=False)
+            model.fit(train.batches(seed=seed), epochs=epochs, verbose=0)
+        elif way == "10-best":
+            model.compile(optimizer, losses.NBestCtc(), jit_compile=False)
+            model.fit(train.batches(labels=hypotheses(), seed=seed), epochs=epochs, verbose=0)
+        else:
+            parrot, fed = with_stored_logits(model, through)
+            term = LogitsDistillation(temperature=1.0, loss=WAYS[way])
+            weight = 0.2 if way == "guided" else 4.0
+            distiller = Distiller(parrot, fed, term, [weight], student_loss_weight=0.5)
+            distiller.compile(optimizer, losses.Ctc(), jit_compile=False)
+            distiller.fit(train.batches(said, seed=seed), epochs=epochs, verbose=0)
+        wer, cer = test.error_rates(model)
+        return {"wer": wer, "cer": cer, "parameters": model.count_params()}
+
+    rates: dict[str, list[float]] = {}
+    for way in WAYS:
+        for seed in range(SEEDS if full else 1):
+            cell = cells.get(f"{way} {seed}", lambda way=way, seed=seed: student(way, seed))
+            rates.setdefault(way, []).append(cell["wer"])
+        report.add({"way": way}, {"wer": statistics.mean(rates[way]), "seeds": rates[way]})
+    for way in ("alone", "around spikes"):
+        for seed in range(2 if full else 1):
+            cell = cells.get(f"causal {way} {seed}", lambda way=way, seed=seed: student(way, seed, causal=True))
+            rates.setdefault(f"causal, {way}", []).append(cell["wer"])
+        report.add({"way": f"causal, {way}"}, {"wer": statistics.mean(rates[f"causal, {way}"])})
+    best = min((way for way in WAYS if way != "alone"), key=lambda way: statistics.mean(rates[way]))
+    alone, taught = statistics.mean(rates["alone"]), statistics.mean(rates[best])
+    report.add({"way": "teacher"}, heard)
+    share = (alone - taught) / (alone - heard["wer"]) if alone > heard["wer"] else float("nan")
+    report.verdict(f"share of the gap in WER that the best way ({best}) closes", share, at_least=0.6)
+    size = cells.values["alone 0"]["parameters"] / heard["parameters"]
+    report.verdict("the student's share of the teacher's weights", size, at_most=1 / 8)
+
+
+def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Waveforms of one second and labels; recordings 0 to 4 of each speaker and digit are the test set."""
+    sounds, labels, test = [], [], []
+    with zipfile.ZipFile(folder() / "spoken_digit" / "recordings.zip") as archive:
+        for name in sorted(each for each in archive.namelist() if each.endswith(".wav")):
+            with wave.open(io.BytesIO(archive.read(name))) as file:
+                sounds.append(np.frombuffer(file.readframes(file.getnframes()), "<i2")[:8000])
+            digit, _, number = pathlib.Path(name).stem.split("_")
+            labels.append(int(digit))
+            test.append(int(number) < 5)
+    x = data.waveforms(sounds, sampling_rate=8000, length=8000)
+    y, chosen = np.array(labels, "int32"), np.array(test)
+    return x[~chosen], y[~chosen], x[chosen], y[chosen]
+
+
+def keyword_model(teaches: bool) -> keras.Model:
+    """From samples to digits: bidirectional GRUs, or two separable convolutions."""
+    inputs = keras.Input((8000,), name="features")
+    x = adapters.LogMel(8000, 32, step_seconds=0.016, window_seconds=0.032)(inputs)
+    if teaches:
+        x = layers.Bidirectional(layers.GRU(64, return_sequences=True))(x)
+        x = layers.Bidirectional(layers.GRU(64))(layers.Dropout(0.2)(x))
+        return keras.Model(inputs, layers.Dense(10)(layers.Dropout(0.3)(x)))
+    x = layers.Reshape((62, 32, 1))(x)
+    for width in (12, 16):
+        x = layers.SeparableConv2D(width, 3, strides=2, padding="same", activation="relu")(x)
+    return keras.Model(inputs, layers.Dense(10)(layers.Dropout(0.1)(layers.Flatten()(x))))
+
+
+def keywords(report: _harness.Report, cells: Cells, scratch: pathlib.Path, full: bool) -> None:
+    """Teacher and students on spoken digits: accuracy and latency of one waveform."""
+    x, y, test_x, test_y = digits()
+    if not full:
+        x, y = x[:200], y[:200]
+    supervised = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    teacher, stored = keyword_model(teaches=True), scratch / "digits_teacher.npz"
+
+    def accuracy(model: keras.Model) -> float:
+        return 100.0 * float(np.mean(model.predict(test_x, batch_size=100, verbose=0).argmax(-1) == test_y))
+
+    def train_teacher() -> dict:
+        keras.utils.set_random_seed(0)
+        model = keyword_model(teaches=True)
+        model.compile(adam((8 if full else 1) * len(x) // 50), supervised, jit_compile=False)
+        model.fit(x, y, batch_size=50, epochs=8 if full else 1, verbose=0)
+        np.savez(stored, *model.get_weights())
+        return {"accuracy": accuracy(model), "parameters": model.count_params()}
+
+    heard = cells.get("digits teacher", train_teacher)
+    if not stored.exists():
+        heard = train_teacher()
+    with np.load(stored) as arrays:
+        teacher.set_weights([arrays[name] for name in arrays.files])
+    said = teacher.predict(x, batch_size=100, verbose=0)
+
+    def student(taught: bool, seed: int) -> dict:
+        keras.utils.set_random_seed(seed)
+        model = keyword_model(teaches=False)
+        epochs = 20 if full else 1
+        if taught:
+            parrot, fed = with_stored_logits(model, keras.Input((10,), name="teacher_logits"))
+            distiller = Distiller(parrot, fed, LogitsDistillation(temperature=3.0), student_loss_weight=0.3)
+            distiller.compile(adam(epochs * len(x) // 50, 4e-3), supervised, jit_compile=False)
+            distiller.fit({"features": x, "teacher_logits": said}, y, batch_size=50, epochs=epochs, verbose=0)
+        else:
+            model.compile(adam(epochs * len(x) // 50, 4e-3), supervised, jit_compile=False)
+            model.fit(x, y, batch_size=50, epochs=epochs, verbose=0)
+        return {"accuracy": accuracy(model), "parameters": model.count_params()}
+
+    found = {
+        taught: [
+            cells.get(f"digits {'taught' if taught else 'alone'} {seed}", lambda t=taught, s=seed: student(t, s))[
+                "accuracy"
+            ]
+            for seed in range(3 if full else 1)
+        ]
+        for taught in (False, True)
+    }
+    models = {"teacher": teacher, "student": keyword_model(teaches=False)}
+    calls = {name: tf.function(model, input_signature=[tf.TensorSpec((1, 8000))]) for name, model in models.items()}
+    one = tf.constant(test_x[:1])
+    timed = {name: (lambda call=call: len([call(one) for _ in range(5)])) for name, call in calls.items()}
+    for call in timed.values():
+        call()
+    ratio = _harness.paired(timed, rounds=25 if full else 3).ratio("student", "teacher").median
+    alone, taught = (statistics.mean(found[taught]) for taught in (False, True))
+    report.add({"task": "digits"}, {"teacher": heard["accuracy"], "alone": alone, "taught": taught, "latency": ratio})
+    report.verdict("keyword student's share of the teacher's accuracy", taught / heard["accuracy"], at_least=0.95)
+    report.verdict("keyword student's share of the teacher's latency", ratio, at_most=0.1)
+
+
+def main() -> None:
+    """Run what is missing, judge all."""
+    options = _harness.arguments(
+        __doc__ or "", held_out={"action": "store_true", "help": "judge on training utterances kept aside"}
+    )
+    report = _harness.Report("speech_held_out" if options.held_out else "speech", CLAIM, options)
+    name = f"keras_distill_speech_{'full' if options.full else 'quick'}{'_held_out' if options.held_out else ''}"
+    scratch = pathlib.Path(tempfile.gettempdir()) / name
+    scratch.mkdir(exist_ok=True)
+    cells = Cells(scratch / "cells.json")
+    keywords(report, cells, scratch, options.full)
+    speech(report, cells, scratch, options.full, options.held_out)
+    report.write()
+
+
+if __name__ == "__main__":
+    main()
