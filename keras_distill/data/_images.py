@@ -253,15 +253,16 @@ def checked_boxes(owner: str, file: str, boxes: Any, height: int, width: int) ->
 def domains(**datasets: tf.data.Dataset) -> tf.data.Dataset:
     """Join data sets of several domains, and say of each example which domain it is from.
 
-    Examples take turns; the shorter ones repeat until the longest is through. Labels of unlabelled domains are 0 and
-    weigh 0, so that the supervised loss leaves them out.
+    Examples take turns; the shorter sets repeat until the longest is through. Examples without a label get -1: compile
+    with ``keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)``. Not a weight of 0, which
+    would keep them from the terms as well.
 
     Args:
         **datasets: by name, at least two, not batched: x, or (x, y) with integer y. The first is domain 0, the source.
 
     Returns:
-        A dataset of ``({"image": x, "domain": number}, y, sample_weight)``, not batched; its attribute ``domain_names``
-        has the names in order.
+        A dataset of ``({"image": x, "domain": number}, y)``, not batched; its attribute ``domain_names`` has the names
+        in order.
 
     Raises:
         ValueError: if there is one domain only, or images differ in shape.
@@ -270,8 +271,8 @@ def domains(**datasets: tf.data.Dataset) -> tf.data.Dataset:
         >>> import numpy as np, tensorflow as tf
         >>> source = tf.data.Dataset.from_tensor_slices((np.zeros((2, 1, 1, 1), "float32"), [3, 4]))
         >>> target = tf.data.Dataset.from_tensor_slices(np.ones((3, 1, 1, 1), "float32"))
-        >>> [(int(x["domain"]), int(y), float(w)) for x, y, w in domains(mnist=source, usps=target)][:4]
-        [(0, 3, 1.0), (1, 0, 0.0), (0, 4, 1.0), (1, 0, 0.0)]
+        >>> [(int(x["domain"]), int(y)) for x, y in domains(mnist=source, usps=target)][:4]
+        [(0, 3), (1, -1), (0, 4), (1, -1)]
     """
     owner = "data.domains"
     if len(datasets) < 2:
@@ -282,12 +283,8 @@ def domains(**datasets: tf.data.Dataset) -> tf.data.Dataset:
         shapes[name] = tuple((spec[0] if isinstance(spec, tuple) else spec).shape)
 
         def say(x: Any, y: Any = None, number: int = number) -> Any:
-            label = tf.constant(0, tf.int32) if y is None else tf.cast(y, tf.int32)
-            return (
-                {"image": tf.cast(x, tf.float32), "domain": tf.constant(number, tf.int32)},
-                label,
-                float(y is not None),
-            )
+            label = tf.constant(-1, tf.int32) if y is None else tf.cast(y, tf.int32)
+            return {"image": tf.cast(x, tf.float32), "domain": tf.constant(number, tf.int32)}, label
 
         made.append(dataset.map(say))
     if len(set(shapes.values())) > 1:

@@ -79,6 +79,7 @@ from keras_distill.losses._features.transformers import (
     self_attention_relation,
 )
 from keras_distill.losses._logits.binary import BinarySoftTargets, binary_soft_targets
+from keras_distill.losses._logits.confidence import ConfidentTargets, confident
 from keras_distill.losses._logits.correlation import ClassCorrelation, class_correlation
 from keras_distill.losses._logits.divergences import (
     JensenShannon,
@@ -156,6 +157,7 @@ __all__ = [
     "CenterHeatmaps",
     "ChannelDistributions",
     "ClassCorrelation",
+    "ConfidentTargets",
     "ContrastiveRepresentation",
     "CorrelationCongruence",
     "CrfNegativeLogLikelihood",
@@ -226,6 +228,7 @@ __all__ = [
     "center_heatmaps",
     "channel_distributions",
     "class_correlation",
+    "confident",
     "contrastive_noise",
     "contrastive_representation",
     "correlation_congruence",

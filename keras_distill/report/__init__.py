@@ -4,6 +4,7 @@ from keras_distill.report._evaluate import evaluate
 from keras_distill.report._figures import confusion_matrices, layer_attention, reliability_diagram, training_curves
 from keras_distill.report._page import write_page
 from keras_distill.report._report import Entry, Report, Score
+from keras_distill.report._segmentation import SegmentationEntry, SegmentationReport, overlays, segmentation
 from keras_distill.report._table import table
 from keras_distill.report._uncertainty import (
     detection_histograms,
@@ -16,12 +17,16 @@ __all__ = [
     "Entry",
     "Report",
     "Score",
+    "SegmentationEntry",
+    "SegmentationReport",
     "confusion_matrices",
     "detection_histograms",
     "evaluate",
     "layer_attention",
+    "overlays",
     "reliability_diagram",
     "risk_coverage",
+    "segmentation",
     "table",
     "temperature_scaling",
     "training_curves",

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_distill import losses
 from tests import oracles
+from tests.models import softmax
 from tests.oracles import uncertainty as oracles_uncertainty
 
 
@@ -42,6 +43,11 @@ def bind(function, **options):
     )
 
 
+def confident_targets(teacher, student, temperature=1.0):
+    sure = softmax(teacher).max(-1) >= 0.6
+    return np.where(sure, oracles.soft_targets(teacher, student, temperature), 0.0)
+
+
 ROWS = [
     Row(losses.SoftTargets(), oracles.soft_targets),
     Row(losses.ReverseSoftTargets(), oracles.reverse_soft_targets),
@@ -68,6 +74,7 @@ ROWS = [
     Row(losses.BinarySoftTargets(), oracles.binary_soft_targets, shift=False),
     Row(losses.BinarySoftTargets("mean"), bind(oracles.binary_soft_targets, label_reduction="mean"), shift=False),
     Row(losses.EdgeDistributions(1), oracles.soft_targets),
+    Row(losses.ConfidentTargets(0.6), confident_targets),
     Row(losses.TopKSoftTargets(2), bind(oracles.top_k_soft_targets, k=2), zero=False),
     Row(
         losses.TopKSoftTargets(3, "ignore"),
@@ -395,7 +402,7 @@ def test_logits_that_are_not_numbers_show_up(row):
 @every
 def test_function_and_class_are_twins(row):
     """The function takes what the class was told, under the same names and defaults, and gives the same."""
-    if isinstance(row.loss, losses.TrustWeighted):
+    if isinstance(row.loss, (losses.TrustWeighted, losses.ConfidentTargets)):
         return  # a factor on any other loss
     name = type(row.loss).__name__
     function = getattr(losses, re.sub(r"(?<=[a-z])([A-Z])|(?<=[A-Z])([A-Z])(?=[a-z])", r"_\1\2", name).lower())

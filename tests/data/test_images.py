@@ -119,12 +119,12 @@ def test_what_is_no_folder_or_no_image_is_said(tmp_path):
         data.images("digits", num_channels=2)
 
 
-def test_domains_take_turns_and_the_target_weighs_nothing():
+def test_domains_take_turns_and_the_target_has_no_label():
     source = tf.data.Dataset.from_tensor_slices((np.zeros((2, 1, 1, 1), "float32"), [3, 4]))
     target = tf.data.Dataset.from_tensor_slices(np.ones((3, 1, 1, 1), "float32"))
     joined = data.domains(mnist=source, usps=target)
-    rows = [(int(x["image"][0, 0, 0]), int(x["domain"]), int(y), float(w)) for x, y, w in joined]
-    assert rows == [(0, 0, 3, 1.0), (1, 1, 0, 0.0), (0, 0, 4, 1.0), (1, 1, 0, 0.0), (0, 0, 3, 1.0), (1, 1, 0, 0.0)]
+    rows = [(int(x["image"][0, 0, 0]), int(x["domain"]), int(y)) for x, y in joined]
+    assert rows == [(0, 0, 3), (1, 1, -1), (0, 0, 4), (1, 1, -1), (0, 0, 3), (1, 1, -1)]
     assert joined.domain_names == ("mnist", "usps") and int(joined.cardinality()) == 6
     with pytest.raises(ValueError, match=r"at least two domains, by name, got \['mnist'\]"):
         data.domains(mnist=source)
