@@ -1,6 +1,6 @@
 """Street scenes (CamVid) by a U-Net of a sixteenth of the parameters: mean IoU alone and distilled.
 
-CamVid at 90 x 120 pixels with 11 classes, void left out, 367 training and 233 test images. The models and their training
+CamVid at 90 x 120 pixels with 11 classes, void left out, 367 training and 233 test images. Models and training
 are those of ``examples/street_scenes.py``. The teacher is trained once; students alone and distilled share initial
 weights, views and epochs. ``--held-out`` measures on the validation images, to choose settings.
 """
