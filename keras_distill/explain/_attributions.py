@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_distill import taps
 from keras_distill._checks import choice, error, integer, nearest, number
-from keras_distill.explain._models import explained_model, logits_of, numeric_inputs, targets_of
+from keras_distill.explain._models import explained_model, logits_of, numeric_inputs, targets_of, traced
 
 #: The methods of ``attributions``.
 METHODS = ("gradient", "integrated", "smooth", "grad_cam", "occlusion")
@@ -111,7 +111,7 @@ def attributions(
 def gradient_function(model: keras.Model) -> Callable[[Any, Any], Any]:
     """Return a traced function of inputs and classes to the gradient of those logits."""
 
-    @tf.function(reduce_retracing=True)
+    @traced
     def gradient(x: Any, target: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)
@@ -146,7 +146,7 @@ def grad_cam_function(model: keras.Model, layer_name: str | None, x: np.ndarray)
         layer_name = maps[-1]
     tapped = taps.Taps(model, [layer_name], owner=_OWNER)
 
-    @tf.function(reduce_retracing=True)
+    @traced
     def cam(images: Any, target: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(images)
@@ -200,7 +200,7 @@ def _smooth(
 def _integral(gradient: Callable[[Any, Any], Any], blank: np.ndarray, count: int) -> Callable[[Any, Any], Any]:
     """Return a traced function of inputs and classes to the integrated gradient, by the midpoint rule."""
 
-    @tf.function(reduce_retracing=True)
+    @traced
     def integral(x: Any, target: Any) -> Any:
         way = x - blank
         total = tf.zeros_like(x)
@@ -253,7 +253,7 @@ def _occlusion(
     if image:
         columns = [slice(j, j + side) for j in range(0, x.shape[2], side)]
         patches = [(row, column) for (row,) in rows for column in columns]
-    call = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
+    call = traced(lambda batch: model(batch, training=False))
     for patch in patches:
         hidden = x.copy()
         hidden[(slice(None), *patch)] = blank[patch]

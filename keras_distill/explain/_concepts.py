@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_distill import taps
 from keras_distill._checks import error, integer
-from keras_distill.explain._models import explained_model, numeric_inputs
+from keras_distill.explain._models import explained_model, numeric_inputs, traced
 
 _OWNER = "explain.concept_direction"
 
@@ -128,7 +128,7 @@ def _direction(activations: np.ndarray, labels: np.ndarray, rng: np.random.Gener
 def _slopes_function(model: keras.Model, layer_name: str) -> Callable[[Any, Any], Any]:
     tapped = taps.Taps(model, [layer_name], owner=_OWNER)
 
-    @tf.function(reduce_retracing=True)
+    @traced
     def ask(x: Any, target: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)

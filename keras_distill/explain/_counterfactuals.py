@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_distill._checks import error, integer, number
 from keras_distill.explain._attributions import no_gradient
-from keras_distill.explain._models import explained_model, logits_of, numeric_inputs
+from keras_distill.explain._models import explained_model, logits_of, numeric_inputs, traced
 
 _OWNER = "explain.counterfactuals"
 
@@ -104,7 +104,7 @@ def counterfactuals(
 
 
 def _search_function(model: keras.Model, max_steps: int, overshoot: float) -> Callable[[Any, Any], Any]:
-    @tf.function(reduce_retracing=True)
+    @traced
     def search(x: Any, order: Any) -> Any:
         shape = tf.concat([tf.shape(x)[:1], tf.ones(len(x.shape) - 1, tf.int32)], 0)
         change = tf.zeros_like(x)

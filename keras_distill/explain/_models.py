@@ -76,11 +76,24 @@ def logits_of(owner: str, model: keras.Model, x: np.ndarray, batch_size: int = 2
     return np.concatenate(parts).astype("float32")
 
 
+def traced(function: Callable[..., Any]) -> Any:
+    """Return ``tf.function(function)`` for every batch size, without the warning of frequent tracing.
+
+    A function is made for each model and call, because a model may have changed since; TensorFlow counts these traces
+    as one function's.
+    """
+    import tensorflow as tf
+
+    made = tf.function(function, reduce_retracing=True)
+    made._omit_frequent_tracing_warning = True
+    return made
+
+
 def compiled_call(model: keras.Model) -> Callable[[Any], Any]:
     """Return a traced function from a batch to the model's output, in inference mode."""
     import tensorflow as tf
 
-    @tf.function(reduce_retracing=True)
+    @traced
     def call(x: Any) -> Any:
         output = model(x, training=False)
         if keras.tree.is_nested(output):

@@ -27,6 +27,7 @@ from keras_distill.metrics import (
     risk_coverage_curve,
     uncertainty_score,
 )
+from keras_distill.report._explained import explained
 from keras_distill.report._report import Entry, Histories, Report, Score
 
 
@@ -43,6 +44,7 @@ def evaluate(
     notes: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     histories: Histories | None = None,
+    explain: bool = False,
 ) -> Report:
     """Measure classifiers on the same examples: accuracy, honesty, agreement, size and speed.
 
@@ -60,6 +62,9 @@ def evaluate(
         settings: how the models were made, for the record.
         histories: training curves by name: for each model of the entry a dictionary of lists, as Keras'
             ``History.history``.
+        explain: compare each student's explanations with the reference's on the first 200 examples: agreement between
+            its floor and its ceiling (a second model in the reference's list), examples side by side, a soft tree
+            drawn, a table's answers as rules. Logits are needed, and ``keras-distill[explain]``.
 
     Returns:
         The frozen report: ``report.write_page`` shows it, ``report.to_json()`` keeps it.
@@ -129,6 +134,7 @@ def evaluate(
         settings=dict(settings or {}),
         environment=_environment(),
         histories=dict(histories or {}),
+        explanations=explained(owner, groups, reference, inputs, labels) if explain else (),
     )
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import html
-import io
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keras_distill import _files
-from keras_distill._checks import printable
+from keras_distill.report._explained_page import EXPLAINED_STYLE, explanations
 from keras_distill.report._figures import confusion_matrices, reliability_diagram, training_curves
+from keras_distill.report._html import escaped, figure_html
 from keras_distill.report._report import Report
 from keras_distill.report._table import table
 from keras_distill.report._uncertainty import risk_coverage
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -84,50 +80,48 @@ def write_page(report: Report, path: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
-def _escaped(text: Any) -> str:
-    return html.escape(printable(text))
-
-
 def _page(report: Report) -> str:
-    title = _escaped(report.title or "Report")
+    title = escaped(report.title or "Report")
     pooled = " Over all runs of a model." if any(len(entry.accuracy.values) > 1 for entry in report.entries) else ""
     bins = {entry.name: entry.reliability for entry in report.entries}
     confusion = {entry.name: entry.confusion for entry in report.entries}
     parts = [
         f"<h1>{title}</h1>",
-        *(f"<p>{_escaped(note)}</p>" for note in report.notes),
+        *(f"<p>{escaped(note)}</p>" for note in report.notes),
         "<h2>Numbers</h2>",
         numbers(report),
         "<h2>Are they as sure as they should be?</h2>",
-        _figure(reliability_diagram(bins), "Reliability diagrams", _CAPTIONS["reliability"] + pooled),
+        figure_html(reliability_diagram(bins), "Reliability diagrams", _CAPTIONS["reliability"] + pooled),
         "<h2>What do they confuse?</h2>",
-        _figure(
+        figure_html(
             confusion_matrices(confusion, report.class_names), "Confusion matrices", _CAPTIONS["confusion"] + pooled
         ),
     ]
     certain = {entry.name: tuple(entry.risk_coverage) for entry in report.entries if entry.risk_coverage.size}
     if certain:
-        shown = _figure(risk_coverage(certain), "Coverage and risk", _CAPTIONS["coverage"] + pooled)
+        shown = figure_html(risk_coverage(certain), "Coverage and risk", _CAPTIONS["coverage"] + pooled)
         parts += ["<h2>Do they know where they err?</h2>", shown]
+    parts += explanations(report.explanations, report.class_names)
     if report.histories:
-        curves = _figure(training_curves(report.histories), "Training curves", _CAPTIONS["curves"])
+        curves = figure_html(training_curves(report.histories), "Training curves", _CAPTIONS["curves"])
         parts += ["<h2>How did they learn?</h2>", curves]
     parts += ["<h2>How was it made?</h2>", _facts({**report.settings, **report.environment})]
     body = "\n".join(parts)
+    more_style = EXPLAINED_STYLE if report.explanations else ""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<title>{title}</title>\n<style>{_STYLE}{more_style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
 def numbers(report: Report) -> str:
     """Return the table of a report as HTML."""
     header, rows = table(report)
-    head = "".join(f'<th scope="col">{_escaped(cell)}</th>' for cell in header)
+    head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
     body = "\n".join(
-        f'<tr><th scope="row">{_escaped(row[0])}</th>'
-        + "".join(f"<td>{_escaped(cell)}</td>" for cell in row[1:])
+        f'<tr><th scope="row">{escaped(row[0])}</th>'
+        + "".join(f"<td>{escaped(cell)}</td>" for cell in row[1:])
         + "</tr>"
         for row in rows
     )
@@ -139,21 +133,8 @@ def numbers(report: Report) -> str:
     )
 
 
-def _figure(figure: Figure, label: str, caption: str) -> str:
-    """A figure as SVG inside the page, named for screen readers."""
-    with io.StringIO() as text:
-        figure.savefig(text, format="svg", metadata={"Date": None})
-        svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{_escaped(label)}" ', 1)
-    # Names inside an SVG count for the whole page: keep those of different figures apart.
-    mark = label.split()[0].lower()
-    for before, after in (('id="', f'id="{mark}-'), ('href="#', f'href="#{mark}-'), ("url(#", f"url(#{mark}-")):
-        svg = svg.replace(before, after)
-    return f"<figure>\n{svg}\n<figcaption>{_escaped(caption)}</figcaption>\n</figure>"
-
-
 def _facts(facts: Mapping[str, Any]) -> str:
     rows = "\n".join(
-        f'<tr><th scope="row">{_escaped(name)}</th><td>{_escaped(value)}</td></tr>' for name, value in facts.items()
+        f'<tr><th scope="row">{escaped(name)}</th><td>{escaped(value)}</td></tr>' for name, value in facts.items()
     )
     return f'<table class="facts"><tbody>\n{rows}\n</tbody></table>'

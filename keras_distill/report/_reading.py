@@ -10,13 +10,14 @@ import numpy as np
 
 from keras_distill._checks import error
 from keras_distill.metrics import ReliabilityBins
+from keras_distill.report._explained_reading import explained_of
 from keras_distill.report._report import Entry, Report, Score
 
 _SCORES = ("accuracy", "negative_log_likelihood", "expected_calibration_error", "brier_score")
 _COUNTS = ("num_parameters", "size_bytes", "batch_size")
 _ENTRY = {"name", *_SCORES, "agreement", *_COUNTS, "milliseconds_per_example", "reliability", "confusion"}
 _REPORT = {"title", "entries", "reference", "class_names", "num_examples", "notes", "settings", "environment",
-           "histories"}  # fmt: skip
+           "histories", "explanations"}  # fmt: skip
 
 
 def report_of(text: str) -> Report:
@@ -55,6 +56,7 @@ def report_of(text: str) -> Report:
         class_names=tuple(fields["class_names"]),
         num_examples=fields["num_examples"],
         notes=tuple(fields.get("notes", ())),
+        explanations=explained_of(fields.get("explanations", []), len(fields["class_names"]), _need),
         **rest,
     )
 

@@ -98,6 +98,7 @@ class Report:
         settings: how the models were made, names and plain values.
         environment: versions and machine, filled in by ``evaluate``.
         histories: training curves: entry -> one dictionary per model -> name -> one value per epoch.
+        explanations: what ``evaluate(..., explain=True)`` found of each student; none otherwise.
     """
 
     title: str
@@ -109,6 +110,7 @@ class Report:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     histories: Histories = dataclasses.field(default_factory=dict)
+    explanations: tuple[Any, ...] = ()
 
     def __getitem__(self, name: str) -> Entry:
         """Return the entry of that name."""

@@ -6,7 +6,15 @@ from keras_distill.students._factorize import factorize
 from keras_distill.students._from_teacher import from_teacher
 from keras_distill.students._heads import GaussianHead, MemberHeads, MixtureHead, NormalInverseGammaHead
 from keras_distill.students._neighbours import NearestItems, retriever
-from keras_distill.students._soft_tree import Rule, SoftDecisionTree, TreePaths, TreeWithPath, soft_tree_loss
+from keras_distill.students._soft_tree import (
+    Rule,
+    SoftDecisionTree,
+    TreePaths,
+    TreePicture,
+    TreeWithPath,
+    soft_tree_loss,
+    tree_figure,
+)
 from keras_distill.students._unsure import UncertaintySplit, hydra, with_uncertainties, with_uncertainty_head
 
 __all__ = [
@@ -21,6 +29,7 @@ __all__ = [
     "Rule",
     "SoftDecisionTree",
     "TreePaths",
+    "TreePicture",
     "TreeWithPath",
     "UncertaintySplit",
     "cost",
@@ -29,6 +38,7 @@ __all__ = [
     "hydra",
     "retriever",
     "soft_tree_loss",
+    "tree_figure",
     "with_uncertainties",
     "with_uncertainty_head",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
@@ -17,6 +18,35 @@ _OWNER = "SoftDecisionTree.draw"
 _INK, _BLUE, _LINE = "#222222", "#0072B2", "#999999"
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class TreePicture:
+    """What is drawn of a soft tree: its upper levels, as arrays that can be stored.
+
+    Args:
+        filters: (2**levels - 1, *input shape), the weights of the drawn nodes.
+        distributions: (2**levels, classes), what the examples below the last drawn level are answered on average.
+        shares: (2**(levels + 1) - 1,), share of the examples at each drawn node; None where it is not known.
+    """
+
+    filters: np.ndarray
+    distributions: np.ndarray
+    shares: np.ndarray | None
+
+    @property
+    def levels(self) -> int:
+        """How many levels of filters there are."""
+        return (len(self.filters) + 1).bit_length() - 1
+
+
+def picture_of(tree: Any, data: Any = None, levels: int | None = None) -> TreePicture:
+    """Return the picture of a ``SoftDecisionTree``; the arguments are those of its ``draw``."""
+    shown = min(tree.depth, 4) if levels is None else min(integer(_OWNER, "levels", levels, low=1), tree.depth)
+    shares = tree.shares if data is None else tree.shares_of(data)
+    kernel = ops.convert_to_numpy(ops.convert_to_tensor(tree.kernel)).reshape(-1, *tree.sizes)
+    upper = None if shares is None else shares[: 2 ** (shown + 1) - 1]
+    return TreePicture(kernel[: 2**shown - 1], _subtree_distributions(tree, shares, shown), upper)
+
+
 def draw_tree(
     tree: Any,
     path: str | os.PathLike[str],
@@ -26,30 +56,38 @@ def draw_tree(
     class_names: Sequence[str] | None,
 ) -> pathlib.Path:
     """Draw the tree into a file; the arguments are those of ``SoftDecisionTree.draw``."""
-    figure = tree_figure(tree, data, levels, feature_names, class_names)
+    figure = tree_figure(picture_of(tree, data, levels), feature_names, class_names)
     path = pathlib.Path(path)
     figure.savefig(path, dpi=130)
     return path
 
 
 def tree_figure(
-    tree: Any,
-    data: Any = None,
-    levels: int | None = None,
+    picture: TreePicture,
     feature_names: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Any:
-    """Return the matplotlib figure that ``SoftDecisionTree.draw`` writes; its arguments without the path."""
+    """Return the matplotlib figure of a picture.
+
+    Args:
+        picture: of a tree.
+        feature_names: one per column, for tables.
+        class_names: one per class.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if matplotlib is missing, or a list of names has another length.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as failure:
         advice = "Run: pip install 'keras-distill[explain]'"
         raise error(_OWNER, "matplotlib to be installed", str(failure), advice) from failure
-    shown = min(tree.depth, 4) if levels is None else min(integer(_OWNER, "levels", levels, low=1), tree.depth)
-    names = names_or_default(_OWNER, "class_names", class_names, tree.classes, "")
-    shares = tree.shares if data is None else tree.shares_of(data)
-    kernel = ops.convert_to_numpy(ops.convert_to_tensor(tree.kernel)).reshape(-1, *tree.sizes)
-    last = _subtree_distributions(tree, shares, shown)
+    shown, shares, kernel, last = picture.levels, picture.shares, picture.filters, picture.distributions
+    classes = last.shape[1]
+    names = names_or_default(_OWNER, "class_names", class_names, classes, "")
     columns = 2**shown
     figure = Figure(figsize=(max(4.0, 0.95 * columns), 1.35 * (shown + 1) + 0.3))
     canvas = figure.add_axes((0, 0, 1, 1))
@@ -77,7 +115,7 @@ def tree_figure(
     for position in range(columns):
         axes = _box(figure, *place(shown, position), 0.72 / columns, 0.34 * height)
         distribution = last[position]
-        axes.bar(range(tree.classes), distribution, color=_BLUE, width=0.85)
+        axes.bar(range(classes), distribution, color=_BLUE, width=0.85)
         axes.set(ylim=(0, 1), yticks=[], xticks=[])
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)

@@ -295,6 +295,13 @@ class SoftDecisionTree(keras.Model):
 
         return draw_tree(self, path, data, levels, feature_names, class_names)
 
+    def picture(self, data: Any = None, levels: int | None = None) -> Any:
+        """Return what ``draw`` draws as arrays, a ``TreePicture``; the arguments are those of ``draw``."""
+        self._known("picture")
+        from keras_distill.students._soft_tree._drawing import picture_of
+
+        return picture_of(self, data, levels)
+
     @property
     def served_tasks(self) -> dict[str, str]:
         """What ``export.saved_model(tree.with_path(), ..., task=tree.served_tasks)`` needs to know of the outputs."""
