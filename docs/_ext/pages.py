@@ -159,6 +159,8 @@ class LinkNames(SphinxPostTransform):
     def run(self, **_: Any) -> None:
         """Wrap each literal that is a public name, except on the name's own page and in headings."""
         targets = self.app.config.keras_distill_links
+        for text in [text for text in self.document.findall(nodes.Text) if text == " -- "]:
+            text.parent.replace(text, nodes.Text(" – "))  # what Sphinx writes between an argument and its text
         for literal in list(self.document.findall(nodes.literal)):
             page, anchor = targets.get(literal.astext().removesuffix("()"), (None, None))
             inside = literal.parent

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
         options: the parsed arguments.
     """
     for name, value in [*_facts(), *_extras(importlib.metadata.requires)]:
-        sys.stdout.write(f"{name:<14}{value}\n")
+        sys.stdout.write(f"{name:<15}{value}\n")
 
 
 def _version(distribution: str) -> str | None:
