@@ -58,6 +58,7 @@ def extra_fields(inputs: Any, model: keras.Model | None) -> dict[str, Any]:
     """
     if model is None or not isinstance(inputs, dict) or not getattr(model, "inputs", None):
         return {}
-    taken = set(model.input) if isinstance(model.input, dict) else set()
+    structure = getattr(model, "input", None)  # a Sequential that was built by its first call has none
+    taken = set(structure) if isinstance(structure, dict) else set()
     taken |= {tensor.name for tensor in model.inputs}
     return {name: value for name, value in inputs.items() if name not in taken}
