@@ -1,0 +1,167 @@
+"""Can one small network stand for a bag of boosted trees? Adult census, cost of decisions included.
+
+The teacher is the mean log-odds of ten histogram gradient boostings, each on a bootstrap sample. The student is a
+network of two layers; it learns the teacher's log-odds on the training rows and on synthetic ones (marginal
+resampling within range, which the teacher labels). "alone" is the same network on the labels. A fifth of the training
+rows is held out to choose each network's epoch and the threshold of decisions (a missed positive costs 4, a false alarm
+1). Latency: 1,000 rows, one thread, each side from its own encoded rows. The quick version takes one seed and few rows.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import pathlib
+import time
+from typing import Any
+
+from benchmarks import _harness, _resume
+
+# isort: split
+import keras
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import roc_auc_score
+
+from keras_distill import data, losses, metrics
+
+CLAIM = "A student of boosted trees is within 0.3 points of AUROC of them at a twentieth of their latency."
+NAMES = (
+    "age workclass fnlwgt education education_num marital occupation relationship race sex gain loss hours country"
+).split()
+COSTS = {"false_positive": 1.0, "false_negative": 4.0}
+
+
+def read(filename: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return columns and labels; "?" is a missing category."""
+    beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or beside) / "adult_census"
+    lines = lzma.open(folder / filename, "rt").read().splitlines()
+    rows = [[cell.strip() for cell in line.rstrip(".").split(",")] for line in lines if line.count(",") == 14]
+    labels = np.array([row[14].startswith(">50K") for row in rows]).astype(int)
+    columns: dict[str, np.ndarray] = {}
+    for index, name in enumerate(NAMES):
+        column = np.array([row[index] for row in rows])
+        is_number = name in ("age", "fnlwgt", "education_num", "gain", "loss", "hours")
+        columns[name] = column.astype("float32") if is_number else np.where(column == "?", "", column)
+    return columns, labels
+
+
+def take(columns: dict[str, np.ndarray], rows: Any) -> dict[str, np.ndarray]:
+    """Some rows of every column."""
+    return {name: column[rows] for name, column in columns.items()}
+
+
+class Trees:
+    """A bag of boosted trees on ordinal codes."""
+
+    def __init__(self, columns: dict[str, np.ndarray], labels: np.ndarray, members: int, seed: int) -> None:
+        self.codes = {name: np.unique(column) for name, column in columns.items() if column.dtype.kind == "U"}
+        rows, rng = self.encode(columns), np.random.default_rng(seed)
+        self.members = []
+        for member in range(members):
+            drawn = rng.integers(0, len(labels), len(labels))
+            model = HistGradientBoostingClassifier(max_iter=150, learning_rate=0.08, random_state=member)
+            self.members.append(model.fit(rows[drawn], labels[drawn]))
+
+    def encode(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        """Numbers as they are, categories as the number of their name."""
+        coded = [
+            np.searchsorted(self.codes[name], column).astype("float32") if name in self.codes else column
+            for name, column in columns.items()
+        ]
+        return np.stack(coded, 1)
+
+    def log_odds(self, rows: np.ndarray) -> np.ndarray:
+        """Mean over the members, for encoded rows."""
+        return np.mean([member.decision_function(rows) for member in self.members], axis=0)
+
+
+def student_of(width: int) -> keras.Model:
+    """Two hidden layers and one log-odds."""
+    layers = [keras.layers.Dense(64, "relu"), keras.layers.Dense(32, "relu"), keras.layers.Dense(1)]
+    return keras.Sequential([keras.Input((width,)), *layers])
+
+
+def fitted(student: keras.Model, x: Any, y: Any, loss: Any, held: tuple[Any, Any], epochs: int) -> keras.Model:
+    """Train and keep the weights of the best epoch by AUROC on held-out rows."""
+    steps = -(-len(x) // 256) * epochs
+    student.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps)), loss, jit_compile=False)
+    best, weights = -1.0, student.get_weights()
+    for _ in range(epochs):
+        student.fit(x, y, batch_size=256, verbose=0)
+        found = roc_auc_score(held[1], student.predict(held[0], batch_size=4096, verbose=0)[:, 0])
+        if found > best:
+            best, weights = found, student.get_weights()
+    student.set_weights(weights)
+    return student
+
+
+def seconds(run: Any, rounds: int = 15) -> float:
+    """Median wall-clock time of a call."""
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
+
+
+def one_seed(seed: int, rows: int, synthetic: int, members: int, epochs: int) -> dict[str, float]:
+    """Train the bag, the student alone and the student of the bag; judge them on the test rows."""
+    keras.utils.set_random_seed(seed)
+    columns, labels = read("adult.data.xz")
+    test_columns, test_labels = read("adult.test.xz")
+    order = np.random.default_rng(seed).permutation(len(labels))[:rows]
+    held, train = order[: rows // 5], order[rows // 5 :]
+    trees = Trees(take(columns, train), labels[train], members, seed)
+    encoder = data.TableEncoder(take(columns, train))
+    made = data.synthetic_rows(take(columns, train), synthetic, strength=0.3, seed=seed)
+    x_held, x_train, x_test, x_made = (
+        encoder(each) for each in (take(columns, held), take(columns, train), test_columns, made)
+    )
+    told = [trees.log_odds(trees.encode(each))[:, None] for each in (take(columns, train), made)]
+    kept = (x_held, labels[held])
+    alone = fitted(student_of(x_train.shape[1]), x_train, labels[train][:, None].astype("float32"),
+                   keras.losses.BinaryCrossentropy(from_logits=True), kept, epochs)  # fmt: skip
+    taught = fitted(student_of(x_train.shape[1]), np.concatenate([x_train, x_made]),
+                    np.concatenate(told).astype("float32"), losses.BinarySoftTargets(), kept, epochs)  # fmt: skip
+    result: dict[str, float] = {}
+    held_odds = {"teacher": trees.log_odds(trees.encode(take(columns, held)))}
+    odds = {"teacher": trees.log_odds(trees.encode(test_columns))}
+    for name, model in (("alone", alone), ("student", taught)):
+        held_odds[name] = model.predict(x_held, batch_size=4096, verbose=0)[:, 0]
+        odds[name] = model.predict(x_test, batch_size=4096, verbose=0)[:, 0]
+    for name, found in odds.items():
+        result[f"auroc_{name}"] = float(roc_auc_score(test_labels, found))
+        chance, held_chance = (1 / (1 + np.exp(-each)) for each in (found, held_odds[name]))
+        threshold = metrics.best_threshold(labels[held], held_chance, **COSTS)
+        result[f"cost_{name}"] = metrics.decision_cost(test_labels, chance, threshold=threshold, **COSTS).cost
+    coded, thousand = trees.encode(take(test_columns, slice(1000))), x_test[:1000]
+    taught.predict_on_batch(thousand)
+    result["latency_ratio"] = seconds(lambda: trees.log_odds(coded)) / seconds(
+        lambda: taught.predict_on_batch(thousand)
+    )
+    return result
+
+
+def main() -> None:
+    """Run the seeds and judge the means."""
+    options = _harness.arguments(__doc__ or "")
+    report = _harness.Report("fields_tables", CLAIM, options)
+    sizes = (32_000, 60_000, 10, 8) if options.full else (4000, 4000, 3, 2)
+    run = _resume.Runs(options.out / f"fields_tables.{'full' if options.full else 'quick'}.runs.json")
+    found = []
+    for seed in range(5 if options.full else 1):
+        found.append(run(f"adult_census {seed}", lambda seed=seed: one_seed(seed, *sizes)))
+    mean, spread = ({key: float(of([each[key] for each in found])) for key in found[0]} for of in (np.mean, np.std))
+    report.add({"model": "adult_census", "seeds": len(found)}, {"mean": mean, "spread": spread})
+    report.verdict("points of AUROC lost", 100 * (mean["auroc_teacher"] - mean["auroc_student"]), at_most=0.3)
+    report.verdict("latency of the trees over the student's", mean["latency_ratio"], at_least=20.0)
+    report.verdict("cost of decisions over the trees'", mean["cost_student"] / mean["cost_teacher"], at_most=1.02)
+    report.write()
+    run.finish()
+
+
+if __name__ == "__main__":
+    main()
