@@ -41,7 +41,7 @@ def train_dqn(name: str, steps: int, seed: int = 0, units: int = 128, *, discoun
     rng, size = np.random.default_rng(seed), envs.single_observation_space.shape[0]
     q, target = (network(size, units, int(envs.single_action_space.n)) for _ in range(2))
     target.set_weights(q.get_weights())
-    optimizer = keras.optimizers.Adam(5e-4)
+    optimizer = keras.optimizers.Adam(1e-3)
     optimizer.build(q.trainable_variables)
 
     @tf.function
@@ -57,15 +57,17 @@ def train_dqn(name: str, steps: int, seed: int = 0, units: int = 128, *, discoun
             chosen = tf.gather(q(states), actions, axis=1, batch_dims=1)
             loss = tf.reduce_mean(keras.losses.huber(wanted[:, None], chosen[:, None]))
         optimizer.apply_gradients(zip(tape.gradient(loss, q.trainable_variables), q.trainable_variables, strict=True))
+        for slow, fast in zip(target.trainable_variables, q.trainable_variables, strict=True):
+            slow.assign(slow + 0.01 * (fast - slow))
 
     capacity = 50_000
-    memory = [np.zeros((capacity, *shape), kind) for shape, kind in
-              (((size,), "float32"), ((), "int64"), ((), "float32"), ((size,), "float32"), ((), "float32"))]  # fmt: skip
+    kinds = ((size,), "float32"), ((), "int64"), ((), "float32"), ((size,), "float32"), ((), "float32")
+    memory = [np.zeros((capacity, *shape), kind) for shape, kind in kinds]
     filled, best_return, best_weights = 0, -np.inf, q.get_weights()
     states, _ = envs.reset(seed=seed)
     reset_next = np.zeros(8, bool)
     for step in range(steps // 8):
-        epsilon = max(0.05, 1.0 - 2.5 * step * 8 / steps)
+        epsilon = max(0.05, 1.0 - 5.0 * step * 8 / steps)
         greedy = values(tf.constant(states, "float32")).numpy().argmax(1)
         actions = np.where(rng.random(8) < epsilon, rng.integers(0, envs.single_action_space.n, 8), greedy)
         after, rewards, terminated, truncated, _ = envs.step(actions)
@@ -78,8 +80,6 @@ def train_dqn(name: str, steps: int, seed: int = 0, units: int = 128, *, discoun
             for _ in range(4):
                 rows = rng.integers(0, min(filled, capacity), 64)
                 learn(*(tf.constant(store[rows]) for store in memory))
-        if step % 100 == 0:
-            target.set_weights(q.get_weights())
         if step % 250 == 249 and epsilon < 0.5:
             found = regimes.policy_return(q, name, episodes=10, seed=5000).mean
             if found >= best_return:

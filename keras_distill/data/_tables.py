@@ -155,7 +155,8 @@ class TableEncoder:
         Returns:
             A model that takes a dictionary of columns, each (batch, 1); numbers as floats, categories as texts.
         """
-        return keras.Model(self.space.get_inputs(), student(self.space.get_encoded_features()), name="served_table")
+        inputs = dict(self.space.get_inputs())
+        return keras.Model(inputs, student(self.space.get_encoded_features()), name="served_table")
 
 
 def synthetic_rows(
