@@ -41,50 +41,48 @@ def distilled(teacher: keras.Model, name: str, share: float, loss: Any, actor: s
     return distiller.evaluate(seed=10_000).mean
 
 
+def compare(name: str, options: Any, report: _harness.Report, run: _resume.Runs) -> None:
+    """Train the teacher of one environment, then all its students."""
+    steps, seeds, rounds = (60_000, 3, 4) if options.full else (4000, 1, 1)
+    kept = options.out / f"fields_policies.{name}.{steps}.keras"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        runpy.run_path(str(_harness.ROOT / "examples" / "policies.py"))["train_dqn"](name, steps).save(kept)
+    teacher = keras.models.load_model(kept)
+    buffer = teachers.PolicyBuffer()
+    buffer.gather(gymnasium.make_vec(name, num_envs=8, vectorization_mode="sync"), teacher, num_states=2000)
+    sharpness = 0.1 * float(np.ptp(buffer.values, axis=1).mean())
+    best = run(f"{name} teacher", lambda: regimes.policy_return(teacher, name, seed=10_000)[:3])
+    plans = {
+        "KL, a tenth": (0.1, losses.PolicyTargets(sharpness), "teacher"),
+        "NLL, a tenth": (0.1, losses.PolicyTargets(target="nll"), "teacher"),
+        "MSE, a tenth": (0.1, losses.PolicyTargets(target="mse"), "teacher"),
+        "KL, a fiftieth": (0.02, losses.PolicyTargets(sharpness), "teacher"),
+        "KL, a fiftieth, DAgger": (0.02, losses.PolicyTargets(sharpness), "student"),
+    }
+
+    def result(plan: str, seed: int) -> float:
+        return run(f"{name} {plan} {seed}", lambda: distilled(teacher, name, *plans[plan], seed, rounds))
+
+    found = {plan: [result(plan, seed) for seed in range(seeds)] for plan in plans}
+    means = {plan: float(np.mean(each)) for plan, each in found.items()}
+    report.add({"environment": name, "sharpness": sharpness}, {"teacher": best, "returns": found, "means": means})
+    # Returns of Acrobot are negative: -100 is 5 % worse than -95.
+    share = means["KL, a tenth"] / best[0] if best[0] > 0 else best[0] / means["KL, a tenth"]
+    report.verdict(f"{name}: return of a tenth over the teacher's", share, at_least=0.95)
+    report.verdict(f"{name}: KL less NLL", means["KL, a tenth"] - means["NLL, a tenth"], at_least=0.0)
+    report.verdict(f"{name}: NLL less MSE", means["NLL, a tenth"] - means["MSE, a tenth"], at_least=0.0)
+    gain = means["KL, a fiftieth, DAgger"] - means["KL, a fiftieth"]
+    report.verdict(f"{name}: DAgger less the teacher's states, a fiftieth", gain, at_least=0.0)
+
+
 def main() -> None:
-    """Train the teachers once, then all students."""
+    """Compare in each environment."""
     options = _harness.arguments(__doc__ or "")
     report = _harness.Report("fields_policies", CLAIM, options)
     run = _resume.Runs(options.out / f"fields_policies.{'full' if options.full else 'quick'}.runs.json")
-    train_dqn = runpy.run_path(str(_harness.ROOT / "examples" / "policies.py"))["train_dqn"]
-    names = ("CartPole-v1", "Acrobot-v1") if options.full else ("CartPole-v1",)
-    steps, seeds, rounds = (40_000, 3, 4) if options.full else (4000, 1, 1)
-    for name in names:
-        kept = options.out / f"fields_policies.{name}.{steps}.keras"
-        if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            train_dqn(name, steps).save(kept)
-        teacher = keras.models.load_model(kept)
-        buffer = teachers.PolicyBuffer()
-        buffer.gather(gymnasium.make_vec(name, num_envs=8, vectorization_mode="sync"), teacher, num_states=2000)
-        sharpness = 0.1 * float(np.ptp(buffer.values, axis=1).mean())
-        best = run(f"{name} teacher", lambda: regimes.policy_return(teacher, name, seed=10_000)[:3])
-        plans = {
-            "KL, a tenth": (0.1, losses.PolicyTargets(sharpness), "teacher"),
-            "NLL, a tenth": (0.1, losses.PolicyTargets(target="nll"), "teacher"),
-            "MSE, a tenth": (0.1, losses.PolicyTargets(target="mse"), "teacher"),
-            "KL, a fiftieth": (0.02, losses.PolicyTargets(sharpness), "teacher"),
-            "KL, a fiftieth, DAgger": (0.02, losses.PolicyTargets(sharpness), "student"),
-        }
-        found = {
-            plan: [
-                run(
-                    f"{name} {plan} {seed}",
-                    lambda t=teacher, n=name, o=options_, s=seed: distilled(t, n, *o, s, rounds),
-                )
-                for seed in range(seeds)
-            ]
-            for plan, options_ in plans.items()
-        }
-        means = {plan: float(np.mean(each)) for plan, each in found.items()}
-        report.add({"environment": name, "sharpness": sharpness}, {"teacher": best, "returns": found, "means": means})
-        # Returns of Acrobot are negative: -100 is 5 % worse than -95.2.
-        kept_share = means["KL, a tenth"] / best[0] if best[0] > 0 else best[0] / means["KL, a tenth"]
-        report.verdict(f"{name}: return of a tenth over the teacher's", kept_share, at_least=0.95)
-        report.verdict(f"{name}: KL less NLL", means["KL, a tenth"] - means["NLL, a tenth"], at_least=0.0)
-        report.verdict(f"{name}: NLL less MSE", means["NLL, a tenth"] - means["MSE, a tenth"], at_least=0.0)
-        gain = means["KL, a fiftieth, DAgger"] - means["KL, a fiftieth"]
-        report.verdict(f"{name}: DAgger less the teacher's states, a fiftieth", gain, at_least=0.0)
+    for name in ("CartPole-v1", "Acrobot-v1") if options.full else ("CartPole-v1",):
+        compare(name, options, report, run)
     report.write()
     run.finish()
 

@@ -23,7 +23,7 @@ def network(inputs: int, units: int, actions: int) -> keras.Model:
     return keras.Sequential([keras.Input((inputs,)), *layers, keras.layers.Dense(actions)])
 
 
-def train_dqn(name: str, steps: int, seed: int = 0, units: int = 128, *, discount: float = 0.99) -> keras.Model:
+def train_dqn(name: str, steps: int, seed: int = 0, units: int = 128, *, discount: float = 0.98) -> keras.Model:
     """Train a double DQN in 8 environments side by side; keep the weights that played best.
 
     Args:
@@ -41,7 +41,7 @@ def train_dqn(name: str, steps: int, seed: int = 0, units: int = 128, *, discoun
     rng, size = np.random.default_rng(seed), envs.single_observation_space.shape[0]
     q, target = (network(size, units, int(envs.single_action_space.n)) for _ in range(2))
     target.set_weights(q.get_weights())
-    optimizer = keras.optimizers.Adam(1e-3)
+    optimizer = keras.optimizers.Adam(2e-3, clipnorm=10.0)
     optimizer.build(q.trainable_variables)
 
     @tf.function
@@ -55,7 +55,7 @@ def train_dqn(name: str, steps: int, seed: int = 0, units: int = 128, *, discoun
         wanted = rewards + discount * (1.0 - ended) * later
         with tf.GradientTape() as tape:
             chosen = tf.gather(q(states), actions, axis=1, batch_dims=1)
-            loss = tf.reduce_mean(keras.losses.huber(wanted[:, None], chosen[:, None]))
+            loss = tf.reduce_mean(tf.square(wanted - chosen))
         optimizer.apply_gradients(zip(tape.gradient(loss, q.trainable_variables), q.trainable_variables, strict=True))
         for slow, fast in zip(target.trainable_variables, q.trainable_variables, strict=True):
             slow.assign(slow + 0.01 * (fast - slow))
