@@ -4,13 +4,16 @@ from keras_distill.callbacks._adaptive import AdaptiveTemperature, AdaptiveWeigh
 from keras_distill.callbacks._backup import Backup
 from keras_distill.callbacks._calibration import CalibrationMonitor
 from keras_distill.callbacks._schedulers import TemperatureScheduler, WeightScheduler
+from keras_distill.callbacks._tasks import DynamicWeightAverage, TeacherAnnealing
 
 __all__ = [
     "AdaptiveTemperature",
     "AdaptiveWeights",
     "Backup",
     "CalibrationMonitor",
+    "DynamicWeightAverage",
     "EarlyStoppedDistillation",
+    "TeacherAnnealing",
     "TemperatureScheduler",
     "WeightScheduler",
 ]

@@ -7,6 +7,7 @@ from keras_distill.data._interactions import Interactions, leave_one_out, pad_li
 from keras_distill.data._named import Data, Examples, load, names
 from keras_distill.data._series import Windows, forecast_windows
 from keras_distill.data._tables import FilledNumber, TableEncoder, outside_range, synthetic_rows
+from keras_distill.data._tasks import sample_tasks, task_probabilities
 
 __all__ = [
     "Augment",
@@ -26,9 +27,11 @@ __all__ = [
     "names",
     "outside_range",
     "pad_lists",
+    "sample_tasks",
     "sample_unseen",
     "student_view",
     "synthetic_rows",
+    "task_probabilities",
     "teacher_view",
 ]
 from keras_distill.data._waveforms import fitting_labels, waveforms
