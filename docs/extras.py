@@ -27,6 +27,7 @@ REASONS = {
     "privacy": "privacy accounting",
     "explain": "attributions and surrogates",
     "search": "searching students and settings",
+    "detection": "average precision of detectors by COCO's own evaluator",
     "quantization": "four-bit LiteRT files",
     "test": "the package's own tests",
     "docs": "this site",

@@ -106,6 +106,7 @@ def test_the_list_of_extras_names_every_requirement_and_says_why():
     spec.loader.exec_module(extras)
     rows = dict(re.findall(r"^\| (`\w+`|none) \| (.*) \|$", (DOCS / "start" / "extras.md").read_text(), re.MULTILINE))
     for extra, needed in extras.requirements().items():
+        assert not extra or extra in extras.REASONS, f"say in docs/extras.py why {extra} is there, and run it"
         shown = rows[f"`{extra}`" if extra else "none"]
         assert not extra or extras.REASONS[extra] in shown
         for requirement in needed:
