@@ -284,7 +284,7 @@ class Distiller(HasObjective):
         with_teacher: bool = True,
     ) -> Parts:
         if with_teacher and self._frozen.teacher.hears_student:
-            teacher = Heard(*self._frozen.teacher.listen_to(student.outputs, student.taps))
+            teacher = Heard(*self._frozen.teacher.listen_to(student.outputs, student.taps, batch))
         supervised, own_losses = ops.zeros((), "float32"), self.losses
         if self._students_own_loss and batch.labels is not None:
             kwargs = {"x": student_inputs, "y": batch.labels, "y_pred": student.outputs, "training": training}

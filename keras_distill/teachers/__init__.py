@@ -23,9 +23,12 @@ from keras_distill.teachers._members import Members
 from keras_distill.teachers._monte_carlo import MonteCarloDropout
 from keras_distill.teachers._n_best import NBest, n_best
 from keras_distill.teachers._order import RankTargets, SortedDifferences
+from keras_distill.teachers._peers import DeepestExit, GatedPeers, Peers
+from keras_distill.teachers._permuted import PermutedDarkKnowledge
 from keras_distill.teachers._policy_buffer import PolicyBuffer
 from keras_distill.teachers._precomputed import Precomputed
 from keras_distill.teachers._snapshot import Snapshot
+from keras_distill.teachers._virtual import VirtualTeacher
 from keras_distill.teachers.foreign import Foreign, from_callable, from_litert, from_onnx, from_saved_model
 from keras_distill.teachers.store import Stored, StoreProblem, label, label_with_ray, repair, verify
 
@@ -35,10 +38,12 @@ __all__ = [
     "ClusterTargets",
     "Combine",
     "ConfidenceWeighted",
+    "DeepestExit",
     "Ensemble",
     "EntropyWeighted",
     "Fast",
     "Foreign",
+    "GatedPeers",
     "GradientBased",
     "Indexed",
     "LearnedGate",
@@ -48,6 +53,8 @@ __all__ = [
     "Members",
     "MonteCarloDropout",
     "NBest",
+    "Peers",
+    "PermutedDarkKnowledge",
     "PolicyBuffer",
     "Precomputed",
     "Preprocessed",
@@ -61,6 +68,7 @@ __all__ = [
     "StoredTeacherError",
     "Teacher",
     "UncertaintyWeighted",
+    "VirtualTeacher",
     "agreement",
     "as_teacher",
     "crf_marginals",

@@ -80,17 +80,23 @@ class Teacher(keras.Model):
         """Whether it answers only after the student's pass, through ``listen_to``."""
         return False
 
-    def listen_to(self, student_outputs: Any, taps: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def listen_to(self, student_outputs: Any, taps: dict[str, Any], batch: Any = None) -> tuple[Any, dict[str, Any]]:
         """Answer what the student has just said; called instead of ``listen`` where ``hears_student``.
 
         Args:
             student_outputs: the student's outputs, with their gradient: stop it unless it is wanted.
             taps: the tensors that terms tap from the student, by name.
+            batch: the batch (inputs, labels, weights, extra fields); None where only shapes matter.
 
         Returns:
             As ``listen``.
         """
         raise NotImplementedError(f"{type(self).__name__} must define listen_to().")
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it cannot answer without the labels of a batch."""
+        return False
 
     def after_update(self, student: keras.Model, step: Any) -> None:
         """Move with the student after an update; called inside the traced step.

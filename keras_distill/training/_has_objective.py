@@ -105,6 +105,8 @@ class HasObjective(Trainer):
         if self.student_loss_weight > 0:
             advice = "Give y, or student_loss_weight=0 to learn from the teacher alone"
             return f"labels while student_loss_weight is {self.student_loss_weight:g}", advice
+        if getattr(self.teacher, "needs_labels", False):
+            return f"labels, which {type(self.teacher).__name__} needs", ""
         return super().why_labels()
 
     def _check_supervision(self) -> None:

@@ -1,0 +1,106 @@
+"""Students of one architecture, each taught by the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_distill._checks import choice, error, integer
+from keras_distill.distiller import Distiller
+from keras_distill.regimes._driver import Alone, Driver, Training, made
+from keras_distill.teachers import Ensemble, PermutedDarkKnowledge
+from keras_distill.terms import DistillationLoss, LogitsDistillation
+
+
+class BornAgain(Driver):
+    """Generations of one architecture: each student is taught by the one before it (born-again networks, BAN).
+
+    Choose it where a model of the same size may be trained several times: the first generation usually gains most, and
+    the ensemble of all generations gains more. It costs one training per generation, plus the teacher's passes.
+
+    Formula: generation 0 minimises CE(y); generation k minimises share * CE(y) + (1 - share) * KL(p_{k-1} || p_k) at
+    temperature 1, with share 0.5.
+
+    Args:
+        make_student: returns a fresh, built model; called once for every generation.
+        num_generations: >= 1, how many are taught by the one before; generation 0 comes on top unless there is a
+            ``teacher``.
+        teacher: a trained model that teaches the first generation instead of generation 0; None trains one.
+        term: how a student is compared with the generation before; ``LogitsDistillation(1.0)`` if None.
+        student_loss_weight: 0 to 1, the share of the labels.
+        knowledge: ``"all"``; ``"permuted"``: the teacher's probabilities of all classes but its first are permuted
+            anew for each example (DKPP), which keeps its confidence and removes what it says of the other classes.
+        directory: where a killed run finds what it had finished; None keeps nothing.
+        seed: >= 0, for weights and orders of the data; None leaves Keras' random state alone.
+
+    Attributes:
+        students: every generation that was trained, the oldest first; ``student`` is the last one.
+        histories: the history of each training, by name (``"generation_0"`` and so on).
+
+    Raises:
+        ValueError: if an argument is out of bounds, or ``make_student`` returns no built model.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> born_again = BornAgain(lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), 2)
+        >>> born_again.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        >>> history = born_again.fit(np.ones((8, 4), "float32"), np.zeros(8, "int32"), verbose=0)
+        >>> len(born_again.students), list(born_again.histories)
+        (3, ['generation_0', 'generation_1', 'generation_2'])
+
+    Reference:
+        Furlanello et al., "Born-Again Neural Networks", ICML 2018, arXiv:1805.04770, eq. 7 and section 3.3.
+        Differs: the two losses have a share of one half each instead of weight one each; double the learning rate of
+        SGD for the paper's step.
+    """
+
+    owner = "BornAgain"
+
+    def __init__(
+        self,
+        make_student: Callable[[], keras.Model],
+        num_generations: int = 1,
+        *,
+        teacher: Any = None,
+        term: DistillationLoss | None = None,
+        student_loss_weight: float = 0.5,
+        knowledge: str = "all",
+        directory: str | Path | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(directory, seed)
+        if not callable(make_student):
+            raise error(self.owner, "make_student to be a function that returns a model", make_student)
+        self.make_student = make_student
+        self.num_generations = integer(self.owner, "num_generations", num_generations, low=1)
+        self.teacher = teacher
+        self.term = term
+        self.student_loss_weight = student_loss_weight
+        self.knowledge = choice(self.owner, "knowledge", knowledge, ("all", "permuted"))
+
+    def trainings(self) -> Iterable[Training]:
+        """Return generation 0, unless there is a teacher, and those that are taught."""
+        if self.teacher is None:
+            yield Training("generation_0", lambda _: Alone(made(self.owner, self.make_student, "make_student")))
+        for number in range(1, self.num_generations + 1):
+            yield Training(f"generation_{number}", self._taught)
+
+    def _taught(self, students: list[keras.Model]) -> Distiller:
+        teacher = students[-1] if students else self.teacher
+        if self.knowledge == "permuted":
+            teacher = PermutedDarkKnowledge(teacher)
+        student = made(self.owner, self.make_student, "make_student")
+        # A copy, because a term belongs to one distiller.
+        term = LogitsDistillation(1.0) if self.term is None else type(self.term).from_config(self.term.get_config())
+        return Distiller(teacher, student, term, student_loss_weight=self.student_loss_weight)
+
+    def ensemble(self) -> Ensemble:
+        """Return the ensemble of all generations, which usually beats the last one.
+
+        Returns:
+            A teacher, which can be evaluated and distilled like any model.
+        """
+        return Ensemble([*([] if self.teacher is None else [self.teacher]), *self.students])
