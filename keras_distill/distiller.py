@@ -285,17 +285,22 @@ class Distiller(HasObjective):
     ) -> Parts:
         if with_teacher and self._frozen.teacher.hears_student:
             teacher = Heard(*self._frozen.teacher.listen_to(student.outputs, student.taps, batch))
-        supervised, own_losses = ops.zeros((), "float32"), self.losses
+        supervised, trained = ops.zeros((), "float32"), [self]
         if self._students_own_loss and batch.labels is not None:
             kwargs = {"x": student_inputs, "y": batch.labels, "y_pred": student.outputs, "training": training}
             supervised = self.student.compute_loss(**kwargs, sample_weight=batch.weights)
             # The student's own losses are in it already.
-            own_losses = [loss for part in (*self._objective.own_terms, *self._teacher_parts) for loss in part.losses]
+            trained = [*self._objective.own_terms, *self._teacher_parts]
         elif self._compile_loss is not None and batch.labels is not None:
             supervised = self._compile_loss(batch.labels, student.outputs, batch.weights)
         supervised = ops.cast(supervised, "float32") * num_replicas()
         return self._objective.measure(
-            batch, teacher=teacher, student=student, supervised=supervised, own_losses=own_losses, training=training
+            batch,
+            teacher=teacher,
+            student=student,
+            supervised=supervised,
+            own_losses=lambda: [loss for part in trained for loss in part.losses],
+            training=training,
         )
 
     def _update(self, gradients: list[Any], state: list[Any], parts: Parts, teacher: Any, student_inputs: Any) -> None:
@@ -319,6 +324,13 @@ class Distiller(HasObjective):
         return self.compute_metrics(batch.inputs, batch.labels, outputs, sample_weight=batch.weights)
 
     # ------------------------------------------------------------------ building and saving
+
+    def _build_before(self, x: Any) -> None:
+        built = self.built
+        # A learned gate is built when it first hears its members: before a backup's optimizer is loaded, too.
+        self.built = built and all(part.built for part in self._teacher_parts)
+        super()._build_before(x)
+        self.built = self.built or built
 
     def _build_with(self, inputs: Any) -> None:
         student_inputs, teacher_inputs = self._frozen.teacher.split(inputs)

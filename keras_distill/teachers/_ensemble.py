@@ -194,8 +194,8 @@ class Ensemble(Teacher):
         if isinstance(self.combine, LearnedGate):
             gate_inputs = self.combine.inputs(stacked, teacher_x)
             gate = self.combine.make_layer(len(outputs))
-            if not gate.built:
-                gate(gate_inputs)
+            if not gate.built:  # not called, which would leave its penalty behind
+                gate.build(keras.tree.map_structure(lambda each: tuple(each.shape), gate_inputs))
         return Members(stacked, self.combine, spread, gate_inputs)
 
     @property

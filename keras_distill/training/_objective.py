@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -158,7 +158,7 @@ class Objective:
         teacher: Heard | None,
         student: Heard,
         supervised: Any,
-        own_losses: Sequence[Any] = (),
+        own_losses: Sequence[Any] | Callable[[], Sequence[Any]] = (),
         training: bool,
     ) -> Parts:
         """Return the loss of a batch and its parts.
@@ -168,7 +168,8 @@ class Objective:
             teacher: what the teacher gave; None leaves the terms out.
             student: what the student gave.
             supervised: the supervised loss of this batch, a scalar mean; 0 where there are no labels.
-            own_losses: regularisers and ``add_loss`` terms of what is trained.
+            own_losses: regularisers and ``add_loss`` terms of what is trained; a function is called after the terms,
+                some of which add to them (the penalty of a learned gate).
             training: whether this is a training step.
 
         Returns:
@@ -187,7 +188,7 @@ class Objective:
             if len(by_output) > 1:
                 for name, part in by_output.items():
                     outputs[name] = outputs.get(name, 0.0) + weight * part
-        own = [ops.sum(ops.cast(loss, "float32")) for loss in own_losses]
+        own = [ops.sum(ops.cast(loss, "float32")) for loss in (own_losses() if callable(own_losses) else own_losses)]
         own_total = ops.sum(ops.stack(own)) if own else ops.zeros((), "float32")
         share = self.share.tensor
         mixed = share * supervised + (1.0 - share) * distillation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,7 @@ def _config_text(make: Callable[[], Any], model: keras.Model) -> str:
         config = {"class_name": type(model).__name__}
     names: dict[str, str] = {}
     _collect(config, names)
-    return json.dumps(_plain(config, names), sort_keys=True)
+    return re.sub(r" at 0x[0-9a-f]+", "", json.dumps(_plain(config, names), sort_keys=True))  # no addresses
 
 
 def _collect(value: Any, names: dict[str, str]) -> None:

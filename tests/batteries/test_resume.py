@@ -1,0 +1,298 @@
+"""Interrupted and resumed is bit-equal to uninterrupted: every teacher, term and callback, and what trains several.
+
+Each case is a function that makes everything anew, as a new process would: a distiller, its callbacks and its data. It
+runs three times: to the end; up to the second epoch, where it is interrupted; and again, from the backup.
+"""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_distill import Distiller, LogitsDistillation, callbacks, regimes, schedules, teachers, terms
+from tests.models import batch, mlp
+
+pytestmark = pytest.mark.slow
+EPOCHS = 2
+X, Y = batch(6)
+IMAGES = np.random.default_rng(1).normal(size=(6, 4, 4, 2)).astype("float32")
+CASES = {}
+# Nothing of their own to resume: bases, results, rules that other cases use, and what needs data of another kind.
+WITHOUT_STATE = {
+    "teachers": {
+        "Agreement", "Combine", "ConfidenceWeighted", "EntropyWeighted", "MeanLogits", "MeanLoss", "MeanProbs",
+        "Members", "NBest", "StoreProblem", "StoredTeacherError", "Teacher", "UncertaintyWeighted",
+    },
+    "terms": {"DistillationLoss"},
+    "callbacks": {"Backup"},
+}  # fmt: skip
+
+
+def case(*names):
+    """Register a case under the public names that it covers."""
+
+    def register(make):
+        CASES[make.__name__] = (make, set(names))
+        return make
+
+    return register
+
+
+class StopError(Exception):
+    pass
+
+
+class StopAt(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            raise StopError
+
+
+def student(units=4):
+    layers = [keras.Input((6,)), keras.layers.Dense(5, "relu", name="hidden"), keras.layers.BatchNormalization(),
+              keras.layers.Dropout(0.3, seed=4), keras.layers.Dense(units, name="head")]  # fmt: skip
+    return keras.Sequential(layers)
+
+
+def convolutional(seed, filters=3):
+    init = keras.initializers.GlorotUniform(seed=seed)
+    first = keras.layers.Conv2D(filters, 3, padding="same", kernel_initializer=init, name="block1")
+    second = keras.layers.Conv2D(filters + 1, 3, 2, padding="same", kernel_initializer=init, name="block2")
+    head = keras.layers.Dense(4, kernel_initializer=init)
+    return keras.Sequential(
+        [keras.Input((4, 4, 2)), first, second, keras.layers.GlobalAveragePooling2D(name="pool"), head]
+    )
+
+
+def compiled(distiller, loss=True):
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True) if loss else None
+    rate = keras.optimizers.schedules.CosineDecay(0.05, 12)
+    distiller.compile(keras.optimizers.Adam(rate), cross_entropy, run_eagerly=True)
+    return distiller
+
+
+def taught(teacher=None, term=None, by=None, **options):
+    term = LogitsDistillation(2.0) if term is None else term
+    return compiled(Distiller(teacher or mlp(8, 4, seed=1), by or student(), term, **options))
+
+
+def members():
+    return [mlp(8, 4, seed=seed) for seed in (1, 11)]
+
+
+def results(made, directory, stop=False):
+    """Train and return everything that a resume must not change."""
+    keras.utils.set_random_seed(0)
+    distiller, *more = made()
+    more = [each for each in more if each is not None]
+    x = next((each for each in more if not isinstance(each, keras.callbacks.Callback)), X)
+    extra = [each for each in more if isinstance(each, keras.callbacks.Callback)]
+    backup = callbacks.Backup(directory, delete_checkpoint=not stop)
+    history = distiller.fit(
+        x, Y, epochs=EPOCHS, batch_size=3, shuffle=False, verbose=0, validation_data=(x, Y),
+        callbacks=[*extra, backup, *([StopAt()] if stop else [])],
+    )  # fmt: skip
+    arrays = [*distiller.get_weights(), *(v.numpy() for v in distiller.optimizer.variables)]
+    return arrays, history.history, history.epoch
+
+
+# ----------------------------------------------------------------------------------------------------- teachers
+
+
+@case("Single")
+def a_plain_model():
+    return [taught()]
+
+
+@case("Calibrated")
+def calibrated():
+    return [taught(teachers.Calibrated(mlp(8, 4, seed=1), keras.layers.Rescaling(0.5)))]
+
+
+@case("Ensemble", "MeanProbs")
+def ensemble():
+    return [taught(teachers.Ensemble(members()))]
+
+
+@case("Stochastic")
+def ensemble_of_which_one_is_drawn():
+    return [taught(teachers.Ensemble(members(), combine=teachers.Stochastic(seed=3)))]
+
+
+@case("LearnedGate")
+def ensemble_with_a_learned_gate():
+    return [taught(teachers.Ensemble(members(), combine=teachers.LearnedGate()))]
+
+
+@case("GradientBased")
+def ensemble_weighed_by_gradients():
+    return [taught(teachers.Ensemble(members(), combine=teachers.GradientBased()))]
+
+
+@case("Fast")
+def in_half_precision():
+    return [taught(teachers.Fast(mlp(8, 4, seed=1)))]
+
+
+@case("MonteCarloDropout")
+def dropout_of_the_teacher():
+    init = keras.initializers.GlorotUniform(seed=1)
+    layers = [keras.layers.Dense(8, "relu", kernel_initializer=init), keras.layers.Dropout(0.5),
+              keras.layers.Dense(4, kernel_initializer=init)]  # fmt: skip
+    model = keras.Sequential([keras.Input((6,)), *layers])
+    return [taught(teachers.MonteCarloDropout(model, num_samples=2, seed=5))]
+
+
+@case("Precomputed")
+def arrays():
+    return [taught(teachers.Precomputed(mlp(8, 4, seed=1).predict(X, verbose=0), X))]
+
+
+@case("Preprocessed")
+def preprocessed():
+    return [taught(teachers.Preprocessed(mlp(8, 4, seed=1), fn=lambda x: 2.0 * x))]
+
+
+@case("Foreign", "from_callable")
+def a_function():
+    model = mlp(8, 4, seed=1)
+    return [taught(teachers.from_callable(lambda x: model(x).numpy(), fingerprint="1"))]
+
+
+@case("Snapshot")
+def a_running_average():
+    learner = student()
+    teacher = teachers.Snapshot(learner, decay=0.5, every_steps=2)
+    return [taught(teacher, by=learner)]
+
+
+@case("RankTargets")
+def ranks():
+    return [taught(teachers.RankTargets(mlp(8, 4, seed=1)))]
+
+
+@case("SortedDifferences")
+def sorted_differences():
+    return [taught(teachers.SortedDifferences(mlp(8, 4, seed=1)))]
+
+
+@case("ClusterTargets")
+def clusters():
+    table = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7]])
+    return [taught(teachers.ClusterTargets(mlp(8, 4, seed=1), table))]
+
+
+@case("Indexed", "ContrastiveMemory")
+def a_memory_of_examples():
+    term = terms.ContrastiveMemory(6, "dense_0", "hidden", units=4, num_negatives=4)
+    return [taught(teachers.Indexed(mlp(8, 4, seed=1)), term), (X, np.arange(6))]
+
+
+# -------------------------------------------------------------------------------------------------------- terms
+
+
+@case("LogitsDistillation")
+def a_schedule_of_the_temperature():
+    return [taught(term=LogitsDistillation(schedules.Linear(4.0, 1.0, 8)))]
+
+
+@case("CurriculumTemperature")
+def a_learned_temperature():
+    return [taught(term=terms.CurriculumTemperature(ramp_steps=4))]
+
+
+@case("EntropyMatchedTemperature")
+def a_temperature_by_entropy():
+    return [taught(term=terms.EntropyMatchedTemperature())]
+
+
+@case("FeatureDistillation")
+def features_through_an_adapter():
+    return [taught(term=terms.FeatureDistillation("mse", "dense_0", "hidden", adapter="auto"))]
+
+
+@case("HierarchicalDistillation")
+def pairs_of_layers():
+    return [taught(term=terms.HierarchicalDistillation([("dense_0", "hidden")], adapter="auto"))]
+
+
+@case("ExpertDistillation")
+def experts():
+    return [taught(term=terms.ExpertDistillation("dense_0", "hidden", num_experts=2))]
+
+
+@case("CrossLayerAttention")
+def attention_over_layers():
+    term = terms.CrossLayerAttention(["block1", "block2"], ["block1", "block2"], units=3, batch_size=3)
+    return [taught(convolutional(1, 4), term, convolutional(2)), IMAGES]
+
+
+@case("ReviewDistillation")
+def review():
+    term = terms.ReviewDistillation(["block1", "block2"], ["block1", "block2"])
+    return [taught(convolutional(1, 4), term, convolutional(2)), IMAGES]
+
+
+# ---------------------------------------------------------------------------------------------------- callbacks
+
+
+@case("AdaptiveTemperature")
+def an_adaptive_temperature():
+    return [taught(), callbacks.AdaptiveTemperature(validation_data=(X, Y), factor=0.5, patience=1)]
+
+
+@case("AdaptiveWeights")
+def adaptive_weights():
+    two = [LogitsDistillation(2.0, name="two"), LogitsDistillation(4.0, name="four")]
+    return [taught(term=two, distillation_loss_weights=[1.0, 3.0]), callbacks.AdaptiveWeights((X, Y))]
+
+
+@case("EarlyStoppedDistillation")
+def distillation_that_stops():
+    return [taught(), callbacks.EarlyStoppedDistillation(None, max_epochs=1, fade_epochs=2)]
+
+
+@case("TemperatureScheduler", "WeightScheduler")
+def schedulers():
+    lower = callbacks.TemperatureScheduler(lambda epoch, temperature: 0.8 * temperature)
+    less = callbacks.WeightScheduler(lambda epoch, weight: 0.5 * weight)
+    return [taught(), lower, less]
+
+
+@case("CalibrationMonitor")
+def a_monitor():
+    return [taught(), callbacks.CalibrationMonitor((X, Y))]
+
+
+# ------------------------------------------------------------------------------------------------------ regimes
+
+
+@case("MutualLearning")
+def mutual_learning():
+    return [compiled(regimes.MutualLearning([student(), student()]))]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_resumed_is_bit_equal_to_uninterrupted(name, tmp_path):
+    made, _ = CASES[name]
+    expected = results(made, tmp_path / "one")
+    with pytest.raises(StopError):
+        results(made, tmp_path / "two", stop=True)
+    tf.random.set_seed(1)  # a new process has drawn something else
+    resumed = results(made, tmp_path / "two")
+    for ours, theirs in zip(resumed[0], expected[0], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert resumed[1:] == expected[1:]
+
+
+def test_what_is_not_in_the_battery_yet_is_named():
+    covered = set().union(*(names for _, names in CASES.values()))
+    missing = []
+    for room in (teachers, terms, callbacks):
+        name = room.__name__.removeprefix("keras_distill.")
+        classes = {each for each in room.__all__ if inspect.isclass(getattr(room, each))}
+        missing += sorted(f"{name}.{each}" for each in classes - WITHOUT_STATE[name] - covered)
+    if missing:
+        pytest.skip(f"no case of their own yet: {', '.join(missing)}")
