@@ -106,6 +106,8 @@ def test_more_leaves_are_more_faithful():
     curve = explain.surrogate(linear(), X, "tree", size=4).curve((2, 8, 64))
     values = [held.value for _, held, _ in curve]
     assert values[0] < values[1] < values[2]
+    flat = explain.surrogate(linear(), X, "tree", size=64, max_depth=3)
+    assert flat.size <= 8 and all(len(rule.conditions) <= 3 for rule in flat.rules())
 
 
 @pytest.mark.parametrize("engine", ["ebm", "splines"])
@@ -172,6 +174,7 @@ def test_ensemble_teachers_need_no_gradients_and_one_unit_counts_as_two_classes(
         (lambda: explain.surrogate(linear(), X[:, :, None]), "expected a table of shape .* Use students.SoftDecisionT"),
         (lambda: explain.surrogate(linear(), X, feature_names=["a"]), "expected 4 feature_names, got 1"),
         (lambda: explain.surrogate(linear(), X, samples=-1), "expected samples to be an integer >= 0, got -1"),
+        (lambda: explain.surrogate(linear(), X, max_depth=0), "expected max_depth to be an integer >= 1, got 0"),
         (lambda: explain.surrogate(linear(), X, size=1), "expected size to be an integer >= 2, got 1"),
         (lambda: explain.surrogate(linear(), X, "rules", size=4).to_model(), "expected a surrogate of kind 'tree' or"),
         (lambda: explain.surrogate(linear(), X, "linear").rules(), "expected a surrogate of kind 'tree' or 'rules'"),

@@ -47,13 +47,14 @@ class Tree(Fitted):
 
     unit = "leaves"
 
-    def __init__(self, x: np.ndarray, targets: np.ndarray, size: int, seed: int) -> None:
+    def __init__(self, x: np.ndarray, targets: np.ndarray, size: int, seed: int, max_depth: int | None = None) -> None:
         from sklearn.tree import DecisionTreeClassifier
 
         super().__init__(size)
         self.classes = targets.shape[1]
         least = max(1, len(x) // 2000)
-        self.model = DecisionTreeClassifier(max_leaf_nodes=max(2, size), min_samples_leaf=least, random_state=seed)
+        limits = {"max_leaf_nodes": max(2, size), "max_depth": max_depth, "min_samples_leaf": least}
+        self.model = DecisionTreeClassifier(**limits, random_state=seed)
         self.model.fit(x, targets.argmax(-1))
         self.size = int(self.model.get_n_leaves())
 

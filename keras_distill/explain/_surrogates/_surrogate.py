@@ -180,6 +180,7 @@ def surrogate(
     *,
     samples: int = 0,
     size: int = 32,
+    max_depth: int | None = None,
     held_out: float = 0.25,
     feature_names: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
@@ -200,6 +201,7 @@ def surrogate(
         samples: >= 0, further rows that the teacher labels for the fit: columns of two rows mixed (TREPAN asks for
             rows, too).
         size: >= 2, most leaves, rules or columns.
+        max_depth: >= 1, of ``"tree"``: most conditions on the way to a leaf; None sets no limit.
         held_out: between 0 and 1, share of the rows kept for the fidelity.
         feature_names: one per column.
         class_names: one per class.
@@ -228,6 +230,8 @@ def surrogate(
     choice(_OWNER, "engine", engine, ("ebm", "splines"))
     integer(_OWNER, "samples", samples, low=0)
     integer(_OWNER, "size", size, low=2)
+    if max_depth is not None:
+        integer(_OWNER, "max_depth", max_depth, low=1)
     share = number(_OWNER, "held_out", held_out, above=0, high=0.9)
     x = table_of(_OWNER, data)
     if len(x) < 8:
@@ -253,7 +257,8 @@ def surrogate(
         )
     if len(np.unique(known[1].argmax(-1))) < 2:
         raise error(_OWNER, "two answers among the rows to fit", "a single class", "Give more rows, or samples")
-    settings = {"seed": seed, **({"engine": engine} if kind == "additive" else {})}
+    own = {"additive": {"engine": engine}, "tree": {"max_depth": max_depth}}
+    settings = {"seed": seed, **own.get(kind, {})}
     parts = {"train": known, "held_out": (x[held], targets[held]), "sampled": sampled}
     fitted = KINDS[kind](*known, size, **settings)
     pair = [fidelity_of(fitted.predict(rows), answers) for rows, answers in (parts["held_out"], sampled)]
