@@ -168,12 +168,14 @@ def own_inputs(model: keras.Model, inputs: Any) -> Any:
     """
     if not isinstance(inputs, dict) or not getattr(model, "inputs", None):
         return inputs
-    if isinstance(model.input, dict):
-        more = set(inputs) > set(model.input)
-        return {name: inputs[name] for name in model.input} if more else inputs
+    structure = getattr(model, "input", None)  # a Sequential that was built by its first call has none
+    if isinstance(structure, dict):
+        more = set(inputs) > set(structure)
+        return {name: inputs[name] for name in structure} if more else inputs
     names = [tensor.name for tensor in model.inputs]
     if set(inputs) > set(names):
-        return keras.tree.map_structure(lambda tensor: inputs[tensor.name], model.input)
+        structure = model.inputs[0] if structure is None else structure
+        return keras.tree.map_structure(lambda tensor: inputs[tensor.name], structure)
     return inputs
 
 

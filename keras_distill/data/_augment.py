@@ -107,8 +107,9 @@ class Augment:
             advice = "Call it before .batch()"
             raise error("Augment.live", "images (height, width, channels), one by one", f"{image.shape}", advice)
         draws = tf.data.Dataset.random(integer("Augment.live", "seed", seed, low=0), rerandomize_each_iteration=True)
-        seeds = draws.map(lambda n: tf.stack([tf.bitcast(n, tf.int32)[0], tf.bitcast(n, tf.int32)[1]]))
+        seeds = draws.map(_pair_of)
 
+        @tf.autograph.experimental.do_not_convert
         def view(element: Any, seed: tf.Tensor) -> Any:
             if not isinstance(element, tuple):
                 return self(element, seed)
@@ -138,6 +139,12 @@ class Augment:
             seen = x if size is None else tf.image.resize(x, size, antialias=True)
             views[role] = seen if function is None else function(seen)
         return views if self.two_views else views["student"]
+
+
+@tf.autograph.experimental.do_not_convert
+def _pair_of(draw: tf.Tensor) -> tf.Tensor:
+    """Return a random 64-bit number as the (2,) seed of a stateless operation."""
+    return tf.bitcast(draw, tf.int32)
 
 
 def _check_repeats(layer: keras.layers.Layer) -> None:
@@ -276,8 +283,10 @@ def mix(
         raise error(owner, "mixup or cutmix above 0", "both 0")
     draws = tf.data.Dataset.random(integer(owner, "seed", seed, low=0), rerandomize_each_iteration=True)
 
+    @tf.autograph.experimental.do_not_convert
     def mixed(element: Any, draw: tf.Tensor) -> Any:
         x, y = element if isinstance(element, tuple) else (element, None)
+        x = tf.cast(x, tf.float32)
         key = tf.bitcast(draw, tf.int32)
         count = tf.shape(x)[0]
         order = tf.argsort(tf.random.stateless_uniform([count], key))
@@ -295,16 +304,7 @@ def mix(
         ids = tf.one_hot(tf.reshape(y, [-1]), num_classes or 0)
         return x, share * ids + (1.0 - share) * tf.gather(ids, order)
 
-    def whole(*elements: Any) -> Any:
-        *element, draw = elements
-        element = tuple(element) if len(element) > 1 else element[0]
-        if isinstance(element, tuple):
-            return mixed((tf.cast(element[0], tf.float32), element[1]), draw)
-        return mixed(tf.cast(element, tf.float32), draw)
-
-    return tf.data.Dataset.zip((dataset, draws)).map(
-        lambda element, draw: whole(*(element if isinstance(element, tuple) else (element,)), draw)
-    )
+    return tf.data.Dataset.zip((dataset, draws)).map(mixed)
 
 
 def _beta(concentration: float, shape: list[Any], key: tf.Tensor) -> tf.Tensor:
