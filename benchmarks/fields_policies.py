@@ -43,7 +43,7 @@ def distilled(teacher: keras.Model, name: str, share: float, loss: Any, actor: s
 
 def compare(name: str, options: Any, report: _harness.Report, run: _resume.Runs) -> None:
     """Train the teacher of one environment, then all its students."""
-    steps, seeds, rounds = (60_000, 3, 4) if options.full else (4000, 1, 1)
+    steps, seeds, rounds = (60_000, 3, 3) if options.full else (4000, 1, 1)
     kept = options.out / f"fields_policies.{name}.{steps}.keras"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ class ConformalIntervals(keras.layers.Layer):
     def call(self, outputs: Any) -> dict[str, Any]:
         """Return the intervals, each (..., outputs)."""
         outputs = ops.cast(outputs, "float32")
-        margin = ops.convert_to_tensor(np.float32(self.margins))
+        margin = ops.convert_to_tensor(np.asarray(self.margins, "float32"))
         if self.kind == "quantiles":
             low, high = outputs[..., 0], outputs[..., -1]
             middle = outputs[..., outputs.shape[-1] // 2] if outputs.shape[-1] % 2 else 0.5 * (low + high)

@@ -91,7 +91,8 @@ class TableEncoder:
             raise error(owner, f"categorical names among {', '.join(map(repr, columns))}", unknown)
         self._categorical = tuple(categorical)
         arrays = self._arrays(owner, columns)
-        features, self.categories = {}, {}
+        features: dict[str, Any] = {}
+        self.categories: dict[str, np.ndarray] = {}
         for name, column in arrays.items():
             if column.dtype.kind == "f":
                 if np.isnan(column).all():

@@ -100,4 +100,5 @@ def ranking_quality(scores: Any, relevant: Any, *, k: int = 10, exclude: Any = N
         ],
         1,
     )
-    return RankingQuality(*(float(value) for value in each.mean(0)), each)
+    hit_rate, recall, gain_share, reciprocal, precision = (float(value) for value in each.mean(0))
+    return RankingQuality(hit_rate, recall, gain_share, reciprocal, precision, each)

@@ -59,8 +59,8 @@ class ExpertDistillation(DistillationLoss):
             if not isinstance(layer, str):
                 raise error(type(self).__name__, f"{side}_layer_name to be the name of one layer", layer)
         self.teacher_layer_name, self.student_layer_name = teacher_layer_name, student_layer_name
-        self._options = {"num_experts": num_experts, "gate_temperature": gate_temperature, "seed": seed}
-        self.experts: adapters.ExpertMixture | None = None
+        self._options: dict[str, Any] = {"num_experts": num_experts, "gate_temperature": gate_temperature, "seed": seed}
+        self.experts: Any = None  # made when the widths are known
         adapters.ExpertMixture(1, **self._options)  # raises now, not at the first batch
 
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:

@@ -65,7 +65,7 @@ def quantile_targets(
     mask = arguments.check_mask(owner, mask, student)
     labels, student = arguments.clean(labels, mask), arguments.clean(student, mask)
     gaps = labels[..., None, :] - student[..., :, None]
-    level = ops.convert_to_tensor(np.float32(levels))[:, None]
+    level = ops.convert_to_tensor(np.asarray(levels, "float32"))[:, None]
     each = ops.maximum(level * gaps, (level - 1.0) * gaps)
     return arguments.apply_mask(ops.mean(each, axis=(-2, -1)), mask)
 
