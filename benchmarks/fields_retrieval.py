@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from keras_distill import students
 
-CLAIM = "A million items of 32 numbers answer a batch of 64 in about a second on a busy machine with less than 600 MB, exactly."
+CLAIM = "A million items answer a batch of 64 in about a second on a busy core with less than 600 MB, exactly."
 
 
 def main() -> None:
