@@ -8,6 +8,8 @@ from keras_distill.data._named import Data, Examples, load, names
 from keras_distill.data._series import Windows, forecast_windows
 from keras_distill.data._tables import FilledNumber, TableEncoder, outside_range, synthetic_rows
 from keras_distill.data._tasks import sample_tasks, task_probabilities
+from keras_distill.data._text import augment_tokens, mask_tokens, tokens, unlabelled
+from keras_distill.data._waveforms import fitting_labels, waveforms
 
 __all__ = [
     "Augment",
@@ -18,11 +20,14 @@ __all__ = [
     "TableEncoder",
     "Windows",
     "augment",
+    "augment_tokens",
     "domains",
+    "fitting_labels",
     "forecast_windows",
     "images",
     "leave_one_out",
     "load",
+    "mask_tokens",
     "mix",
     "names",
     "outside_range",
@@ -33,7 +38,7 @@ __all__ = [
     "synthetic_rows",
     "task_probabilities",
     "teacher_view",
+    "tokens",
+    "unlabelled",
+    "waveforms",
 ]
-from keras_distill.data._waveforms import fitting_labels, waveforms
-
-__all__ = ["Data", "Examples", "fitting_labels", "load", "names", "waveforms"]

@@ -7,6 +7,7 @@ from keras_distill.regimes._generations import BornAgain
 from keras_distill.regimes._mutual import MutualLearning
 from keras_distill.regimes._policies import PolicyDistiller, PolicyReturn, policy_return
 from keras_distill.regimes._stages import Stage, Stages
+from keras_distill.regimes._text import TinyBert, bert_to_bilstm, distilbert, every_other, minilm, tinybert
 
 __all__ = [
     "Alone",
@@ -20,5 +21,11 @@ __all__ = [
     "Round",
     "Stage",
     "Stages",
+    "TinyBert",
+    "bert_to_bilstm",
+    "distilbert",
+    "every_other",
+    "minilm",
     "policy_return",
+    "tinybert",
 ]

@@ -1,0 +1,269 @@
+"""Recipes for transformers on text: DistilBERT, TinyBERT, MiniLM and BERT to a BiLSTM, as ready distillers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import keras
+
+from keras_distill import adapters, losses
+from keras_distill._checks import error, integer
+from keras_distill.distiller import Distiller
+from keras_distill.terms import FeatureDistillation, LogitsDistillation
+
+BLOCK = "backbone/transformer_layer_{}"
+EMBEDDINGS = "backbone/embeddings_dropout"
+MASK = "backbone/transformer_layer_0:padding_mask"
+
+
+def every_other(teacher_blocks: int, student_blocks: int) -> list[int]:
+    """Return for each block of the student the last block of the teacher's part that it stands for.
+
+    Args:
+        teacher_blocks: >= student_blocks, how many the teacher has.
+        student_blocks: >= 1, how many the student has.
+
+    Returns:
+        Numbers from 0, the last one the teacher's last.
+
+    Example:
+        >>> every_other(12, 4)
+        [2, 5, 8, 11]
+    """
+    count = integer("every_other", "student_blocks", student_blocks, low=1)
+    total = integer("every_other", "teacher_blocks", teacher_blocks, low=count)
+    return [(index + 1) * total // count - 1 for index in range(count)]
+
+
+def distilbert(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    teacher_blocks: int,
+    student_blocks: int,
+    temperature: float = 2.0,
+    ignored_label: int = -1,
+    block: str = BLOCK,
+    mask: str | None = MASK,
+) -> Distiller:
+    """Return a distiller of masked language models: soft targets, labels, direction of hidden states (DistilBERT).
+
+    Start the student from every other block of the teacher, ``students.from_teacher(teacher, depth=0.5).model``: of all
+    parts of the recipe that one matters most. Train on ``data.mask_tokens``; both models give logits (batch, tokens,
+    vocabulary). ``compile`` it with ``SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)``.
+
+    Formula: (5 * temperature**2 * KL + 2 * masked_language_model + 1 * mean(1 - cos(last hidden states))) / 8, the
+    first two over chosen tokens, the third over tokens that are no padding.
+
+    Args:
+        teacher: a trained masked language model.
+        student: a smaller one, with hidden states of the same width.
+        teacher_blocks: how many transformer blocks the teacher has.
+        student_blocks: how many the student has.
+        temperature: > 0, no unit.
+        ignored_label: label of tokens that were not chosen.
+        block: path of a block with ``{}`` for its number, from 0.
+        mask: tap that is true where there is a token; None where Keras' own masks tell.
+
+    Returns:
+        A ``Distiller``, not compiled.
+
+    Raises:
+        ValueError: if a layer does not exist or a number is out of bounds.
+
+    Example:
+        >>> callable(distilbert)  # see the guide "BERT to a small model"
+        True
+
+    Reference:
+        Sanh, Debut, Chaumond, Wolf, "DistilBERT, a distilled version of BERT", 2019, arXiv:1910.01108, sections 2, 3.
+        Differs: divided by the sum of the weights, which the learning rate takes up.
+    """
+    last = [block.format(integer("distilbert", "blocks", n, low=1) - 1) for n in (teacher_blocks, student_blocks)]
+    terms = [
+        LogitsDistillation(temperature=temperature, ignore_label=ignored_label, name="soft_masked_tokens"),
+        FeatureDistillation(losses.HiddenStates("cosine"), *last, mask_layer_name=mask, name="hidden_direction"),
+    ]
+    # Shares of 8: the labels have 2, and of the other 6 the soft targets 5 and the hidden states 1.
+    return Distiller(teacher, student, terms, [5.0 / 6.0, 1.0 / 6.0], student_loss_weight=2.0 / 8.0)
+
+
+class TinyBert(NamedTuple):
+    """The two stages of TinyBERT on one pair of models.
+
+    Attributes:
+        intermediate: hidden states and attention, without labels: first on general text, then on the task's text.
+        prediction: soft cross-entropy of the task's logits, at temperature 1.
+    """
+
+    intermediate: Distiller
+    prediction: Distiller
+
+
+def tinybert(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    teacher_blocks: int,
+    student_blocks: int,
+    block: str = BLOCK,
+    embeddings: str = EMBEDDINGS,
+    mask: str | None = MASK,
+) -> TinyBert:
+    """Return the two stages in which a narrow student learns its teacher's layers and then its answers (TinyBERT).
+
+    Choose it where the student is narrower than its teacher, so that no weights can be copied. Fit ``intermediate`` on
+    unlabelled general text, with the pre-trained teacher; build the stages again with the teacher that was trained for
+    the task, and fit ``intermediate`` and then ``prediction`` on the task's texts and those of ``data.augment_tokens``.
+    Heads of attention must be as many in both models.
+
+    Formula: sum over blocks of MSE(attention scores) + MSE(hidden states behind a linear map), and MSE of embeddings;
+    then cross-entropy to the teacher's distribution.
+
+    Args:
+        teacher: a trained model.
+        student: a smaller one; its weights are trained in place, by both stages.
+        teacher_blocks: how many transformer blocks the teacher has.
+        student_blocks: how many the student has; block i learns from the last of its part, ``every_other``.
+        block: path of a block with ``{}`` for its number, from 0.
+        embeddings: path of the embeddings.
+        mask: tap that is true where there is a token; None where Keras' own masks tell.
+
+    Returns:
+        The two distillers, not compiled; neither needs labels.
+
+    Raises:
+        ValueError: if a layer does not exist, or a number is out of bounds.
+
+    Example:
+        >>> callable(tinybert)  # see the guide "BERT to a small model"
+        True
+
+    Reference:
+        Jiao et al., "TinyBERT: Distilling BERT for Natural Language Understanding", 2020, arXiv:1909.10351, eq. 5-11.
+        Differs: nothing.
+    """
+    pairs = list(enumerate(every_other(teacher_blocks, student_blocks)))
+    layers = [(embeddings, embeddings), *((block.format(t), block.format(s)) for s, t in pairs)]
+    terms = [
+        FeatureDistillation(losses.HiddenStates(), *names, adapter="auto", mask_layer_name=mask) for names in layers
+    ]
+    for s, t in pairs:
+        sides = [_parts(block.format(index), ("query", "key")) for index in (t, s)]
+        scores = {"adapter": adapters.AttentionScores(), "teacher_adapter": adapters.AttentionScores()}
+        terms.append(FeatureDistillation(losses.AttentionMaps(), *sides, mask_layer_name=mask, **scores))
+    soft = LogitsDistillation(temperature=1.0, loss="categorical_crossentropy")
+    return TinyBert(
+        Distiller(teacher, student, terms, student_loss_weight=0.0, name="tinybert_intermediate"),
+        Distiller(teacher, student, [soft], student_loss_weight=0.0, name="tinybert_prediction"),
+    )
+
+
+def minilm(
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    teacher_blocks: int,
+    student_blocks: int,
+    num_relation_heads: int = 12,
+    block: str = BLOCK,
+    mask: str | None = MASK,
+) -> Distiller:
+    """Return a distiller of the last block's self-attention relations (MiniLM, version 2).
+
+    Choose it where widths and heads differ and no map of layers is wanted; it needs neither labels nor copied weights.
+
+    Args:
+        teacher: a trained model.
+        student: a smaller one.
+        teacher_blocks: how many transformer blocks the teacher has.
+        student_blocks: how many the student has.
+        num_relation_heads: >= 1, must divide both widths.
+        block: path of a block with ``{}`` for its number, from 0.
+        mask: tap that is true where there is a token; None where Keras' own masks tell.
+
+    Returns:
+        A ``Distiller``, not compiled.
+
+    Raises:
+        ValueError: if a layer does not exist, or a number is out of bounds.
+
+    Example:
+        >>> callable(minilm)  # see the guide "BERT to a small model"
+        True
+
+    Reference:
+        Wang et al., "MiniLMv2: Multi-Head Self-Attention Relation Distillation", 2021, arXiv:2012.15828, eq. 5 to 7.
+        Differs: nothing.
+    """
+    counts = [integer("minilm", "blocks", count, low=1) - 1 for count in (teacher_blocks, student_blocks)]
+    sides = [_parts(block.format(index), ("query", "key", "value")) for index in counts]
+    term = FeatureDistillation(losses.SelfAttentionRelation(num_relation_heads), *sides, mask_layer_name=mask)
+    return Distiller(teacher, student, [term], student_loss_weight=0.0)
+
+
+def bert_to_bilstm(
+    teacher: keras.Model,
+    *,
+    vocabulary_size: int,
+    num_classes: int,
+    embedding_width: int = 100,
+    width: int = 100,
+    student_loss_weight: float = 0.0,
+) -> Distiller:
+    """Return a distiller of a transformer's logits into one bidirectional LSTM (BERT to BiLSTM).
+
+    Choose it for a student of a small fraction of the latency; train it on augmented or unlabelled text, since the
+    labelled texts alone are too few. The student takes the teacher's inputs and reads ``token_ids`` alone; id 0 is
+    padding.
+
+    Formula: mean squared difference of logits, and a share of the labels' cross-entropy.
+
+    Args:
+        teacher: a trained classifier with an input ``token_ids``.
+        vocabulary_size: >= 2, ids of tokens.
+        num_classes: >= 2.
+        embedding_width: >= 1.
+        width: >= 1, units in each direction.
+        student_loss_weight: 0 to 1, share of the labels.
+
+    Returns:
+        A ``Distiller``, not compiled; ``distiller.student`` is the BiLSTM.
+
+    Raises:
+        ValueError: if the teacher has no such input, or a number is out of bounds.
+
+    Example:
+        >>> ids = keras.Input((6,), dtype="int32", name="token_ids")
+        >>> words = keras.layers.Embedding(20, 4)(ids)
+        >>> teacher = keras.Model({"token_ids": ids}, keras.layers.Dense(2)(keras.layers.Flatten()(words)))
+        >>> bert_to_bilstm(teacher, vocabulary_size=20, num_classes=2, width=8).student.output_shape
+        (None, 2)
+
+    Reference:
+        Tang et al., "Distilling Task-Specific Knowledge from BERT into Simple Neural Networks", 2019, arXiv:1903.12136.
+        Differs: nothing.
+    """
+    owner = "bert_to_bilstm"
+    structure = getattr(teacher, "_inputs_struct", None)
+    inputs = structure if isinstance(structure, dict) else {}
+    if "token_ids" not in inputs:
+        raise error(owner, "a teacher with a dictionary of inputs that has 'token_ids'", f"{sorted(inputs)}")
+    own = {name: keras.Input(each.shape[1:], dtype=each.dtype, name=name) for name, each in inputs.items()}
+    sizes = {"vocabulary_size": vocabulary_size, "num_classes": num_classes}
+    for name, value in sizes.items():
+        integer(owner, name, value, low=2)
+    words = keras.layers.Embedding(vocabulary_size, embedding_width, mask_zero=True)(own["token_ids"])
+    states = keras.layers.Bidirectional(keras.layers.LSTM(width))(words)
+    hidden = keras.layers.Dense(width, activation="relu")(states)
+    student = keras.Model(own, keras.layers.Dense(num_classes)(hidden), name="bilstm")
+    return Distiller(teacher, student, _logit_matching(), student_loss_weight=student_loss_weight)
+
+
+def _logit_matching() -> LogitsDistillation:
+    return LogitsDistillation(temperature=1.0, loss=losses.LogitMatching())
+
+
+def _parts(block: str, parts: Sequence[str]) -> list[str]:
+    return [f"{block}/self_attention_layer/{part}" for part in parts]
