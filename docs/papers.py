@@ -140,6 +140,22 @@ FORMULAS = {
     "FeatureDistillation": "B",
     "HierarchicalDistillation": "B",
     "LogitsDistillation": "A1",
+    # Not in that reference: the formula stands in the docstring alone.
+    "center_boxes": "–",
+    "CenterBoxes": "–",
+    "center_heatmaps": "–",
+    "CenterHeatmaps": "–",
+    "channel_distributions": "–",
+    "ChannelDistributions": "–",
+    "edge_distributions": "–",
+    "EdgeDistributions": "–",
+    "foreground_features": "–",
+    "normalized_features": "–",
+    "NormalizedFeatures": "–",
+    "pixel_similarities": "–",
+    "PixelSimilarities": "–",
+    "confident_targets": "–",
+    "ConfidentTargets": "–",
 }
 SECTIONS = {
     "regimes": "A12-A15",

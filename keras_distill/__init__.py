@@ -6,7 +6,7 @@ import pkgutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["DistillationLoss", "Distiller", "FeatureDistillation", "LogitsDistillation", "NonFiniteLossError"]
 

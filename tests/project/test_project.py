@@ -250,4 +250,6 @@ def test_the_workflow_runs_what_ci_runs_on_every_python_that_is_promised(facts):
 def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == keras_distill.__version__ and citation["license"] == "Apache-2.0"
+    released = re.findall(r"^## (\d\S*) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released[0] == (citation["version"], str(citation["date-released"])), "the newest entry of CHANGELOG.md"
     assert {"cff-version", "title", "authors", "message", "date-released"} <= set(citation)
