@@ -257,7 +257,7 @@ class Regime(Trainer, abc.ABC):
         return self.compute_metrics(batch.inputs, batch.labels, outputs, sample_weight=batch.weights)
 
     def _states_of_training(self) -> dict[str, Any]:
-        return states_of_training(list(self.players.values()), _listeners(self._hidden.members))
+        return states_of_training([self], _listeners(self._hidden.members))
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as the saved regime was, with optimizers whose state can be loaded.

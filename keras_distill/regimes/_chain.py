@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -101,9 +102,9 @@ class AssistantChain(Driver):
         """Return one training for each assistant, then that of the student."""
         for number, model in enumerate(self._models):
             name = "student" if number == len(self.assistants) else f"assistant_{number}"
-            yield Training(name, lambda done, model=model: self._taught(done, model))
+            yield Training(name, functools.partial(self._taught, model))
 
-    def _taught(self, done: list[keras.Model], model: keras.Model) -> Distiller:
+    def _taught(self, model: keras.Model, done: list[keras.Model]) -> Distiller:
         larger = [self.teacher, *done]
         guide = larger[-1] if self.guides == "nearest" or len(larger) == 1 else Ensemble(larger, combine="mean_loss")
         term = LogitsDistillation(4.0) if self.term is None else type(self.term).from_config(self.term.get_config())

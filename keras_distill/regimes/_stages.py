@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ class Stages(Driver):
         for name, stage in zip(self._names, self.stages, strict=True):
             yield Training(
                 name,
-                lambda done, stage=stage: self._trainer(stage, done),
+                functools.partial(self._trainer, stage),
                 {**stage.compile_arguments, **_own_optimizer(stage)},
                 {"epochs": stage.epochs},
             )

@@ -1,0 +1,163 @@
+"""A student without data: each objective is its formula, gradients reach the generator through the frozen teacher."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_distill import NonFiniteLossError, callbacks, regimes, teachers
+from tests.models import log_softmax, mlp, softmax
+
+RNG = np.random.default_rng(0)
+T, S = (RNG.normal(size=(8, 4)).astype("float32") for _ in "ts")
+SHOWN = regimes.Shown(T, S, {"hidden": RNG.normal(size=(8, 5)).astype("float32")})
+
+
+def normalized(seed=0):
+    init = keras.initializers.GlorotUniform(seed=seed)
+    layers = [keras.layers.Dense(8, kernel_initializer=init), keras.layers.BatchNormalization(name="norm"),
+              keras.layers.ReLU(name="hidden"), keras.layers.Dense(4, kernel_initializer=init)]  # fmt: skip
+    return keras.Sequential([keras.Input((6,)), *layers])
+
+
+def generator(seed=7):
+    return mlp(8, 6, inputs=3, seed=seed, activation="tanh")
+
+
+@pytest.mark.parametrize(("distance", "expected"), [
+    ("l1", np.abs(T.astype("float64") - S).mean()),
+    ("mse", ((T.astype("float64") - S) ** 2).mean()),
+    ("kl", (softmax(T) * (log_softmax(T) - log_softmax(S))).sum(-1).mean()),
+])  # fmt: skip
+def test_disagreement_is_the_distance_and_its_negative(distance, expected):
+    objective = regimes.Disagreement(distance)
+    assert float(objective.student_loss(SHOWN)) == pytest.approx(expected, rel=1e-5)
+    assert float(objective.generator_loss(SHOWN, None)) == pytest.approx(-expected, rel=1e-5)
+
+
+def test_class_inversion_is_the_formula_and_objectives_add_up():
+    objective = regimes.ClassInversion(1.0, 5.0, 0.1, "hidden")
+    certainty = -log_softmax(T)[np.arange(8), T.argmax(-1)].mean()
+    share = softmax(T).mean(0)
+    expected = certainty + 5.0 * (share * np.log(share)).sum() - 0.1 * np.abs(SHOWN.taps["hidden"]).mean()
+    assert float(objective.generator_loss(SHOWN, None)) == pytest.approx(expected, rel=1e-5)
+    total = (regimes.Disagreement() + objective).generator_loss(SHOWN, None)
+    assert float(total) == pytest.approx(expected - np.abs(T - S).mean(), rel=1e-5)
+
+
+def test_batch_statistics_is_zero_at_the_teachers_own():
+    teacher = normalized()
+    features = RNG.normal(size=(64, 8)).astype("float32")
+    norm = teacher.get_layer("norm")
+    shown = regimes.Shown(T, S, {"norm:input": features})
+    expected = (features.mean(0) ** 2).sum() + ((features.var(0) - 1) ** 2).sum()  # moving statistics 0 and 1
+    objective = regimes.BatchStatistics()
+    assert float(objective.generator_loss(shown, teacher)) == pytest.approx(expected, rel=1e-4)
+    norm.moving_mean.assign(features.mean(0))
+    norm.moving_variance.assign(features.var(0))
+    assert float(objective.generator_loss(shown, teacher)) == pytest.approx(0.0, abs=1e-8)
+
+
+def made(objective=None, **kwargs):
+    teacher, student = normalized(1), mlp(8, 4, seed=2)
+    return regimes.DataFree(teacher, student, generator(), objective, **{"student_steps": 2, **kwargs})
+
+
+def test_the_generators_step_is_the_gradient_through_the_frozen_teacher():
+    regime = made(student_steps=1)
+    teacher_before, start = regime.teacher.get_weights(), regime.generator.get_weights()
+    regime.compile({"student": keras.optimizers.SGD(0.0), "generator": keras.optimizers.SGD(0.1)})
+    state = regime.noise.state.numpy()
+    regime.fit(steps=1, epochs=1, batch_size=8, verbose=0)
+    regime.noise.state.assign(state)
+    keras.random.normal((8, 3), seed=regime.noise)  # the student's examples
+    noise = keras.random.normal((8, 3), seed=regime.noise)
+    after = regime.generator.get_weights()
+    regime.generator.set_weights(start)
+    with tf.GradientTape() as tape:
+        x = regime.generator(noise)
+        loss = -tf.reduce_mean(tf.abs(regime.teacher(x, training=False) - regime.student(x)))
+    for got, want, step in zip(after, start, tape.gradient(loss, regime.generator.trainable_weights), strict=True):
+        np.testing.assert_allclose(got, want - 0.1 * step.numpy(), atol=1e-6)
+        assert np.abs(step).max() > 0
+    for one, two in zip(teacher_before, regime.teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("mode", [{}, {"jit_compile": True}, {"steps_per_execution": 2}], ids=str)
+def test_a_student_comes_closer_to_its_teacher_on_real_data(mode):
+    regime = made(regimes.Disagreement() + regimes.ClassInversion(0.0, 1.0) + regimes.BatchStatistics(0.01))
+    regime.compile(keras.optimizers.Adam(0.01), keras.losses.MeanAbsoluteError(), **mode)
+    x = RNG.normal(size=(256, 6)).astype("float32")
+    logits = np.asarray(regime.teacher(x))
+    before = np.abs(logits - np.asarray(regime.student(x))).mean()
+    history = regime.fit(steps=40, epochs=3, batch_size=32, verbose=0, validation_data=(x, logits)).history
+    assert history["val_loss"][-1] < 0.6 * before
+    assert history["val_loss"][-1] == pytest.approx(np.abs(logits - np.asarray(regime.student(x))).mean(), rel=1e-4)
+    assert set(history) >= {"student_loss", "generator_loss", "class_balance", "val_loss"}
+    assert "val_generator_loss" not in history
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    def run(*extra):
+        regime = made()
+        regime.compile("adam")
+        regime.fit(steps=4, epochs=2, batch_size=8, verbose=0, callbacks=list(extra))
+        return regime
+
+    whole = run()
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks.Backup(tmp_path), Stop())
+    for one, two in zip(whole.get_weights(), run(callbacks.Backup(tmp_path)).get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_nan_in_the_generator_holds_the_student_back():
+    regime = made()
+    regime.compile("adam")
+    regime.generator.layers[0].kernel.assign(np.full((3, 8), np.nan))
+    before = regime.student.get_weights()
+    with pytest.raises(NonFiniteLossError, match=r"DataFree: .* at step 0"):
+        regime.fit(steps=2, epochs=1, batch_size=8, verbose=0)
+    for one, two in zip(before, regime.student.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_collapsed_generator_is_named():
+    regime = made()
+    regime.teacher.layers[-1].bias.assign([50.0, 0.0, 0.0, 0.0])
+    regime.compile("sgd")
+    with pytest.warns(UserWarning, match="the generator may have collapsed"):
+        regime.fit(steps=1, epochs=1, batch_size=8, verbose=0)
+
+
+@pytest.mark.parametrize("shape", [(5,), (7, 9, 2), (28, 28, 1)])
+def test_a_generator_fits_the_teachers_input_and_examples_repeat(shape):
+    teacher = keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(3)])
+    maker = regimes.make_generator(teacher, noise_size=4, width=8)
+    one, two = (regimes.synthesize(maker, 3, seed=1, batch_size=size) for size in (3, 2))
+    assert one.shape == (3, *shape)
+    np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: regimes.DataFree(mlp(4), mlp(4, seed=1), mlp(5, inputs=3)), "a generator whose outputs the teacher"),
+        (lambda: regimes.DataFree(mlp(4), mlp(3, seed=1), generator()), "the same number of classes, got 4 and 3"),
+        (lambda: made(regimes.BatchStatistics()) and regimes.DataFree(
+            mlp(4), mlp(4, seed=1), generator(), regimes.BatchStatistics()), "expected a teacher with BatchNorm"),
+        (lambda: made("l1"), r"expected an objective such as Disagreement\('l1'\)"),
+        (lambda: regimes.Disagreement("l2"), "expected distance to be one of 'l1', 'kl', 'mse'"),
+        (lambda: regimes.DataFree(teachers.VirtualTeacher(0.9), mlp(4)), "a teacher that is run on synthetic examples"),
+        (lambda: made(student_steps=0), "expected student_steps to be an integer >= 1"),
+    ],
+)  # fmt: skip
+def test_bad_input(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
