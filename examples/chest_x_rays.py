@@ -60,9 +60,7 @@ def main():
     alone = fit(network(shape, classes, 8, 50), 50)
     student = network(shape, classes, 8, 50)
     fit(Distiller(ensemble, student, LogitsDistillation(2.0), student_loss_weight=0.1), 50)
-    print(
-        f"{members[0].count_params()} parameters in each of {len(members)} members, {student.count_params()} in the student"
-    )
+    print(f"{len(members)} members of {members[0].count_params()} parameters, a student of {student.count_params()}")
     for name, model in (("ensemble", ensemble), ("student alone", alone), ("student distilled", student)):
         logits = [model.predict(each.inputs, batch_size=512, verbose=0) for each in (validation, test)]
         scaler = calibration.TemperatureScaler().fit(logits[0], validation.labels)
