@@ -55,7 +55,8 @@ def sample_tasks(
 
     Args:
         tasks: name of the student's output -> (x, labels); x an array or a structure of arrays, alike in all tasks;
-            labels (examples, ...).
+            labels (examples, ...): integers, one per example or per token, or floats whose last axis
+            is one row of targets.
         batch_size: >= 1.
         exponent: 0 to 1, see ``task_probabilities``.
         num_batches: >= 1, batches of an epoch; None: as many as all examples fill.
@@ -84,7 +85,7 @@ def sample_tasks(
     parts = []
     for index, (name, (x, y)) in enumerate(tasks.items()):
         fill = {other: tf.zeros(each.shape[1:], each.dtype) for other, each in labels.items()}
-        weight = {other: tf.constant(float(other == name)) for other in labels}
+        weight = {other: tf.fill(_weight_shape(each), float(other == name)) for other, each in labels.items()}
 
         def complete(x: Any, y: Any, name: str = name, fill: dict = fill, weight: dict = weight) -> Any:
             return x, {**fill, name: y}, weight
@@ -105,6 +106,11 @@ def _size(owner: str, name: str, x: Any, y: Any) -> int:
     if len(counts) != 1 or 0 in counts:
         raise error(owner, f"as many inputs as labels for {name!r}, at least one", f"{sorted(counts)}")
     return counts.pop()
+
+
+def _weight_shape(labels: np.ndarray) -> tuple[int, ...]:
+    """Return the shape of one example's weight: one per class id, one per row of a distribution."""
+    return labels.shape[1:] if labels.dtype.kind in "iub" else labels.shape[1:-1]
 
 
 def _check_alike(owner: str, inputs: Mapping[str, Any]) -> None:

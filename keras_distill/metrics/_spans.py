@@ -156,4 +156,5 @@ def _tags(
             bad = side[kept][(side[kept] < 0) | (side[kept] >= len(tag_names))][0]
             raise error(owner, f"tags from 0 to {len(tag_names) - 1}", int(bad))
     names = np.array(list(tag_names), dtype=object)
-    return tuple([names[row[keep]].tolist() for row, keep in zip(side, kept, strict=True)] for side in (right, found))
+    named = [[names[row[keep]].tolist() for row, keep in zip(side, kept, strict=True)] for side in (right, found)]
+    return named[0], named[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 
@@ -83,7 +83,9 @@ def distilbert(
     last = [block.format(integer("distilbert", "blocks", n, low=1) - 1) for n in (teacher_blocks, student_blocks)]
     terms = [
         LogitsDistillation(temperature=temperature, ignore_label=ignored_label, name="soft_masked_tokens"),
-        FeatureDistillation(losses.HiddenStates("cosine"), *last, mask_layer_name=mask, name="hidden_direction"),
+        FeatureDistillation(
+            losses.HiddenStates("cosine"), last[0], last[1], mask_layer_name=mask, name="hidden_direction"
+        ),
     ]
     # Shares of 8: the labels have 2, and of the other 6 the soft targets 5 and the hidden states 1.
     return Distiller(teacher, student, terms, [5.0 / 6.0, 1.0 / 6.0], student_loss_weight=2.0 / 8.0)
@@ -152,7 +154,7 @@ def tinybert(
     for s, t in pairs:
         sides = [_parts(block.format(index), ("query", "key")) for index in (t, s)]
         scores = {"adapter": adapters.AttentionScores(), "teacher_adapter": adapters.AttentionScores()}
-        terms.append(FeatureDistillation(losses.AttentionMaps(), *sides, mask_layer_name=mask, **scores))
+        terms.append(_feature_term(losses.AttentionMaps(), *sides, mask, **scores))
     soft = LogitsDistillation(temperature=1.0, loss="categorical_crossentropy")
     return TinyBert(
         Distiller(teacher, student, terms, student_loss_weight=0.0, name="tinybert_intermediate"),
@@ -199,7 +201,7 @@ def minilm(
     """
     counts = [integer("minilm", "blocks", count, low=1) - 1 for count in (teacher_blocks, student_blocks)]
     sides = [_parts(block.format(index), ("query", "key", "value")) for index in counts]
-    term = FeatureDistillation(losses.SelfAttentionRelation(num_relation_heads), *sides, mask_layer_name=mask)
+    term = _feature_term(losses.SelfAttentionRelation(num_relation_heads), *sides, mask)
     return Distiller(teacher, student, [term], student_loss_weight=0.0)
 
 
@@ -263,6 +265,10 @@ def bert_to_bilstm(
 
 def _logit_matching() -> LogitsDistillation:
     return LogitsDistillation(temperature=1.0, loss=losses.LogitMatching())
+
+
+def _feature_term(loss: Any, teacher: list[str], student: list[str], mask: str | None, **more: Any) -> Any:
+    return FeatureDistillation(loss, teacher, student, mask_layer_name=mask, **more)  # type: ignore[arg-type]
 
 
 def _parts(block: str, parts: Sequence[str]) -> list[str]:

@@ -97,6 +97,13 @@ def test_tasks_are_drawn_by_size_and_labels_of_other_tasks_never_count():
     assert weight_b.mean() == pytest.approx(1 / 9, abs=0.02)  # (250 / 4000) ** 0.75 = 1 / 8
 
 
+def test_labels_per_token_get_weights_per_token():
+    tags = np.ones((12, 5), "int32")
+    mixed = data.sample_tasks({"tags": (X, tags), "a": (X, Y), "soft": (X, np.eye(3)[Y])}, batch_size=6)
+    _, _, weights = next(iter(mixed))
+    assert {name: tuple(each.shape) for name, each in weights.items()} == {"tags": (6, 5), "a": (6,), "soft": (6,)}
+
+
 def test_a_teacher_of_one_task_does_not_move_the_head_of_the_other():
     teacher, student = model(0, "ab"), model(1, "ab")
     made = Distiller(teacher, student, LogitsDistillation(temperature=1.0))
