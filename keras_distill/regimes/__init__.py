@@ -1,10 +1,13 @@
 """Who teaches whom, and when: peers, generations, chains, stages, folds, policies, and models fused into one."""
 
 from keras_distill.regimes._adversaries import BatchStatistics, ClassInversion, Disagreement, GeneratorObjective, Shown
+from keras_distill.regimes._averaging import average_weights, greedy_soup
 from keras_distill.regimes._base import Measured, Regime, Round
 from keras_distill.regimes._chain import AssistantChain
 from keras_distill.regimes._data_free import DataFree
 from keras_distill.regimes._driver import Alone
+from keras_distill.regimes._folds import CrossValidation, OutOfFold, cross_fit, cross_validate
+from keras_distill.regimes._fusion import Amalgamation, amalgamate, fuse
 from keras_distill.regimes._generations import BornAgain
 from keras_distill.regimes._generators import make_generator, synthesize
 from keras_distill.regimes._mutual import MutualLearning
@@ -14,15 +17,18 @@ from keras_distill.regimes._text import TinyBert, bert_to_bilstm, distilbert, ev
 
 __all__ = [
     "Alone",
+    "Amalgamation",
     "AssistantChain",
     "BatchStatistics",
     "BornAgain",
     "ClassInversion",
+    "CrossValidation",
     "DataFree",
     "Disagreement",
     "GeneratorObjective",
     "Measured",
     "MutualLearning",
+    "OutOfFold",
     "PolicyDistiller",
     "PolicyReturn",
     "Regime",
@@ -31,9 +37,15 @@ __all__ = [
     "Stage",
     "Stages",
     "TinyBert",
+    "amalgamate",
+    "average_weights",
     "bert_to_bilstm",
+    "cross_fit",
+    "cross_validate",
     "distilbert",
     "every_other",
+    "fuse",
+    "greedy_soup",
     "make_generator",
     "minilm",
     "policy_return",
