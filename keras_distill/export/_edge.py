@@ -22,6 +22,7 @@ from keras_distill.export._runtimes import FORMATS, Runtime, flat_outputs, laten
 from keras_distill.export._staging import staged_files
 from keras_distill.export._student import CHECK_BATCH, check_student, in_float32, run_student
 from keras_distill.export._warmup import load_extra
+from keras_distill.students import quantized_bits, quantized_litert
 
 #: Most examples that int8 calibration reads.
 MOST_REPRESENTATIVE = 500
@@ -29,6 +30,8 @@ MOST_REPRESENTATIVE = 500
 LEAST_KERAS = {"litert": (3, 15), "onnx": (3, 12), "openvino": (3, 13)}
 #: By precision: largest difference of probabilities, and least agreement of classes.
 _LIMITS = {None: (1e-4, 0.999), "float16": (2e-2, 0.99), "dynamic": (0.2, 0.97), "int8": (0.5, 0.95)}
+#: The same for trained quantisation, by bits of the activations.
+_TRAINED_LIMITS = {8: (0.5, 0.999), None: (0.5, 0.995)}
 
 
 def litert(
@@ -57,7 +60,8 @@ def litert(
         student: a built ``keras.Model``.
         path: ends in ``.tflite``; replaced if it exists.
         quantize: None (float32), ``"float16"`` (half the size), ``"dynamic"`` (weights in 8 bits) or ``"int8"``
-            (weights and activations in 8 bits; needs ``representative_data``).
+            (weights and activations in 8 bits; needs ``representative_data``). A student from
+            ``students.quantization_aware`` takes None: its trained quantisation is what is written.
         representative_data: for int8: real inputs as the student takes them, or a ``tf.data.Dataset`` of batches of
             them; at most 500 examples are read.
         check_inputs: real examples to compare on; None makes some up.
@@ -66,7 +70,8 @@ def litert(
         task: as in ``saved_model``.
         tolerance: largest difference allowed, of probabilities. None: 1e-4 in float32, 0.02 in float16, 0.2 for
             dynamic, 0.5 for int8 (one example near a decision boundary; ``min_agreement`` is what counts there).
-        min_agreement: least fraction of examples with the student's class. None: 0.999, 0.99, 0.97, 0.95.
+        min_agreement: least fraction of examples with the student's class. None: 0.999, 0.99, 0.97, 0.95; for trained
+            quantisation 0.999 with 8-bit activations, else 0.995.
         input_signature: as in ``saved_model``.
         latency_batch_sizes: batch sizes that are timed on one thread; empty for none.
         card: what you know about the student, for the ``MODEL_CARD.md`` and ``distillation.json`` beside the file; the
@@ -102,7 +107,14 @@ def litert(
         options["representative_dataset"] = lambda: _one_by_one(inputs, examples)
         options["target_spec"] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]}
     settings = dict(check_inputs=check_inputs, check_labels=check_labels, from_logits=from_logits, task=task)
-    limits = _limits(owner, quantize, tolerance, min_agreement)
+    usual = _LIMITS[quantize]
+    trained = quantized_bits(student)
+    if trained is not None:
+        if quantize is not None:
+            expected = "quantize=None for a student from quantization_aware"
+            raise error(owner, expected, repr(quantize), "Its trained quantisation is what is written")
+        usual = _TRAINED_LIMITS[trained[1]]
+    limits = _limits(owner, usual, tolerance, min_agreement)
     return _export(owner, student, path, ".tflite", inputs, options, settings, limits, latency_batch_sizes, card)
 
 
@@ -151,7 +163,7 @@ def onnx(
     inputs = describe_inputs(owner, student, input_signature, check_inputs)
     options = {} if opset_version is None else {"opset_version": integer(owner, "opset_version", opset_version, low=7)}
     settings = dict(check_inputs=check_inputs, check_labels=check_labels, from_logits=from_logits, task=task)
-    limits = _limits(owner, None, tolerance, min_agreement)
+    limits = _limits(owner, _LIMITS[None], tolerance, min_agreement)
     return _export(owner, student, path, ".onnx", inputs, options, settings, limits, latency_batch_sizes, card)
 
 
@@ -197,14 +209,14 @@ def openvino(
     check_student(owner, student)
     inputs = describe_inputs(owner, student, input_signature, check_inputs)
     settings = dict(check_inputs=check_inputs, check_labels=check_labels, from_logits=from_logits, task=task)
-    limits = _limits(owner, None, tolerance, min_agreement)
+    limits = _limits(owner, _LIMITS[None], tolerance, min_agreement)
     return _export(owner, student, path, ".xml", inputs, {}, settings, limits, latency_batch_sizes, card)
 
 
 def _limits(
-    owner: str, quantize: str | None, tolerance: float | None, min_agreement: float | None
+    owner: str, usual: tuple[float, float], tolerance: float | None, min_agreement: float | None
 ) -> tuple[float, float]:
-    usual_tolerance, usual_agreement = _LIMITS[quantize]
+    usual_tolerance, usual_agreement = usual
     if tolerance is not None:
         usual_tolerance = number(owner, "tolerance", tolerance, low=0)
     if min_agreement is not None:
@@ -270,6 +282,9 @@ def keras_writes(kind: str) -> bool:
 
 
 def _convert(owner: str, kind: str, student: keras.Model, path: Path, inputs: Inputs, options: dict[str, Any]) -> None:
+    if kind == "litert" and quantized_bits(student) is not None:
+        path.write_bytes(quantized_litert(owner, student))
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the converters' own; a wrong file does not get past the comparison

@@ -3,9 +3,22 @@
 from keras_distill.students._built import Budget, Built
 from keras_distill.students._cost import Cost, cost
 from keras_distill.students._factorize import factorize
+from keras_distill.students._fold import fold_batch_normalization
 from keras_distill.students._from_teacher import from_teacher
 from keras_distill.students._heads import GaussianHead, MemberHeads, MixtureHead, NormalInverseGammaHead
 from keras_distill.students._neighbours import NearestItems, retriever
+from keras_distill.students._quantization import (
+    freeze_quantization,
+    quantization_aware,
+    quantized_bits,
+    quantized_litert,
+)
+from keras_distill.students._quantizers import (
+    ActivationQuantizer,
+    QuantizedConv2D,
+    QuantizedDense,
+    QuantizedDepthwiseConv2D,
+)
 from keras_distill.students._soft_tree import (
     Rule,
     SoftDecisionTree,
@@ -18,6 +31,7 @@ from keras_distill.students._soft_tree import (
 from keras_distill.students._unsure import UncertaintySplit, hydra, with_uncertainties, with_uncertainty_head
 
 __all__ = [
+    "ActivationQuantizer",
     "Budget",
     "Built",
     "Cost",
@@ -26,6 +40,9 @@ __all__ = [
     "MixtureHead",
     "NearestItems",
     "NormalInverseGammaHead",
+    "QuantizedConv2D",
+    "QuantizedDense",
+    "QuantizedDepthwiseConv2D",
     "Rule",
     "SoftDecisionTree",
     "TreePaths",
@@ -34,8 +51,13 @@ __all__ = [
     "UncertaintySplit",
     "cost",
     "factorize",
+    "fold_batch_normalization",
+    "freeze_quantization",
     "from_teacher",
     "hydra",
+    "quantization_aware",
+    "quantized_bits",
+    "quantized_litert",
     "retriever",
     "soft_tree_loss",
     "tree_figure",

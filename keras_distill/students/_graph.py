@@ -77,6 +77,17 @@ def nodes(graph: Any) -> list[Any]:
     return [node for node in ordered if node.operation is not None and not node.is_input]
 
 
+def readers(graph: Any) -> dict[int, list[Any]]:
+    """Return for each tensor, by id, the nodes that read it; None stands for the model's outputs."""
+    found: dict[int, list[Any]] = {}
+    for node in nodes(graph):
+        for tensor in node.input_tensors:
+            found.setdefault(id(tensor), []).append(node)
+    for tensor in graph.outputs:
+        found.setdefault(id(tensor), []).append(None)
+    return found
+
+
 def flat(values: Any) -> list[Any]:
     """Return results of a call as a flat list."""
     return list(keras.tree.flatten(values))
@@ -108,14 +119,16 @@ class Builder:
         source: the model to rebuild.
         replace: ``replace(builder, path, node, args, kwargs)`` returns the results of a node in the new graph, or None
             to have the layer copied with its weights.
+        entry: applied to each input of the model before anything reads it.
 
     A layer that was frozen because the whole model was (a teacher that a ``Distiller`` held) becomes trainable again;
     compile settings are not copied.
     """
 
-    def __init__(self, source: keras.Model, replace: Callable[..., Sequence[Any] | None]) -> None:
+    def __init__(self, source: keras.Model, replace: Callable[..., Sequence[Any] | None], entry: Any = None) -> None:
         self.source = source
         self.replace = replace
+        self.entry = entry
         self._made: dict[int, Any] = {}
         self._given: set[int] = set()
         self._thaw = not source.trainable
@@ -150,7 +163,8 @@ class Builder:
         inputs = keras.tree.map_structure(
             lambda tensor: keras.Input(batch_shape=next(given), dtype=tensor.dtype, name=tensor.name), structure
         )
-        outputs = run(model, flat(inputs), self._visit, prefix)
+        entered = [self.entry(tensor) for tensor in flat(inputs)] if self.entry and not prefix else flat(inputs)
+        outputs = run(model, entered, self._visit, prefix)
         packed = keras.tree.pack_sequence_as(graph._outputs_struct, outputs)
         new = keras.Model(inputs, packed, name=model.name)
         if isinstance(model, keras.Sequential) and _is_chain(new):

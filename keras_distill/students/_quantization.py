@@ -1,0 +1,275 @@
+"""Quantisation-aware students: what is trained is what the LiteRT file runs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_distill._checks import choice, error
+from keras_distill.students import _graph, _litert
+from keras_distill.students._fold import fold_batch_normalization
+from keras_distill.students._inputs import check_inputs, input_batches
+from keras_distill.students._quantizers import BITS, PLAIN, QUANTIZED, ActivationQuantizer
+
+_OWNER = "quantization_aware"
+layers = keras.layers
+#: Layers whose result has the scale of what they read: no quantiser of their own.
+_SAME_SCALE = (
+    layers.Flatten,
+    layers.Reshape,
+    layers.Permute,
+    layers.Dropout,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.GaussianNoise,
+    layers.GaussianDropout,
+    layers.Identity,
+    layers.ZeroPadding2D,
+    layers.Cropping2D,
+    layers.MaxPooling1D,
+    layers.MaxPooling2D,
+    layers.GlobalMaxPooling1D,
+    layers.GlobalMaxPooling2D,
+    layers.Embedding,
+    ActivationQuantizer,
+)
+#: LiteRT gives these results one fixed scale.
+_FIXED = {"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
+_FUSED = ("linear", "relu", "relu6")
+
+
+def quantization_aware(
+    model: keras.Model, weight_bits: int = 8, activation_bits: int | None = 8, *, data: Any = None
+) -> keras.Model:
+    """Return a copy of a model that computes as its quantised LiteRT file will, to be trained by distillation.
+
+    Choose it for int8 when plain ``export.litert(..., quantize="int8")`` costs too much accuracy, and for fewer bits
+    always. Distil it for some epochs with the float model as teacher and a small learning rate, call
+    ``freeze_quantization`` for the last of them, then ``export.litert(student, path)``: it writes the trained
+    quantisation, and checks that the file agrees with the student.
+
+    Batch normalisation is folded first. Conv2D, DepthwiseConv2D and Dense compute with weights of ``weight_bits`` bits,
+    one scale per output channel; their gradient passes straight through the rounding. With ``activation_bits=8`` the
+    inputs, and what flows between layers, is rounded to 8 bits within a moving range. Other layers with weights stay
+    in float.
+
+    Args:
+        model: a built Functional or Sequential model; nested and shared layers too. It is not changed.
+        weight_bits: 8, 4, 3 or 2. Files store 8, 4, 8 and 4 bits; 4 needs ``ai-edge-quantizer``.
+        activation_bits: 8, or None to leave activations in float; a file of 4-bit weights needs None.
+        data: some hundred inputs, from which the ranges begin; without them, ranges begin at -6 to 6 and the first
+            training batch sets them.
+
+    Returns:
+        A trainable ``keras.Model`` that can be saved and loaded like any other.
+
+    Raises:
+        ValueError: if the bits are unknown, or the model has no graph, nothing to quantise, or is quantised already.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="only")])
+        >>> [layer.name for layer in quantization_aware(model).layers]
+        ['input_range', 'only', 'only_range']
+
+    Reference:
+        Jacob et al., 2018, arXiv:1712.05877; Polino et al., "Model compression via distillation and quantization",
+        2018, arXiv:1802.05668 (the float model as teacher).
+        Differs: weights are symmetric with the largest one as the end of the range, per output channel.
+    """
+    choice(_OWNER, "weight_bits", weight_bits, BITS)
+    choice(_OWNER, "activation_bits", activation_bits, (8, None))
+    _graph.check_graph(_OWNER, model)
+    _refuse_quantized(model)
+    folded = fold_batch_normalization(model)
+    if not any(type(layer) in QUANTIZED for layer in folded._flatten_layers(include_self=False)):
+        got = f"{model.name!r}, which has none"
+        raise error(_OWNER, "a model with Conv2D, DepthwiseConv2D or Dense layers", got)
+    result = _Maker(folded, weight_bits, activation_bits).make()
+    if data is not None and activation_bits is not None:
+        for batch in input_batches(_OWNER, data):
+            checked = check_inputs(_OWNER, result, batch)
+            result(keras.tree.pack_sequence_as(_graph.graph_of(result)._inputs_struct, checked), training=True)
+    return result
+
+
+def freeze_quantization(model: keras.Model, frozen: bool = True) -> None:
+    """Stop (or let go on) the moving ranges of a quantisation-aware model, so that the last epochs train against them.
+
+    Args:
+        model: from ``quantization_aware``.
+        frozen: False lets the ranges move again.
+
+    Raises:
+        ValueError: if the model has no moving ranges.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+        >>> freeze_quantization(quantization_aware(model))
+    """
+    found = [layer for layer in model._flatten_layers() if isinstance(layer, ActivationQuantizer)]
+    if not found:
+        advice = "Make it with quantization_aware(model, activation_bits=8)"
+        raise error("freeze_quantization", "a model with quantised activations", repr(model.name), advice)
+    for layer in found:
+        if layer.fixed_range is None:
+            layer.frozen.assign(float(frozen))
+
+
+def quantized_bits(model: Any) -> tuple[int, int | None] | None:
+    """Return the weight and activation bits of a model from ``quantization_aware``, or None of any other model."""
+    inner = list(model._flatten_layers()) if isinstance(model, keras.Model) else []
+    weights = {layer.weight_bits for layer in inner if type(layer) in PLAIN}
+    activations = {layer.bits for layer in inner if isinstance(layer, ActivationQuantizer)}
+    return (min(weights), min(activations, default=None)) if weights else None
+
+
+def quantized_litert(owner: str, model: keras.Model) -> bytes:
+    """Return a quantisation-aware model as the LiteRT file that runs what was trained.
+
+    Activations in 8 bits go through the converter's own path of fake quantisers. Weights alone are written by
+    ai-edge-quantizer on the float file, whose weights lie on the trained grid already.
+    """
+    found = quantized_bits(model)
+    if found is None:
+        raise error(owner, "a model from quantization_aware", repr(getattr(model, "name", model)))
+    weight_bits, activation_bits = found
+    if activation_bits is not None:
+        # The converter stores 8 bits whatever was trained, so it is given 8-bit quantisers on the trained grid.
+        served = model if weight_bits == 8 else _on_grid(model, 8)
+        return _litert.convert(owner, served, optimize=True)
+    content = _litert.convert(owner, _on_grid(model, None))
+    return _edge_quantized(owner, content, 4 if weight_bits in (4, 2) else 8)
+
+
+def _edge_quantized(owner: str, content: bytes, bits: int) -> bytes:
+    try:
+        from ai_edge_quantizer import quantizer, recipe
+    except ImportError as problem:
+        advice = "pip install 'keras-distill[quantization]'"
+        raise error(owner, "ai-edge-quantizer for weights without activations", "no such package", advice) from problem
+    chosen = recipe.dynamic_wi4_afp32() if bits == 4 else recipe.dynamic_wi8_afp32()
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "float.tflite", Path(folder) / "quantized.tflite"
+        source.write_bytes(content)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a summary
+            quantizer.Quantizer(str(source), chosen).quantize().export_model(str(target))
+        return target.read_bytes()
+
+
+def _on_grid(model: keras.Model, bits: int | None) -> keras.Model:
+    """Return a copy whose kernels are the rounded ones; its layers are plain, or quantise again with ``bits``."""
+
+    def replace(builder: Any, path: str, node: Any, args: Any, kwargs: Any) -> Any:
+        operation = node.operation
+        if type(operation) not in PLAIN:
+            return None
+
+        def make() -> Any:
+            config = operation.get_config()
+            if bits is not None:
+                return type(operation).from_config({**config, "weight_bits": bits})
+            return PLAIN[type(operation)].from_config({k: v for k, v in config.items() if k != "weight_bits"})
+
+        values = operation.get_weights()
+        values[0] = keras.ops.convert_to_numpy(operation.served_kernel())
+        return builder.apply(operation, builder.once(operation, make), values, args, kwargs)
+
+    return _graph.Builder(model, replace).build()
+
+
+def _refuse_quantized(model: keras.Model) -> None:
+    if quantized_bits(model) is not None:
+        got = f"{model.name!r}, which is from quantization_aware already"
+        raise error(_OWNER, "a float model", got, "Begin with the float model")
+
+
+class _Maker:
+    """Puts quantised layers and quantisers into a folded model."""
+
+    def __init__(self, model: keras.Model, weight_bits: int, activation_bits: int | None) -> None:
+        self.model, self.weight_bits, self.activation_bits = model, weight_bits, activation_bits
+        self.readers: dict[int, Any] = {}
+        self._collect(model)
+        self._names: dict[str, int] = {}
+
+    def make(self) -> keras.Model:
+        entry = self._at_input if self.activation_bits is not None else None
+        return _graph.Builder(self.model, self._replace, entry).build()
+
+    def _collect(self, model: Any) -> None:
+        graph = _graph.graph_of(model)
+        self.readers.update(_graph.readers(graph))
+        for node in _graph.nodes(graph):
+            if _graph.graph_of(node.operation) is not None:
+                self._collect(node.operation)
+
+    def _at_input(self, tensor: Any) -> Any:
+        return self._quantizer("input")(tensor) if _is_float(tensor) else tensor
+
+    def _quantizer(self, name: str, fixed: Any = None) -> ActivationQuantizer:
+        count = self._names[name] = self._names.get(name, -1) + 1
+        suffix = f"_{count}" if count else ""
+        return ActivationQuantizer(self.activation_bits, fixed_range=fixed, name=f"{name}_range{suffix}")
+
+    def _replace(self, builder: Any, path: str, node: Any, args: Any, kwargs: Any) -> Any:
+        operation = node.operation
+        if _graph.graph_of(operation) is not None:
+            return None
+        kind = QUANTIZED.get(type(operation))
+        if kind is None:
+            results = builder.copy(path, node, args, kwargs)
+        else:
+            results = self._quantized(builder, kind, operation, args, kwargs)
+        quantizing = self.activation_bits is not None and isinstance(operation, layers.Layer | keras.Operation)
+        if not quantizing or isinstance(operation, _SAME_SCALE) or not all(map(_is_float, results)):
+            return results
+        if self._fuses(node):
+            return results
+        fixed = _FIXED.get(_activation_name(operation))
+        return [self._quantizer(operation.name, fixed)(result) for result in results]
+
+    def _quantized(self, builder: Any, kind: Any, operation: Any, args: Any, kwargs: Any) -> list[Any]:
+        name = _activation_name(operation)
+        # An activation that LiteRT does not merge into the layer reads quantised values there, so it does here.
+        apart = self.activation_bits is not None and name not in _FUSED
+        config = {**operation.get_config(), "weight_bits": self.weight_bits}
+        if apart:
+            config["activation"] = "linear"
+        new = builder.once(operation, lambda: kind.from_config(config))
+        results = builder.apply(operation, new, operation.get_weights(), args, kwargs)
+        if not apart:
+            return results
+        inside = [self._quantizer(f"{operation.name}_inside")(result) for result in results]
+        count = self._names[f"{operation.name}_inside"]
+        activation = layers.Activation(operation.activation, name=f"{operation.name}_activation{count or ''}")
+        return [activation(value) for value in inside]
+
+    def _fuses(self, node: Any) -> bool:
+        """Say whether the only reader is a rectifier that LiteRT merges into this operation."""
+        if _activation_name(node.operation) != "linear" or isinstance(node.operation, layers.ReLU):
+            return False
+        after = self.readers.get(id(node.outputs[0]), [])
+        return len(after) == 1 and after[0] is not None and _is_rectifier(after[0].operation)
+
+
+def _is_float(tensor: Any) -> bool:
+    return "float" in keras.backend.standardize_dtype(tensor.dtype)
+
+
+def _activation_name(operation: Any) -> str:
+    by_class = {"Sigmoid": "sigmoid", "Softmax": "softmax", "Tanh": "tanh"}
+    if type(operation).__name__ in by_class:
+        return by_class[type(operation).__name__]
+    return getattr(getattr(operation, "activation", None), "__name__", "linear")
+
+
+def _is_rectifier(operation: Any) -> bool:
+    if isinstance(operation, layers.ReLU):
+        return operation.max_value in (None, 6, 6.0) and not operation.negative_slope and not operation.threshold
+    name = type(operation).__name__
+    return name in ("Relu", "Relu6") or (name == "Activation" and _activation_name(operation) in ("relu", "relu6"))
