@@ -28,10 +28,12 @@ def convert(owner: str, model: keras.Model, optimize: bool = False) -> bytes:
         lambda tensor: tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=tensor.name), graph._inputs_struct
     )
     function = tf.function(lambda given: model(given, training=False), input_signature=[specs], autograph=False)
+    holder = tf.Module()  # the converter freezes the variables that it finds here
+    holder.held = [variable.value for variable in model.variables]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], model)
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], holder)
             if optimize:
                 converter.optimizations = [tf.lite.Optimize.DEFAULT]
             return converter.convert()
