@@ -22,7 +22,7 @@ from keras_distill.export._runtimes import FORMATS, Runtime, flat_outputs, laten
 from keras_distill.export._staging import staged_files
 from keras_distill.export._student import CHECK_BATCH, check_student, in_float32, run_student
 from keras_distill.export._warmup import load_extra
-from keras_distill.students import quantized_bits, quantized_litert
+from keras_distill.students import edge_quantized, quantized_bits, served_model
 
 #: Most examples that int8 calibration reads.
 MOST_REPRESENTATIVE = 500
@@ -282,9 +282,10 @@ def keras_writes(kind: str) -> bool:
 
 
 def _convert(owner: str, kind: str, student: keras.Model, path: Path, inputs: Inputs, options: dict[str, Any]) -> None:
-    if kind == "litert" and quantized_bits(student) is not None:
-        path.write_bytes(quantized_litert(owner, student))
-        return
+    trained = quantized_bits(student) if kind == "litert" else None
+    if trained is not None:
+        student = served_model(student)
+        options = {} if trained[1] is None else {"optimizations": [tf.lite.Optimize.DEFAULT]}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the converters' own; a wrong file does not get past the comparison
@@ -296,6 +297,8 @@ def _convert(owner: str, kind: str, student: keras.Model, path: Path, inputs: In
         raise error(
             owner, f"a student that the {kind} converter can convert", f"{type(problem).__name__}: {first[:300]}"
         ) from problem
+    if trained is not None and trained[1] is None:
+        path.write_bytes(edge_quantized(owner, path.read_bytes(), trained[0]))
 
 
 def _run_all(

@@ -8,10 +8,12 @@ from keras_distill.students._from_teacher import from_teacher
 from keras_distill.students._heads import GaussianHead, MemberHeads, MixtureHead, NormalInverseGammaHead
 from keras_distill.students._neighbours import NearestItems, retriever
 from keras_distill.students._quantization import (
+    edge_quantized,
     freeze_quantization,
     quantization_aware,
     quantized_bits,
     quantized_litert,
+    served_model,
 )
 from keras_distill.students._quantizers import (
     ActivationQuantizer,
@@ -50,6 +52,7 @@ __all__ = [
     "TreeWithPath",
     "UncertaintySplit",
     "cost",
+    "edge_quantized",
     "factorize",
     "fold_batch_normalization",
     "freeze_quantization",
@@ -59,6 +62,7 @@ __all__ = [
     "quantized_bits",
     "quantized_litert",
     "retriever",
+    "served_model",
     "soft_tree_loss",
     "tree_figure",
     "with_uncertainties",

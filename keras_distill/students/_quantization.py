@@ -137,22 +137,31 @@ def quantized_litert(owner: str, model: keras.Model) -> bytes:
     found = quantized_bits(model)
     if found is None:
         raise error(owner, "a model from quantization_aware", repr(getattr(model, "name", model)))
-    weight_bits, activation_bits = found
-    if activation_bits is not None:
-        # The converter stores 8 bits whatever was trained, so it is given 8-bit quantisers on the trained grid.
-        served = model if weight_bits == 8 else _on_grid(model, 8)
-        return _litert.convert(owner, served, optimize=True)
-    content = _litert.convert(owner, _on_grid(model, None))
-    return _edge_quantized(owner, content, 4 if weight_bits in (4, 2) else 8)
+    content = _litert.convert(owner, served_model(model), optimize=found[1] is not None)
+    return content if found[1] is not None else edge_quantized(owner, content, found[0])
 
 
-def _edge_quantized(owner: str, content: bytes, bits: int) -> bytes:
+def served_model(model: keras.Model) -> keras.Model:
+    """Return the model that a converter is given for a quantisation-aware one.
+
+    With 8-bit activations it keeps its fake quantisers: the converter reads their ranges, and stores weights in 8 bits
+    whatever was trained, so they quantise to 8 bits on the trained grid. Without, its layers are plain and their
+    weights lie on the grid.
+    """
+    weight_bits, activation_bits = quantized_bits(model) or (8, None)
+    if activation_bits is None:
+        return _on_grid(model, None)
+    return model if weight_bits == 8 else _on_grid(model, 8)
+
+
+def edge_quantized(owner: str, content: bytes, weight_bits: int) -> bytes:
+    """Return a float LiteRT file with its weights in 4 bits (trained in 4 or 2) or 8 bits, by ai-edge-quantizer."""
     try:
         from ai_edge_quantizer import quantizer, recipe
     except ImportError as problem:
         advice = "pip install 'keras-distill[quantization]'"
         raise error(owner, "ai-edge-quantizer for weights without activations", "no such package", advice) from problem
-    chosen = recipe.dynamic_wi4_afp32() if bits == 4 else recipe.dynamic_wi8_afp32()
+    chosen = recipe.dynamic_wi4_afp32() if weight_bits in (4, 2) else recipe.dynamic_wi8_afp32()
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float.tflite", Path(folder) / "quantized.tflite"
         source.write_bytes(content)
