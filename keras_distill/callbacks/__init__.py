@@ -3,6 +3,7 @@
 from keras_distill.callbacks._adaptive import AdaptiveTemperature, AdaptiveWeights, EarlyStoppedDistillation
 from keras_distill.callbacks._backup import Backup
 from keras_distill.callbacks._calibration import CalibrationMonitor
+from keras_distill.callbacks._pruning import MagnitudePruning
 from keras_distill.callbacks._schedulers import TemperatureScheduler, WeightScheduler
 from keras_distill.callbacks._tasks import DynamicWeightAverage, TeacherAnnealing
 
@@ -13,6 +14,7 @@ __all__ = [
     "CalibrationMonitor",
     "DynamicWeightAverage",
     "EarlyStoppedDistillation",
+    "MagnitudePruning",
     "TeacherAnnealing",
     "TemperatureScheduler",
     "WeightScheduler",
