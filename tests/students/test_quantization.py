@@ -113,7 +113,7 @@ def test_the_file_agrees_with_what_was_trained(bits, activations, tmp_path):
     assert made.agreement >= (0.999 if activations else 0.995)
     (tmp_path / "whole").mkdir()
     whole = export.litert(teacher, tmp_path / "whole" / "teacher.tflite", latency_batch_sizes=())
-    assert made.size_bytes < 0.5 * whole.size_bytes  # tables of a few kB are in both
+    assert made.size_bytes < 0.6 * whole.size_bytes  # tables of a few kB are in both
     with pytest.raises(ValueError, match=r"litert: expected quantize=None for a student from quantization_aware"):
         export.litert(again, tmp_path / "student.tflite", quantize="dynamic")
 
