@@ -50,7 +50,7 @@ _SETUPS = {"digits": Setup(100, 1000, epochs=40, batch_size=50, hidden_units=16)
 _OTHERS = Setup(1000, 10000, epochs=15, batch_size=100, hidden_units=32)
 
 
-def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download: bool) -> report.Report:
+def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download: bool) -> Any:
     """Train, compare, print, write.
 
     Args:
@@ -61,7 +61,7 @@ def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download:
         download: whether tensorflow-datasets may download.
 
     Returns:
-        The report that was written.
+        The report that was written: a ``report.Report``, or a ``report.SegmentationReport`` for maps of classes.
 
     Raises:
         ValueError: if an argument does not fit, the data are missing, or ``out`` cannot be written; before training.
@@ -75,6 +75,17 @@ def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download:
         examples = data.load(dataset, download=download)
         if examples.test.inputs.ndim != 4 or "train" not in examples.splits:
             raise error(_OWNER, "a data set of images to train on", repr(dataset), "Try digits or fashion_mnist")
+        labels = examples.test.labels
+        if labels.ndim == 3 and np.issubdtype(labels.dtype, np.integer):  # a map of classes for each picture
+            from keras_distill.cli import _maps
+
+            found = _maps.run(console, dataset, examples, aside, epochs)
+            for name in ("student.keras", "report.json", "report.html"):
+                _move(aside, folder, name)
+            return found
+        if labels.ndim != 1:
+            got, advice = f"boxes in {dataset!r}", "Run examples/blood_cells.py for a detector"
+            raise error(_OWNER, "a class or a map of classes for each picture", got, advice)
         models, histories, distillers = _train(console, examples, setup, num_seeds)
         with console.status("Measuring"):
             result = report.evaluate(

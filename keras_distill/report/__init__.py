@@ -5,6 +5,7 @@ from keras_distill.report._figures import confusion_matrices, layer_attention, r
 from keras_distill.report._page import write_page
 from keras_distill.report._report import Entry, Report, Score
 from keras_distill.report._segmentation import SegmentationEntry, SegmentationReport, overlays, segmentation
+from keras_distill.report._segmentation_page import write_segmentation_page
 from keras_distill.report._table import table
 from keras_distill.report._uncertainty import (
     detection_histograms,
@@ -32,4 +33,5 @@ __all__ = [
     "training_curves",
     "uncertainty_maps",
     "write_page",
+    "write_segmentation_page",
 ]

@@ -1,0 +1,40 @@
+"""``keras-distill demo`` on maps of classes: drawn ones, so that no file is needed."""
+
+import json
+
+import numpy as np
+import pytest
+
+from keras_distill import data
+from keras_distill.cli import main
+from keras_distill.data import _named
+
+
+def drawn(count, seed):
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.repeat(rng.integers(0, 3, (count, 4, 6)), 8, 1), 8, 2).astype("int32")
+    images = (labels[..., None] * [0.4, 0.2, 0.1] + rng.normal(0, 0.1, (*labels.shape, 3))).astype("float32")
+    labels[:, :2] = 3  # void
+    return data.Examples(images, labels)
+
+
+@pytest.mark.slow
+def test_the_demo_writes_a_page_with_maps_over_pictures(tmp_path, monkeypatch):
+    splits = {"train": drawn(32, 0), "validation": drawn(4, 1), "test": drawn(8, 2)}
+    scenes = data.Data("scenes", splits, ("sky", "road", "tree"), "drawn")
+    monkeypatch.setitem(_named._LOADERS, "scenes", lambda name, download: scenes)
+    assert main(["demo", "--dataset", "scenes", "--epochs", "20", "--out", str(tmp_path / "out")]) in (None, 0)
+    found = {each["name"]: each for each in json.loads((tmp_path / "out" / "report.json").read_text())["entries"]}
+    assert found["teacher"]["mean_iou"] > 0.5 > 1 / 3
+    assert found["student distilled"]["num_parameters"] * 10 < found["teacher"]["num_parameters"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "data:image/png;base64," in page and "road" in page and "http" not in page
+    assert (tmp_path / "out" / "student.keras").is_file()
+
+
+def test_boxes_are_sent_to_the_example(tmp_path, monkeypatch, capsys):
+    examples = data.Examples(np.zeros((2, 8, 8, 3), "float32"), np.full((2, 3, 5), -1.0, "float32"))
+    cells = data.Data("cells", {"train": examples, "test": examples}, ("cell",), "drawn")
+    monkeypatch.setitem(_named._LOADERS, "cells", lambda name, download: cells)
+    code = main(["demo", "--dataset", "cells", "--out", str(tmp_path / "out")])
+    assert code and "a class or a map of classes for each picture, got boxes in 'cells'" in capsys.readouterr().err
