@@ -116,7 +116,7 @@ class Onnx(Engine):
 
 
 def _sizes(shape: Sequence[Any]) -> tuple[int | None, ...]:
-    return tuple(int(s) if isinstance(s, numbers.Integral) and s > 0 else None for s in shape) or (None,)
+    return tuple(int(s) if isinstance(s, numbers.Integral) and int(s) > 0 else None for s in shape) or (None,)
 
 
 def _onnx_dtype(name: str) -> str:
