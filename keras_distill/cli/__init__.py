@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import keras_distill
-from keras_distill.cli import _demo, _env, _export, _label, _serve_check, _store
+from keras_distill.cli import _demo, _env, _export, _label, _serve_check, _shrink, _store
 
 __all__ = ["main"]
 
@@ -70,6 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"keras-distill {keras_distill.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for command in (_demo, _label, _store, _export, _serve_check, _env):
+    for command in (_demo, _label, _store, _export, _serve_check, _shrink, _env):
         command.add_parser(commands)
     return parser

@@ -21,6 +21,7 @@ from keras_distill.students._quantizers import (
     QuantizedDense,
     QuantizedDepthwiseConv2D,
 )
+from keras_distill.students._shrink import ShrinkStep, Shrunk, shrink
 from keras_distill.students._soft_tree import (
     Rule,
     SoftDecisionTree,
@@ -46,6 +47,8 @@ __all__ = [
     "QuantizedDense",
     "QuantizedDepthwiseConv2D",
     "Rule",
+    "ShrinkStep",
+    "Shrunk",
     "SoftDecisionTree",
     "TreePaths",
     "TreePicture",
@@ -63,6 +66,7 @@ __all__ = [
     "quantized_litert",
     "retriever",
     "served_model",
+    "shrink",
     "soft_tree_loss",
     "tree_figure",
     "with_uncertainties",

@@ -1,0 +1,69 @@
+"""``keras-distill shrink``: make a trained classifier small or fast enough, and report what it cost."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from keras_distill._checks import error
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command.
+
+    Args:
+        commands: what ``ArgumentParser.add_subparsers`` returned.
+    """
+    parser = commands.add_parser(
+        "shrink",
+        help="make a trained classifier smaller or faster: build, factorise, quantise, with distillation between",
+        description="Builds a student from the teacher within a budget, distils it after each step, and writes "
+        "student.keras, student.tflite and shrink.json with accuracy, calibration, size and measured latency.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("teacher", metavar="FILE", help="the teacher, a .keras file that gives logits")
+    parser.add_argument("--data", required=True, metavar="NAME", help="a data set that keras_distill.data knows")
+    parser.add_argument("--latency", type=float, metavar="X", help="time over the teacher's, above 0, at most 1")
+    parser.add_argument("--parameters", type=int, metavar="N", help="most numbers in the weights")
+    parser.add_argument("--macs", type=int, metavar="N", help="most multiply-accumulates of one example")
+    parser.add_argument("--file-bytes", type=int, metavar="N", help="most bytes of the float LiteRT file")
+    parser.add_argument("--steps", default="build,quantize", metavar="A,B", help="of build, factorize, quantize")
+    parser.add_argument("--epochs", type=int, default=3, metavar="N", help="of distillation after each step (3)")
+    parser.add_argument("--examples", type=int, metavar="N", help="training examples to use (all)")
+    parser.add_argument("--out", default="shrink_output", metavar="DIR", help="where to write (shrink_output)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run ``keras-distill shrink``.
+
+    Args:
+        options: the parsed arguments.
+
+    Raises:
+        ValueError: if no limit is given, the teacher does not fit the data, or nothing meets the budget.
+    """
+    from keras_distill import data, export, students
+
+    limits = {
+        "latency_ratio": options.latency,
+        "parameters": options.parameters,
+        "macs": options.macs,
+        "file_bytes": options.file_bytes,
+    }
+    if all(value is None for value in limits.values()):
+        raise error("shrink", "one of --latency, --parameters, --macs and --file-bytes", "none")
+    budget = students.Budget(**limits)
+    teacher = export.load_student(options.teacher)
+    loaded = data.load(options.data)
+    train = loaded.train if options.examples is None else loaded.train.take(options.examples)
+    pairs = ((train.inputs, train.labels), (loaded.test.inputs, loaded.test.labels))
+    made = students.shrink(teacher, pairs, budget, options.steps.split(","), epochs=options.epochs)
+    folder = Path(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    made.model.save(folder / "student.keras")
+    (folder / "student.tflite").write_bytes(made.litert)
+    (folder / "shrink.json").write_text(made.to_json() + "\n")
+    sys.stdout.write(f"{made.table()}\nwritten to {folder}\n")
