@@ -259,22 +259,25 @@ def overlays(
     from matplotlib.patches import Patch
 
     ids = sorted({int(each) for array in maps.values() for each in np.unique(array)} - {ignore_label})
-    colors = np.array(colormaps["tab20"].colors)
-    first = next(iter(maps.values()), None)
+    colors = colormaps["tab20"](np.arange(20))[:, :3]
+    first = np.asarray(next(iter(maps.values()))) if maps else np.zeros(images.shape[:3], int)
     for row in range(rows):
         for column, (name, array) in enumerate([("image", None), *maps.items()]):
             axes = grid[row][column]
-            picture = images[row]
+            picture: Any = images[row]
             if array is not None:
                 share = np.where(array[row] == first[row], strength, 0.5 + strength / 2)[..., None]
-                share = share if array is not first else strength
+                share = np.full_like(share, strength) if column == 1 else share
                 picture = (1 - share) * picture + share * colors[array[row] % len(colors)]
                 if ignore_label is not None:
                     void = (first[row] == ignore_label)[..., None]
                     picture = np.where(void, 0.0, picture)
             axes.imshow(np.clip(picture, 0, 1), interpolation="nearest")
             axes.set(xticks=[], yticks=[], title=plain(name) if row == 0 else "")
-    label = (lambda index: plain(class_names[index])) if class_names is not None else str
-    handles = [Patch(color=colors[index % len(colors)], label=label(index)) for index in ids]
+    names = [] if class_names is None else [plain(each) for each in class_names]
+    handles = [
+        Patch(color=colors[index % len(colors)], label=names[index] if 0 <= index < len(names) else str(index))
+        for index in ids
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, max(1, len(handles))), fontsize=7)
     return figure

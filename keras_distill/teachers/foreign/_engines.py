@@ -188,7 +188,7 @@ class LiteRT(Engine):
         return (array.astype("float32") - zero) * np.float32(scale) if scale else array
 
 
-FORMATS: dict[str, tuple[type[Engine], str | None]] = {
+FORMATS: dict[str, tuple[Callable[..., Engine], str | None]] = {
     "saved_model": (SavedModel, None),
     "onnx": (Onnx, ".onnx"),
     "litert": (LiteRT, ".tflite"),
