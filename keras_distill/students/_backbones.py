@@ -77,7 +77,7 @@ def _give(old: Any, new: Any, before: int, after: int, rank: Any) -> np.ndarray 
     """Copy the weights of a block; where the feed-forward width differs, those of the best channels."""
     pairs = list(zip(old.weights, new.weights, strict=True))
     narrow = [source for source, target in pairs if tuple(source.shape) != tuple(target.shape)]
-    chosen = None
+    chosen: Any = None
     if narrow:
         scores = np.zeros(before)
         for weight in narrow:

@@ -20,7 +20,7 @@ layers = keras.layers
 class Flow:
     """The channels of one tensor: a slot for each index of its last axis; None where that axis has no known size."""
 
-    slots: np.ndarray | None
+    slots: Any
 
 
 @dataclasses.dataclass(eq=False)
@@ -167,10 +167,10 @@ class Channels:
         elif all(flow.slots is not None for flow in flows) and _last_axis(operation):
             known = _LAYERS.get(type(operation))
             if known is not None and len(flows) == 1:
-                record = known(self, path, operation, flows[0].slots, node)
-                if record is not None:
-                    self.records[id(operation)] = record
-                    return [Flow(record.outputs)]
+                made = known(self, path, operation, flows[0].slots, node)
+                if made is not None:
+                    self.records[id(operation)] = made
+                    return [Flow(made.outputs)]
             else:
                 slots = self._without_weights(operation, flows, args, kwargs, node)
                 if slots is not None:
@@ -314,7 +314,7 @@ def _separable(graph: Channels, path: str, layer: Any, slots: np.ndarray, node: 
         return None
     made = graph._fresh(node.outputs[0].shape).slots
     between = np.repeat(slots, layer.depth_multiplier)
-    axes = [{layer.rank: slots}, {layer.rank: between, layer.rank + 1: made}, {0: made}][: len(layer.weights)]
+    axes: Any = [{layer.rank: slots}, {layer.rank: between, layer.rank + 1: made}, {0: made}][: len(layer.weights)]
     record = Record(path, layer, slots, made, axes, True, (1, layer.rank))
     record.changes = lambda kept: {"filters": len(kept)}
     return record

@@ -88,12 +88,13 @@ def factorize(
         return _build(model, found, _checked(ranks, found), frozen, first)
     if energy is not None:
         return _build(model, found, _by_energy(found, energy), frozen, first)
+    limits: Any = budget
     order = _purchases(found)
 
     def make(size: float, _: Any = None) -> Built:
         return _build(model, found, _bought(found, order, size), frozen, first)
 
-    return fit_budget(_OWNER, make, budget, model)
+    return fit_budget(_OWNER, make, limits, model)
 
 
 @dataclasses.dataclass(eq=False)

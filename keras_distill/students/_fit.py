@@ -71,7 +71,7 @@ def _over(built: Built, budget: Budget, source: keras.Model) -> dict[str, float]
     """Return the limits that a model exceeds, with its values; what is cheap to find is looked at first."""
     limits = budget.limits
     counted = {"parameters": built.cost.parameters, "macs": built.cost.macs}
-    over = {name: value for name, value in counted.items() if name in limits and value > limits[name]}
+    over: dict[str, float] = {name: value for name, value in counted.items() if name in limits and value > limits[name]}
     if over or not {"file_bytes", "latency_ratio"} & set(limits):
         return over
     content = _litert.convert("from_teacher", built.model)

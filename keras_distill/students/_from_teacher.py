@@ -107,12 +107,14 @@ class _Maker:
         if depth is not None and not self.backbones:
             self.source, dropped = shallower(teacher, depth)
             self.kept["dropped blocks"] = dropped
-        self.channels = None if is_backbone(teacher) else Channels(self.source, is_backbone)
+        self.channels: Any = None if is_backbone(teacher) else Channels(self.source, is_backbone)
         self.classes = [] if self.channels is None else self.channels.classes()
         if not self.classes and not self.backbones and depth is None:
             got = f"{teacher.name!r}, where every layer keeps its channels"
             raise error(_OWNER, "a teacher with channels that can be removed", got, "Add a hidden layer, or use depth")
-        self.scores = None if self.channels is None else channel_scores(self.source, self.channels, score, data, seed)
+        self.scores: Any = (
+            None if self.channels is None else channel_scores(self.source, self.channels, score, data, seed)
+        )
 
     def make(self, width: Any, wider: Mapping[int, int] | None = None) -> Built:
         """Return the student of one width; ``wider`` says how many more channels stay, by class."""
@@ -151,7 +153,7 @@ class _Maker:
         return _built(model, kept, self.channels.frozen(), self.data)
 
     def _removed(self, width: Any, used: set[str], wider: Mapping[int, int] | None = None) -> np.ndarray:
-        removed = np.zeros(len(self.channels.roots), bool)
+        removed = np.zeros(len(self.channels.roots), dtype=bool)
         for index, (paths, roots) in enumerate(self.classes):
             count = len(roots)
             if isinstance(width, Mapping):

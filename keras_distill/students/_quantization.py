@@ -223,7 +223,7 @@ class _Maker:
     def _quantizer(self, name: str, fixed: Any = None) -> ActivationQuantizer:
         count = self._names[name] = self._names.get(name, -1) + 1
         suffix = f"_{count}" if count else ""
-        return ActivationQuantizer(self.activation_bits, fixed_range=fixed, name=f"{name}_range{suffix}")
+        return ActivationQuantizer(self.activation_bits or 8, fixed_range=fixed, name=f"{name}_range{suffix}")
 
     def _replace(self, builder: Any, path: str, node: Any, args: Any, kwargs: Any) -> Any:
         operation = node.operation

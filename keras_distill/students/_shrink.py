@@ -177,9 +177,9 @@ def _examples(data: Any) -> Any:
 def _step(
     step: str, model: keras.Model, x: Any, budget: Budget, wanted: Sequence[str], teacher: keras.Model
 ) -> keras.Model:
-    counted = {name: value for name, value in budget.limits.items() if name != "latency_ratio"}
+    counted: dict[str, Any] = {name: value for name, value in budget.limits.items() if name != "latency_ratio"}
     if step == "build":
-        limits = dict(budget.limits)
+        limits: dict[str, Any] = dict(budget.limits)
         if "factorize" in wanted and counted:
             # Half of the way, on a scale of ratios, is left to the next step.
             whole = cost(teacher)
