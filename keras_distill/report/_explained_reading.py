@@ -48,7 +48,9 @@ def _one(fields: Any, num_classes: int, need: Callable[[bool, str], None]) -> Ex
     tree = fields["tree"]
     if tree is not None:
         need(isinstance(tree, dict) and set(tree) == {"filters", "distributions", "shares"}, "tree")
-        made = {name: None if tree[name] is None else _array(tree[name], f"tree's {name}", need) for name in tree}
+        made: dict[str, Any] = {
+            name: None if tree[name] is None else _array(tree[name], f"tree's {name}", need) for name in tree
+        }
         need(made["filters"] is not None and made["distributions"] is not None, "tree")
         nodes = len(made["filters"]) + 1
         need(nodes & (nodes - 1) == 0 and 2 <= nodes <= 4096 and made["filters"].ndim in (2, 3, 4), "tree's filters")
@@ -59,13 +61,16 @@ def _one(fields: Any, num_classes: int, need: Callable[[bool, str], None]) -> Ex
         name=fields["name"],
         method=fields["method"],
         num_examples=fields["num_examples"],
-        measures={name: tuple(np.nan if i in (0, 2) and v is None else v for i, v in enumerate(row))
-                  for name, row in measures.items()},
+        measures={name: (_or_nan(row[0]), row[1], _or_nan(row[2]), row[3]) for name, row in measures.items()},
         examples=tuple(_shown(each, num_classes, need) for each in fields["examples"]),
         rules=tuple((row[0], row[1], float(row[2])) for row in rules),
         rules_note=fields["rules_note"],
         tree=tree,
-    )  # fmt: skip
+    )
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def _shown(fields: Any, num_classes: int, need: Callable[[bool, str], None]) -> ShownExample:

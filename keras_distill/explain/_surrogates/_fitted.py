@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -236,4 +236,4 @@ class Additive(Fitted):
         return smoothed_log(found)
 
 
-KINDS: dict[str, type[Fitted]] = {"tree": Tree, "rules": Rules, "linear": Linear, "additive": Additive}
+KINDS: dict[str, Callable[..., Fitted]] = {"tree": Tree, "rules": Rules, "linear": Linear, "additive": Additive}

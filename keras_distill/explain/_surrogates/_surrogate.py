@@ -140,8 +140,10 @@ class Surrogate:
         for size in sizes:
             integer("Surrogate.curve", "sizes", size, low=1)
             fitted = KINDS[self.kind](*self._parts["train"], size, **self._settings)
-            pair = [fidelity_of(fitted.predict(x), y) for x, y in (self._parts["held_out"], self._parts["sampled"])]
-            found.append((fitted.size, *pair))
+            held, fresh = (
+                fidelity_of(fitted.predict(x), y) for x, y in (self._parts["held_out"], self._parts["sampled"])
+            )
+            found.append((fitted.size, held, fresh))
         return found
 
     def to_model(self) -> keras.Model:
@@ -257,12 +259,12 @@ def surrogate(
         )
     if len(np.unique(known[1].argmax(-1))) < 2:
         raise error(_OWNER, "two answers among the rows to fit", "a single class", "Give more rows, or samples")
-    own = {"additive": {"engine": engine}, "tree": {"max_depth": max_depth}}
-    settings = {"seed": seed, **own.get(kind, {})}
+    own: dict[str, dict[str, Any]] = {"additive": {"engine": engine}, "tree": {"max_depth": max_depth}}
+    settings: dict[str, Any] = {"seed": seed, **own.get(kind, {})}
     parts = {"train": known, "held_out": (x[held], targets[held]), "sampled": sampled}
     fitted = KINDS[kind](*known, size, **settings)
-    pair = [fidelity_of(fitted.predict(rows), answers) for rows, answers in (parts["held_out"], sampled)]
-    return Surrogate(kind, fitted, *pair, columns, classes, parts, settings)
+    on_held, on_sampled = (fidelity_of(fitted.predict(rows), answers) for rows, answers in (parts["held_out"], sampled))
+    return Surrogate(kind, fitted, on_held, on_sampled, columns, classes, parts, settings)
 
 
 def _names(what: str, names: Sequence[str] | None, count: int, default: str) -> list[str]:

@@ -117,8 +117,7 @@ def tree_figure(
         distribution = last[position]
         axes.bar(range(classes), distribution, color=_BLUE, width=0.85)
         axes.set(ylim=(0, 1), yticks=[], xticks=[])
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
+        axes.spines[["top", "right", "left"]].set_visible(False)
         best = int(distribution.argmax())
         label = f"{names[best]}\n{100 * distribution[best]:.0f}%"
         axes.set_xlabel(label, fontsize=6, labelpad=1.5, color=_INK)

@@ -70,7 +70,7 @@ def condition(weights: np.ndarray, bias: float, right: bool, names: Sequence[str
     kept = np.flatnonzero(np.abs(weights) >= threshold * np.abs(weights).max())
     kept = kept[np.argsort(-np.abs(weights[kept]), kind="stable")]
     text = ""
-    for index in kept:
+    for index in map(int, kept):
         sign = "-" if weights[index] < 0 else "+"
         text += f" {sign} " if text else ("-" if sign == "-" else "")
         text += f"{abs(weights[index]):.3g}*{names[index]}"
