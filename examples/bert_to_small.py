@@ -1,10 +1,10 @@
 """A keras-hub BERT, pre-trained here on the training texts, into half its blocks (DistilBERT) and into a BiLSTM.
 
-SST-2 under ``$KERAS_DISTILL_DATA``, or made-up reviews with ``--smoke``. The teacher learns to guess hidden words and is
-then fine-tuned. Students: every other block, copied and distilled by guessing with its teacher; the same blocks from
+SST-2 under ``$KERAS_DISTILL_DATA``, or made-up reviews with ``--smoke``. The teacher learns to guess hidden words and
+is then fine-tuned. Students: every other block, copied and distilled by guessing with its teacher; the same blocks from
 random weights; and a BiLSTM from labels alone, and from the fine-tuned teacher on augmented texts.
 
-Run: ``python examples/bert_to_small.py`` (not measured here; estimated an hour of one core; ``--smoke``: two minutes).
+Run: ``python examples/bert_to_small.py`` (not measured here; estimated an hour of one core; ``--smoke``: one minute).
 """
 
 import argparse
@@ -90,9 +90,9 @@ def main() -> None:
     random = masked_model(backbone(words, blocks // 2, width), words)
     halves = {"half, copied and distilled": copied, "half, random start, distilled": random}
     for half in halves.values():
-        fitted(
-            regimes.distilbert(guesser, half, teacher_blocks=blocks, student_blocks=blocks // 2), guess, masked, hidden
-        )
+        distiller = regimes.distilbert(guesser, half, teacher_blocks=blocks, student_blocks=blocks // 2)
+        fitted(distiller, guess, masked, hidden)
+    guesser.trainable = True  # a distiller freezes its teacher; this one is trained further
 
     def predict(ids: np.ndarray) -> np.ndarray:
         batch = {"token_ids": ids, "segment_ids": 0 * ids, "padding_mask": (ids > 0).astype("int32")}
