@@ -6,7 +6,7 @@ import difflib
 import math
 import numbers
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 
@@ -134,6 +134,33 @@ def nearest(name: str, known: Iterable[str], count: int = 5) -> str:
     close = difflib.get_close_matches(name.lower(), list(lower), n=count, cutoff=0.3)
     picked = [lower[c] for c in close] or names[:count]
     return ", ".join(repr(p) for p in picked) or "none"
+
+
+def tensor(owner: str, value: Any, convert: Callable[[Any], Any]) -> Any:
+    """Return ``convert(value)``, or raise the error that says which numbers were expected.
+
+    Args:
+        owner: name shown in the error message.
+        value: an array, a tensor, a variable, or nested lists of numbers.
+        convert: makes a tensor, such as ``keras.ops.convert_to_tensor``.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        ValueError: if ``value`` is None, text, a mapping, or rows of different length.
+    """
+    kind = type(value).__name__
+    if value is None or isinstance(value, (str, bytes, Mapping, Set)):
+        raise error(owner, "an array or a tensor of numbers", kind)
+    try:
+        found = convert(value)
+    except (TypeError, ValueError) as problem:
+        raise error(owner, "an array or a tensor of numbers", kind, "Rows must have one length") from problem
+    if "string" in str(found.dtype):
+        raise error(owner, "an array or a tensor of numbers", "text", "Use class ids: numbers from 0 on")
+    # A tf.Variable passes for a tensor, and lacks some of what one has.
+    return found.read_value() if callable(getattr(found, "read_value", None)) else found
 
 
 # They reorder what stands beside them, so that a name can show one thing and be another.

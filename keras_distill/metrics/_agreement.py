@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill._checks import choice, error, integer, number
-from keras_distill.metrics._examples import as_float, keras_mask, read_weights
+from keras_distill._checks import choice, error, integer, number, tensor
+from keras_distill.metrics._examples import as_float, keras_mask, one_batch, read_weights
 from keras_distill.metrics._streaming import MeanOverExamples, float64
 from keras_distill.metrics._top_class import checked_probability, first_largest
 
@@ -26,6 +26,7 @@ class _AgreementMetric(MeanOverExamples):
                 "teacher's and student's outputs of one shape (..., classes)",
                 f"{tuple(teacher.shape)} and {tuple(student.shape)}",
             )
+        one_batch(owner, teacher, student)
         weights = read_weights(owner, sample_weight, ops.shape(student)[:-1], len(student.shape) - 1, mask)
         classes = student.shape[-1]
         return ops.reshape(teacher, (-1, classes)), ops.reshape(student, (-1, classes)), weights
@@ -208,7 +209,8 @@ class AgreementOnErrors(_AgreementMetric):
         if labels is None:
             raise error(type(self).__name__, "labels beside the teacher's and the student's outputs", "None")
         teacher, student, weights = self.rows(y_true, y_pred, sample_weight)
-        labels = ops.convert_to_tensor(labels)
+        labels = tensor(type(self).__name__, labels, ops.convert_to_tensor)
+        one_batch(type(self).__name__, labels, student)
         if len(labels.shape) == len(ops.shape(y_pred)) and labels.shape[-1] == student.shape[-1]:
             labels = ops.argmax(labels, axis=-1)
         (most, decided), (ours_most, ours) = first_largest(teacher), first_largest(student)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_distill import _checks
 from keras_distill._checks import choice, error
 from keras_distill.metrics._streaming import float64
 
@@ -24,7 +25,7 @@ class Examples(NamedTuple):
 
 def as_float(values: Any) -> Any:
     """Return ``values`` as a tensor of float32 or float64; half precision and integers become float32."""
-    tensor = ops.convert_to_tensor(values)
+    tensor = _checks.tensor("metrics", values, ops.convert_to_tensor)
     if keras.backend.standardize_dtype(tensor.dtype) in ("float32", "float64"):
         return tensor
     return ops.cast(tensor, "float32")
@@ -63,7 +64,7 @@ def read_classes(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None
         result is NaN instead of a wrong number.
     """
     mask = keras_mask(y_pred)
-    y_true, y_pred = ops.convert_to_tensor(y_true), as_float(y_pred)
+    y_true, y_pred = _checks.tensor(owner, y_true, ops.convert_to_tensor), as_float(y_pred)
     rank = len(y_pred.shape)
     classes = y_pred.shape[-1] if rank else None
     if rank < 2 or classes is None or classes < 2:
@@ -73,6 +74,7 @@ def read_classes(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None
             f"shape {tuple(y_pred.shape)}",
             'For one probability per example use task="binary", where the metric has it',
         )
+    one_batch(owner, y_true, y_pred)
     lead = ops.shape(y_pred)[:-1]
     outputs = ops.reshape(y_pred, (-1, classes))
     targets = None
@@ -92,6 +94,13 @@ def read_classes(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None
     return Examples(inside, outputs, weights, targets)
 
 
+def one_batch(owner: str, y_true: Any, y_pred: Any) -> None:
+    """Raise unless there are as many labels as outputs, where both numbers are known."""
+    labels, outputs = (each.shape[0] if len(each.shape) else None for each in (y_true, y_pred))
+    if labels is not None and outputs is not None and labels != outputs:
+        raise error(owner, f"labels of {outputs} examples, one for each output", str(labels))
+
+
 def read_entries(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Examples:
     """Read yes/no answers: ``y_pred`` of any shape, ``y_true`` of the same shape with entries 0 and 1.
 
@@ -105,7 +114,7 @@ def read_entries(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None
         The flattened entries. A label that is neither 0 nor 1 gives weight NaN.
     """
     mask = keras_mask(y_pred)
-    y_true, y_pred = ops.convert_to_tensor(y_true), as_float(y_pred)
+    y_true, y_pred = _checks.tensor(owner, y_true, ops.convert_to_tensor), as_float(y_pred)
     if len(y_pred.shape) > 1 and y_pred.shape[-1] == 1:
         y_pred = ops.squeeze(y_pred, axis=-1)
     if len(y_true.shape) == len(y_pred.shape) + 1 and y_true.shape[-1] == 1:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import choice, error
+from keras_distill._checks import choice, error, tensor
 from keras_distill.metrics._examples import Examples, as_float
 from keras_distill.metrics._streaming import StreamingMetric, float64
 from keras_distill.metrics._top_class import first_largest
@@ -74,6 +74,9 @@ def exact_groups(scores: Any, sample_weight: Any, *values: Any) -> tuple[np.ndar
         them NaN.
     """
     scores = to_float64(scores)
+    sizes = [to_float64(each).size for each in (*values, *(() if sample_weight is None else (sample_weight,)))]
+    if any(size != scores.size for size in sizes):
+        raise error("metrics", f"one value for each of {scores.size} scores", f"{sizes} values")
     weights = np.ones_like(scores) if sample_weight is None else to_float64(sample_weight)
     keep = weights != 0
     scores, weights = scores[keep], weights[keep]
@@ -86,7 +89,13 @@ def exact_groups(scores: Any, sample_weight: Any, *values: Any) -> tuple[np.ndar
 
 def to_float64(values: Any) -> np.ndarray:
     """Return an array, tensor or list as a flat float64 array."""
-    return np.asarray(ops.convert_to_numpy(values), np.float64).reshape(-1)
+    return np.asarray(ops.convert_to_numpy(tensor("metrics", values, _array)), np.float64).reshape(-1)
+
+
+def _array(values: Any) -> Any:
+    if ops.is_tensor(values) or hasattr(values, "dtype"):
+        return values
+    return np.asarray(values, np.float64)
 
 
 def uncertainty_score(y_pred: Any, *, kind: str = "max_probability", from_logits: bool = False) -> Any:

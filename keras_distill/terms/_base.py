@@ -54,6 +54,7 @@ def _to_rank(tensor: Any, rank: int) -> Any:
     return tensor
 
 
+@keras.saving.register_keras_serializable(package="keras_distill")
 class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
     """Base of the terms: compares what the teacher and the student say, one value per example.
 

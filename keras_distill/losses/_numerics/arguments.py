@@ -14,7 +14,7 @@ from keras_distill import _checks
 
 def float32(x: Any) -> Any:
     """Return ``x`` as a float32 tensor, whatever it was."""
-    return ops.cast(ops.convert_to_tensor(x), "float32")
+    return ops.cast(_checks.tensor("losses", x, ops.convert_to_tensor), "float32")
 
 
 def concrete(x: Any) -> np.ndarray | None:
@@ -45,7 +45,7 @@ def is_float(x: Any) -> bool:
 
 def floating(x: Any) -> Any:
     """Return ``x`` as a tensor in the floating precision that it has, float32 where it has none."""
-    x = ops.convert_to_tensor(x)
+    x = _checks.tensor("losses", x, ops.convert_to_tensor)
     return x if is_float(x) else float32(x)
 
 

@@ -106,10 +106,11 @@ def class_ids(owner: str, labels: Any, logits: Any, mask: Any = None) -> Any:
     """
     if labels is None:
         raise _checks.error(owner, "labels", "None", "A term passes on the y of fit")
-    labels = ops.convert_to_tensor(labels)
+    labels = _checks.tensor(owner, labels, ops.convert_to_tensor)
     if len(labels.shape) == len(logits.shape):
         labels = ops.squeeze(labels, -1) if labels.shape[-1] == 1 else ops.argmax(labels, axis=-1)
-    if len(labels.shape) != len(logits.shape) - 1:
+    pairs = zip(labels.shape, logits.shape, strict=False)
+    if len(labels.shape) != len(logits.shape) - 1 or any(a != b for a, b in pairs if None not in (a, b)):
         raise _checks.error(owner, f"labels of shape {tuple(logits.shape)[:-1]}", tuple(labels.shape))
     labels = ops.cast(labels, "int32")
     labels = labels if mask is None else ops.where(mask, labels, 0)
