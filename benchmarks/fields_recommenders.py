@@ -147,10 +147,11 @@ def compare(name: str, options: Any, report: _harness.Report, run: _resume.Runs)
 
 def main() -> None:
     """Compare on each data set."""
-    options = _harness.arguments(__doc__ or "")
+    names = {"choices": ("movielens100k", "msweb"), "nargs": "+", "default": None, "help": "which data sets"}
+    options = _harness.arguments(__doc__ or "", data=names)
     report = _harness.Report("fields_recommenders", CLAIM, options)
     run = _resume.Runs(options.out / f"fields_recommenders.{'full' if options.full else 'quick'}.runs.json")
-    for name in ("movielens100k", "msweb") if options.full else ("movielens100k",):
+    for name in options.data or (("movielens100k", "msweb") if options.full else ("movielens100k",)):
         compare(name, options, report, run)
     report.write()
     run.finish()

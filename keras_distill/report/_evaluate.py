@@ -21,6 +21,7 @@ from keras_distill.data import Data, Examples
 from keras_distill.heads import final_activation
 from keras_distill.metrics import (
     brier_score,
+    decision_cost,
     expected_calibration_error,
     negative_log_likelihood,
     reliability_bins,
@@ -45,6 +46,7 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     histories: Histories | None = None,
     explain: bool = False,
+    costs: Mapping[str, float] | None = None,
 ) -> Report:
     """Measure classifiers on the same examples: accuracy, honesty, agreement, size and speed.
 
@@ -65,6 +67,8 @@ def evaluate(
         explain: compare each student's explanations with the reference's on the first 200 examples: agreement between
             its floor and its ceiling (a second model in the reference's list), examples side by side, a soft tree
             drawn, a table's answers as rules. Logits are needed, and ``keras-distill[explain]``.
+        costs: of two classes: "false_positive" and "false_negative", as ``metrics.decision_cost`` takes them, and
+            "abstain" or "threshold" (of the second class) if wanted. The expected cost then stands in the table.
 
     Returns:
         The frozen report: ``report.write_page`` shows it, ``report.to_json()`` keeps it.
@@ -122,6 +126,7 @@ def evaluate(
                 reliability=reliability_bins(pooled[1], pooled[0], num_bins=num_bins, from_logits=from_logits),
                 confusion=_confusion(np.concatenate(answers[name]), pooled[1], num_classes),
                 risk_coverage=_risk_coverage(pooled[0], pooled[1], from_logits),
+                expected_cost=None if costs is None else _cost(owner, outputs[name], labels, from_logits, costs),
             )
         )
     return Report(
@@ -136,6 +141,16 @@ def evaluate(
         histories=dict(histories or {}),
         explanations=explained(owner, groups, reference, inputs, labels) if explain else (),
     )
+
+
+def _cost(owner: str, outputs: list[np.ndarray], labels: np.ndarray, from_logits: bool, costs: Any) -> Score:
+    """Expected cost of each model's decisions between two classes."""
+    if outputs[0].shape[-1] != 2:
+        raise error(owner, "two classes beside costs", outputs[0].shape[-1])
+    chances = [each[:, 1] for each in outputs]
+    if from_logits:
+        chances = [1.0 / (1.0 + np.exp(each[:, 0] - each[:, 1].astype("float64"))) for each in outputs]
+    return Score(tuple(decision_cost(labels, each, **costs).cost for each in chances))
 
 
 def _groups(owner: str, models: Any, from_logits: bool) -> dict[str, list[keras.Model]]:

@@ -62,7 +62,10 @@ def report_of(text: str) -> Report:
 
 
 def _entry(fields: Any, num_classes: int) -> Entry:
-    _need(isinstance(fields, dict) and _ENTRY <= set(fields) <= {*_ENTRY, "risk_coverage"}, "an entry's parts")
+    _need(
+        isinstance(fields, dict) and _ENTRY <= set(fields) <= {*_ENTRY, "risk_coverage", "expected_cost"},
+        "an entry's parts",
+    )
     _need(isinstance(fields["name"], str), "an entry's name")
     for name in _COUNTS:
         _need(_is_count(fields[name]), name)
@@ -79,6 +82,7 @@ def _entry(fields: Any, num_classes: int) -> Entry:
     _need(isinstance(confusion, list) and len(confusion) == num_classes, "confusion")
     for row in confusion:
         _need(isinstance(row, list) and len(row) == num_classes and all(map(_is_count, row)), "confusion")
+    cost = fields.get("expected_cost")
     curve = fields.get("risk_coverage", [[], []])
     _need(isinstance(curve, list) and len(curve) == 2 and all(map(_are_numbers, curve)), "risk_coverage")
     _need(len(curve[0]) == len(curve[1]), "risk_coverage")
@@ -90,6 +94,7 @@ def _entry(fields: Any, num_classes: int) -> Entry:
         reliability=ReliabilityBins(**{part: _floats(bins[part]) for part in parts}),
         confusion=np.array(confusion, np.int64).reshape(num_classes, num_classes),
         risk_coverage=np.stack([_floats(each) for each in curve]),
+        expected_cost=None if cost is None else _score(cost, "expected_cost"),
     )
 
 

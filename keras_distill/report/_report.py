@@ -67,6 +67,7 @@ class Entry:
         confusion: (classes, classes) counts, rows are the true classes; summed over the models.
         risk_coverage: (2, at most 200): coverage, and the share of errors among the most certain that many, over all
             examples of all models of this entry; none in reports from before there was one.
+        expected_cost: mean cost of decisions per example, where ``evaluate`` was given costs; else None.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Entry:
     reliability: ReliabilityBins
     confusion: np.ndarray
     risk_coverage: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((2, 0)))
+    expected_cost: Score | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

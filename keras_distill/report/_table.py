@@ -33,6 +33,7 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
                 f"{entry.num_parameters:,}",
                 f"{entry.size_bytes / 1024:,.0f}",
                 f"{entry.milliseconds_per_example:.4f}",
+                "–" if entry.expected_cost is None else _score(entry.expected_cost, 1, 4),
             ]
         )
     names = [
@@ -44,10 +45,13 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
         "parameters",
         "size on disk, KiB",
         f"ms per example (batch {batch})",
+        "expected cost ↓",
     ]
     rows = [[name, *(column[i] for column in columns)] for i, name in enumerate(names)]
     if report.reference is None:
         rows = [row for row in rows if row[0] != "agreement, %"]
+    if all(entry.expected_cost is None for entry in report.entries):
+        rows = [row for row in rows if row[0] != "expected cost ↓"]
     return ["", *(entry.name for entry in report.entries)], rows
 
 
