@@ -3,7 +3,7 @@
 A tap is named by the path of a layer: ``"block3"`` for a layer of the model itself, ``"backbone/block3/out"`` for one
 inside nested models or layers. ``"block3:input"`` is what the layer receives instead of what it returns,
 ``"layer_0:padding_mask"`` the argument of its call that is named so, and ``"shared#1"`` the second call of a layer that
-is called more than once (``"shared"`` means the last call).
+is called more than once (``"shared"`` means the last call). The name of one of the model's inputs is that input.
 
 Inside ``keras.layers.MultiHeadAttention`` (each block of a keras-hub encoder has one, ``"self_attention_layer"``) the
 layers ``"query"``, ``"key"`` and ``"value"`` can be tapped, each (batch, tokens, heads, head size). Attention scores
@@ -93,6 +93,8 @@ class Taps:
             found = {}
             for name in self.names:
                 path = _parse(self.owner, name)[0]
+                if path not in known and path in _input_names(self.model) and name == path:
+                    continue  # taken from the inputs of each pass
                 if path not in known:
                     raise error(
                         self.owner,
@@ -133,7 +135,10 @@ class Taps:
             for layer in {id(layer): layer for layer in layers.values()}.values():
                 stack.enter_context(_intercepted(layer, calls[id(layer)]))
             outputs = self.model(inputs, training=training)
-        return outputs, {name: self._pick(name, calls[id(layers[name])]) for name in self.names}
+        return outputs, {
+            name: self._pick(name, calls[id(layers[name])]) if name in layers else _input(self.model, name, inputs)
+            for name in self.names
+        }
 
     def _pick(self, name: str, calls: list[tuple[dict[str, Any], Any]]) -> Any:
         path, index, argument = _parse(self.owner, name)
@@ -177,6 +182,17 @@ def own_inputs(model: keras.Model, inputs: Any) -> Any:
         structure = model.inputs[0] if structure is None else structure
         return keras.tree.map_structure(lambda tensor: inputs[tensor.name], structure)
     return inputs
+
+
+def _input_names(model: keras.Model) -> list[str]:
+    return [tensor.name for tensor in getattr(model, "inputs", None) or []]
+
+
+def _input(model: keras.Model, name: str, inputs: Any) -> Any:
+    """Return the input of that name from what a pass was given."""
+    if isinstance(inputs, dict) and name in inputs:
+        return inputs[name]
+    return keras.tree.flatten(inputs)[_input_names(model).index(name)]
 
 
 def _parse(owner: str, name: str) -> tuple[str, int | None, str | None]:

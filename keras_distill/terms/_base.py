@@ -107,6 +107,17 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
         """Raise ``ValueError`` where this term cannot work for these two models, as far as that is known by now."""
 
+    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+        """Raise ``ValueError`` where the two structures differ; a term that overrides its taps compares what it likes.
+
+        Args:
+            teacher_outputs: what this term gets from the teacher.
+            student_outputs: what it gets from the student.
+        """
+        own = (names_of(self.teacher_layer_name), names_of(self.student_layer_name))
+        if (self.teacher_taps, self.student_taps) == own:
+            super().validate_outputs(teacher_outputs, student_outputs)
+
     def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
         """Make what this term trains, once, from tensors or specs of what it compares.
 

@@ -43,7 +43,7 @@ class HasObjective(Trainer):
         several = len(names) > 1
         self._term_trackers = [keras.metrics.Mean(name=f"{name}_loss") for name in names] if several else []
         on_outputs = any(not getattr(term, "student_layer_name", None) for term in objective.terms)
-        outputs = student.output_names if on_outputs and len(getattr(student, "outputs", None) or ()) > 1 else []
+        outputs = _output_names(student) if on_outputs and len(getattr(student, "outputs", None) or ()) > 1 else []
         self._output_trackers = [keras.metrics.Mean(name=f"distillation_{name}") for name in outputs]
 
     def _track(self, parts: Parts, outputs: Any) -> None:
@@ -58,7 +58,7 @@ class HasObjective(Trainer):
                 add_to_mean(tracker, value, count)
         by_name = {tracker.name.removeprefix("distillation_"): tracker for tracker in self._output_trackers}
         for name, value in parts.outputs:
-            tracker = by_name.get(self.student.output_names[int(name)] if name.isdigit() else name)
+            tracker = by_name.get(_output_names(self.student)[int(name)] if name.isdigit() else name)
             if tracker is not None:
                 add_to_mean(tracker, value, count)
 
@@ -170,6 +170,11 @@ class HasObjective(Trainer):
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
+
+
+def _output_names(student: keras.Model) -> list[str]:
+    """Return the names of a Functional model's outputs: the keys where it gives a dictionary."""
+    return sorted(student.output) if isinstance(student.output, dict) else list(student.output_names)
 
 
 def _log_name(term: Any) -> str:

@@ -185,7 +185,7 @@ class Objective:
             each.append((f"distillation term {index} ({getattr(term, 'name', type(term).__name__)})", value))
             weight = self.weights[index].tensor
             distillation = distillation + weight * value
-            if len(by_output) > 1:
+            if "" not in by_output:
                 for name, part in by_output.items():
                     outputs[name] = outputs.get(name, 0.0) + weight * part
         own = [ops.sum(ops.cast(loss, "float32")) for loss in (own_losses() if callable(own_losses) else own_losses)]

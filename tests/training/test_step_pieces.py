@@ -1,0 +1,222 @@
+"""What a step is made of: two students in one fit, public pieces alone; taps, terms and losses that users write."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_distill import DistillationLoss, Distiller, LogitsDistillation, NonFiniteLossError, callbacks
+from keras_distill.taps import Taps
+from tests.models import batch, copy_of, kd, log_softmax, mlp
+
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+X, Y = batch(16)
+
+
+class Chosen(DistillationLoss):
+    """A term that overrides its taps: it wants a hidden layer, an input and the outputs."""
+
+    @property
+    def student_taps(self):
+        return ["dense_0", "features", "final_output"]
+
+    def values(self, teacher_outputs, student_outputs, *, labels=None, mask=None, training=True):
+        hidden, features, outputs = student_outputs
+        return keras.ops.sum(hidden, -1) + keras.ops.sum(features, -1) + keras.ops.sum(outputs, -1)
+
+
+def test_an_override_of_taps_is_heeded_and_an_input_can_be_tapped():
+    inputs = keras.Input((6,), name="features")
+    dense = mlp(8, 4, seed=2)
+    student = keras.Model(inputs, dense.layers[1](dense.layers[0](inputs)))
+    hidden, outputs = np.asarray(dense.layers[0](X)), np.asarray(student(X))
+    distiller = Distiller(mlp(4), student, Chosen(), student_loss_weight=0.0)
+    distiller.compile(keras.optimizers.SGD(0.0))
+    expected = (hidden.sum(-1) + X.sum(-1) + outputs.sum(-1)).mean()
+    assert distiller.fit(X, batch_size=16, verbose=0).history["loss"][0] == pytest.approx(expected, rel=1e-5)
+    for given in (X, {"features": X, "boxes": X[:, :2]}):
+        np.testing.assert_array_equal(Taps(student, ["features"])(given)[1]["features"], X)
+
+
+class Boxes(DistillationLoss):
+    """A term that reads a field of the batch that no model takes."""
+
+    def values(self, teacher_outputs, student_outputs, *, labels=None, mask=None, training=True, batch=None):
+        return keras.ops.sum(batch.extra["boxes"], -1) + 0.0 * keras.ops.sum(student_outputs, -1)
+
+
+def test_a_term_reads_extra_fields_of_the_batch():
+    boxes = np.arange(32, dtype="float32").reshape(16, 2)
+    inputs = keras.Input((6,), name="features")
+    teacher, student = (keras.Model({"features": inputs}, keras.layers.Dense(4)(inputs)) for _ in "ts")
+    distiller = Distiller(teacher, student, Boxes(), student_loss_weight=0.0)
+    distiller.compile("sgd")
+    data = tf.data.Dataset.from_tensor_slices({"features": X, "boxes": boxes}).batch(16)
+    assert distiller.fit(data, verbose=0).history["loss"][0] == pytest.approx(boxes.sum(-1).mean())
+
+
+class OwnLoss(keras.Sequential):
+    """A student that encodes its labels itself, as detectors do."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return super().compute_loss(x, (y + 1) % 4, y_pred, sample_weight, training)
+
+
+def test_a_students_own_loss_is_used_when_asked_for(tmp_path):
+    init = keras.initializers.GlorotUniform(seed=2)
+    penalty = keras.regularizers.L2(0.1)
+    head = keras.layers.Dense(4, kernel_initializer=init, kernel_regularizer=penalty)
+    student = OwnLoss([keras.Input((6,)), head])
+    logits, kernel = np.asarray(student(X), "float64"), head.kernel.numpy()
+    distiller = Distiller(mlp(4, seed=1), student, LogitsDistillation(2.0), student_loss_weight=0.5)
+    with pytest.raises(ValueError, match=r"a compiled student for loss='student', got one that is not"):
+        distiller.compile("sgd", "student")
+    student.compile("sgd", CROSS_ENTROPY)
+    distiller.compile(keras.optimizers.SGD(0.0), "student", metrics=["accuracy"])
+    history = distiller.fit(X, Y, batch_size=16, verbose=0).history
+    expected = -log_softmax(logits)[np.arange(16), (Y + 1) % 4].mean() + 0.1 * (kernel**2).sum()
+    assert history["student_loss"][0] == pytest.approx(expected, rel=1e-5)
+    taught = kd(distiller.teacher(X), logits, 2.0).mean()
+    assert history["loss"][0] == pytest.approx(0.5 * expected + 0.5 * taught, rel=1e-5)  # the penalty counts once
+
+
+def test_each_term_and_each_output_has_its_log():
+    x = keras.Input((6,))
+    teacher, student = (
+        keras.Model(x, {name: keras.layers.Dense(4, name=f"{name}_{kind}")(x) for name in ("left", "right")})
+        for kind in ("teacher", "student")
+    )
+    terms = [LogitsDistillation(2.0, name="soft"), LogitsDistillation(1.0, loss={"left": "mse", "right": None})]
+    distiller = Distiller(teacher, student, terms, [1.0, 3.0], student_loss_weight=0.0)
+    distiller.compile(keras.optimizers.SGD(0.0))
+    heard, own = ({k: np.asarray(v, "float64") for k, v in model(X).items()} for model in (teacher, student))
+    soft = {name: kd(heard[name], own[name], 2.0).mean() for name in heard}
+    mse = ((heard["left"] - own["left"]) ** 2).mean()
+    history = {k: v[0] for k, v in distiller.fit(X, batch_size=16, verbose=0).history.items()}
+    assert history["soft_loss"] == pytest.approx(sum(soft.values()), rel=1e-5)
+    assert history["logits_distillation_loss"] == pytest.approx(mse, rel=1e-5)
+    assert history["distillation_left"] == pytest.approx(soft["left"] + 3 * mse, rel=1e-5)
+    assert history["distillation_right"] == pytest.approx(soft["right"], rel=1e-5)
+
+
+def test_fit_without_labels_and_with_metrics():
+    distiller = Distiller(mlp(4, seed=1), mlp(4, seed=2), LogitsDistillation(), student_loss_weight=0.0)
+    distiller.compile("sgd", CROSS_ENTROPY, metrics=["accuracy"])
+    history = distiller.fit(X, epochs=2, verbose=0, validation_data=(X, Y)).history
+    wanted = np.mean(np.asarray(distiller.student(X)).argmax(-1) == Y)
+    assert "accuracy" not in history and history["val_accuracy"][-1] == pytest.approx(wanted)
+
+
+def test_a_fit_after_a_resumed_one_begins_at_the_beginning(tmp_path):
+    def made():
+        distiller = Distiller(mlp(4, seed=1), mlp(4, seed=2), LogitsDistillation(), student_loss_weight=0.0)
+        distiller.compile("sgd")
+        return distiller
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made().fit(X, epochs=3, verbose=0, callbacks=[callbacks.Backup(tmp_path), Stop()])
+    resumed = made()
+    resumed.fit(X, epochs=3, verbose=0, callbacks=[callbacks.Backup(tmp_path)])
+    assert len(resumed.fit(X, epochs=2, verbose=0).history["loss"]) == 2
+
+
+ACTIVATIONS = ["relu", "gelu", "tanh"]
+
+
+def network(kind, activation):
+    init = keras.initializers.GlorotUniform(seed=3)
+    layers = {
+        "dense": [keras.Input((6,)), keras.layers.Dense(8, activation, kernel_initializer=init)],
+        "conv": [keras.Input((6,)), keras.layers.Reshape((6, 1)),
+                 keras.layers.Conv1D(4, 3, activation=activation, kernel_initializer=init), keras.layers.Flatten()],
+        "norm": [keras.Input((6,)), keras.layers.Dense(8, kernel_initializer=init), keras.layers.BatchNormalization(),
+                 keras.layers.Activation(activation)],
+        "attention": [keras.Input((6,)), keras.layers.Reshape((3, 2)), keras.layers.Dense(4, kernel_initializer=init),
+                      Attends(), keras.layers.Activation(activation), keras.layers.Flatten()],
+    }[kind]  # fmt: skip
+    return keras.Sequential([*layers, keras.layers.Dense(4, kernel_initializer=init)])
+
+
+class Attends(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.attention = keras.layers.MultiHeadAttention(2, 4)
+
+    def build(self, shape):
+        self.attention.build(shape, shape)
+
+    def call(self, x):
+        return self.attention(x, x)
+
+
+KINDS = [("dense", "relu"), ("dense", "gelu"), ("dense", "tanh"), ("conv", "relu"), ("norm", "relu")]
+
+
+@pytest.mark.parametrize("mode", [{}, {"jit_compile": True}, {"steps_per_execution": 4}], ids=str)
+@pytest.mark.parametrize(("kind", "activation"), [*KINDS, ("attention", "relu")])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_no_bad_number_in_an_input_reaches_a_weight(kind, activation, bad, mode):
+    """A ReLU turns a NaN into 0 on its way forwards: the kernel's gradient alone has it."""
+    x = X.copy()
+    x[13, 2] = bad
+    student = network(kind, activation)
+    teacher = keras.Sequential([keras.Input((6,)), keras.layers.Lambda(lambda t: keras.ops.zeros_like(t)[:, :4])])
+    distiller = Distiller(teacher, student, LogitsDistillation(2.0))
+    distiller.compile(keras.optimizers.Adam(0.05), CROSS_ENTROPY, **mode)
+    try:
+        distiller.fit(x, Y, batch_size=4, shuffle=False, verbose=0)
+    except NonFiniteLossError as problem:
+        assert "at step 3" in str(problem)
+    else:
+        assert (activation, bad) == ("tanh", np.inf)  # tanh of infinity is 1: its gradient is 0
+    assert all(np.isfinite(weight).all() for weight in student.get_weights())
+
+
+def test_the_inputs_are_named_where_only_a_gradient_fails():
+    x = X.copy()
+    x[3, 0] = np.nan
+    teacher = keras.Sequential([keras.Input((6,)), keras.layers.Lambda(lambda t: keras.ops.zeros_like(t)[:, :4])])
+    positive = keras.layers.Lambda(lambda t: keras.ops.where(t > 0, t, 0.0))  # some ReLU kernels pass a NaN on
+    student = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8), positive, keras.layers.Dense(4)])
+    distiller = Distiller(teacher, student, LogitsDistillation(2.0))
+    distiller.compile("adam", CROSS_ENTROPY)
+    with pytest.raises(NonFiniteLossError, match="in the inputs at step 0"):
+        distiller.fit(x, Y, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda t, s: Distiller([t, t], s, LogitsDistillation()), r"Combine several teachers: teachers.Ensemble"),
+        (lambda t, s: Distiller(t, s, LogitsDistillation(), alpha=0.3), r"expected student_loss_weight, got alpha="),
+        (lambda t, s: Distiller(t, s, student_loss_fn=CROSS_ENTROPY, distillation_losses=LogitsDistillation()),
+         r"expected compile\(loss=...\), got student_loss_fn="),
+        (lambda t, s: Distiller(t, s, LogitsDistillation(), 0.3), "distillation_loss_weights to be a list"),
+        (lambda t, s: Distiller(t, s, keras.losses.KLDivergence()), "Wrap a loss in a term"),
+    ],
+)  # fmt: skip
+def test_arguments_of_other_libraries_are_answered(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(mlp(4, seed=1), mlp(4, seed=2))
+
+
+def test_data_that_cannot_be_right_are_answered():
+    distiller = Distiller(mlp(4, seed=1), mlp(4, seed=2), LogitsDistillation())
+    distiller.compile("sgd", CROSS_ENTROPY)
+    with pytest.raises(ValueError, match=r"expected numeric labels, got text\. Number the classes"):
+        distiller.fit(X, np.array(["cat"] * 16))
+    with pytest.raises(ValueError, match=r"expected sample_weight without NaN, got 1 NaN"):
+        distiller.fit(X, Y, sample_weight=np.array([np.nan] + [1.0] * 15))
+    with pytest.warns(UserWarning, match="is not built, so it has no trained weights yet"):
+        Distiller(keras.Sequential([keras.layers.Dense(4)]), mlp(4, seed=2), LogitsDistillation())
+    frozen = copy_of(mlp(4, seed=3))
+    frozen.trainable = False
+    distiller = Distiller(mlp(4, seed=1), frozen, LogitsDistillation())
+    distiller.compile("sgd", CROSS_ENTROPY)
+    with pytest.raises(ValueError, match=r"no trainable weights\. Set student.trainable = True"):
+        distiller.fit(X, Y, verbose=0)
