@@ -121,7 +121,18 @@ def freeze_quantization(model: keras.Model, frozen: bool = True) -> None:
 
 
 def quantized_bits(model: Any) -> tuple[int, int | None] | None:
-    """Return the weight and activation bits of a model from ``quantization_aware``, or None of any other model."""
+    """Return the weight and activation bits of a model from ``quantization_aware``, or None of any other model.
+
+    Args:
+        model: any model.
+
+    Returns:
+        ``(weight_bits, activation_bits)``, the second None where activations are in float; or None.
+
+    Example:
+        >>> quantized_bits(quantization_aware(keras.Sequential([keras.Input((4,)), layers.Dense(3)]), 4, None))
+        (4, None)
+    """
     inner = list(model._flatten_layers()) if isinstance(model, keras.Model) else []
     weights = {layer.weight_bits for layer in inner if type(layer) in PLAIN}
     activations = {layer.bits for layer in inner if isinstance(layer, ActivationQuantizer)}
@@ -132,7 +143,18 @@ def quantized_litert(owner: str, model: keras.Model) -> bytes:
     """Return a quantisation-aware model as the LiteRT file that runs what was trained.
 
     Activations in 8 bits go through the converter's own path of fake quantisers. Weights alone are written by
-    ai-edge-quantizer on the float file, whose weights lie on the trained grid already.
+    ai-edge-quantizer on the float file, whose weights lie on the trained grid already. ``export.litert`` does the same,
+    and checks the file.
+
+    Args:
+        owner: name shown in the error message.
+        model: from ``quantization_aware``.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        ValueError: if the model is another one, the converter fails, or ai-edge-quantizer is needed and missing.
     """
     found = quantized_bits(model)
     if found is None:
@@ -147,6 +169,12 @@ def served_model(model: keras.Model) -> keras.Model:
     With 8-bit activations it keeps its fake quantisers: the converter reads their ranges, and stores weights in 8 bits
     whatever was trained, so they quantise to 8 bits on the trained grid. Without, its layers are plain and their
     weights lie on the grid.
+
+    Args:
+        model: from ``quantization_aware``.
+
+    Returns:
+        A ``keras.Model`` with the same outputs.
     """
     weight_bits, activation_bits = quantized_bits(model) or (8, None)
     if activation_bits is None:
@@ -155,7 +183,19 @@ def served_model(model: keras.Model) -> keras.Model:
 
 
 def edge_quantized(owner: str, content: bytes, weight_bits: int) -> bytes:
-    """Return a float LiteRT file with its weights in 4 bits (trained in 4 or 2) or 8 bits, by ai-edge-quantizer."""
+    """Store the weights of a float LiteRT file in fewer bits, by ai-edge-quantizer.
+
+    Args:
+        owner: name shown in the error message.
+        content: the float file.
+        weight_bits: that the weights were trained in: 4 and 2 are stored in 4 bits, 8 and 3 in 8.
+
+    Returns:
+        The content of the smaller file.
+
+    Raises:
+        ValueError: if ai-edge-quantizer is missing.
+    """
     try:
         from ai_edge_quantizer import quantizer, recipe
     except ImportError as problem:
