@@ -154,7 +154,7 @@ def tinybert(
     for s, t in pairs:
         sides = [_parts(block.format(index), ("query", "key")) for index in (t, s)]
         scores = {"adapter": adapters.AttentionScores(), "teacher_adapter": adapters.AttentionScores()}
-        terms.append(_feature_term(losses.AttentionMaps(), *sides, mask, **scores))
+        terms.append(_feature_term(losses.AttentionMaps(), sides[0], sides[1], mask, **scores))
     soft = LogitsDistillation(temperature=1.0, loss="categorical_crossentropy")
     return TinyBert(
         Distiller(teacher, student, terms, student_loss_weight=0.0, name="tinybert_intermediate"),
@@ -201,7 +201,7 @@ def minilm(
     """
     counts = [integer("minilm", "blocks", count, low=1) - 1 for count in (teacher_blocks, student_blocks)]
     sides = [_parts(block.format(index), ("query", "key", "value")) for index in counts]
-    term = _feature_term(losses.SelfAttentionRelation(num_relation_heads), *sides, mask)
+    term = _feature_term(losses.SelfAttentionRelation(num_relation_heads), sides[0], sides[1], mask)
     return Distiller(teacher, student, [term], student_loss_weight=0.0)
 
 

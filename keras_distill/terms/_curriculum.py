@@ -99,14 +99,14 @@ class _OwnTemperature(LogitsDistillation, abc.ABC):
         self._seen.update_state(found)
         return super()._compare(loss, teacher, student, found, labels, mask)
 
-    def _members(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any) -> Any:
+    def _members(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any = None) -> Any:
         """Combine several teachers at temperature 1 first: theirs depends on what they say together."""
         self._check_classes(loss, teacher.members.shape[-1], student.shape[-1])
         if loss.needs_members or teacher.per_member:
             advice = "Use LogitsDistillation, or teachers combined into one such as MeanProbs()"
             raise error(type(self).__name__, "one teacher, or several combined into one", teacher.combine, advice)
         combined = teacher.resolve(1.0, labels=labels, student_logits=self._logits(student))
-        return self._compare(loss, combined, self._logits(student), temperature, labels)
+        return self._compare(loss, combined, self._logits(student), temperature, labels, mask)
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs to make this term again."""
