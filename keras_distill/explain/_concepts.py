@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_distill import taps
 from keras_distill._checks import error, integer
-from keras_distill.explain._models import explained_model, numeric_inputs, traced
+from keras_distill.explain._models import explained_model, extra, numeric_inputs, traced
 
 _OWNER = "explain.concept_direction"
 
@@ -111,15 +111,17 @@ def concept_direction(
 
 def _direction(activations: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Return the normal of a linear classifier that was fitted on three quarters, and its accuracy on the rest."""
-    from sklearn.linear_model import LogisticRegression
-
     order = rng.permutation(len(labels))
     held = order[: max(2, len(order) // 4)]
     rest = order[len(held) :]
     if len(np.unique(labels[rest])) < 2:
         raise error(_OWNER, "enough examples of both kinds", f"{len(labels)} in all", "Give some more")
     scale = activations[rest].std() or 1.0
-    fitted = LogisticRegression(max_iter=1000).fit(activations[rest] / scale, labels[rest])
+    fitted = (
+        extra(_OWNER, "sklearn.linear_model")
+        .LogisticRegression(max_iter=1000)
+        .fit(activations[rest] / scale, labels[rest])
+    )
     normal = fitted.coef_[0]
     accuracy = float((fitted.predict(activations[held] / scale) == labels[held]).mean())
     return normal / max(float(np.linalg.norm(normal)), 1e-30), accuracy

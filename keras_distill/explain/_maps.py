@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_distill._checks import error, number
+from keras_distill.explain._models import extra
 
 
 def spearman(first: Any, second: Any) -> np.ndarray:
@@ -26,8 +27,7 @@ def spearman(first: Any, second: Any) -> np.ndarray:
         >>> spearman([[1.0, 2.0, 9.0]], [[0.1, 0.2, 0.3]])
         array([1.])
     """
-    from scipy.stats import rankdata
-
+    rankdata = extra("explain.spearman", "scipy.stats").rankdata
     a, b = _rows("spearman", first, second)
     ranks = [rankdata(side, axis=-1) - (side.shape[-1] + 1) / 2 for side in (a, b)]
     scale = np.sqrt((ranks[0] ** 2).sum(-1) * (ranks[1] ** 2).sum(-1))

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from keras_distill._checks import error
+from keras_distill.explain._models import extra
 from keras_distill.explain._surrogates._answers import wilson
 from keras_distill.students import Rule
 
+_OWNER = "explain.surrogate"
 _LEAST = 1e-6  # probability of a class that a leaf has never seen
 
 
@@ -48,13 +50,12 @@ class Tree(Fitted):
     unit = "leaves"
 
     def __init__(self, x: np.ndarray, targets: np.ndarray, size: int, seed: int, max_depth: int | None = None) -> None:
-        from sklearn.tree import DecisionTreeClassifier
-
+        make_tree = extra(_OWNER, "sklearn.tree").DecisionTreeClassifier
         super().__init__(size)
         self.classes = targets.shape[1]
         least = max(1, len(x) // 2000)
         limits = {"max_leaf_nodes": max(2, size), "max_depth": max_depth, "min_samples_leaf": least}
-        self.model = DecisionTreeClassifier(**limits, random_state=seed)
+        self.model = make_tree(**limits, random_state=seed)
         self.model.fit(x, targets.argmax(-1))
         self.size = int(self.model.get_n_leaves())
 
@@ -104,15 +105,14 @@ class Rules(Fitted):
     unit = "rules"
 
     def __init__(self, x: np.ndarray, targets: np.ndarray, size: int, seed: int) -> None:
-        from sklearn.tree import DecisionTreeClassifier
-
+        make_tree = extra(_OWNER, "sklearn.tree").DecisionTreeClassifier
         super().__init__(size)
         answers, left = targets.argmax(-1), np.ones(len(x), bool)
         self.steps: list[tuple[dict[int, tuple[float, float]], np.ndarray, float]] = []
         self.classes = targets.shape[1]
         while left.any() and len(self.steps) < size - 1 and len(np.unique(answers[left])) > 1:
             rows, kinds = x[left], answers[left]
-            small = DecisionTreeClassifier(max_depth=3, min_samples_leaf=max(1, len(x) // 200), random_state=seed)
+            small = make_tree(max_depth=3, min_samples_leaf=max(1, len(x) // 200), random_state=seed)
             leaf = small.fit(rows, kinds).apply(rows)
             if small.get_n_leaves() < 2:
                 break
@@ -193,9 +193,7 @@ class Linear(Fitted):
 
 
 def _ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.linear_model import Ridge
-
-    fitted = Ridge(alpha=1.0).fit(x, y)
+    fitted = extra(_OWNER, "sklearn.linear_model").Ridge(alpha=1.0).fit(x, y)
     return np.reshape(fitted.coef_, (y.shape[1], -1)).T, np.asarray(fitted.intercept_)
 
 
@@ -211,21 +209,16 @@ class Additive(Fitted):
         self.columns = linear.columns
         kept = x[:, self.columns]
         if engine == "splines":
-            from sklearn.linear_model import Ridge
-            from sklearn.pipeline import make_pipeline
-            from sklearn.preprocessing import SplineTransformer, StandardScaler
-
-            splines = SplineTransformer(n_knots=6, knots="quantile", extrapolation="linear")
-            self.model = make_pipeline(StandardScaler(), splines, Ridge(alpha=1.0))
+            preprocessing = extra(_OWNER, "sklearn.preprocessing")
+            splines = preprocessing.SplineTransformer(n_knots=6, knots="quantile", extrapolation="linear")
+            ridge = extra(_OWNER, "sklearn.linear_model").Ridge(alpha=1.0)
+            chain = extra(_OWNER, "sklearn.pipeline").make_pipeline
+            self.model = chain(preprocessing.StandardScaler(), splines, ridge)
             self.model.fit(kept, centred(targets))
             return
-        try:
-            from interpret.glassbox import ExplainableBoostingClassifier
-        except ImportError as failure:
-            advice = "Run: pip install 'keras-distill[explain]', or give engine='splines'"
-            raise error("explain.surrogate", "interpret-core to be installed", str(failure), advice) from failure
+        boosted = extra(_OWNER, "interpret.glassbox").ExplainableBoostingClassifier
         settings = {"interactions": 0, "outer_bags": 2, "max_rounds": 1000, "n_jobs": 1, "random_state": seed}
-        self.model = ExplainableBoostingClassifier(**settings).fit(kept, targets.argmax(-1))
+        self.model = boosted(**settings).fit(kept, targets.argmax(-1))
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         kept = x[:, self.columns]

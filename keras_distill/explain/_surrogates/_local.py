@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_distill._checks import choice, error, integer, number
-from keras_distill.explain._models import explained_model, logits_of, targets_of
+from keras_distill.explain._models import explained_model, extra, logits_of, targets_of
 from keras_distill.explain._surrogates._answers import table_of
 
 _OWNER = "explain.local_surrogate"
@@ -89,11 +89,7 @@ def local_surrogate(
         return logits_of(_OWNER, known, np.asarray(questions, "float32"), 1024)[:, chosen].astype("float64")
 
     if method == "kernel_shap":
-        try:
-            import shap
-        except ImportError as failure:
-            advice = "Run: pip install 'keras-distill[explain]'"
-            raise error(_OWNER, "shap to be installed", str(failure), advice) from failure
+        shap = extra(_OWNER, "shap")
         np.random.seed(seed)  # the only source of randomness that this library reads
         found = shap.KernelExplainer(ask, rows).shap_values(one, nsamples=samples, silent=True)
         return LocalExplanation(np.asarray(found, "float64"), float(ask(rows).mean()), chosen, float("nan"))
