@@ -138,6 +138,10 @@ FORMULAS = {
     "SortedDifferences": "G3",
     "soft_tree_loss": "G1",
     "FeatureDistillation": "B",
+    "DomainAlignment": "H2",
+    "DomainAdversary": "H2",
+    "ConfidentTargets": "H2",
+    "PixelDistillation": "A1",
     "HierarchicalDistillation": "B",
     "LogitsDistillation": "A1",
     # Not in that reference: the formula stands in the docstring alone.

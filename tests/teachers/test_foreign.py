@@ -221,3 +221,34 @@ def test_a_real_segmenter_with_a_batch_of_one_answers_each_image_alone():
     assert together.shape == (3, 256, 256, 1)
     np.testing.assert_array_equal(together, alone)
     assert np.abs(together[0] - together[1]).max() > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "model_centernet_coco").exists(), reason="needs ../shared/data/model_centernet_coco")
+def test_a_real_detector_that_nobody_here_trained_answers_through_the_store(tmp_path, monkeypatch):
+    """The CenterNet of the data folder takes one image at a time; its heatmap and sizes are stored for two."""
+    monkeypatch.syspath_prepend(str(DATA / "model_centernet_coco"))
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    import tfjs2tf
+
+    graph, names = tfjs2tf.concrete(str(DATA / "model_centernet_coco" / "centernet.json"))
+    short = [name.split("/")[-1] for name in names]
+
+    def answer(x):
+        return dict(zip(short, (each.numpy() for each in graph(tf.convert_to_tensor(x))), strict=True))
+
+    teacher = teachers.from_callable(
+        answer,
+        preprocess=lambda x: tf.image.resize(x, (512, 512)) * 255.0,
+        outputs={"heat": "keypoints", "size": "wh"},
+        activation={"keypoints": "sigmoid"},
+        batch_size=1,
+    )
+    x = np.random.default_rng(0).uniform(size=(2, 64, 64, 3)).astype("float32")
+    dataset = tf.data.Dataset.from_tensor_slices(x).batch(2)
+    stored = teachers.label(teacher, dataset, tmp_path, dtype="float32", progress=False)
+    got = stored(next(iter(stored.attach(dataset))))
+    direct = answer(tf.image.resize(x[1:], (512, 512)) * 255.0)
+    np.testing.assert_allclose(got["size"][1], direct["wh"][0], atol=1e-4)
+    np.testing.assert_allclose(tf.sigmoid(got["heat"][1]), np.clip(direct["keypoints"][0], 1e-38, 1), atol=1e-5)
+    assert got["heat"].shape == (2, 128, 128, 80)
