@@ -140,7 +140,6 @@ FORMULAS = {
     "FeatureDistillation": "B",
     "DomainAlignment": "H2",
     "DomainAdversary": "H2",
-    "ConfidentTargets": "H2",
     "PixelDistillation": "A1",
     "HierarchicalDistillation": "B",
     "LogitsDistillation": "A1",
