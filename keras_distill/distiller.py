@@ -8,7 +8,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import ops
 
 from keras_distill import teachers
 from keras_distill._checks import error
@@ -20,8 +19,7 @@ from keras_distill.training._fused_adam import by_xla
 from keras_distill.training._guard import Guard, Update, nan_or_zero, nan_unless_finite
 from keras_distill.training._has_objective import HasObjective
 from keras_distill.training._learner import Learner
-from keras_distill.training._objective import Objective, Parts, num_replicas
-from keras_distill.training._saving import states_of_training
+from keras_distill.training._objective import Objective, Parts
 from keras_distill.training._trainer import with_loss_scale
 
 __all__ = ["Distiller"]
@@ -226,82 +224,7 @@ class Distiller(HasObjective):
         left_out = set(self._scheduled()) | (set() if self.evaluate_distillation else self._distillation_logs())
         return {name: value for name, value in self._logs(batch, student.outputs).items() if name not in left_out}
 
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> Any:
-        """Return the total loss of a batch; what Keras calls to build the supervised loss.
-
-        Args:
-            x: the inputs.
-            y: the targets, or None.
-            y_pred: the student's outputs, or None to run the student (it also runs if a term taps its layers).
-            sample_weight: as in ``fit``.
-            training: whether the student runs in training mode.
-
-        Returns:
-            A scalar.
-        """
-        batch = Batch.of((x, y, sample_weight), self.student)
-        known = None if y_pred is None or self._student_feature_extractor.names else Heard(y_pred)
-        return self._measured(batch, training or self.evaluate_distillation, training, known)[0].to_minimize
-
-    def measure(self, batch: Batch, *, training: bool = False) -> Parts:
-        """Return the loss of a batch and its parts, without an update; what adaptive callbacks look at.
-
-        Args:
-            batch: inputs, labels, weights.
-            training: whether the student runs in training mode.
-
-        Returns:
-            The parts.
-        """
-        return self._measured(batch, True, training)[0]
-
     # ------------------------------------------------------------------ the pieces of a step
-
-    def _listen(self, teacher_inputs: Any) -> Heard | None:
-        """Return the teacher's outputs and taps; None for a teacher that hears the student first."""
-        if self._frozen.teacher.hears_student:
-            return None
-        return Heard(*self._frozen.teacher.listen(teacher_inputs, self._objective.taps("teacher")))
-
-    def _measured(
-        self, batch: Batch, with_teacher: bool, training: bool, student: Heard | None = None
-    ) -> tuple[Parts, Heard]:
-        student_inputs, teacher_inputs = self._frozen.teacher.split(batch.inputs)
-        teacher = self._listen(teacher_inputs) if with_teacher else None
-        if student is None:
-            student = Heard(*self._student_feature_extractor(student_inputs, training=training))
-        return self._parts(batch, student_inputs, teacher, student, training, with_teacher), student
-
-    def _parts(
-        self,
-        batch: Batch,
-        student_inputs: Any,
-        teacher: Heard | None,
-        student: Heard,
-        training: bool,
-        with_teacher: bool = True,
-    ) -> Parts:
-        if with_teacher and self._frozen.teacher.hears_student:
-            teacher = Heard(*self._frozen.teacher.listen_to(student.outputs, student.taps, batch))
-        supervised, trained = ops.zeros((), "float32"), [self]
-        if self._students_own_loss and batch.labels is not None:
-            kwargs = {"x": student_inputs, "y": batch.labels, "y_pred": student.outputs, "training": training}
-            supervised = self.student.compute_loss(**kwargs, sample_weight=batch.weights)
-            # The student's own losses are in it already.
-            trained = [*self._objective.own_terms, *self._teacher_parts]
-        elif self._compile_loss is not None and batch.labels is not None:
-            supervised = self._compile_loss(batch.labels, student.outputs, batch.weights)
-        supervised = ops.cast(supervised, "float32") * num_replicas()
-        return self._objective.measure(
-            batch,
-            teacher=teacher,
-            student=student,
-            supervised=supervised,
-            own_losses=lambda: [loss for part in trained for loss in part.losses],
-            training=training,
-        )
 
     def _update(self, gradients: list[Any], state: list[Any], parts: Parts, teacher: Any, student_inputs: Any) -> None:
         if not gradients:
@@ -322,23 +245,3 @@ class Distiller(HasObjective):
         if batch.labels is None:
             return self._unlabelled_logs()
         return self.compute_metrics(batch.inputs, batch.labels, outputs, sample_weight=batch.weights)
-
-    # ------------------------------------------------------------------ building and saving
-
-    def _build_before(self, x: Any) -> None:
-        built = self.built
-        # A learned gate is built when it first hears its members: before a backup's optimizer is loaded, too.
-        self.built = built and all(part.built for part in self._teacher_parts)
-        super()._build_before(x)
-        self.built = self.built or built
-
-    def _build_with(self, inputs: Any) -> None:
-        student_inputs, teacher_inputs = self._frozen.teacher.split(inputs)
-        teacher = self._listen(teacher_inputs)
-        student = Heard(*self._student_feature_extractor(student_inputs, training=False))
-        if teacher is None:
-            teacher = Heard(*self._frozen.teacher.listen_to(student.outputs, student.taps))
-        self._objective.build_from(teacher, student)
-
-    def _states_of_training(self) -> dict[str, Any]:
-        return states_of_training([self.student, *self._objective.own_terms], [self._frozen.teacher])
