@@ -1,7 +1,7 @@
 """How two tensors differ: pure functions with one value per example, and their class twins for terms and configs."""
 
 from keras_distill.losses._base import FeatureLoss, LogitsLoss
-from keras_distill.losses._detection.boxes import box_masks, box_overlaps, match_anchors
+from keras_distill.losses._detection.boxes import box_masks, box_overlaps, check_anchors, match_anchors
 from keras_distill.losses._detection.edges import EdgeDistributions, edge_distributions
 from keras_distill.losses._detection.foreground import foreground_features
 from keras_distill.losses._detection.heatmaps import CenterBoxes, CenterHeatmaps, center_boxes, center_heatmaps
@@ -227,6 +227,7 @@ __all__ = [
     "center_boxes",
     "center_heatmaps",
     "channel_distributions",
+    "check_anchors",
     "class_correlation",
     "confident",
     "contrastive_noise",

@@ -153,3 +153,39 @@ def match_anchors(
     mine = ops.equal(ops.arange(anchors.shape[0])[None, :, None], ops.cast(anchor, "int32")[:, None, :])
     mine = ops.logical_and(mine, (ops.max(overlap, axis=1) > 0.0)[:, None, :])
     return ops.where(ops.any(mine, axis=-1), ops.cast(ops.argmax(ops.cast(mine, "int32"), axis=-1), "int32"), found)
+
+
+def check_anchors(*, anchors: Any, boxes: Any, positive_overlap: float = 0.5) -> float:
+    """Return the share of boxes that some anchor stands for, and refuse anchors that match no box at all.
+
+    Call it once before training: anchors of a wrong size make a detector whose box loss is exactly 0.0 and stays there.
+
+    Args:
+        anchors: (anchors, 4): x_min, y_min, x_max, y_max, in the boxes' unit.
+        boxes: (images, boxes, 4) or more columns, of the training set; padding has no area.
+        positive_overlap: 0 to 1: from this intersection over union on, an anchor stands for a box.
+
+    Returns:
+        0 to 1.
+
+    Raises:
+        ValueError: if there is no box, or no anchor matches any.
+
+    Example:
+        >>> from keras_distill import losses
+        >>> losses.check_anchors(anchors=[[0.0, 0.0, 0.5, 0.5]], boxes=[[[0.0, 0.0, 0.5, 0.4], [0.6, 0.6, 0.9, 0.9]]])
+        0.5
+    """
+    owner = "check_anchors"
+    high = _checks.number(owner, "positive_overlap", positive_overlap, above=0.0, high=1.0)
+    boxes = float32(boxes)[..., :4]
+    kept = ops.convert_to_numpy(ops.reshape(boxes, (-1, 4)))[ops.convert_to_numpy(ops.reshape(real(boxes), (-1,)))]
+    if not len(kept):
+        raise _checks.error(owner, "at least one box with an area", "none")
+    best = ops.convert_to_numpy(ops.max(box_overlaps(boxes=kept, others=anchors), axis=-1))
+    if not (best >= high).any():
+        sizes = [f"{each:.3g}" for each in (kept[:, 2:] - kept[:, :2]).mean(axis=0)]
+        got = f"a greatest overlap of {best.max():.3f} over {len(kept)} boxes, whose mean size is {' x '.join(sizes)}"
+        advice = "Choose anchors of about that size, in the boxes' unit"
+        raise _checks.error(owner, f"an anchor that overlaps a box by {high:g}", got, advice)
+    return float((best >= high).mean())
