@@ -12,6 +12,8 @@ from keras_distill.regimes._generations import BornAgain
 from keras_distill.regimes._generators import make_generator, synthesize
 from keras_distill.regimes._mutual import MutualLearning
 from keras_distill.regimes._policies import PolicyDistiller, PolicyReturn, policy_return
+from keras_distill.regimes._privacy import PrivacyReport
+from keras_distill.regimes._private import PrivateLabels, PrivateVotes
 from keras_distill.regimes._stages import Stage, Stages
 from keras_distill.regimes._text import TinyBert, bert_to_bilstm, distilbert, every_other, minilm, tinybert
 
@@ -31,6 +33,9 @@ __all__ = [
     "OutOfFold",
     "PolicyDistiller",
     "PolicyReturn",
+    "PrivacyReport",
+    "PrivateLabels",
+    "PrivateVotes",
     "Regime",
     "Round",
     "Shown",

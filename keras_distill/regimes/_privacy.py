@@ -1,0 +1,162 @@
+"""What private answers have cost: counters that survive a kill, and their epsilon by Google's dp-accounting."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from keras_distill import _files
+from keras_distill._checks import error, number
+
+#: Noise of the threshold (None without one) and of the answers.
+Noises = tuple[float | None, float]
+#: How many queries were asked, and how many of them were answered, with each pair of noises.
+Spent = dict[Noises, tuple[int, int]]
+
+_FILE = "privacy.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivacyReport:
+    """What all answers together may reveal about one example of the private data.
+
+    The counts and the epsilon are totals since the first query, not those of one call. Epsilon does not depend on the
+    data, so that the report itself may be published.
+
+    Args:
+        epsilon: >= 0, the privacy loss that is not exceeded except with probability ``delta``.
+        delta: in 0..1, exclusive.
+        num_answered: how many queries got a label.
+        num_asked: how many queries were put to the teachers; a refused query was not.
+    """
+
+    epsilon: float
+    delta: float
+    num_answered: int
+    num_asked: int
+
+
+def check_delta(owner: str, delta: float) -> float:
+    """Return ``delta`` as a float between 0 and 1, both exclusive, or raise the error that says so."""
+    advice = "Choose less than one over the number of private examples, such as 1e-5"
+    delta = number(owner, "delta", delta, above=0.0, advice=advice)
+    if delta >= 1:
+        raise error(owner, "delta < 1", delta, advice)
+    return delta
+
+
+def report(owner: str, spent: Mapping[Noises, tuple[int, int]], delta: float) -> PrivacyReport:
+    """Return the report for what was spent."""
+    asked, answered = (sum(counts[i] for counts in spent.values()) for i in (0, 1))
+    return PrivacyReport(epsilon(owner, spent, delta), delta, answered, asked)
+
+
+def epsilon(owner: str, spent: Mapping[Noises, tuple[int, int]], delta: float) -> float:
+    """Return the epsilon of Gaussian events under Renyi differential privacy, at the accountant's default orders.
+
+    One private example changes one teacher's vote. That changes the highest count by at most one, and two counts of
+    the histogram by one each, hence the square root of 2.
+
+    Args:
+        owner: name shown in the error message.
+        spent: queries asked and answered, by their noises.
+        delta: in 0..1.
+
+    Returns:
+        Epsilon, 0.0 if nothing was asked.
+
+    Raises:
+        ImportError: if dp-accounting is missing.
+    """
+    try:
+        import dp_accounting
+        from dp_accounting import rdp
+    except ImportError as problem:
+        message = f"{owner} needs dp-accounting. Run: pip install 'keras-distill[privacy]'"
+        raise ImportError(message) from problem
+    accountant = rdp.RdpAccountant()
+    for (selection_noise, answer_noise), (asked, answered) in spent.items():
+        if asked and selection_noise is not None:
+            accountant.compose(dp_accounting.GaussianDpEvent(selection_noise), asked)
+        if answered:
+            accountant.compose(dp_accounting.GaussianDpEvent(answer_noise / math.sqrt(2.0)), answered)
+    return float(accountant.get_epsilon(delta))
+
+
+def add(spent: Mapping[Noises, tuple[int, int]], noises: Noises, asked: int, answered: int) -> Spent:
+    """Return what is spent after more queries."""
+    before = spent.get(noises, (0, 0))
+    return {**spent, noises: (before[0] + asked, before[1] + answered)}
+
+
+class Ledger:
+    """What was spent, in memory, or in a directory where it survives a kill.
+
+    Only one process may hold the ledger at a time: use it as a context, which reads the file again.
+
+    Args:
+        owner: name shown in the error messages.
+        directory: where to keep the counters; made if it is missing. None keeps them in memory.
+    """
+
+    def __init__(self, owner: str, directory: Any = None) -> None:
+        self._owner = owner
+        self._path = None if directory is None else Path(directory) / _FILE
+        self._lock: _files.Lock | None = None
+        self._spent: Spent = {}
+        if self._path is not None:
+            _files.make_folder(self._path.parent, parents=True, exist_ok=True)
+            self._spent = self._read()
+
+    @property
+    def spent(self) -> Spent:
+        """A copy of what was spent so far."""
+        return dict(self._spent)
+
+    def write(self, spent: Spent) -> None:
+        """Set what was spent; returns when it has reached the disk."""
+        if self._path is not None:
+            rows = [
+                {"selection_noise": noises[0], "answer_noise": noises[1], "num_asked": asked, "num_answered": answered}
+                for noises, (asked, answered) in spent.items()
+            ]
+            _files.put(self._path, json.dumps({"version": 1, "spent": rows}, indent=1).encode())
+        self._spent = dict(spent)
+
+    def _read(self) -> Spent:
+        if self._path is None or not self._path.exists():
+            return dict(self._spent)
+        try:
+            content = json.loads(_files.read(self._path))
+            rows = content["spent"]
+            pairs = {(row["selection_noise"], row["answer_noise"]): (row["num_asked"], row["num_answered"])
+                     for row in rows}  # fmt: skip
+            sound = content["version"] == 1 and len(pairs) == len(rows)
+            for (selection_noise, answer_noise), counts in pairs.items():
+                sound &= all(isinstance(count, int) for count in counts) and 0 <= counts[1] <= counts[0]
+                sound &= answer_noise > 0 and (selection_noise is None or selection_noise > 0)
+        except (ValueError, KeyError, TypeError):
+            sound = False
+        if not sound:
+            advice = "Restore it from a backup: without it nobody knows what the answers have revealed"
+            raise error(self._owner, f"the counters of earlier queries in {_FILE}", "a damaged file", advice)
+        return pairs
+
+    def __enter__(self) -> Ledger:
+        if self._path is not None:
+            try:
+                self._lock = _files.Lock(self._path.parent)
+            except BlockingIOError:
+                advice = "Wait until it has ended"
+                raise error(self._owner, "a directory of its own", "one that another process uses", advice) from None
+            self._spent = self._read()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
