@@ -20,6 +20,7 @@ from keras_distill.training import Batch
 from keras_distill.training._trainer import add_to_mean, num_examples
 
 
+@keras.saving.register_keras_serializable(package="keras_distill")
 class DataFree(Regime):
     """Teaches a student on examples that a generator makes, without any real data (DFAD, DAFL, ZSKT, DeepInversion).
 
