@@ -18,7 +18,7 @@ class LogitsLoss(keras.losses.Loss):
         needs_batch: True where the result is one scalar for the whole (local) batch.
         needs_members: True where ``teacher_logits`` are the members of an ensemble, (batch, members, classes).
         same_outputs: False where teacher's and student's last axes are not the same things, so may differ in size.
-        uses_mask: True where ``values`` needs the mask itself, because it gives one value per sequence.
+        uses_mask: True where ``values`` gives one value per sequence, for whose positions it needs the mask.
         needs_lists: True where the last axis holds the items of a list, of which only the order or the top counts.
         seed_generator: the random state of a loss that draws, which its term saves; None where nothing is drawn.
     """

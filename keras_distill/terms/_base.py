@@ -72,11 +72,14 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         teacher_layer_name: the tap it wants from the teacher, a list of them, or None for the final outputs.
         student_layer_name: the same for the student.
         needs_shapes: True where ``build_from`` must see what is compared (adapters, checks of shape).
+        masks_values: True where ``values`` leaves masked positions out itself, as each loss of ``keras_distill.losses``
+            does when it is given the mask. False: the mean over ``values`` leaves them out.
     """
 
     teacher_layer_name: Any = None
     student_layer_name: Any = None
     needs_shapes: bool = False
+    masks_values: bool = False
 
     def __init__(self, name: str | None = None, ignore_label: int | None = None, **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
@@ -142,11 +145,13 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
             teacher_outputs: the teacher's final outputs, or what ``teacher_layer_name`` taps.
             student_outputs: the same for the student.
             labels: the targets of ``fit``, or None.
-            mask: (batch, ...) bool: positions that count, or None.
+            mask: (batch, ...) bool: positions that count, or None; a list of these, one per output, where there are
+                several.
             training: whether this is a training step.
 
         Returns:
-            (batch, ...), or a scalar for a loss that needs the whole batch, or a list of these, one per output.
+            (batch, ...), or a scalar for a loss that needs the whole batch, or a list of these, one per output. With
+            ``masks_values`` masked positions are 0 and the others are scaled, so that the plain mean is the masked one.
         """
         raise NotImplementedError(f"{type(self).__name__} must define values().")
 
@@ -223,7 +228,7 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         keys = sorted(student_outputs) if isinstance(student_outputs, dict) else map(str, range(len(values)))
         names = [""] if len(values) == 1 else list(keys)
         return {
-            name: weighted_mean(value, weight, each_mask)
+            name: weighted_mean(value, weight, None if self.masks_values else each_mask)
             for name, value, weight, each_mask in zip(names, values, weights, mask, strict=True)
             if value is not None
         }

@@ -11,10 +11,9 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill import losses as losses_room
 from keras_distill._checks import error, integer, number
 from keras_distill.settings import Setting
-from keras_distill.terms._logits import LogitsDistillation
+from keras_distill.terms._logits import LogitsDistillation, labels_where
 from keras_distill.terms._structures import deserialized
 
 _LARGEST_LOGIT = 1e4  # what the network of a curriculum sees at most; -inf marks a class that cannot occur
@@ -49,10 +48,6 @@ def against(tensor: Any, strength: Any) -> Any:
         return tensor, grad
 
     return identity(tensor)
-
-
-def _as_it_is(logits: Any) -> Any:
-    return logits
 
 
 class _OwnTemperature(LogitsDistillation, abc.ABC):
@@ -93,20 +88,21 @@ class _OwnTemperature(LogitsDistillation, abc.ABC):
     def _temperatures(self, teacher: Any, student: Any) -> Any:
         """Return (...,), one temperature for each row of logits, or () for all."""
 
-    def _compare(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any = None) -> Any:
-        standardize = losses_room.standardize_logits if self.standardize else _as_it_is
-        found = self._temperatures(standardize(teacher), standardize(student))
-        self._seen.update_state(found)
+    def _compare(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any) -> Any:
+        found = self._temperatures(self._standardized(teacher, mask), self._standardized(student, mask))
+        of_examples = mask is not None and len(found.shape) > 0
+        self._seen.update_state(found, sample_weight=ops.cast(mask, "float32") if of_examples else None)
         return super()._compare(loss, teacher, student, found, labels, mask)
 
-    def _members(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any = None) -> Any:
+    def _members(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any) -> Any:
         """Combine several teachers at temperature 1 first: theirs depends on what they say together."""
         self._check_classes(loss, teacher.members.shape[-1], student.shape[-1])
         if loss.needs_members or teacher.per_member:
             advice = "Use LogitsDistillation, or teachers combined into one such as MeanProbs()"
             raise error(type(self).__name__, "one teacher, or several combined into one", teacher.combine, advice)
-        combined = teacher.resolve(1.0, labels=labels, student_logits=self._logits(student))
-        return self._compare(loss, combined, self._logits(student), temperature, labels, mask)
+        student = self._logits(student, mask)
+        combined = teacher.resolve(1.0, labels=labels_where(labels, student, mask), student_logits=student)
+        return self._compare(loss, combined, student, temperature, labels, mask)
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs to make this term again."""

@@ -122,6 +122,7 @@ class FeatureDistillation(DistillationLoss):
     """
 
     needs_shapes = True
+    masks_values = True
 
     def __init__(
         self,

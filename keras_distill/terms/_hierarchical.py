@@ -47,6 +47,7 @@ class HierarchicalDistillation(DistillationLoss):
     """
 
     needs_shapes = True
+    masks_values = True
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from keras_distill import losses as losses_room
 from keras_distill import taps, teachers
 from keras_distill._checks import error, number
 from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._numerics import arguments
 from keras_distill.settings import Setting
 from keras_distill.terms._base import DistillationLoss
 from keras_distill.terms._structures import deserialized, flat_as, flat_with_none, is_leaf, map_with_none, output_shapes
@@ -57,6 +58,26 @@ def _column(temperature: Any, logits: Any) -> Any:
     return ops.reshape(temperature, (-1, *([1] * (len(logits.shape) - 1))))
 
 
+def _mask_for(logits: Any, mask: Any) -> Any:
+    """Return the mask with one entry per row of logits; None where it speaks of an axis that the output has lost."""
+    rank = len(logits.shape) - 1
+    if mask is None or len(mask.shape) > rank:
+        return None
+    mask = ops.cast(mask, "bool")
+    if len(mask.shape) == rank:
+        return mask
+    mask = ops.reshape(mask, (*ops.shape(mask), *([1] * (rank - len(mask.shape)))))
+    return ops.broadcast_to(mask, ops.shape(logits)[:-1])
+
+
+def labels_where(labels: Any, logits: Any, mask: Any) -> Any:
+    """Return class labels with 0 at masked positions, where anything may stand; others as they are."""
+    if labels is None or mask is None or len(labels.shape) != len(logits.shape) - 1:
+        return labels
+    labels = ops.convert_to_tensor(labels)
+    return ops.where(mask, labels, ops.zeros_like(labels))
+
+
 class _KerasLossOnLogits(LogitsLoss):
     """A Keras regression loss (``"mse"``, ``"mae"``, an object, a function) between logits divided by temperature."""
 
@@ -76,8 +97,12 @@ class _KerasLossOnLogits(LogitsLoss):
         mask: Any = None,
     ) -> Any:
         column = _column(temperature, student_logits)
-        teacher_logits = ops.cast(teacher_logits, "float32") / column
-        return self._per_example(teacher_logits, ops.cast(student_logits, "float32") / column)
+        teacher, student = (
+            arguments.clean(ops.cast(logits, "float32"), mask) / column for logits in (teacher_logits, student_logits)
+        )
+        values = self._per_example(teacher, student)
+        # A user's function that reduces by itself has nothing left to mask.
+        return arguments.apply_mask(values, mask) if len(values.shape) else values
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -100,9 +125,10 @@ class _SoftCrossEntropy(LogitsLoss):
             teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask
         )
         column = _column(temperature, teacher_logits)
-        log_p = ops.log_softmax(ops.cast(teacher_logits, "float32") / column, axis=-1)
+        teacher = arguments.clean(ops.cast(teacher_logits, "float32"), mask)
+        log_p = ops.log_softmax(teacher / column, axis=-1)
         entropy = -ops.sum(ops.where(ops.isfinite(log_p), column**2 * ops.exp(log_p) * log_p, 0.0), axis=-1)
-        return divergence + entropy
+        return divergence + arguments.apply_mask(entropy, mask)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -138,6 +164,8 @@ class LogitsDistillation(DistillationLoss):
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
         Differs: nothing.
     """
+
+    masks_values = True
 
     def __init__(
         self,
@@ -276,7 +304,7 @@ class LogitsDistillation(DistillationLoss):
         settings = settings if not is_leaf(settings) else [settings] * len(students)
         flat_labels = keras.tree.flatten(labels) if labels is not None else []
         flat_labels = flat_labels if len(flat_labels) == len(students) else [None] * len(students)
-        masks = mask if isinstance(mask, list) else [None] * len(students)
+        masks = mask if isinstance(mask, list) else [mask] * len(students)
         return [
             None if loss is None else self._one(loss, teacher, student, setting.tensor, label, each_mask)
             for loss, setting, teacher, student, label, each_mask in zip(
@@ -290,52 +318,53 @@ class LogitsDistillation(DistillationLoss):
             )
         ]
 
-    def _logits(self, tensor: Any) -> Any:
+    def _logits(self, tensor: Any, mask: Any = None) -> Any:
         tensor = ops.cast(tensor, "float32")
-        return tensor if self.from_logits else ops.log(ops.maximum(tensor, _SMALLEST_PROBABILITY))
+        if self.from_logits:
+            return tensor
+        return ops.log(ops.maximum(arguments.clean(tensor, mask), _SMALLEST_PROBABILITY))
 
-    def _one(
-        self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any = None
-    ) -> Any:
+    def _one(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any) -> Any:
+        mask = _mask_for(student, mask)
         if isinstance(teacher, teachers.Members):
             return self._members(loss, teacher, student, temperature, labels, mask)
         self._check_classes(loss, teacher.shape[-1], student.shape[-1])
-        teacher, student = self._logits(teacher), self._logits(student)
+        teacher, student = self._logits(teacher, mask), self._logits(student, mask)
         if self.class_map is not None:
             teacher = losses_room.select_classes(teacher, self.class_map)
         return self._compare(loss, teacher, student, temperature, labels, mask)
 
-    def _compare(
-        self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any = None
-    ) -> Any:
+    def _compare(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any) -> Any:
         if loss.needs_labels and labels is None:
             raise error(type(self).__name__, f"labels (y), which {type(loss).__name__} needs", "None")
         if loss.needs_members:
             advice = "Use teachers.Ensemble, teachers.MonteCarloDropout or a store of their members"
             raise error(type(self).__name__, f"a teacher of several members for {type(loss).__name__}", "one", advice)
         if self.standardize:
-            teacher, student = losses_room.standardize_logits(teacher), losses_room.standardize_logits(student)
-        # Other losses give a value per position, and the mean over positions leaves out the masked ones.
-        own = {"mask": mask} if loss.uses_mask else {}
-        return loss.values(teacher, student, temperature=temperature, labels=labels, **own)
+            teacher, student = self._standardized(teacher, mask), self._standardized(student, mask)
+        return loss.values(teacher, student, temperature=temperature, labels=labels, mask=mask)
 
-    def _members(
-        self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any = None
-    ) -> Any:
+    def _standardized(self, logits: Any, mask: Any) -> Any:
+        """Return the logits standardised where the user asked for it, 0 where masked: garbage there has no spread."""
+        logits = arguments.clean(logits, mask)
+        return losses_room.standardize_logits(logits) if self.standardize else logits
+
+    def _members(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any) -> Any:
         """Compare with many teachers: their combined distribution, or each of them where the rule says so."""
         self._check_classes(loss, teacher.members.shape[-1], student.shape[-1])
-        student = self._logits(student)
+        student = self._logits(student, mask)
         if loss.needs_members:
             if loss.needs_labels and labels is None:
                 raise error(type(self).__name__, f"labels (y), which {type(loss).__name__} needs", "None")
-            return loss.values(teacher.members, student, temperature=temperature, labels=labels)
+            return loss.values(teacher.members, student, temperature=temperature, labels=labels, mask=mask)
+        seen = labels_where(labels, student, mask)
         if teacher.per_member:
             parts = [
                 weight * self._compare(loss, logits, student, temperature, labels, mask)
-                for logits, weight in teacher.weighted_members(temperature, labels=labels, student_logits=student)
+                for logits, weight in teacher.weighted_members(temperature, labels=seen, student_logits=student)
             ]
             return ops.sum(ops.stack(parts), axis=0)
-        combined = teacher.resolve(temperature, labels=labels, student_logits=student)
+        combined = teacher.resolve(temperature, labels=seen, student_logits=student)
         return self._compare(loss, combined, student, temperature, labels, mask)
 
     def get_config(self) -> dict[str, Any]:

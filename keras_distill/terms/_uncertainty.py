@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_distill import losses, metrics, teachers
 from keras_distill._checks import choice, error, number
+from keras_distill.losses._numerics import arguments
 from keras_distill.settings import Setting, from_config
 from keras_distill.terms._base import DistillationLoss, mask_of, weighted_mean
 
@@ -53,6 +54,8 @@ class UncertaintyDistillation(DistillationLoss):
         Vadera, Jalaian, Marlin, "Generalized Bayesian Posterior Expectation Distillation for Deep Neural Networks",
         UAI 2020, arXiv:2005.08110, section 3. Differs: all members at once, not one posterior sample per step.
     """
+
+    masks_values = True
 
     def __init__(
         self,
@@ -134,6 +137,7 @@ class UncertaintyDistillation(DistillationLoss):
         """Return the loss of each example."""
         self.validate_outputs(teacher_outputs, student_outputs)
         logits, said = (student_outputs[each] for each in self.outputs)
+        mask = mask_of(logits) if isinstance(mask, list) else mask
         if isinstance(teacher_outputs, teachers.Members):
             members = ops.cast(teacher_outputs.members, "float32")
         else:
@@ -142,12 +146,13 @@ class UncertaintyDistillation(DistillationLoss):
         together = ops.moveaxis(members, 1, -2)
         truth = metrics.ensemble_uncertainty(together, from_logits=True)
         wanted = ops.stop_gradient(ops.stack([getattr(truth, kind) for kind in self.kinds], axis=-1))
-        apart = ops.cast(said, "float32") - wanted
+        apart = arguments.clean(ops.cast(said, "float32") - wanted, mask)
         apart = ops.abs(apart) if self.loss == "mae" else ops.square(apart)
         value = losses.ensemble_soft_targets(
-            teacher_logits=members, student_logits=logits, temperature=self._temperature.tensor
+            teacher_logits=members, student_logits=logits, temperature=self._temperature.tensor, mask=mask
         )
-        return value + ops.sum(apart * ops.convert_to_tensor(self.weights_of_kinds, "float32"), axis=-1)
+        weighted = ops.sum(apart * ops.convert_to_tensor(self.weights_of_kinds, "float32"), axis=-1)
+        return value + arguments.apply_mask(weighted, mask)
 
     def compute_loss(
         self,
@@ -164,8 +169,9 @@ class UncertaintyDistillation(DistillationLoss):
             sample_weight = flat.get(self.outputs[0])
         if not self.built:
             self.build_from(teacher_outputs, student_outputs)
-        values = self.values(teacher_outputs, student_outputs, labels=labels, training=training)
-        return weighted_mean(values, sample_weight, mask_of(student_outputs[self.outputs[0]]))
+        mask = mask_of(student_outputs[self.outputs[0]])
+        values = self.values(teacher_outputs, student_outputs, labels=labels, mask=mask, training=training)
+        return weighted_mean(values, sample_weight)
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs to make this term again."""

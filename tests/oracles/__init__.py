@@ -122,13 +122,14 @@ def binary_soft_targets(teacher, student, temperature=1.0, label_reduction="sum"
     return temperature**2 * (each.sum(-1) if label_reduction == "sum" else each.mean(-1))
 
 
-def class_correlation(teacher, student, temperature=1.0, inter_weight=1.0, intra_weight=1.0):
+def class_correlation(teacher, student, temperature=1.0, inter_weight=1.0, intra_weight=1.0, beside=0.0):
     log_p, log_q = _logs(teacher, student, temperature)
     p, q = (np.exp(x).reshape(-1, x.shape[-1]) for x in (log_p, log_q))
 
     def mean_correlation(u, v):
         u, v = u - u.mean(-1, keepdims=True), v - v.mean(-1, keepdims=True)
-        return ((u * v).sum(-1) / (np.linalg.norm(u, axis=-1) * np.linalg.norm(v, axis=-1) + 1e-8)).mean()
+        norms = np.linalg.norm(u, axis=-1) * np.linalg.norm(v, axis=-1) + beside
+        return np.where(norms > 0, (u * v).sum(-1) / np.where(norms > 0, norms, 1.0), 0.0).mean()
 
     inter, intra = 1 - mean_correlation(p, q), 1 - mean_correlation(p.T, q.T)
     return temperature**2 * (inter_weight * inter + intra_weight * intra)

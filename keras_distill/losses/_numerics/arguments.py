@@ -109,7 +109,7 @@ def check_mask(owner: str, mask: Any, logits: Any) -> Any:
     """Return ``mask`` as a bool tensor of the leading shape of ``logits``, or None."""
     if mask is None:
         return None
-    mask = ops.cast(ops.convert_to_tensor(mask), "bool")
+    mask = ops.cast(_checks.tensor(owner, mask, ops.convert_to_tensor), "bool")
     static, got = tuple(logits.shape)[:-1], tuple(mask.shape)
     if len(static) != len(got) or any(
         a != b and a is not None and b is not None for a, b in zip(static, got, strict=True)
