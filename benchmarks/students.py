@@ -1,6 +1,6 @@
 """Students built, factorised and quantised from a Fashion-MNIST residual teacher, distilled and not.
 
-A residual network of about 170k parameters is the teacher. With few labels (2000) a quarter of its parameters is built
+A residual network of about 152k parameters is the teacher. With few labels (2000) a quarter of its parameters is built
 from it and distilled, built and trained on labels alone, and made at random and distilled or trained on labels alone;
 a third is left by low rank, untrained and distilled; weights of 4 and 3 bits are trained and, for 3 bits, only rounded.
 The few settings (Adam 1e-3, temperature 2, labels at 0.1) are the defaults of ``students.shrink``; none was chosen on

@@ -110,3 +110,19 @@ def test_a_model_that_is_pruned_further_already_is_refused():
     student.get_layer("first").set_weights([kernel * (np.arange(20) < 4), bias])
     with pytest.raises(ValueError, match=r"weights with at most final_sparsity=0.5 zeros, got '.*first/kernel'"):
         trained.fit(*data(), verbose=0, callbacks=[MagnitudePruning(0.5, end_step=2)])
+
+
+def test_every_replica_has_the_zeros():
+    import tensorflow as tf
+
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        trained, student = compiled()
+    x, y = data()
+    trained.fit(x, y, epochs=2, batch_size=16, verbose=0, callbacks=[MagnitudePruning(0.5, end_step=4)])
+    kernel = student.get_layer("first").kernel.value
+    values = [copy.numpy() for copy in strategy.experimental_local_results(kernel)]
+    assert len(values) == 2
+    for value in values:
+        assert (value == 0).mean() == 0.5
+    np.testing.assert_array_equal(*values)
