@@ -125,7 +125,7 @@ def compare(name: str, options: Any, report: _harness.Report, run: _resume.Runs)
     plans = [(method, weight) for method, (_, weights) in METHODS.items() for weight in weights]
     first = {plan: result(plan, 0)[0] for plan in plans}
     chosen = max(plans, key=first.__getitem__)
-    seeds = range(5) if options.full else range(1)
+    seeds = range(3) if options.full else range(1)
     alone, distilled = ([result(plan, seed)[1] for seed in seeds] for plan in ((None, 0.0), chosen))
     means = float(np.mean(alone)), float(np.mean(distilled))
     settings = {"data": name, "users": split.num_users, "items": split.num_items}

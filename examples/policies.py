@@ -2,7 +2,9 @@
 
 The teacher is a short double DQN. The student never sees a reward: it learns the teacher's values in the states that
 the teacher visits, then in those that it visits itself. Run (3 minutes on one core; ``--smoke``: less than one):
-``python examples/policies.py``; ``--environment Acrobot-v1`` for another one. Needs ``keras-distill[policies]``.
+``python examples/policies.py``; ``--environment Acrobot-v1`` for another one. Needs ``keras-distill[policies]``. Return
+over 100 episodes of CartPole-v1 (500 is the most), one seed, 2026-11-29: teacher 282; student of 4.4 % of its
+parameters 246 from the teacher's states, 226 from its own.
 """
 
 import argparse
