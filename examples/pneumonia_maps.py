@@ -7,9 +7,9 @@ of three networks teaches a small one. Prints whether the maps agree where the m
 not, and writes the report page with the maps side by side. Its table shows each agreement between the floor of an
 untrained student and the ceiling of a second teacher: read those first.
 
-On 2 cores, 2026-11-29, one seed: a member 82.9% right with 105346 parameters, the student 86.2% with 6658. Signed Spearman
-of gradients -0.01 (floor) < 0.22 (student) < 0.39 (ceiling). The members' maps agree more where they are certain (+0.48
-against +0.26); the student's Grad-CAM maps do not follow theirs (+0.05 and -0.07).
+On 2 cores, 2026-11-29, one seed: a member 82.9% right with 105346 parameters, the student 86.2% with 6658. Signed
+Spearman of gradients -0.01 (floor) < 0.22 (student) < 0.39 (ceiling). The members' maps agree more where they are
+certain (+0.48 against +0.26); the student's Grad-CAM maps do not follow theirs (+0.05 and -0.07).
 """
 
 import argparse
