@@ -22,7 +22,7 @@ class Stage:
     Args:
         model: what is fitted: a ``Distiller``, a regime or a plain model; or a function from the student of the stage
             before to one of these, for a student that grows.
-        epochs: >= 1, length of the stage.
+        epochs: >= 1, length of the stage; None: as ``fit`` says.
         freeze: patterns of layer names, as ``taps.list_taps`` shows them, that stand still in this stage
             (``"block1*"``); everything else is trained.
         optimizer: None: a fresh copy of the one given to ``Stages.compile``; ``"keep"``: the optimizer of the stage
@@ -37,7 +37,7 @@ class Stage:
     def __init__(
         self,
         model: keras.Model | Callable[[keras.Model], keras.Model],
-        epochs: int = 1,
+        epochs: int | None = None,
         *,
         freeze: Sequence[str] = (),
         optimizer: Any = None,
@@ -47,7 +47,7 @@ class Stage:
         if not isinstance(model, keras.Model) and not callable(model):
             raise error("Stage", "a model, or a function of the stage before's student", model)
         self.model = model
-        self.epochs = integer("Stage", "epochs", epochs, low=1)
+        self.epochs = None if epochs is None else integer("Stage", "epochs", epochs, low=1)
         self.freeze = [freeze] if isinstance(freeze, str) else list(freeze)
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             choice("Stage", "optimizer", optimizer, (None, "keep"))
@@ -63,7 +63,7 @@ class Stages(Driver):
     ``Distiller`` around the same student.
 
     Args:
-        stages: the stages, in their order.
+        stages: the stages, in their order: ``Stage`` objects, or what is fitted in each.
         directory: where a killed run finds what it had finished; None keeps nothing.
         seed: >= 0, for the orders of the data; None leaves Keras' random state alone.
 
@@ -98,10 +98,10 @@ class Stages(Driver):
 
     def __init__(self, stages: Sequence[Stage], directory: str | Path | None = None, seed: int | None = None) -> None:
         super().__init__(directory, seed)
-        if not isinstance(stages, (list, tuple)) or not stages or not all(isinstance(s, Stage) for s in stages):
+        if not isinstance(stages, (list, tuple)) or not stages:
             raise error(self.owner, "a list of regimes.Stage objects", stages)
-        self.stages = list(stages)
-        self._names = [stage.name or f"stage_{number}" for number, stage in enumerate(stages)]
+        self.stages = [each if isinstance(each, Stage) else Stage(each) for each in stages]
+        self._names = [stage.name or f"stage_{number}" for number, stage in enumerate(self.stages)]
         if len(set(self._names)) < len(self._names):
             raise error(self.owner, "stages with names of their own", ", ".join(self._names))
         self._last_optimizer: Any = None
@@ -113,7 +113,7 @@ class Stages(Driver):
                 name,
                 functools.partial(self._trainer, stage),
                 {**stage.compile_arguments, **_own_optimizer(stage)},
-                {"epochs": stage.epochs},
+                {} if stage.epochs is None else {"epochs": stage.epochs},
             )
 
     def _trainer(self, stage: Stage, done: list[keras.Model]) -> keras.Model:
