@@ -8,9 +8,9 @@ student that can stream. Word error rates of greedy decoding, by jiwer. The teac
 Spoken digits (2,700 training and 300 test recordings, 8 kHz): bidirectional GRUs on the log-mel layer of the package
 teach two convolutions of a tenth of their latency.
 
-Settings were tried on the last 100 training utterances (``--held-out``), never on the test set. Every cell is kept in
-the results file, so that an interrupted run goes on. Run with ``python -m benchmarks.speech --full`` (about 12 minutes
-on one core; few seeds: see the JSON file).
+Settings are first guesses: nothing was tuned, and the full run has not been recorded yet. ``--held-out`` judges on the
+last 100 training utterances, for choosing settings without the test set. Every cell is kept, so that an interrupted run
+goes on. Run with ``python -m benchmarks.speech --full`` (estimated: 12 minutes of one core; one seed of each way).
 """
 
 from __future__ import annotations

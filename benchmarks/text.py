@@ -4,6 +4,7 @@ Compared are students of one size: of a single task from labels, of both tasks f
 the labels, and taught with teacher annealing (BAM). Accuracy of intents, F1 of whole slots by seqeval. Every cell is
 kept, so that an interrupted run goes on. Run with ``python -m benchmarks.text --full`` (estimated: 12 minutes of one
 core); without ``--full`` a tenth of the utterances and one epoch, which judges nothing.
+Settings are first guesses, and the full run has not been recorded yet.
 """
 
 from __future__ import annotations
