@@ -147,6 +147,7 @@ from keras_distill.losses._sequences.crf import (
 from keras_distill.losses._sequences.ctc import Ctc, ctc
 from keras_distill.losses._sequences.frames import FrameSoftTargets, GuidedCtc, frame_soft_targets, guided_ctc
 from keras_distill.losses._sequences.hypotheses import NBestCtc, n_best_ctc
+from keras_distill.losses._where_labelled import WhereLabelled
 
 __all__ = [
     "ActivationBoundaries",
@@ -217,6 +218,7 @@ __all__ = [
     "TrustWeighted",
     "VariationalInformation",
     "WeightedSoftLabels",
+    "WhereLabelled",
     "activation_boundaries",
     "attention_maps",
     "attention_transfer",
