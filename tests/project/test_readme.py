@@ -112,7 +112,7 @@ def compares(name):
     """Whether a public name of ``losses`` is a loss: it has a student side, or is a class other than the bases."""
     thing = getattr(losses, name)
     if inspect.isclass(thing):
-        return name not in ("LogitsLoss", "FeatureLoss")
+        return name not in ("LogitsLoss", "FeatureLoss", "WhereLabelled")  # bases, and a wrapper of no paper
     return any(argument.startswith("student_") for argument in inspect.signature(thing).parameters)
 
 
