@@ -30,8 +30,8 @@ def _mean_correlation(p: Any, q: Any, axis: int, weight: Any, along: Any) -> Any
         return apart, ops.sum(total * ops.square(mean), axis=axis)
 
     (p, level_p), (q, level_q) = centred(p), centred(q)
-    sums = (ops.sum(x, axis=axis) for x in (ops.square(p), ops.square(q), p * q))
-    each = _correlation(*sums, level_p, level_q)
+    of_p, of_q, of_both = (ops.sum(x, axis=axis) for x in (ops.square(p), ops.square(q), p * q))
+    each = _correlation(of_p, of_q, of_both, level_p, level_q)
     return ops.divide_no_nan(ops.sum(each * along), ops.sum(along))
 
 
@@ -127,7 +127,8 @@ def _in_blocks(student: Any, temperature: Any, mask: Any, teacher: Any, weights:
         level = 1.0 / p.shape[1]  # probabilities sum to 1
         for _ in range(2):  # the mean of so many leaves an offset
             p, q = (x - ops.mean(x, axis=1, keepdims=True) for x in (p, q))
-        return _correlation(*(ops.sum(x, axis=1) for x in (ops.square(p), ops.square(q), p * q)), level, level)
+        of_p, of_q, of_both = (ops.sum(x, axis=1) for x in (ops.square(p), ops.square(q), p * q))
+        return _correlation(of_p, of_q, of_both, level, level)
 
     def collect(state: tuple[Any, Any], *block: Any) -> tuple[Any, Any]:
         p, q, kept = seen(*block)
