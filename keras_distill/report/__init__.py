@@ -2,6 +2,7 @@
 
 from keras_distill.report._evaluate import evaluate
 from keras_distill.report._figures import confusion_matrices, layer_attention, reliability_diagram, training_curves
+from keras_distill.report._membership import Membership, membership
 from keras_distill.report._page import write_page
 from keras_distill.report._report import Entry, Report, Score
 from keras_distill.report._segmentation import SegmentationEntry, SegmentationReport, overlays, segmentation
@@ -16,6 +17,7 @@ from keras_distill.report._uncertainty import (
 
 __all__ = [
     "Entry",
+    "Membership",
     "Report",
     "Score",
     "SegmentationEntry",
@@ -24,6 +26,7 @@ __all__ = [
     "detection_histograms",
     "evaluate",
     "layer_attention",
+    "membership",
     "overlays",
     "reliability_diagram",
     "risk_coverage",

@@ -29,6 +29,7 @@ from keras_distill.metrics import (
     uncertainty_score,
 )
 from keras_distill.report._explained import explained
+from keras_distill.report._membership import Audit
 from keras_distill.report._report import Entry, Histories, Report, Score
 
 
@@ -47,6 +48,9 @@ def evaluate(
     histories: Histories | None = None,
     explain: bool = False,
     costs: Mapping[str, float] | None = None,
+    members: Any = None,
+    non_members: Any = None,
+    shadow_models: Sequence[keras.Model] = (),
 ) -> Report:
     """Measure classifiers on the same examples: accuracy, honesty, agreement, size and speed.
 
@@ -69,6 +73,10 @@ def evaluate(
             drawn, a table's answers as rules. Logits are needed, and ``keras-distill[explain]``.
         costs: of two classes: "false_positive" and "false_negative", as ``metrics.decision_cost`` takes them, and
             "abstain" or "threshold" (of the second class) if wanted. The expected cost then stands in the table.
+        members: ``(inputs, labels)`` of the training data, or what ``data`` may be: with ``non_members`` it asks for a
+            membership audit of the first model of each entry, see ``membership``.
+        non_members: examples of the same distribution that no model has seen.
+        shadow_models: models of the same kind that saw neither; they calibrate the audit.
 
     Returns:
         The frozen report: ``report.write_page`` shows it, ``report.to_json()`` keeps it.
@@ -92,6 +100,10 @@ def evaluate(
             owner, f"reference to be one of the models (nearest: {nearest(reference, groups)})", repr(reference)
         )
     inputs, labels = _arrays(owner, data)
+    audited = members is not None or non_members is not None
+    if shadow_models and not audited:
+        raise error(owner, "members and non_members with shadow_models", "neither")
+    audit = Audit(owner, members, non_members, shadow_models, from_logits, batch_size) if audited else None
     outputs = {name: [_outputs(owner, each, inputs, batch_size) for each in group] for name, group in groups.items()}
     num_classes = _num_classes(owner, outputs, labels)
     if class_names is None:
@@ -126,6 +138,7 @@ def evaluate(
                 reliability=reliability_bins(pooled[1], pooled[0], num_bins=num_bins, from_logits=from_logits),
                 confusion=_confusion(np.concatenate(answers[name]), pooled[1], num_classes),
                 risk_coverage=_risk_coverage(pooled[0], pooled[1], from_logits),
+                membership=None if audit is None else audit(group[0]),
                 expected_cost=None if costs is None else _cost(owner, outputs[name], labels, from_logits, costs),
             )
         )

@@ -11,6 +11,7 @@ import numpy as np
 from keras_distill._checks import error
 from keras_distill.metrics import ReliabilityBins
 from keras_distill.report._explained_reading import explained_of
+from keras_distill.report._membership import membership_of
 from keras_distill.report._report import Entry, Report, Score
 
 _SCORES = ("accuracy", "negative_log_likelihood", "expected_calibration_error", "brier_score")
@@ -63,7 +64,7 @@ def report_of(text: str) -> Report:
 
 def _entry(fields: Any, num_classes: int) -> Entry:
     _need(
-        isinstance(fields, dict) and _ENTRY <= set(fields) <= {*_ENTRY, "risk_coverage", "expected_cost"},
+        isinstance(fields, dict) and _ENTRY <= set(fields) <= {*_ENTRY, "risk_coverage", "expected_cost", "membership"},
         "an entry's parts",
     )
     _need(isinstance(fields["name"], str), "an entry's name")
@@ -95,6 +96,7 @@ def _entry(fields: Any, num_classes: int) -> Entry:
         confusion=np.array(confusion, np.int64).reshape(num_classes, num_classes),
         risk_coverage=np.stack([_floats(each) for each in curve]),
         expected_cost=None if cost is None else _score(cost, "expected_cost"),
+        membership=membership_of(fields.get("membership"), _need),
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from keras_distill import _files
 from keras_distill._checks import choice, error, nearest, printable
 from keras_distill.metrics import ReliabilityBins
+from keras_distill.report._membership import Membership
 
 Histories = Mapping[str, Sequence[Mapping[str, Sequence[float]]]]
 
@@ -68,6 +69,7 @@ class Entry:
         risk_coverage: (2, at most 200): coverage, and the share of errors among the most certain that many, over all
             examples of all models of this entry; none in reports from before there was one.
         expected_cost: mean cost of decisions per example, where ``evaluate`` was given costs; else None.
+        membership: audit of the first model, where ``evaluate`` was given members; else None.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Entry:
     confusion: np.ndarray
     risk_coverage: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((2, 0)))
     expected_cost: Score | None = None
+    membership: Membership | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

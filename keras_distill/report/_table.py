@@ -34,6 +34,9 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
                 f"{entry.size_bytes / 1024:,.0f}",
                 f"{entry.milliseconds_per_example:.4f}",
                 "–" if entry.expected_cost is None else _score(entry.expected_cost, 1, 4),
+                "–"
+                if entry.membership is None
+                else _with_interval(entry.membership.auc, entry.membership.auc_interval),
             ]
         )
     names = [
@@ -46,18 +49,25 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
         "size on disk, KiB",
         f"ms per example (batch {batch})",
         "expected cost ↓",
+        "membership AUC ↓",
     ]
     rows = [[name, *(column[i] for column in columns)] for i, name in enumerate(names)]
     if report.reference is None:
         rows = [row for row in rows if row[0] != "agreement, %"]
     if all(entry.expected_cost is None for entry in report.entries):
         rows = [row for row in rows if row[0] != "expected cost ↓"]
+    if all(entry.membership is None for entry in report.entries):
+        rows = [row for row in rows if row[0] != "membership AUC ↓"]
     return ["", *(entry.name for entry in report.entries)], rows
 
 
 def _score(score: Score, factor: float, digits: int) -> str:
     mean = f"{factor * score.mean:.{digits}f}"
     return mean if score.spread is None else f"{mean} ± {factor * score.spread:.{digits}f}"
+
+
+def _with_interval(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def lines(report: Report) -> str:
