@@ -66,7 +66,7 @@ def membership(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> Membership:
-    """Audit a classifier: can its losses tell the examples that it, or its teacher, was trained on?
+    """Audit whether a classifier's losses tell which examples it, or its teacher, was trained on.
 
     Choose it to compare models on the same examples. A low figure is no guarantee: a stronger attack may exist, and
     single examples may be exposed where the average is not. ``regimes.PrivateVotes`` gives a guarantee.
