@@ -72,8 +72,7 @@ def run(report: _harness.Report, seeds: int) -> None:
         shards = [(images[:50_000][part], labels[:50_000][part]) for part in np.split(order, NUM_TEACHERS)]
         said = answers_of(shards, public, seed)
         voters = [lambda x, each=each: each[: len(x)] for each in said]
-        # The parts of one permutation are disjoint; MNIST's few equal images would be refused as ``shards``.
-        result = regimes.PrivateVotes(voters, answer_noise=NOISE, seed=seed).label(
+        result = regimes.PrivateVotes(voters, answer_noise=NOISE, shards=shards, seed=seed).label(
             public, max_epsilon=MAX_EPSILON, delta=DELTA
         )
         chosen = result.answered
