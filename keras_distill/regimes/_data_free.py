@@ -171,7 +171,7 @@ class DataFree(Regime):
         # The inputs say how many examples are wanted; their values are not read.
         blank = tf.data.Dataset.from_tensors(tf.zeros((batch_size, *self._shape))).repeat(steps).with_options(options)
         kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), _Collapse(self)]
-        return super().fit(blank, epochs=epochs, **kwargs)
+        return super().fit(blank, epochs=epochs, **{"shuffle": False, **kwargs})
 
     def why_labels(self) -> tuple[str, str] | None:
         """Return None: nothing needs labels."""

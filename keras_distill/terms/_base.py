@@ -227,11 +227,17 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         weights = weights * len(values) if len(weights) == 1 else weights
         keys = sorted(student_outputs) if isinstance(student_outputs, dict) else map(str, range(len(values)))
         names = [""] if len(values) == 1 else list(keys)
+        count = students[0].shape[0] if students[0].shape[0] is not None else ops.shape(students[0])[0]
         return {
-            name: weighted_mean(value, weight, None if self.masks_values else each_mask)
+            name: _of_some(weighted_mean(value, weight, None if self.masks_values else each_mask), count)
             for name, value, weight, each_mask in zip(names, values, weights, mask, strict=True)
             if value is not None
         }
+
+
+def _of_some(mean: Any, count: Any) -> Any:
+    """Return the loss of a batch, and 0 for the empty one that a replica may get at the end of an epoch."""
+    return mean if isinstance(count, int) and count > 0 else ops.where(ops.greater(count, 0), mean, 0.0)
 
 
 def without_void(owner: str, outputs: Any, labels: Any, ignore_label: int) -> tuple[Any, Any]:

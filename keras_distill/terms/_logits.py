@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from keras import ops
 
 from keras_distill import losses as losses_room
 from keras_distill import taps, teachers
-from keras_distill._checks import error, number
+from keras_distill._checks import error, nearest, number
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._numerics import arguments
 from keras_distill.settings import Setting
@@ -32,6 +33,10 @@ def _as_logits_loss(loss: Any, owner: str) -> Any:
     """Turn whatever spelling a user picked into a ``LogitsLoss``, a Keras loss on logits, or a refusal."""
     if loss is None or isinstance(loss, LogitsLoss):
         return loss
+    if isinstance(loss, type) and issubclass(loss, (LogitsLoss, keras.losses.Loss)):
+        return _as_logits_loss(loss(), owner)  # a class instead of an object: its defaults
+    if isinstance(loss, str) and _of_ours(loss) is not None:
+        return _of_ours(loss)()
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     key = name.lower()
     if key in _KL_NAMES:
@@ -43,7 +48,32 @@ def _as_logits_loss(loss: Any, owner: str) -> Any:
     ):
         advice = "Use loss='kl_divergence', or losses.BinarySoftTargets() for sigmoid heads"
         raise error(owner, "a loss that makes sense between two sets of logits", repr(name), advice)
-    return _KerasLossOnLogits(loss)
+    if callable(loss) and getattr(losses_room, name, None) is loss:
+        twin = _of_ours(name)
+        advice = (
+            f"Give the class: losses.{twin.__name__}()" if twin else "Give one of the classes of keras_distill.losses"
+        )
+        raise error(owner, "a loss between teacher and student", f"the function losses.{name}", advice)
+    try:
+        return _KerasLossOnLogits(loss)
+    except ValueError:
+        ours = [_snake(each) for each in losses_room.__all__ if each[0].isupper()]
+        advice = f"Nearest: {nearest(str(loss), ['kl_divergence', 'mse', 'mae', *ours])}"
+        raise error(owner, "a loss that Keras or keras_distill.losses knows", repr(loss), advice) from None
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def _of_ours(name: str) -> Any:
+    """Return the class of ``keras_distill.losses`` between logits that a name stands for, in either spelling."""
+    for each in losses_room.__all__:
+        thing = getattr(losses_room, each)
+        if isinstance(thing, type) and issubclass(thing, LogitsLoss) and thing is not LogitsLoss:
+            if name in (each, _snake(each)):
+                return thing
+    return None
 
 
 def _repeatable(loss: Any) -> Any:
@@ -227,6 +257,10 @@ class LogitsDistillation(DistillationLoss):
         for role, model in (("teacher", teacher), ("student", student)):
             if isinstance(model, teachers.Teacher):
                 continue
+            if not self.from_logits and taps.gives_logits(model):
+                advice = "Leave from_logits=True, which compares softmax(logits / temperature)"
+                expected = f"a {role} that gives probabilities for from_logits=False"
+                raise error(owner, expected, f"model {model.name!r}, which gives logits", advice)
             for loss, activation in zip(self._flat_losses(model), taps.final_activation(model), strict=False):
                 if loss is not None and activation is not None and self.from_logits:
                     raise error(

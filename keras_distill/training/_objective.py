@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -207,6 +208,11 @@ class Objective:
         term.validate_outputs(teacher_side, student_side)
         if not isinstance(term, DistillationLoss):
             return {"": ops.cast(term.compute_loss(teacher_side, student_side), "float32")}
+        if type(term).compute_loss is not DistillationLoss.compute_loss:  # a term with a mean of its own
+            value = term.compute_loss(
+                teacher_side, student_side, labels=batch.labels, sample_weight=batch.weights, training=training
+            )
+            return {"": ops.cast(value, "float32")}
         return term.losses_by_output(
             teacher_side,
             student_side,
@@ -232,7 +238,19 @@ def _as_terms(owner: str, terms: Any) -> list[Any]:
                     "Wrap a loss in a term: LogitsDistillation(loss=...), or FeatureDistillation(loss=...) for layers"
                 )
             raise error(owner, "terms such as LogitsDistillation() in distillation_losses", term, advice)
+        _warn_of_the_built_in(owner, term)
     return found
+
+
+def _warn_of_the_built_in(owner: str, term: Any) -> None:
+    """Warn of Keras' own term with its default loss, which skips the softmax and the squared temperature."""
+    built_in = isinstance(term, keras.distillation.LogitsDistillation) and not isinstance(term, DistillationLoss)
+    if built_in and getattr(term.loss, "__name__", "") == "kl_divergence":
+        warnings.warn(
+            f"{owner}: keras.distillation.LogitsDistillation with its default loss compares raw logits as if they were "
+            "probabilities. Import LogitsDistillation from keras_distill, or give loss=keras.losses.KLDivergence().",
+            stacklevel=5,
+        )
 
 
 def _sum(values: list[Any]) -> Any:

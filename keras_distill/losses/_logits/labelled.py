@@ -90,9 +90,12 @@ def decoupled_soft_targets(
     target_weight = _checks.number(owner, "target_weight", target_weight, low=0.0)
     non_target_weight = _checks.number(owner, "non_target_weight", non_target_weight, low=0.0)
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
-    if teacher.shape[-1] == 2:
-        advice = "With 2 classes only one is left beside the target: use soft_targets"
-        raise _checks.error(owner, "at least 3 classes", "2", advice)
+    if teacher.shape[-1] < 3:
+        count = teacher.shape[-1]
+        advice = f"With {count} classes only one is left beside the target: use soft_targets"
+        if count < 2:
+            advice = "A head with one logit is compared by binary_soft_targets"
+        raise _checks.error(owner, "at least 3 classes", f"{count}", advice)
     labels = class_ids(owner, labels, student, mask)
 
     def rows(student: Any, t: Any, teacher: Any, labels: Any) -> Any:
@@ -155,6 +158,9 @@ def normalized_soft_targets(
     owner = "normalized_soft_targets"
     non_target_weight = _checks.number(owner, "non_target_weight", non_target_weight, low=0.0)
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
+    if teacher.shape[-1] < 2:
+        advice = "A head with one logit is compared by binary_soft_targets"
+        raise _checks.error(owner, "at least 2 classes", f"{teacher.shape[-1]}", advice)
     labels = class_ids(owner, labels, student, mask)
 
     def rows(student: Any, t: Any, teacher: Any, labels: Any) -> Any:
