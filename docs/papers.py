@@ -102,6 +102,7 @@ FORMULAS = {
     "attention_maps": "H7",
     "hidden_states": "H7",
     "CurriculumTemperature": "A10",
+    "Discriminator": "F5",
     "EarlyStoppedDistillation": "A11",
     "Annealing": "A9",
     "annealing": "A9",

@@ -5,6 +5,7 @@ from keras_distill.terms._base import DistillationLoss
 from keras_distill.terms._boxes import ForegroundDistillation
 from keras_distill.terms._cross_layer import CrossLayerAttention
 from keras_distill.terms._curriculum import CurriculumTemperature, EntropyMatchedTemperature
+from keras_distill.terms._discriminator import Discriminator
 from keras_distill.terms._domains import DomainAdversary, DomainAlignment
 from keras_distill.terms._experts import ExpertDistillation
 from keras_distill.terms._features import FeatureDistillation
@@ -20,6 +21,7 @@ __all__ = [
     "ContrastiveMemory",
     "CrossLayerAttention",
     "CurriculumTemperature",
+    "Discriminator",
     "DistillationLoss",
     "DomainAdversary",
     "DomainAlignment",

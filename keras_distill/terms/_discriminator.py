@@ -1,0 +1,159 @@
+"""A small network that tells teacher and student apart, and a student that learns to be taken for its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill import losses
+from keras_distill._checks import error, integer, number
+from keras_distill.terms._base import DistillationLoss
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class Discriminator(DistillationLoss):
+    """Adversarial distillation: a discriminator of teacher and student, which the student learns to deceive.
+
+    Choose it beside ``LogitsDistillation``, at a weight of 0.1 to 1, where the teacher's answers have a structure that
+    no distance between pairs shows. It compares distributions, so alone it teaches no example its class.
+
+    One backward pass does both: the discriminator never gets the student's gradient, nor the student the
+    discriminator's. Each row is centred and scaled to variance 1 before it is judged.
+
+    Formula: -log D(v_t) - log(1 - D(v_s)) for the discriminator, -student_weight * log D(v_s) for the student, per
+    example; D is the sigmoid of a network of dense layers with spectral normalisation and leaky ReLUs.
+
+    Args:
+        teacher_layer_name: the tap that is judged; positions are averaged. None: the outputs.
+        student_layer_name: the same for the student; it must have as many channels.
+        hidden_units: units of the hidden layers, each >= 1.
+        student_weight: >= 0, weight of the student's part.
+        name: shown in logs and error messages.
+        **kwargs: as for ``keras.layers.Layer``.
+
+    Raises:
+        ValueError: if an argument is out of bounds, only one layer is named, or the channels differ.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> from keras_distill import Distiller, LogitsDistillation
+        >>> teacher, student = (keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]) for _ in "ts")
+        >>> terms = [LogitsDistillation(2.0), Discriminator(hidden_units=(8,))]
+        >>> distiller = Distiller(teacher, student, terms, [1.0, 0.1], student_loss_weight=0.0)
+        >>> distiller.compile("adam")
+        >>> history = distiller.fit(np.ones((8, 4), "float32"), verbose=0)
+
+    Reference:
+        Wang et al., "KDGAN", NeurIPS 2018; Shen, He, Xue, "MEAL: Multi-Model Ensemble via Adversarial Learning", AAAI
+        2019, arXiv:1812.02425, eq. 6-7; Chung et al., "Feature-map-level Online Adversarial Knowledge Distillation",
+        ICML 2020, arXiv:2002.01775. Differs: both parts are minimised in one step, on the same examples.
+    """
+
+    needs_shapes = True
+
+    def __init__(
+        self,
+        teacher_layer_name: str | None = None,
+        student_layer_name: str | None = None,
+        hidden_units: Sequence[int] = (64, 64),
+        student_weight: float = 1.0,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        owner = type(self).__name__
+        if (teacher_layer_name is None) != (student_layer_name is None):
+            raise error(owner, "a layer of each model, or of neither", teacher_layer_name or student_layer_name)
+        self.teacher_layer_name, self.student_layer_name = teacher_layer_name, student_layer_name
+        if isinstance(hidden_units, int) or not list(hidden_units):
+            raise error(owner, "hidden_units to be a list of numbers of units", hidden_units)
+        self.hidden_units = [integer(owner, "each of hidden_units", units, low=1) for units in hidden_units]
+        self.student_weight = number(owner, "student_weight", student_weight, low=0.0)
+        dense = [
+            keras.layers.Dense(units, dtype="float32", name=f"judge_{index}")
+            for index, units in enumerate([*self.hidden_units, 1])
+        ]
+        self.judges = [keras.layers.SpectralNormalization(layer, dtype="float32", name=layer.name) for layer in dense]
+
+    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+        """Raise ``ValueError`` where the two are not single tensors of as many channels."""
+        owner = type(self).__name__
+        for role, outputs in (("teacher", teacher_outputs), ("student", student_outputs)):
+            if keras.tree.is_nested(outputs) or not hasattr(outputs, "shape"):
+                raise error(owner, f"a single tensor of the {role}", type(outputs).__name__)
+        if teacher_outputs.shape[-1] != student_outputs.shape[-1]:
+            got = f"{teacher_outputs.shape[-1]} and {student_outputs.shape[-1]}"
+            raise error(owner, "as many channels of teacher and student", got, "Tap layers of one width")
+
+    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+        """Make the discriminator's weights."""
+        self.validate_outputs(teacher_outputs, student_outputs)
+        self._make(int(student_outputs.shape[-1]))
+
+    def _make(self, channels: int) -> None:
+        for layer, size in zip(self.judges, [channels, *self.hidden_units], strict=True):
+            layer.build((None, size))
+        self.built = True
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """Return what ``build_from_config`` needs to make the discriminator again before its weights are loaded."""
+        return {"channels": self.judges[0].layer.kernel.shape[0]} if self.built else None
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Make the discriminator's weights."""
+        self._make(config["channels"])
+
+    def judge(self, rows: Any, *, training: bool = False, learn: bool = True) -> Any:
+        """Return the logit that each row is the teacher's.
+
+        Args:
+            rows: (batch, channels), float.
+            training: whether the spectral norms are followed.
+            learn: False: no gradient reaches the discriminator's weights.
+
+        Returns:
+            (batch,), float32.
+        """
+        for index, layer in enumerate(self.judges):
+            rows = ops.leaky_relu(rows, 0.2) if index else rows
+            if learn:
+                rows = layer(rows, training=training)
+            else:
+                kernel, bias = (ops.stop_gradient(ops.convert_to_tensor(w)) for w in layer.layer.trainable_variables)
+                rows = ops.matmul(rows, kernel) + bias
+        return rows[:, 0]
+
+    def values(
+        self,
+        teacher_outputs: Any,
+        student_outputs: Any,
+        *,
+        labels: Any = None,
+        mask: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Return the discriminator's and the student's loss of each example, summed."""
+        theirs, own = (_rows(each) for each in (teacher_outputs, student_outputs))
+        told = ops.softplus(-self.judge(ops.stop_gradient(theirs), training=training))
+        told = told + ops.softplus(self.judge(ops.stop_gradient(own), training=False))
+        return told + self.student_weight * ops.softplus(-self.judge(own, learn=False))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs to make this term again."""
+        return {
+            **super().get_config(),
+            "teacher_layer_name": self.teacher_layer_name,
+            "student_layer_name": self.student_layer_name,
+            "hidden_units": list(self.hidden_units),
+            "student_weight": self.student_weight,
+        }
+
+
+def _rows(tensor: Any) -> Any:
+    """Return (batch, channels), positions averaged, each row centred and scaled."""
+    tensor = ops.cast(tensor, "float32")
+    axes = tuple(range(1, len(tensor.shape) - 1))
+    return losses.standardize_logits(ops.mean(tensor, axis=axes) if axes else tensor)
