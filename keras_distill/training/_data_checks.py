@@ -187,6 +187,8 @@ def _check_labels(distiller: Any, targets: Any, owner: str) -> None:
         ids = np.asarray(targets)
         ignored = getattr(distiller.loss, "ignore_class", None)
         ids = ids[ids != ignored] if ignored is not None else ids
+        if kind not in _SPARSE and ids.ndim > 1:
+            ids = ids[ids >= 0]  # at padding, where no term looks
         if ids.size and not np.issubdtype(ids.dtype, np.bool_) and (ids.min() < 0 or ids.max() >= classes):
             bad = ids.min() if ids.min() < 0 else ids.max()
             advice = "Check that the labels fit the number of classes of the student's output"

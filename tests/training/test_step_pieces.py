@@ -220,3 +220,20 @@ def test_data_that_cannot_be_right_are_answered():
     distiller.compile("sgd", CROSS_ENTROPY)
     with pytest.raises(ValueError, match=r"no trainable weights\. Set student.trainable = True"):
         distiller.fit(X, Y, verbose=0)
+
+
+def test_labels_of_padding_are_no_labels_out_of_range():
+    x = np.ones((2, 3, 6), "float32")
+    x[1, 1:] = 0.0
+    layers = [keras.Input((3, 6)), keras.layers.Masking(), keras.layers.Dense(4)]
+    student = keras.Sequential(layers)
+    teacher = keras.Sequential([keras.Input((3, 6)), keras.layers.Dense(4)])
+    distiller = Distiller(teacher, student, LogitsDistillation(2.0, "decoupled_soft_targets"), student_loss_weight=0.0)
+    distiller.compile(keras.optimizers.SGD(0.0))
+    labels = np.array([[0, 1, 2], [3, -100, -100]])
+    padded = distiller.fit(x, labels, verbose=0).history["loss"][0]
+    labels[1, 1:] = 0
+    assert padded == distiller.fit(x, labels, verbose=0).history["loss"][0]
+    labels[0, 0] = 7
+    with pytest.raises(ValueError, match="expected labels from 0 to 3, got 7"):
+        distiller.fit(x, labels, verbose=0)
