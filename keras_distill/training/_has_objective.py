@@ -15,7 +15,7 @@ from keras_distill.taps import Taps
 from keras_distill.terms import DistillationLoss
 from keras_distill.training._batch import Batch, Heard
 from keras_distill.training._objective import Objective, Parts, num_replicas
-from keras_distill.training._saving import states_of_training
+from keras_distill.training._saving import states_of_training, without_compile
 from keras_distill.training._trainer import Trainer, add_to_mean, num_examples
 
 
@@ -229,7 +229,7 @@ class HasObjective(Trainer):
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
-            "teacher": serialize(self.teacher),
+            "teacher": without_compile(serialize(self.teacher)),
             "student": serialize(self.student),
             "distillation_losses": [serialize(term) for term in self.distillation_losses],
             "distillation_loss_weights": [setting.config for setting in self._objective.weights],

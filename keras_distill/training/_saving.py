@@ -42,6 +42,24 @@ class SavesTraining(TrainsOnManyWorkers):
         """Return variables that Keras does not save but a resumed run needs, by a name that stays the same."""
         return {}
 
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Save everything: the trained models, the teacher, optimizers, schedules; not the teacher's own optimizer.
+
+        Args:
+            filepath: ends in ``.keras``.
+            *args: as in Keras.
+            **kwargs: as in Keras.
+        """
+        models = [layer for member in self._hidden.members.values() for layer in member._flatten_layers()]
+        kept = [(model, vars(model)["optimizer"]) for model in models if vars(model).get("optimizer") is not None]
+        try:
+            for model, _ in kept:
+                vars(model)["optimizer"] = None
+            super().save(filepath, *args, **kwargs)
+        finally:
+            for model, optimizer in kept:
+                vars(model)["optimizer"] = optimizer
+
     def save_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Save what training changes (trained models, adapters, optimizers, schedules), without the teacher.
 
@@ -99,6 +117,17 @@ class SavesTraining(TrainsOnManyWorkers):
         for name, variable in states.items():
             if name in known:
                 variable.assign(known[name])
+
+
+def without_compile(config: Any) -> Any:
+    """Return a serialised teacher without the configuration it was compiled with: it is not trained any more.
+
+    Args:
+        config: from ``serialize_keras_object``.
+    """
+    if isinstance(config, dict):
+        return {key: without_compile(value) for key, value in config.items() if key != "compile_config"}
+    return [without_compile(each) for each in config] if isinstance(config, list) else config
 
 
 _STATES = ("random_state_", "teacher_state_")

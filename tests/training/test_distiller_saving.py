@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import h5py
 import keras
@@ -129,3 +130,23 @@ def test_keras_terms_work_in_ours_and_ours_in_keras():
         made.compile(keras.optimizers.SGD(0.0), CROSS_ENTROPY)
         values[kit] = made.fit(x, y, batch_size=16, verbose=0).history["distillation_loss"][0]
     np.testing.assert_allclose(list(values.values()), values["ours in ours"], rtol=1e-5)
+
+
+def test_a_saved_distiller_leaves_the_teachers_optimizer_out_and_loads_without_a_warning(tmp_path):
+    x, y = batch(24)
+    teacher = mlp(64, 4, seed=1)
+    sizes = []
+    for compiled in (False, True):
+        if compiled:
+            teacher.compile("adam", CROSS_ENTROPY)
+            teacher.fit(x, y, verbose=0)
+        made = Distiller(teacher, mlp(5, 4, seed=2), LogitsDistillation())
+        made.compile("adam", CROSS_ENTROPY)
+        made.fit(x, y, verbose=0)
+        made.save(tmp_path / "d.keras")
+        sizes.append((tmp_path / "d.keras").stat().st_size)
+    assert teacher.optimizer is not None and sizes[1] < 1.05 * sizes[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = keras.saving.load_model(tmp_path / "d.keras")
+    np.testing.assert_array_equal(loaded.teacher.get_weights()[0], teacher.get_weights()[0])
