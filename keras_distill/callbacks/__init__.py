@@ -1,7 +1,8 @@
 """Policies that need logs or validation data; everything that is a function of the step is a schedule instead."""
 
-from keras_distill.callbacks._adaptive import AdaptiveTemperature, AdaptiveWeights, EarlyStoppedDistillation
+from keras_distill.callbacks._adaptive import AdaptiveTemperature, EarlyStoppedDistillation
 from keras_distill.callbacks._backup import Backup
+from keras_distill.callbacks._balance import AdaptiveWeights
 from keras_distill.callbacks._calibration import CalibrationMonitor
 from keras_distill.callbacks._pruning import MagnitudePruning
 from keras_distill.callbacks._schedulers import TemperatureScheduler, WeightScheduler

@@ -40,7 +40,7 @@ class Engine:
 
     def run(self, feeds: Any) -> dict[str, Any]:
         """Return arrays (tensors where ``in_graph``) by output name, for arrays by input name."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define run().")
 
     @property
     def batch(self) -> int | None:
