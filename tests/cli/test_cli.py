@@ -82,8 +82,8 @@ def test_the_report_says_how_it_was_made(short):
     [
         (["--dataset", "digit"], "data.load: expected the name of a data set (nearest: 'digits'"),
         (["--dataset", "mnist"], "data.load('mnist'): expected a prepared copy"),
-        (["--epochs", "0"], "demo: expected epochs to be an integer >= 1, got 0."),
-        (["--seeds", "0"], "demo: expected seeds to be an integer >= 1, got 0."),
+        (["--epochs", "0"], "expected epochs to be an integer >= 1, got 0."),
+        (["--seeds", "0"], "expected seeds to be an integer >= 1, got 0."),
     ],
 )
 def test_errors_are_one_sentence_before_anything_is_trained_or_left_behind(
