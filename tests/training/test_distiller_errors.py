@@ -154,7 +154,8 @@ def test_logits_taken_for_probabilities_are_warned_of():
         UserWarning, match=r"gives logits, but the loss sparse_categorical_crossentropy .*from_logits=True"
     ):
         made.compile("sgd", "sparse_categorical_crossentropy")
-    softmax = Distiller(mlp(8, 4), keras.Sequential(SOFTMAX), LogitsDistillation(from_logits=False))
+    models = [keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, "softmax")]) for _ in range(2)]
+    softmax = Distiller(*models, LogitsDistillation(from_logits=False))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made.compile("sgd", CROSS_ENTROPY)
