@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_distill import teachers
 from keras_distill._checks import error
+from keras_distill._typing import Structure
 from keras_distill.taps import Taps, own_inputs
 from keras_distill.training._batch import Batch, Heard
 from keras_distill.training._callback_state import callback_state
@@ -178,14 +179,14 @@ class Distiller(HasObjective):
         if self.stop_on_non_finite and self.jit_compile:
             self._guard.create()
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Structure, training: bool | None = None) -> Any:
         """Return the student's outputs."""
         if not self._objective.built:
             self._build_with(inputs)
         student_inputs = own_inputs(self.student, self._frozen.teacher.split(inputs)[0])
         return self.student(student_inputs, training=training)
 
-    def train_step(self, data: Any) -> dict[str, Any]:
+    def train_step(self, data: Structure) -> dict[str, Any]:
         """Do one step of training on one batch.
 
         Args:
@@ -209,7 +210,7 @@ class Distiller(HasObjective):
         self._track(parts, student.outputs)
         return self._logs(batch, student.outputs)
 
-    def test_step(self, data: Any) -> dict[str, Any]:
+    def test_step(self, data: Structure) -> dict[str, Any]:
         """Evaluate one batch; changes nothing but the metrics.
 
         Args:
@@ -226,7 +227,9 @@ class Distiller(HasObjective):
 
     # ------------------------------------------------------------------ the pieces of a step
 
-    def _update(self, gradients: list[Any], state: list[Any], parts: Parts, teacher: Any, student_inputs: Any) -> None:
+    def _update(
+        self, gradients: list[Any], state: list[Any], parts: Parts, teacher: Any, student_inputs: Structure
+    ) -> None:
         if not gradients:
             advice = "Set student.trainable = True; a model that was a teacher stays frozen"
             raise error("Distiller", "a student with something to train", "no trainable weights", advice)
@@ -241,7 +244,7 @@ class Distiller(HasObjective):
         causes = [("the inputs", nan_unless_finite(tensor)) for tensor in seen if isinstance(tensor, tf.Tensor)]
         self._guard.apply(named, [Update(self._learner, gradients, state)], causes)
 
-    def _logs(self, batch: Batch, outputs: Any) -> dict[str, Any]:
+    def _logs(self, batch: Batch, outputs: Structure) -> dict[str, Any]:
         if batch.labels is None:
             return self._unlabelled_logs()
         return self.compute_metrics(batch.inputs, batch.labels, outputs, sample_weight=batch.weights)

@@ -23,6 +23,7 @@ from typing import Any
 import keras
 
 from keras_distill._checks import error, nearest
+from keras_distill._typing import Structure
 from keras_distill.heads import final_activation, gives_logits, without_softmax
 
 __all__ = ["Taps", "final_activation", "gives_logits", "list_taps", "own_inputs", "walk", "without_softmax"]
@@ -113,7 +114,7 @@ class Taps:
             self._layers = found
         return self._layers
 
-    def __call__(self, inputs: Any, training: bool | None = None) -> tuple[Any, dict[str, Any]]:
+    def __call__(self, inputs: Structure, training: bool | None = None) -> tuple[Any, dict[str, Any]]:
         """Run the model once.
 
         Args:
@@ -155,7 +156,7 @@ class Taps:
         return received[argument]
 
 
-def own_inputs(model: keras.Model, inputs: Any) -> Any:
+def own_inputs(model: keras.Model, inputs: Structure) -> Any:
     """Return what ``model`` has inputs for, out of a dictionary that holds more fields (boxes, domains).
 
     Args:
@@ -188,7 +189,7 @@ def _input_names(model: keras.Model) -> list[str]:
     return [tensor.name for tensor in getattr(model, "inputs", None) or []]
 
 
-def _input(model: keras.Model, name: str, inputs: Any) -> Any:
+def _input(model: keras.Model, name: str, inputs: Structure) -> Any:
     """Return the input of that name from what a pass was given."""
     if isinstance(inputs, dict) and name in inputs:
         return inputs[name]

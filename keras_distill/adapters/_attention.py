@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.adapters._base import Adapter
 from keras_distill.adapters._projections import Shape
 
@@ -43,12 +44,12 @@ class AttentionScores(Adapter):
         self.compute_output_shape(input_shape)
         super().build(input_shape)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Return (batch, heads, queries, keys)."""
         queries, keys = inputs
         return ops.einsum("bqhd,bkhd->bhqk", queries, keys) / queries.shape[-1] ** 0.5
 
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+    def compute_mask(self, inputs: Tensor, mask: Tensor = None) -> Tensor:
         """Return the mask of the tokens."""
         return mask[0] if isinstance(mask, (list, tuple)) else mask
 

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_distill import losses
 from keras_distill._checks import error, integer
+from keras_distill._typing import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -49,7 +50,7 @@ class LinearChainCrf(keras.layers.Layer):
         self.start = self.add_weight(shape=(self.num_tags,), initializer="zeros", name="start")
         self.built = True
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
+    def call(self, inputs: Tensor, mask: Tensor = None) -> Tensor:
         """Return the potentials."""
         kept = ops.ones_like(inputs[..., 0], dtype="bool") if mask is None else ops.cast(mask, "bool")
         first = ops.logical_and(kept, ops.equal(ops.cumsum(ops.cast(kept, "int32"), axis=1), 1))
@@ -86,10 +87,10 @@ class CrfMarginals(keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
+    def call(self, inputs: Tensor, mask: Tensor = None) -> Tensor:
         """Return the log-marginals."""
         return losses.crf_log_marginals(potentials=inputs, mask=mask)
 
-    def compute_output_spec(self, inputs: Any, mask: Any = None) -> keras.KerasTensor:
+    def compute_output_spec(self, inputs: Tensor, mask: Tensor = None) -> keras.KerasTensor:
         """Return (batch, tokens, tags), float32."""
         return keras.KerasTensor(inputs.shape[:-1], dtype="float32")

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.adapters._base import Adapter
 
 
@@ -83,7 +84,7 @@ class ExpertMixture(Adapter):
         else:
             self._first_temperature = value
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Return the reconstruction of the teacher's embedding, (batch, units)."""
         student, teacher = inputs
         chances = ops.log_softmax(self.gate(ops.stop_gradient(teacher)), axis=-1)

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.adapters._base import Adapter
 from keras_distill.adapters._projections import Shape, two
 from keras_distill.adapters._regressors import normalization
@@ -62,7 +63,7 @@ class AttentionFusion(Adapter):
             self.gates.build((*stage[:-1], 2 * self.hidden_filters))
         super().build(input_shape)
 
-    def call(self, inputs: Any, training: bool | None = None) -> tuple[Any, Any]:
+    def call(self, inputs: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
         """Return (output, fused)."""
         stage, residual = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
         fused = self.reduce_norm(self.reduce(stage), training=training)
@@ -92,7 +93,7 @@ def _stage_and_residual(input_shape: Any) -> tuple[Shape, Shape | None]:
     return tuple(input_shape[0]), tuple(input_shape[1])
 
 
-def _nearest(features: Any, size: Any) -> Any:
+def _nearest(features: Tensor, size: Any) -> Tensor:
     """Resize a map by repeating the nearest cell: new row i is old row floor(i * old / new)."""
     for axis, wanted in enumerate(size, start=1):
         length = features.shape[axis]
@@ -115,7 +116,7 @@ class _TwoLayerEmbedding(Adapter, abc.ABC):
         """Return how many columns ``_rows`` has for inputs of this shape."""
 
     @abc.abstractmethod
-    def _rows(self, inputs: Any) -> Any:
+    def _rows(self, inputs: Tensor) -> Tensor:
         """Return what is embedded of each example, (batch, width)."""
 
     def build(self, input_shape: Shape) -> None:
@@ -125,7 +126,7 @@ class _TwoLayerEmbedding(Adapter, abc.ABC):
         self.second.build((None, 2 * self.units))
         super().build(input_shape)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Return (batch, units), rows of length 1."""
         return maps.unit(self.second(self.first(self._rows(inputs))))
 
@@ -154,7 +155,7 @@ class LayerEmbedding(_TwoLayerEmbedding):
     def _width(self, input_shape: Shape) -> int | None:
         return input_shape[-1]
 
-    def _rows(self, inputs: Any) -> Any:
+    def _rows(self, inputs: Tensor) -> Tensor:
         return ops.mean(inputs, axis=tuple(range(1, len(inputs.shape) - 1))) if len(inputs.shape) > 2 else inputs
 
 
@@ -186,7 +187,7 @@ class SimilarityEmbedding(_TwoLayerEmbedding):
     def _width(self, input_shape: Shape) -> int | None:
         return self.batch_size
 
-    def _rows(self, inputs: Any) -> Any:
+    def _rows(self, inputs: Tensor) -> Tensor:
         if inputs.shape[0] not in (None, self.batch_size):
             advice = "Batch with drop_remainder=True, or use adapters.LayerEmbedding"
             raise _checks.error("SimilarityEmbedding", f"a batch of {self.batch_size}", inputs.shape[0], advice)
@@ -242,11 +243,11 @@ class MemoryBank(Adapter):
         self.constant = self.add_weight(name="constant", shape=(), initializer="zeros", trainable=False)
         self.built = True
 
-    def candidates(self, indices: Any) -> Any:
+    def candidates(self, indices: Any) -> Tensor:
         """Return the embeddings of some examples: (..., units)."""
         return ops.take(self.memory, indices, axis=0)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Return ``candidates`` of integer indices."""
         return self.candidates(inputs)
 
@@ -256,7 +257,7 @@ class MemoryBank(Adapter):
         mixed = self.momentum * self.candidates(indices) + (1.0 - self.momentum) * embeddings
         self.memory.assign(ops.scatter_update(self.memory, ops.expand_dims(indices, -1), maps.unit(mixed)))
 
-    def normalizer(self, scores: Any, training: bool = True) -> Any:
+    def normalizer(self, scores: Tensor, training: bool = True) -> Tensor:
         """Return the constant; the first call takes it from its batch.
 
         Args:

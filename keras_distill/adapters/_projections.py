@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.adapters._base import Adapter
 from keras_distill.losses._features import maps
 
@@ -140,7 +141,7 @@ class ConvRegressor(Adapter):
         self.normalization.build((*tuple(input_shape[:1]), *self.size, self.filters))
         super().build(input_shape)
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Return (batch, *size, filters)."""
         outputs = inputs if self.padding is None else self.padding(inputs)
         outputs = self.normalization(self.convolution(outputs), training=training)
@@ -189,7 +190,7 @@ class Embedding(Adapter):
         self.linear.build((input_shape[0], width))
         super().build(input_shape)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Return (batch, units)."""
         outputs = self.linear(maps.flat(inputs))
         return maps.unit(outputs) if self.normalize else outputs

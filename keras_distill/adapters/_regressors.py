@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.adapters._base import Adapter
 from keras_distill.adapters._projections import Shape, two
 from keras_distill.losses._features import maps
@@ -81,7 +82,7 @@ class VariationalRegressor(Adapter):
         )
         super().build(input_shape)
 
-    def call(self, inputs: Any) -> list[Any]:
+    def call(self, inputs: Tensor) -> list[Any]:
         """Return [mean, raw variance]."""
         outputs = inputs if self.size is None else maps.pool(inputs, _smaller(tuple(inputs.shape), self.size))
         for layer in self.maps[:-1]:
@@ -144,7 +145,7 @@ class Translator(Adapter):
         _build_chain(self.layers, input_shape)
         super().build(input_shape)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Return the factor: (batch, height, width, filters)."""
         return _run_chain(self.layers, inputs)
 
@@ -195,11 +196,11 @@ class Paraphraser(Adapter):
         _build_chain(self.decoder, _build_chain(self.encoder, input_shape))
         super().build(input_shape)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Return the factor."""
         return _run_chain(self.encoder, inputs)
 
-    def reconstruct(self, factor: Any) -> Any:
+    def reconstruct(self, factor: Any) -> Tensor:
         """Return the teacher's features as the decoder makes them from a factor."""
         return _run_chain(self.decoder, factor)
 
@@ -229,7 +230,7 @@ class _Decode(keras.layers.Layer):
         super().__init__(name=name, dtype=paraphraser.dtype_policy)
         self.paraphraser = paraphraser
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         return self.paraphraser.reconstruct(inputs)
 
 
@@ -245,7 +246,7 @@ def _build_chain(layers: list[keras.layers.Layer], shape: Shape) -> Shape:
     return shape
 
 
-def _run_chain(layers: list[keras.layers.Layer], outputs: Any) -> Any:
+def _run_chain(layers: list[keras.layers.Layer], outputs: Any) -> Tensor:
     for layer in layers:
         outputs = layer(outputs)
     return outputs
@@ -290,7 +291,7 @@ class BottleneckRegressor(Adapter):
             norm.build((*shape[:-1], self.hidden_filters))
         super().build(input_shape)
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Return (batch, height, width, filters)."""
         outputs = inputs
         for convolution, norm in zip(self.convolutions[:2], self.norms, strict=True):

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.adapters._base import Adapter
 from keras_distill.adapters._projections import Shape, two
 from keras_distill.losses._features import maps
@@ -42,7 +43,7 @@ class AdaptiveAveragePool(Adapter):
             for length, wanted in zip(shape[1:3], self.size, strict=True)
         )
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Return the pooled map."""
         return maps.pool(inputs, self._target(tuple(inputs.shape)))
 
@@ -78,7 +79,7 @@ class Resize(Adapter):
         self.size = two("Resize", size)
         self.interpolation = _checks.choice("Resize", "interpolation", interpolation, ("bilinear", "nearest"))
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Return the resized map."""
         return ops.image.resize(inputs, self.size, interpolation=self.interpolation, data_format="channels_last")
 
@@ -120,7 +121,7 @@ class SequenceInterpolation(Adapter):
         place = np.clip((np.arange(self.length) + 0.5) * time / self.length - 0.5, 0, time - 1)
         return np.maximum(1.0 - np.abs(place[:, None] - np.arange(time)), 0.0).astype("float32")
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
+    def call(self, inputs: Tensor, mask: Tensor = None) -> Tensor:
         """Return (batch, length, channels)."""
         weights = ops.convert_to_tensor(self._weights(inputs.shape[1]), dtype=inputs.dtype)
         if mask is None:
@@ -130,7 +131,7 @@ class SequenceInterpolation(Adapter):
         outputs = ops.einsum("btc,lt->blc", ops.where(mask[..., None], inputs, 0), weights)
         return ops.where(total > 0, outputs / ops.where(total > 0, total, 1), 0)
 
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+    def compute_mask(self, inputs: Tensor, mask: Tensor = None) -> Tensor:
         """Return the mask of the new steps."""
         if mask is None:
             return None
@@ -175,7 +176,7 @@ class AttentionPool(Adapter):
             self.linear.build((input_shape[0], input_shape[-1]))
         super().build(input_shape)
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
+    def call(self, inputs: Tensor, mask: Tensor = None) -> Tensor:
         """Return (batch, units)."""
         places = maps.positions(inputs)
         scores = ops.matmul(places, self.query[:, None])[..., 0] / (inputs.shape[-1] ** 0.5)
@@ -186,7 +187,7 @@ class AttentionPool(Adapter):
         outputs = ops.einsum("bi,bic->bc", ops.softmax(scores, axis=-1), places)
         return outputs if self.linear is None else self.linear(outputs)
 
-    def compute_mask(self, inputs: Any, mask: Any = None) -> None:
+    def compute_mask(self, inputs: Tensor, mask: Tensor = None) -> None:
         """Return None: no position is left."""
         return None
 

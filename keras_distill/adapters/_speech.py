@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import error, integer, number
+from keras_distill._typing import Tensor
 
 _SMALLEST_POWER = 1e-10
 
@@ -86,16 +87,16 @@ class LogMel(keras.layers.Layer):
         self.spectrogram.build(input_shape)
         self.built = True
 
-    def _frames(self, samples: Any) -> Any:
+    def _frames(self, samples: Any) -> Tensor:
         return samples // self.step
 
-    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
+    def compute_mask(self, inputs: Tensor, previous_mask: Any = None) -> Tensor:
         """Return which frames begin before the padding."""
         sound = ops.cast(ops.not_equal(inputs, 0), "int32")
         still = ops.greater(ops.flip(ops.cumsum(ops.flip(sound, axis=1), axis=1), axis=1), 0)
         return still[:, : (1 - self.step) or None : self.step]  # one for each whole step
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Return the features of a batch of waveforms."""
         waveforms = ops.cast(inputs, "float32")
         # Zeros behind the last sample, where Keras would mirror it: padding then changes no frame.

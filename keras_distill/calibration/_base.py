@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import error
+from keras_distill._typing import Tensor
 from keras_distill.heads import final_activation
 
 _PACKAGE = "keras_distill"
@@ -23,7 +24,7 @@ class Scaler:
         """Return a new layer that scales logits as this scaler does."""
         raise NotImplementedError(f"{type(self).__name__} must define layer().")
 
-    def scale(self, logits: Any) -> Any:
+    def scale(self, logits: Tensor) -> Any:
         """Scale logits.
 
         Args:
@@ -143,7 +144,9 @@ def nll(z: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
     return float(np.sum(w * (top + np.log(np.exp(z - top[:, None]).sum(-1)) - z[np.arange(len(z)), y])))
 
 
-def fitting_data(owner: str, logits: Any, labels: Any, sample_weight: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def fitting_data(
+    owner: str, logits: Tensor, labels: Tensor, sample_weight: Tensor
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return float64 logits (n, classes), class ids (n,) and weights (n,) that sum to 1, those of weight 0 left out."""
     z = np.asarray(ops.convert_to_numpy(logits), np.float64)
     y = np.asarray(ops.convert_to_numpy(labels))

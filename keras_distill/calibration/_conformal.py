@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import choice, error, number
+from keras_distill._typing import Tensor
 
 _KINDS = ("absolute", "gaussian", "quantiles")
 
@@ -82,7 +83,7 @@ class SplitConformal:
         self.kind = choice("SplitConformal", "kind", kind, _KINDS)
         self.margins: np.ndarray | None = None
 
-    def fit(self, outputs: Any, labels: Any) -> SplitConformal:
+    def fit(self, outputs: Any, labels: Tensor) -> SplitConformal:
         """Choose the margins on held-out examples.
 
         Args:

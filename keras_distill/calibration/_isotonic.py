@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_distill._checks import error
+from keras_distill._typing import Tensor
 from keras_distill.calibration._base import Scaler, fitting_data, missing, softmax
 from keras_distill.calibration._layers import IsotonicScaling
 
@@ -48,7 +49,7 @@ class IsotonicCalibrator(Scaler):
         self.outputs = np.zeros((0, 0)) if outputs is None else np.asarray(outputs, float)
         self._fitted = inputs is not None
 
-    def fit(self, logits: Any, labels: Any, *, sample_weight: Any = None) -> Self:
+    def fit(self, logits: Tensor, labels: Tensor, *, sample_weight: Tensor = None) -> Self:
         """Find the curves.
 
         Args:

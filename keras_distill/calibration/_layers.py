@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import number
+from keras_distill._typing import Tensor
 
 _PACKAGE = "keras_distill"
 _SMALLEST = 1e-12  # an isotonic probability of 0 becomes this, so that its logit is finite
@@ -50,7 +51,7 @@ class TemperatureScaling(_ScalingLayer):
             name="temperature", shape=(), initializer=keras.initializers.Constant(self._start), trainable=False
         )
 
-    def call(self, logits: Any) -> Any:
+    def call(self, logits: Tensor) -> Any:
         """Return ``logits / temperature``."""
         return logits / self.temperature
 
@@ -85,7 +86,7 @@ class VectorScaling(_ScalingLayer):
             for name, start in zip(("factors", "offsets"), self._start, strict=True)
         )
 
-    def call(self, logits: Any) -> Any:
+    def call(self, logits: Tensor) -> Any:
         """Return ``logits * factors + offsets``."""
         return logits * self.factors + self.offsets
 
@@ -122,7 +123,7 @@ class IsotonicScaling(_ScalingLayer):
             for name, start in zip(("inputs", "outputs"), self._start, strict=True)
         )
 
-    def call(self, logits: Any) -> Any:
+    def call(self, logits: Tensor) -> Any:
         """Return logs of the calibrated probabilities."""
         probabilities = ops.softmax(logits, axis=-1)
         curves, points = self._start[0].shape

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_distill._checks import error, number
+from keras_distill._typing import Tensor
 from keras_distill.calibration._base import Scaler, fitting_data, nll, scipy_optimize, softmax
 from keras_distill.calibration._layers import TemperatureScaling, VectorScaling
 
@@ -55,7 +56,7 @@ class TemperatureScaler(Scaler):
             self._fitted = True
         self.nll_before = self.nll_after = float("nan")
 
-    def fit(self, logits: Any, labels: Any, *, sample_weight: Any = None) -> Self:
+    def fit(self, logits: Tensor, labels: Tensor, *, sample_weight: Tensor = None) -> Self:
         """Find the temperature.
 
         Args:
@@ -143,7 +144,7 @@ class VectorScaler(Scaler):
         self._fitted = factors is not None
         self.nll_before = self.nll_after = float("nan")
 
-    def fit(self, logits: Any, labels: Any, *, sample_weight: Any = None) -> Self:
+    def fit(self, logits: Tensor, labels: Tensor, *, sample_weight: Tensor = None) -> Self:
         """Find factors and offsets.
 
         Args:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill._checks import choice, error, integer
+from keras_distill._typing import Tensor
 from keras_distill.data import _named
 
 _OWNER = "data.images"
@@ -108,7 +109,7 @@ def _of_folder(
     image_size: tuple[int, int] | None,
     num_channels: int | None,
     masks: Any,
-    boxes: Any,
+    boxes: Tensor,
     ignore_label: int | None,
     verify: bool,
 ) -> tuple[tf.data.Dataset, list[str], list[str]]:
@@ -211,7 +212,7 @@ def _masks_of(paths: list[Path], folder: Path, shapes: Any, ignore_label: int | 
     return found
 
 
-def _boxes_of(paths: list[Path], boxes: Any, shapes: dict[Path, tuple[int, ...]]) -> np.ndarray:
+def _boxes_of(paths: list[Path], boxes: Tensor, shapes: dict[Path, tuple[int, ...]]) -> np.ndarray:
     """Return (images, boxes, 5), corners in 0..1 and class ids, padded with -1."""
     source = "boxes" if isinstance(boxes, Mapping) else str(boxes)
     table = boxes if isinstance(boxes, Mapping) else json.loads(Path(boxes).read_text())
@@ -227,7 +228,7 @@ def _boxes_of(paths: list[Path], boxes: Any, shapes: dict[Path, tuple[int, ...]]
     return out
 
 
-def checked_boxes(owner: str, file: str, boxes: Any, height: int, width: int) -> np.ndarray:
+def checked_boxes(owner: str, file: str, boxes: Tensor, height: int, width: int) -> np.ndarray:
     """Return one image's boxes with corners in 0..1, or raise the error that names the file and the box.
 
     Args:

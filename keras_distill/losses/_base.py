@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
+
+from keras_distill._typing import Tensor
 
 
 class LogitsLoss(keras.losses.Loss):
@@ -42,13 +42,13 @@ class LogitsLoss(keras.losses.Loss):
 
     def values(
         self,
-        teacher_logits: Any,
-        student_logits: Any,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
         *,
-        temperature: Any = 1.0,
-        labels: Any = None,
-        mask: Any = None,
-    ) -> Any:
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return the loss of each example, not reduced.
 
         Args:
@@ -63,7 +63,7 @@ class LogitsLoss(keras.losses.Loss):
         """
         raise NotImplementedError(f"{type(self).__name__} must define values().")
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Compare teacher's ``y_true`` with student's ``y_pred`` at temperature 1."""
         return self.values(y_true, y_pred)
 
@@ -81,7 +81,7 @@ class FeatureLoss(keras.losses.Loss):
     same_channels = False
     teacher_gradient = False
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return the loss of each example, not reduced.
 
         Args:
@@ -94,6 +94,6 @@ class FeatureLoss(keras.losses.Loss):
         """
         raise NotImplementedError(f"{type(self).__name__} must define values().")
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Compare teacher's ``y_true`` with student's ``y_pred``."""
         return self.values(y_true, y_pred)

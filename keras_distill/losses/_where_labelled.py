@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -43,7 +44,7 @@ class WhereLabelled(keras.losses.Loss):
         self.loss = loss
         self._values = given.call if isinstance(given, keras.losses.Loss) else given
 
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         """Return the reduced loss of the examples that have a label."""
         y_true, given = ops.convert_to_tensor(y_true), y_pred
         y_pred = ops.copy(ops.convert_to_tensor(y_pred))
@@ -56,7 +57,7 @@ class WhereLabelled(keras.losses.Loss):
         y_pred._keras_mask = labelled if own is None else ops.logical_and(labelled, ops.cast(own, "bool"))
         return super().__call__(y_true, y_pred, sample_weight)
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values of the loss; the mask on ``y_pred`` says which of them count."""
         return self._values(y_true, y_pred)
 

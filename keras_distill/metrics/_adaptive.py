@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import choice, integer
+from keras_distill._typing import Tensor
 from keras_distill.metrics._bins import NORMS, error_of_sums
 from keras_distill.metrics._examples import read_classes
 from keras_distill.metrics._histogram import CELLS, HistogramMetric, cell_sums, errors_and_scores
@@ -90,14 +91,14 @@ class AdaptiveCalibrationError(HistogramMetric):
         self.norm = choice(owner, "norm", norm, NORMS)
         self.from_logits = bool(from_logits)
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Add a batch."""
         examples = read_classes(type(self).__name__, y_true, y_pred, sample_weight)
         errors, scores = errors_and_scores(examples, "max_probability", self.from_logits)
         confidence = ops.sigmoid(-float64(scores))
         self.cells.assign_add(cell_sums(-scores, examples.weights, confidence, 1.0 - errors))
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return the calibration error."""
         running = ops.pad(ops.cumsum(self.cells, axis=-1), ((0, 0), (1, 0)))
         cuts = ops.arange(self.num_bins + 1, dtype="float64") / self.num_bins * running[0, -1]
@@ -147,7 +148,7 @@ class MaximumMeanCalibrationError(StreamingMetric):
         self.from_logits = bool(from_logits)
         self.cells = self.add_sums((3, MMCE_CELLS), "cells")
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Add a batch."""
         examples = read_classes(type(self).__name__, y_true, y_pred, sample_weight)
         confidence, accuracy = top_label(examples, self.from_logits)
@@ -160,7 +161,7 @@ class MaximumMeanCalibrationError(StreamingMetric):
         sums = ops.segment_sum(ops.stack(parts, axis=-1), cell, num_segments=MMCE_CELLS)
         self.cells.assign_add(ops.transpose(sums))
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return the error."""
         weight, confidence, residual = self.cells[0], self.cells[1], self.cells[2]
         place = confidence / ops.where(weight > 0, weight, ops.ones_like(weight))
@@ -174,7 +175,7 @@ class MaximumMeanCalibrationError(StreamingMetric):
 
 
 def _top_label_arrays(
-    owner: str, y_true: Any, y_pred: Any, from_logits: bool, sample_weight: Any
+    owner: str, y_true: Tensor, y_pred: Tensor, from_logits: bool, sample_weight: Tensor
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return confidence, accuracy and weights in float64, examples of weight 0 left out."""
     examples = read_classes(owner, y_true, y_pred, sample_weight)
@@ -185,13 +186,13 @@ def _top_label_arrays(
 
 
 def adaptive_calibration_error(
-    y_true: Any,
-    y_pred: Any,
+    y_true: Tensor,
+    y_pred: Tensor,
     *,
     num_bins: int = 15,
     norm: str = "l1",
     from_logits: bool = False,
-    sample_weight: Any = None,
+    sample_weight: Tensor = None,
 ) -> float:
     """Exact equal-mass calibration error of the top label of arrays; see ``AdaptiveCalibrationError``.
 
@@ -222,7 +223,7 @@ def adaptive_calibration_error(
 
 
 def maximum_mean_calibration_error(
-    y_true: Any, y_pred: Any, *, from_logits: bool = False, sample_weight: Any = None
+    y_true: Tensor, y_pred: Tensor, *, from_logits: bool = False, sample_weight: Tensor = None
 ) -> float:
     """Exact maximum-mean calibration error (MMCE) of arrays; see ``MaximumMeanCalibrationError``.
 
@@ -256,7 +257,7 @@ def maximum_mean_calibration_error(
 
 
 def kolmogorov_smirnov_calibration_error(
-    y_true: Any, y_pred: Any, *, from_logits: bool = False, sample_weight: Any = None
+    y_true: Tensor, y_pred: Tensor, *, from_logits: bool = False, sample_weight: Tensor = None
 ) -> float:
     """Kolmogorov-Smirnov calibration error of the top label: the largest gap of two running sums, without bins.
 

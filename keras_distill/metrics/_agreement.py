@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import choice, error, integer, number, tensor
+from keras_distill._typing import Structure, Tensor
 from keras_distill.metrics._examples import as_float, keras_mask, one_batch, read_weights
 from keras_distill.metrics._streaming import MeanOverExamples, float64
 from keras_distill.metrics._top_class import checked_probability, first_largest
@@ -16,7 +17,7 @@ from keras_distill.metrics._top_class import checked_probability, first_largest
 class _AgreementMetric(MeanOverExamples):
     """Base: reads two outputs of equal shape as rows."""
 
-    def rows(self, teacher: Any, student: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+    def rows(self, teacher: Any, student: Any, sample_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return teacher's and student's rows (n, classes) and float64 weights (n,)."""
         owner, mask = type(self).__name__, keras_mask(student)
         teacher, student = as_float(teacher), as_float(student)
@@ -32,7 +33,7 @@ class _AgreementMetric(MeanOverExamples):
         return ops.reshape(teacher, (-1, classes)), ops.reshape(student, (-1, classes)), weights
 
 
-def _unless_nan(values: Any, *largest: Any) -> Any:
+def _unless_nan(values: Tensor, *largest: Any) -> Tensor:
     """Return the values as float64, NaN where one of the rows' largest entries is: no decision, so no agreement."""
     values = float64(values)
     for each in largest:
@@ -69,7 +70,7 @@ class TopKAgreement(_AgreementMetric):
         self.k = integer(type(self).__name__, "k", k, low=1)
         super().__init__(name=name or f"top_{self.k}_agreement", dtype=dtype)
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Add a batch of teacher's and student's outputs."""
         teacher, student, weights = self.rows(y_true, y_pred, sample_weight)
         classes = student.shape[-1]
@@ -126,7 +127,7 @@ class TeacherKL(_AgreementMetric):
         if self.temperature != 1.0 and not self.from_logits:
             raise error(type(self).__name__, "temperature 1.0 for probabilities", self.temperature, "Give logits")
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Add a batch of teacher's and student's outputs."""
         teacher, student, weights = self.rows(y_true, y_pred, sample_weight)
         if self.from_logits:
@@ -170,7 +171,7 @@ class RankCorrelation(_AgreementMetric):
         self.kind = choice(type(self).__name__, "kind", kind, ("spearman", "kendall"))
         super().__init__(name=name or kind, dtype=dtype)
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Add a batch of teacher's and student's outputs."""
         teacher, student, weights = self.rows(y_true, y_pred, sample_weight)
         values = rank_correlation_rows(teacher, student, self.kind)
@@ -204,7 +205,7 @@ class AgreementOnErrors(_AgreementMetric):
     def __init__(self, name: str = "agreement_on_errors", dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None, labels: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None, labels: Tensor = None) -> None:
         """Add a batch of teacher's and student's outputs, with class ids or one-hot rows as ``labels``."""
         if labels is None:
             raise error(type(self).__name__, "labels beside the teacher's and the student's outputs", "None")
@@ -219,7 +220,7 @@ class AgreementOnErrors(_AgreementMetric):
         self.add(ops.equal(decided, ours), ops.where(ops.equal(weights, 0.0), 0.0, weights * known))
 
 
-def average_ranks(rows: Any) -> Any:
+def average_ranks(rows: Any) -> Tensor:
     """Return the rank of each entry in its row, from 0, equal entries sharing their mean rank.
 
     Args:
@@ -242,20 +243,20 @@ def average_ranks(rows: Any) -> Any:
     return ops.take_along_axis(ranks, ops.argsort(order, axis=-1), axis=-1)
 
 
-def _correlation(a: Any, b: Any) -> Any:
+def _correlation(a: Any, b: Any) -> Tensor:
     """Return the correlation of each row, 0 where one side is constant."""
     a, b = (side - ops.mean(side, axis=-1, keepdims=True) for side in (a, b))
     scale = ops.sqrt(ops.sum(a * a, axis=-1) * ops.sum(b * b, axis=-1))
     return ops.sum(a * b, axis=-1) / ops.where(scale > 0, scale, ops.ones_like(scale))
 
 
-def rank_correlation_rows(a: Any, b: Any, kind: str) -> Any:
+def rank_correlation_rows(a: Any, b: Any, kind: str) -> Tensor:
     """Return Spearman's or Kendall's correlation of each row: (n,), float64."""
     if kind == "spearman":
         return _correlation(average_ranks(a), average_ranks(b))
     a, b = float64(a), float64(b)
 
-    def pairs_with(index: Any, sums: Any) -> Any:
+    def pairs_with(index: Any, sums: Any) -> Tensor:
         first = ops.sign(a - ops.take(a, [index], axis=-1))
         second = ops.sign(b - ops.take(b, [index], axis=-1))
         parts = [ops.sum(x * y, axis=-1) for x, y in ((first, second), (first, first), (second, second))]
@@ -291,7 +292,9 @@ def rank_correlation(a: Any, b: Any, *, kind: str = "spearman") -> float:
     return float(rank_correlation_rows(first, second, kind)[0])
 
 
-def top_k_agreement(teacher_outputs: Any, student_outputs: Any, *, k: int = 1, sample_weight: Any = None) -> float:
+def top_k_agreement(
+    teacher_outputs: Structure, student_outputs: Structure, *, k: int = 1, sample_weight: Tensor = None
+) -> float:
     """Top-k agreement of arrays or tensors; see ``TopKAgreement``.
 
     Args:
@@ -316,12 +319,12 @@ def top_k_agreement(teacher_outputs: Any, student_outputs: Any, *, k: int = 1, s
 
 
 def teacher_kl(
-    teacher_outputs: Any,
-    student_outputs: Any,
+    teacher_outputs: Structure,
+    student_outputs: Structure,
     *,
     from_logits: bool = False,
     temperature: float = 1.0,
-    sample_weight: Any = None,
+    sample_weight: Tensor = None,
 ) -> float:
     """Mean KL divergence from teacher to student of arrays or tensors; see ``TeacherKL``.
 
@@ -347,7 +350,9 @@ def teacher_kl(
     return float(metric.result())
 
 
-def agreement_on_errors(labels: Any, teacher_outputs: Any, student_outputs: Any, *, sample_weight: Any = None) -> float:
+def agreement_on_errors(
+    labels: Tensor, teacher_outputs: Structure, student_outputs: Structure, *, sample_weight: Tensor = None
+) -> float:
     """Share of the teacher's errors that the student makes alike; see ``AgreementOnErrors``.
 
     Args:

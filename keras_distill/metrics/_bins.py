@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_distill._typing import Tensor
 from keras_distill.metrics._streaming import float64
 
 CONVENTIONS = ("torchmetrics", "left_closed", "right_closed", "guo")
@@ -22,7 +23,7 @@ def torch_edges(num_bins: int, dtype: Any = np.float32) -> np.ndarray:
     return np.where(index < (num_bins + 1) // 2, step * index, 1.0 - step * (num_bins - index)).astype(dtype)
 
 
-def bin_index(scores: Any, num_bins: int, convention: str) -> Any:
+def bin_index(scores: Tensor, num_bins: int, convention: str) -> Tensor:
     """Return the bin of each score in [0, 1]: 0 .. num_bins - 1, or num_bins for the slot beyond.
 
     The slot beyond holds the scores of exactly 1.0 for "torchmetrics" (a bin of its own) and those of exactly 0.0 for
@@ -49,7 +50,7 @@ def bin_index(scores: Any, num_bins: int, convention: str) -> Any:
     return index if convention == "torchmetrics" else ops.maximum(index, 0)
 
 
-def bin_sums(index: Any, num_bins: int, weights: Any, confidence: Any, accuracy: Any) -> Any:
+def bin_sums(index: Any, num_bins: int, weights: Tensor, confidence: Tensor, accuracy: Any) -> Tensor:
     """Sum weight, weighted confidence and weighted accuracy in each bin and the slot beyond.
 
     Args:
@@ -72,7 +73,7 @@ def bin_sums(index: Any, num_bins: int, weights: Any, confidence: Any, accuracy:
     return ops.stack([ops.sum(counts, axis=-1), ops.sum(confidences, axis=-1), counts[:, 1]])
 
 
-def error_of_sums(sums: Any, norm: str = "l1", convention: str = "torchmetrics", side: str = "both") -> Any:
+def error_of_sums(sums: Any, norm: str = "l1", convention: str = "torchmetrics", side: str = "both") -> Tensor:
     """Return the calibration error of sums that ``bin_sums`` made.
 
     Args:
@@ -133,7 +134,7 @@ class ReliabilityBins:
             return cls(np.linspace(0.0, 1.0, len(weight) + 1), weight, confidence / weight, accuracy / weight)
 
 
-def segment_sums_of_two(first: Any, second: Any, index: Any, num_segments: int) -> tuple[Any, Any]:
+def segment_sums_of_two(first: Any, second: Any, index: Any, num_segments: int) -> tuple[Tensor, Tensor]:
     """Sum two float64 rows (n,) in the segments ``index`` (n,) int32, as real and imaginary part of one sum.
 
     A segment sum costs per number, not per byte; rows of two numbers TensorFlow adds one row at a time.

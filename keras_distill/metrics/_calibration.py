@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import choice, integer
+from keras_distill._typing import Tensor
 from keras_distill.metrics._bins import CONVENTIONS, NORMS, SIDES, ReliabilityBins, bin_index, bin_sums, error_of_sums
 from keras_distill.metrics._examples import TASKS, read
 from keras_distill.metrics._streaming import StreamingMetric
@@ -16,15 +17,15 @@ from keras_distill.metrics._top_class import checked_probability, top_label
 
 def confidence_sums(
     owner: str,
-    y_true: Any,
-    y_pred: Any,
-    sample_weight: Any,
+    y_true: Tensor,
+    y_pred: Tensor,
+    sample_weight: Tensor,
     *,
     num_bins: int,
     from_logits: bool,
     task: str,
     convention: str,
-) -> Any:
+) -> Tensor:
     """Return the (3, num_bins + 1) sums of one batch; see ``bin_sums``."""
     examples = read(owner, task, y_true, y_pred, sample_weight)
     if task == "multiclass":
@@ -103,7 +104,7 @@ class ExpectedCalibrationError(StreamingMetric):
         self.side = choice(owner, "side", side, SIDES)
         self.sums = self.add_sums((3, self.num_bins + 1), "sums")
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Add a batch."""
         self.sums.assign_add(
             confidence_sums(
@@ -118,7 +119,7 @@ class ExpectedCalibrationError(StreamingMetric):
             )
         )
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return the calibration error of everything seen."""
         return error_of_sums(self.sums, self.norm, self.convention, self.side)
 
@@ -134,8 +135,8 @@ class ExpectedCalibrationError(StreamingMetric):
 
 
 def expected_calibration_error(
-    y_true: Any,
-    y_pred: Any,
+    y_true: Tensor,
+    y_pred: Tensor,
     *,
     num_bins: int = 15,
     norm: str = "l1",
@@ -143,7 +144,7 @@ def expected_calibration_error(
     task: str = "multiclass",
     convention: str = "torchmetrics",
     side: str = "both",
-    sample_weight: Any = None,
+    sample_weight: Tensor = None,
 ) -> float:
     """Expected calibration error of arrays or tensors; see ``ExpectedCalibrationError`` for every argument.
 
@@ -175,14 +176,14 @@ def expected_calibration_error(
 
 
 def reliability_bins(
-    y_true: Any,
-    y_pred: Any,
+    y_true: Tensor,
+    y_pred: Tensor,
     *,
     num_bins: int = 15,
     from_logits: bool = False,
     task: str = "multiclass",
     convention: str = "torchmetrics",
-    sample_weight: Any = None,
+    sample_weight: Tensor = None,
 ) -> ReliabilityBins:
     """Reliability diagram of arrays or tensors: weight, mean confidence and accuracy of each bin.
 

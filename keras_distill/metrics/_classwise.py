@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import choice, error, integer, number
+from keras_distill._typing import Tensor
 from keras_distill.metrics._adaptive import equal_mass_sums
 from keras_distill.metrics._bins import CONVENTIONS, NORMS, bin_index, bin_sums, error_of_sums
 from keras_distill.metrics._examples import read_classes, read_entries
@@ -17,8 +18,14 @@ from keras_distill.metrics._top_class import checked_probability, distribution
 
 
 def class_entries(
-    owner: str, y_true: Any, y_pred: Any, sample_weight: Any, from_logits: bool, task: str, num_classes: int | None
-) -> tuple[Any, Any, Any]:
+    owner: str,
+    y_true: Tensor,
+    y_pred: Tensor,
+    sample_weight: Tensor,
+    from_logits: bool,
+    task: str,
+    num_classes: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return probabilities (n, classes), 0/1 answers (n, classes) and weights (n, classes) of one batch."""
     if task == "multiclass":
         examples = read_classes(owner, y_true, y_pred, sample_weight)
@@ -99,7 +106,7 @@ class ClasswiseCalibrationError(StreamingMetric):
         self.convention = choice(owner, "convention", convention, CONVENTIONS)
         self.sums = self.add_sums((self.num_classes, 3, self.num_bins + 1), "sums")
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Add a batch."""
         probabilities, answers, weights = class_entries(
             type(self).__name__, y_true, y_pred, sample_weight, self.from_logits, self.task, self.num_classes
@@ -113,7 +120,7 @@ class ClasswiseCalibrationError(StreamingMetric):
         sums = bin_sums(flat[0], self.num_classes * slots - 1, *flat[1:])
         self.sums.assign_add(ops.transpose(ops.reshape(sums, (3, self.num_classes, slots)), (1, 0, 2)))
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return the mean over classes; a class without entries above the threshold is perfectly calibrated."""
         return _mean_of_classes(ops.convert_to_tensor(self.sums), self.norm, self.convention)
 
@@ -123,7 +130,7 @@ class ClasswiseCalibrationError(StreamingMetric):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
-def _mean_of_classes(sums: Any, norm: str, convention: str) -> Any:
+def _mean_of_classes(sums: Any, norm: str, convention: str) -> Tensor:
     """Return the mean error of (classes, 3, bins + 1) sums; an empty class counts 0, all empty give NaN."""
     errors = error_of_sums(sums, norm, convention)
     seen = ops.sum(sums[:, 0], axis=-1)
@@ -132,8 +139,8 @@ def _mean_of_classes(sums: Any, norm: str, convention: str) -> Any:
 
 
 def classwise_calibration_error(
-    y_true: Any,
-    y_pred: Any,
+    y_true: Tensor,
+    y_pred: Tensor,
     *,
     num_bins: int = 15,
     norm: str = "l1",
@@ -142,7 +149,7 @@ def classwise_calibration_error(
     threshold: float = 0.0,
     adaptive: bool = False,
     convention: str = "torchmetrics",
-    sample_weight: Any = None,
+    sample_weight: Tensor = None,
 ) -> float:
     """Classwise calibration error of arrays: SCE, ACE (``adaptive``), TACE (``adaptive`` and ``threshold=0.01``).
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_distill._checks import error, number
+from keras_distill._typing import Tensor
 
 
 class DecisionCost(NamedTuple):
@@ -28,8 +29,8 @@ class DecisionCost(NamedTuple):
 
 
 def decision_cost(
-    labels: Any,
-    probabilities: Any,
+    labels: Tensor,
+    probabilities: Tensor,
     *,
     false_positive: float,
     false_negative: float,
@@ -79,7 +80,7 @@ def decision_cost(
     return DecisionCost(float(total.mean()), float(used), *means)
 
 
-def best_threshold(labels: Any, probabilities: Any, *, false_positive: float, false_negative: float) -> float:
+def best_threshold(labels: Tensor, probabilities: Tensor, *, false_positive: float, false_negative: float) -> float:
     """Return the threshold with the least cost on held-out examples, for probabilities that may not be calibrated.
 
     Args:
@@ -112,7 +113,9 @@ def best_threshold(labels: Any, probabilities: Any, *, false_positive: float, fa
     return float(edges[np.argmin(np.where(possible, total, np.inf))])
 
 
-def _checked(owner: str, labels: Any, probabilities: Any, *costs: Any) -> tuple[np.ndarray, np.ndarray, list[float]]:
+def _checked(
+    owner: str, labels: Tensor, probabilities: Tensor, *costs: Any
+) -> tuple[np.ndarray, np.ndarray, list[float]]:
     labels, probabilities = np.asarray(labels).ravel(), np.asarray(probabilities, "float64").ravel()
     if labels.shape != probabilities.shape or labels.size == 0:
         raise error(owner, "as many labels as probabilities", f"{labels.size} and {probabilities.size}")

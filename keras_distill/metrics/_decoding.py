@@ -9,10 +9,11 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import error, integer
+from keras_distill._typing import Tensor
 from keras_distill.metrics._examples import keras_mask
 
 
-def ctc_greedy_decode(logits: Any, *, mask: Any = None, blank: int = 0) -> Any:
+def ctc_greedy_decode(logits: Tensor, *, mask: Tensor = None, blank: int = 0) -> Tensor:
     """Return the labels of the likeliest path: repeats merged, blanks dropped (best path decoding).
 
     Choose it for scores during training and for serving; it works inside a graph. ``ctc_beam_decode`` sums over paths.
@@ -47,7 +48,7 @@ def ctc_greedy_decode(logits: Any, *, mask: Any = None, blank: int = 0) -> Any:
     return pack_left(best, ops.logical_and(best != blank, best != before), fill=-1)
 
 
-def pack_left(values: Any, kept: Any, fill: int) -> Any:
+def pack_left(values: Tensor, kept: Any, fill: int) -> Tensor:
     """Return (batch, time) ``values`` where ``kept``, moved to the left in order, and ``fill`` behind them."""
     time = ops.shape(values)[1]
     place = ops.arange(time, dtype="int32")
@@ -69,7 +70,7 @@ class Hypothesis(NamedTuple):
 
 
 def ctc_beam_decode(
-    logits: Any, *, mask: Any = None, blank: int = 0, beam_width: int = 16, num_hypotheses: int = 1
+    logits: Tensor, *, mask: Tensor = None, blank: int = 0, beam_width: int = 16, num_hypotheses: int = 1
 ) -> list[list[Hypothesis]]:
     """Return the likeliest label sequences, summed over their paths (prefix beam search).
 

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import choice, integer
+from keras_distill._typing import Tensor
 from keras_distill.metrics._bins import CONVENTIONS, bin_index
 from keras_distill.metrics._classwise import class_entries
 from keras_distill.metrics._streaming import StreamingMetric, float64
@@ -84,7 +85,7 @@ class BrierComponent(StreamingMetric):
         self.convention = choice(owner, "convention", convention, [c for c in CONVENTIONS if c != "guo"])
         self.sums = self.add_sums((5, self.num_classes, self.num_bins + 1), "sums")
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Add a batch."""
         probabilities, answers, weights = class_entries(
             type(self).__name__, y_true, y_pred, sample_weight, self.from_logits, "multiclass", self.num_classes
@@ -112,7 +113,7 @@ class BrierComponent(StreamingMetric):
         within = ops.sum(pp - p * p / safe - 2.0 * (py - p * y / safe)) / total
         return BrierDecomposition(ops.sum(pp - 2.0 * py + y) / total, reliability, resolution, uncertainty, within)
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return the part that was asked for."""
         return getattr(self.parts(), self.component)
 
@@ -123,13 +124,13 @@ class BrierComponent(StreamingMetric):
 
 
 def brier_decomposition(
-    y_true: Any,
-    y_pred: Any,
+    y_true: Tensor,
+    y_pred: Tensor,
     *,
     num_bins: int = 15,
     from_logits: bool = False,
     convention: str = "torchmetrics",
-    sample_weight: Any = None,
+    sample_weight: Tensor = None,
 ) -> BrierDecomposition:
     """Decompose the Brier score of arrays or tensors; see ``BrierComponent``.
 

@@ -8,19 +8,20 @@ import keras
 from keras import ops
 
 from keras_distill._checks import choice, number
+from keras_distill._typing import Tensor
 from keras_distill.metrics._examples import read_entries
 from keras_distill.metrics._histogram import HistogramMetric, cell_sums, exact_groups
 
 # In this file "groups" are examples of equal score, lowest first: the weight of the negative and the positive ones.
 
 
-def auroc_of_groups(negative: Any, positive: Any) -> Any:
+def auroc_of_groups(negative: Any, positive: Any) -> Tensor:
     """Return P(positive scores higher than negative) + P(equal) / 2."""
     below = ops.cumsum(negative) - negative
     return ops.sum(positive * (below + negative / 2.0)) / (ops.sum(positive) * ops.sum(negative))
 
 
-def _average_precision(negative: Any, positive: Any) -> Any:
+def _average_precision(negative: Any, positive: Any) -> Tensor:
     """Return the sum over thresholds of precision times gain in recall."""
     found, alarms = ops.cumsum(ops.flip(positive)), ops.cumsum(ops.flip(negative))
     called = found + alarms
@@ -28,7 +29,7 @@ def _average_precision(negative: Any, positive: Any) -> Any:
     return ops.sum(ops.flip(positive) * precision) / ops.sum(positive)
 
 
-def _fpr_at(negative: Any, positive: Any, recall: float, convention: str) -> Any:
+def _fpr_at(negative: Any, positive: Any, recall: float, convention: str) -> Tensor:
     """Return the false positive rate at the threshold that the convention picks."""
     found, alarms = ops.cumsum(ops.flip(positive)), ops.cumsum(ops.flip(negative))
     rates = found / ops.sum(positive)
@@ -46,13 +47,13 @@ class _DetectionMetric(HistogramMetric):
     def __init__(self, name: str, dtype: Any) -> None:
         super().__init__(2, name=name, dtype=dtype)
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Add a batch: ``y_true`` 1 for positive (foreign, or wrong), ``y_pred`` the scores, higher for positive."""
         entries = read_entries(type(self).__name__, y_true, y_pred, sample_weight)
         self.cells.assign_add(cell_sums(entries.outputs, entries.weights, entries.labels))
 
     @property
-    def groups(self) -> tuple[Any, Any]:
+    def groups(self) -> tuple[Tensor, Tensor]:
         """Weight of the negatives and of the positives in each cell."""
         return self.cells[0] - self.cells[1], self.cells[1]
 
@@ -81,7 +82,7 @@ class DetectionAUROC(_DetectionMetric):
     def __init__(self, name: str = "auroc", dtype: Any = None) -> None:
         super().__init__(name, dtype)
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return the area; NaN without positives or negatives."""
         return auroc_of_groups(*self.groups)
 
@@ -109,7 +110,7 @@ class DetectionAUPR(_DetectionMetric):
     def __init__(self, name: str = "aupr", dtype: Any = None) -> None:
         super().__init__(name, dtype)
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return the area; NaN without positives."""
         return _average_precision(*self.groups)
 
@@ -141,7 +142,7 @@ class DetectionFPR(_DetectionMetric):
         self.recall = number(type(self).__name__, "recall", recall, above=0.0, high=1.0)
         self.convention = choice(type(self).__name__, "convention", convention, ("first", "nearest"))
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return the rate; NaN without positives or negatives."""
         return _fpr_at(*self.groups, self.recall, self.convention)
 
@@ -150,13 +151,13 @@ class DetectionFPR(_DetectionMetric):
         return {**super().get_config(), "recall": self.recall, "convention": self.convention}
 
 
-def _groups(is_positive: Any, scores: Any, sample_weight: Any) -> tuple[Any, Any]:
+def _groups(is_positive: Tensor, scores: Tensor, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return exact groups as float64 tensors."""
     weight, positive = exact_groups(scores, sample_weight, is_positive)
     return ops.convert_to_tensor(weight - positive), ops.convert_to_tensor(positive)
 
 
-def auroc(is_positive: Any, scores: Any, *, sample_weight: Any = None) -> float:
+def auroc(is_positive: Tensor, scores: Tensor, *, sample_weight: Tensor = None) -> float:
     """Exact area under the ROC curve of arrays; see ``DetectionAUROC``.
 
     Args:
@@ -174,7 +175,7 @@ def auroc(is_positive: Any, scores: Any, *, sample_weight: Any = None) -> float:
     return float(auroc_of_groups(*_groups(is_positive, scores, sample_weight)))
 
 
-def average_precision(is_positive: Any, scores: Any, *, sample_weight: Any = None) -> float:
+def average_precision(is_positive: Tensor, scores: Tensor, *, sample_weight: Tensor = None) -> float:
     """Exact area under the precision-recall curve (AUPR) of arrays; see ``DetectionAUPR``.
 
     Args:
@@ -193,7 +194,12 @@ def average_precision(is_positive: Any, scores: Any, *, sample_weight: Any = Non
 
 
 def fpr_at_recall(
-    is_positive: Any, scores: Any, *, recall: float = 0.95, convention: str = "first", sample_weight: Any = None
+    is_positive: Tensor,
+    scores: Tensor,
+    *,
+    recall: float = 0.95,
+    convention: str = "first",
+    sample_weight: Tensor = None,
 ) -> float:
     """Exact false positive rate at a recall (FPR95) of arrays; see ``DetectionFPR``.
 

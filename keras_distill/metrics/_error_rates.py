@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import choice, error, integer
+from keras_distill._typing import Tensor
 from keras_distill.metrics._decoding import ctc_greedy_decode, pack_left
 from keras_distill.metrics._examples import keras_mask
 from keras_distill.metrics._streaming import StreamingMetric, float64
@@ -17,7 +18,7 @@ from keras_distill.metrics._streaming import StreamingMetric, float64
 _UNITS = ("token", "word", "character")
 
 
-def _jiwer(owner: str) -> Any:
+def _jiwer(owner: str) -> Tensor:
     try:
         import jiwer
     except ImportError as failure:
@@ -88,7 +89,7 @@ def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -
     return _rate("character_error_rate", references, hypotheses, "character")
 
 
-def edit_distance(references: Any, hypotheses: Any) -> Any:
+def edit_distance(references: Any, hypotheses: Any) -> Tensor:
     """Return the least number of insertions, deletions and substitutions, (batch,) int32, also in a graph.
 
     Args:
@@ -108,7 +109,7 @@ def edit_distance(references: Any, hypotheses: Any) -> Any:
     earlier, far = place <= place[:, None], 1 << 30  # XLA has no running minimum within a loop
     start = ops.broadcast_to(place, (ops.shape(references)[0], ops.shape(references)[1] + 1))
 
-    def step(row: Any, label: Any) -> tuple[Any, Any]:
+    def step(row: Any, label: Any) -> tuple[Tensor, Tensor]:
         replaced = row[:, :-1] + ops.cast(references != label[:, None], "int32")
         candidate = ops.concatenate([row[:, :1] + 1, ops.minimum(row[:, 1:] + 1, replaced)], axis=1)
         # Deletions run along the row: the least of candidate[k] + (j - k) over k <= j.
@@ -156,7 +157,7 @@ class TokenErrorRate(StreamingMetric):
         self.errors = self.add_sums((), "errors")
         self.total = self.add_sums((), "total")
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Add a batch.
 
         Args:
@@ -185,11 +186,11 @@ class TokenErrorRate(StreamingMetric):
         self.errors.assign_add(ops.sum(float64(edit_distance(labels, found)) * weight))
         self.total.assign_add(ops.sum(float64(ops.sum(ops.cast(labels >= 0, "int32"), axis=1)) * weight))
 
-    def _packed(self, labels: Any) -> Any:
+    def _packed(self, labels: Tensor) -> Tensor:
         labels = ops.cast(labels, "int32")
         return pack_left(labels, ops.logical_and(labels >= 0, labels != self.blank), fill=-1)
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return errors / reference tokens; NaN before the first token."""
         return self.errors / self.total
 
@@ -198,7 +199,7 @@ class TokenErrorRate(StreamingMetric):
         return {**super().get_config(), "unit": self.unit, "blank": self.blank}
 
 
-def _is_text(values: Any) -> bool:
+def _is_text(values: Tensor) -> bool:
     if isinstance(values, str):
         return True
     if isinstance(values, (list, tuple)):
@@ -210,6 +211,6 @@ def _is_text(values: Any) -> bool:
     )
 
 
-def _texts(values: Any) -> list[str]:
+def _texts(values: Tensor) -> list[str]:
     array = np.asarray(ops.convert_to_numpy(values) if ops.is_tensor(values) else values).reshape(-1)
     return [text.decode() if isinstance(text, bytes) else str(text) for text in array.tolist()]

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._checks import choice, error
+from keras_distill._typing import Tensor
 from keras_distill.metrics._streaming import float64
 
 TASKS = ("multiclass", "binary", "multilabel")
@@ -23,7 +24,7 @@ class Examples(NamedTuple):
     targets: Any = None  # (n, classes) where y_true came as one-hot rows or soft labels
 
 
-def as_float(values: Any) -> Any:
+def as_float(values: Tensor) -> Tensor:
     """Return ``values`` as a tensor of float32 or float64; half precision and integers become float32."""
     tensor = _checks.tensor("metrics", values, ops.convert_to_tensor)
     if keras.backend.standardize_dtype(tensor.dtype) in ("float32", "float64"):
@@ -31,7 +32,7 @@ def as_float(values: Any) -> Any:
     return ops.cast(tensor, "float32")
 
 
-def read(owner: str, task: str, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Examples:
+def read(owner: str, task: str, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Examples:
     """Read the arguments of ``update_state`` for any of the tasks.
 
     Args:
@@ -50,7 +51,7 @@ def read(owner: str, task: str, y_true: Any, y_pred: Any, sample_weight: Any = N
     return read_entries(owner, y_true, y_pred, sample_weight)
 
 
-def read_classes(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Examples:
+def read_classes(owner: str, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Examples:
     """Read ``y_pred`` (..., classes) with ``y_true`` (...,) or (..., 1) class ids, or (..., classes) distributions.
 
     Args:
@@ -94,14 +95,14 @@ def read_classes(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None
     return Examples(inside, outputs, weights, targets)
 
 
-def one_batch(owner: str, y_true: Any, y_pred: Any) -> None:
+def one_batch(owner: str, y_true: Tensor, y_pred: Tensor) -> None:
     """Raise unless there are as many labels as outputs, where both numbers are known."""
     labels, outputs = (each.shape[0] if len(each.shape) else None for each in (y_true, y_pred))
     if labels is not None and outputs is not None and labels != outputs:
         raise error(owner, f"labels of {outputs} examples, one for each output", str(labels))
 
 
-def read_entries(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Examples:
+def read_entries(owner: str, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Examples:
     """Read yes/no answers: ``y_pred`` of any shape, ``y_true`` of the same shape with entries 0 and 1.
 
     Args:
@@ -134,7 +135,9 @@ def read_entries(owner: str, y_true: Any, y_pred: Any, sample_weight: Any = None
     return Examples(labels, ops.reshape(y_pred, (-1,)), weights)
 
 
-def read_weights(owner: str, sample_weight: Any, lead: Any, rank: int, mask: Any = None, known: Any = None) -> Any:
+def read_weights(
+    owner: str, sample_weight: Tensor, lead: Any, rank: int, mask: Tensor = None, known: Any = None
+) -> Tensor:
     """Return float64 weights (n,) for examples of shape ``lead``: ones, times the sample weights, times the mask.
 
     Args:
@@ -166,6 +169,6 @@ def read_weights(owner: str, sample_weight: Any, lead: Any, rank: int, mask: Any
     return ops.where(ops.logical_or(known, ops.equal(weights, 0.0)), weights, float("nan"))
 
 
-def keras_mask(y_pred: Any) -> Any:
+def keras_mask(y_pred: Tensor) -> Tensor:
     """Return the padding mask that Keras attached to a model's output, or None."""
     return getattr(y_pred, "_keras_mask", None)

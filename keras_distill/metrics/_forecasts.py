@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_distill._checks import error, number
+from keras_distill._typing import Tensor
 
 
 def _arrays(owner: str, **given: Any) -> list[np.ndarray]:
@@ -27,7 +28,7 @@ def _normal_cdf(z: np.ndarray) -> np.ndarray:
     return 0.5 * (1.0 + np.vectorize(math.erf, otypes=[float])(z / math.sqrt(2.0)))
 
 
-def gaussian_crps(labels: Any, means: Any, standard_deviations: Any) -> np.ndarray:
+def gaussian_crps(labels: Tensor, means: Any, standard_deviations: Any) -> np.ndarray:
     """Continuous ranked probability score of Gaussian forecasts: the integral of (CDF - [x >= label])**2.
 
     Args:
@@ -59,7 +60,7 @@ def gaussian_crps(labels: Any, means: Any, standard_deviations: Any) -> np.ndarr
     return spread * (z * (2 * _normal_cdf(z) - 1) + 2 * density - 1 / math.sqrt(math.pi))
 
 
-def ensemble_crps(labels: Any, members: Any) -> np.ndarray:
+def ensemble_crps(labels: Tensor, members: Tensor) -> np.ndarray:
     """Continuous ranked probability score of forecasts given as members or samples.
 
     Formula: mean_m |x_m - y| - mean_{m, n} |x_m - x_n| / 2.
@@ -95,7 +96,7 @@ def ensemble_crps(labels: Any, members: Any) -> np.ndarray:
     return np.abs(members - labels[..., None]).mean(-1) - 0.5 * spread
 
 
-def quantile_score(labels: Any, quantiles: Any, levels: Sequence[float]) -> np.ndarray:
+def quantile_score(labels: Tensor, quantiles: Any, levels: Sequence[float]) -> np.ndarray:
     """Pinball score of each quantile: max(level * (y - q), (level - 1) * (y - q)).
 
     Twice its mean over many even levels approaches the CRPS.
@@ -143,7 +144,7 @@ class Coverage(NamedTuple):
     score: float
 
 
-def interval_coverage(labels: Any, low: Any, high: Any, *, nominal: float = 0.9) -> Coverage:
+def interval_coverage(labels: Tensor, low: Any, high: Any, *, nominal: float = 0.9) -> Coverage:
     """Count how many labels lie within their predicted intervals, and how wide those are.
 
     Args:

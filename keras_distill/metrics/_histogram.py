@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import choice, error, tensor
+from keras_distill._typing import Tensor
 from keras_distill.metrics._examples import Examples, as_float
 from keras_distill.metrics._streaming import StreamingMetric, float64
 from keras_distill.metrics._top_class import first_largest
@@ -21,7 +22,7 @@ CELLS = 2 * HALF + 1
 SCORES = ("max_probability", "entropy", "margin", "energy")
 
 
-def score_cell(scores: Any) -> Any:
+def score_cell(scores: Tensor) -> Tensor:
     """Return the cell of each score, 0 .. CELLS - 1, in the order of the scores; NaN goes to the middle."""
     scores = float64(scores)
     zero = ops.logical_or(ops.isnan(scores), ops.equal(scores, 0.0))
@@ -32,7 +33,7 @@ def score_cell(scores: Any) -> Any:
     return HALF + ops.where(scores < 0, -step, step)
 
 
-def cell_sums(scores: Any, weights: Any, *values: Any) -> Any:
+def cell_sums(scores: Tensor, weights: Tensor, *values: Tensor) -> Tensor:
     """Sum the weights and each weighted value in the cell of its score; a score of NaN makes the sums NaN.
 
     Args:
@@ -61,7 +62,7 @@ class HistogramMetric(StreamingMetric):
         self.cells = self.add_sums((channels, CELLS), "cells")
 
 
-def exact_groups(scores: Any, sample_weight: Any, *values: Any) -> tuple[np.ndarray, ...]:
+def exact_groups(scores: Tensor, sample_weight: Tensor, *values: Tensor) -> tuple[np.ndarray, ...]:
     """Group equal scores, lowest first, in float64: what the histogram does, without loss.
 
     Args:
@@ -87,18 +88,18 @@ def exact_groups(scores: Any, sample_weight: Any, *values: Any) -> tuple[np.ndar
     return tuple(np.bincount(group, part, minlength=len(distinct)) for part in parts)
 
 
-def to_float64(values: Any) -> np.ndarray:
+def to_float64(values: Tensor) -> np.ndarray:
     """Return an array, tensor or list as a flat float64 array."""
     return np.asarray(ops.convert_to_numpy(tensor("metrics", values, _array)), np.float64).reshape(-1)
 
 
-def _array(values: Any) -> Any:
+def _array(values: Tensor) -> Tensor:
     if ops.is_tensor(values) or hasattr(values, "dtype"):
         return values
     return np.asarray(values, np.float64)
 
 
-def uncertainty_score(y_pred: Any, *, kind: str = "max_probability", from_logits: bool = False) -> Any:
+def uncertainty_score(y_pred: Tensor, *, kind: str = "max_probability", from_logits: bool = False) -> Tensor:
     """Score of how unsure one prediction is, higher for less sure: for rejection and for finding foreign inputs.
 
     Choose "max_probability" first. "energy" needs logits and sees their scale. For the knowledge uncertainty of
@@ -143,7 +144,7 @@ def check_score(owner: str, kind: str, from_logits: bool) -> str:
     return kind
 
 
-def _score_rows(outputs: Any, kind: str, from_logits: bool) -> Any:
+def _score_rows(outputs: Any, kind: str, from_logits: bool) -> Tensor:
     if kind == "energy":
         return -ops.logsumexp(outputs, axis=-1)
     if kind == "entropy":
@@ -162,7 +163,7 @@ def _score_rows(outputs: Any, kind: str, from_logits: bool) -> Any:
     return second - largest if from_logits else ops.log(second) - ops.log(largest)
 
 
-def errors_and_scores(examples: Examples, kind: str, from_logits: bool) -> tuple[Any, Any]:
+def errors_and_scores(examples: Examples, kind: str, from_logits: bool) -> tuple[Tensor, Tensor]:
     """Return 1.0 for each wrong prediction (first largest class), and the uncertainty scores."""
     _, predicted = first_largest(examples.outputs)
     return float64(ops.not_equal(predicted, examples.labels)), _score_rows(examples.outputs, kind, from_logits)

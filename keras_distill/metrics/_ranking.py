@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_distill._checks import error, integer
+from keras_distill._typing import Tensor
 
 
 class RankingQuality(NamedTuple):
@@ -29,7 +30,7 @@ class RankingQuality(NamedTuple):
     per_list: np.ndarray
 
 
-def ranking_quality(scores: Any, relevant: Any, *, k: int = 10, exclude: Any = None) -> RankingQuality:
+def ranking_quality(scores: Tensor, relevant: Any, *, k: int = 10, exclude: Any = None) -> RankingQuality:
     """Rank all items of each list by their scores and compare the first k with what was relevant (HR, NDCG, MRR, MAP).
 
     Say which protocol you use: this is the full ranking where scores cover the catalogue, the sampled one where they

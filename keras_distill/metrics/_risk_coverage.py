@@ -8,25 +8,26 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import choice, error, number
+from keras_distill._typing import Tensor
 from keras_distill.losses._numerics.special import digamma
 from keras_distill.metrics._histogram import exact_groups
 
 # In this file "groups" are examples of equal uncertainty, most certain first: their weights and their summed losses.
 
 
-def _before(values: Any) -> tuple[Any, Any]:
+def _before(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the running sums before and after each group."""
     after = ops.cumsum(values)
     return after - values, after
 
 
-def _ratio(numerator: Any, denominator: Any) -> Any:
+def _ratio(numerator: Any, denominator: Any) -> Tensor:
     """Return numerator / denominator, 0 where the denominator is."""
     filled = ops.not_equal(denominator, 0.0)
     return ops.where(filled, numerator, 0.0) / ops.where(filled, denominator, ops.ones_like(denominator))
 
 
-def mean_risk(weight: Any, loss: Any) -> Any:
+def mean_risk(weight: Tensor, loss: Any) -> Tensor:
     """Mean over i = 1..n of the risk of the i most certain, averaged over the orders within each group."""
     count, _ = _before(weight)
     lost, _ = _before(loss)
@@ -35,7 +36,7 @@ def mean_risk(weight: Any, loss: Any) -> Any:
     return ops.sum(loss + (lost - count * rate) * harmonic) / ops.sum(weight)
 
 
-def merged_risk(weight: Any, loss: Any) -> Any:
+def merged_risk(weight: Tensor, loss: Any) -> Tensor:
     """Trapezoid of the risk over coverage from 0, one point per group, the first risk extended to coverage 0."""
     count, count_after = _before(weight)
     lost, lost_after = _before(loss)
@@ -44,13 +45,13 @@ def merged_risk(weight: Any, loss: Any) -> Any:
     return ops.sum(weight * (previous + risk)) / 2.0 / ops.sum(weight)
 
 
-def generalized_risk(weight: Any, loss: Any) -> Any:
+def generalized_risk(weight: Tensor, loss: Any) -> Tensor:
     """Area under loss of the covered / all examples, over coverage from 0; exact for any order within groups."""
     lost, lost_after = _before(loss)
     return ops.sum(weight * (lost + lost_after)) / 2.0 / ops.square(ops.sum(weight))
 
 
-def optimal_risk(weight: Any, loss: Any, convention: str) -> Any:
+def optimal_risk(weight: Tensor, loss: Any, convention: str) -> Tensor:
     """Area of the order that puts all errors last."""
     total, wrong = ops.sum(weight), ops.sum(loss)
     if convention == "mean":
@@ -61,7 +62,7 @@ def optimal_risk(weight: Any, loss: Any, convention: str) -> Any:
     return rate + right * ops.log(ops.where(right > 0, right, ops.ones_like(right)))
 
 
-def risk_at(weight: Any, loss: Any, coverage: float) -> Any:
+def risk_at(weight: Tensor, loss: Any, coverage: float) -> Tensor:
     """Risk of the ceil(coverage * n) most certain examples."""
     count, count_after = _before(weight)
     lost, _ = _before(loss)
@@ -72,19 +73,21 @@ def risk_at(weight: Any, loss: Any, coverage: float) -> Any:
     return (ops.take(lost, group) + inside) / wanted + total * 0.0
 
 
-def rejection_ratio(weight: Any, loss: Any) -> Any:
+def rejection_ratio(weight: Tensor, loss: Any) -> Tensor:
     """(area random - area model) / (area random - area oracle) of the rejection curve."""
     rate = ops.sum(loss) / ops.sum(weight)
     return (rate / 2.0 - generalized_risk(weight, loss)) / (rate / 2.0 - ops.square(rate) / 2.0)
 
 
-def _groups(losses: Any, uncertainty: Any, sample_weight: Any) -> tuple[Any, Any]:
+def _groups(losses: Any, uncertainty: Tensor, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return exact groups as float64 tensors."""
     weight, loss = exact_groups(uncertainty, sample_weight, losses)
     return ops.convert_to_tensor(weight), ops.convert_to_tensor(loss)
 
 
-def risk_coverage_curve(losses: Any, uncertainty: Any, *, sample_weight: Any = None) -> tuple[np.ndarray, np.ndarray]:
+def risk_coverage_curve(
+    losses: Any, uncertainty: Tensor, *, sample_weight: Tensor = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Risk-coverage curve: mean loss of the most certain, for every distinct uncertainty as threshold.
 
     Args:
@@ -106,11 +109,11 @@ def risk_coverage_curve(losses: Any, uncertainty: Any, *, sample_weight: Any = N
 
 def area_under_risk_coverage(
     losses: Any,
-    uncertainty: Any,
+    uncertainty: Tensor,
     *,
     convention: str = "mean",
     excess: bool = False,
-    sample_weight: Any = None,
+    sample_weight: Tensor = None,
 ) -> float:
     """Exact area under the risk-coverage curve (AURC) of arrays; see ``AreaUnderRiskCoverage``.
 
@@ -144,7 +147,7 @@ def area_under_risk_coverage(
 
 
 def area_under_generalized_risk_coverage(
-    losses: Any, uncertainty: Any, *, convention: str = "merged", sample_weight: Any = None
+    losses: Any, uncertainty: Tensor, *, convention: str = "merged", sample_weight: Tensor = None
 ) -> float:
     """Exact area under the generalised risk-coverage curve (AUGRC); see ``AreaUnderGeneralizedRiskCoverage``.
 
@@ -174,7 +177,7 @@ def area_under_generalized_risk_coverage(
     return float(generalized_risk(weight, loss))
 
 
-def _losses_in_order(owner: str, weight: Any, loss: Any, sample_weight: Any) -> np.ndarray:
+def _losses_in_order(owner: str, weight: Tensor, loss: Any, sample_weight: Tensor) -> np.ndarray:
     """Return the expected losses among the i most certain, i = 1..n."""
     if sample_weight is not None:
         raise error(owner, 'no sample_weight with convention="trapezoid"', "weights", 'Use convention="merged"')
@@ -187,7 +190,7 @@ def _trapezoid(values: np.ndarray) -> float:
     return float((values[:-1] + values[1:]).mean() / 2) if len(values) > 1 else float("nan")
 
 
-def risk_at_coverage(losses: Any, uncertainty: Any, *, coverage: float = 0.8, sample_weight: Any = None) -> float:
+def risk_at_coverage(losses: Any, uncertainty: Tensor, *, coverage: float = 0.8, sample_weight: Tensor = None) -> float:
     """Exact mean loss of the ceil(coverage * n) most certain examples; see ``RiskAtCoverage``.
 
     Args:
@@ -210,7 +213,7 @@ def risk_at_coverage(losses: Any, uncertainty: Any, *, coverage: float = 0.8, sa
     return float(risk_at(*_groups(losses, uncertainty, sample_weight), coverage))
 
 
-def coverage_at_risk(losses: Any, uncertainty: Any, *, risk: float, sample_weight: Any = None) -> float:
+def coverage_at_risk(losses: Any, uncertainty: Tensor, *, risk: float, sample_weight: Tensor = None) -> float:
     """Largest coverage whose risk is at most ``risk``; thresholds lie between distinct uncertainties.
 
     Args:
@@ -235,7 +238,7 @@ def coverage_at_risk(losses: Any, uncertainty: Any, *, risk: float, sample_weigh
     return float(allowed[-1]) if len(allowed) else float("nan")
 
 
-def prediction_rejection_ratio(losses: Any, uncertainty: Any, *, sample_weight: Any = None) -> float:
+def prediction_rejection_ratio(losses: Any, uncertainty: Tensor, *, sample_weight: Tensor = None) -> float:
     """Exact prediction rejection ratio (PRR) of arrays; see ``PredictionRejectionRatio``.
 
     Args:

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import choice, number
+from keras_distill._typing import Tensor
 from keras_distill.metrics._examples import TASKS, read
 from keras_distill.metrics._streaming import MeanOverExamples
 from keras_distill.metrics._top_class import checked_probability, distribution, of_label
@@ -47,7 +48,7 @@ class BrierScore(MeanOverExamples):
         self.from_logits = bool(from_logits)
         self.task = choice(type(self).__name__, "task", task, TASKS)
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Add a batch."""
         examples = read(type(self).__name__, self.task, y_true, y_pred, sample_weight)
         outputs = examples.outputs
@@ -110,7 +111,7 @@ class NegativeLogLikelihood(MeanOverExamples):
         self.task = choice(owner, "task", task, TASKS)
         self.epsilon = number(owner, "epsilon", epsilon, low=0.0, high=0.5)
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Add a batch."""
         examples = read(type(self).__name__, self.task, y_true, y_pred, sample_weight)
         outputs = examples.outputs
@@ -127,14 +128,14 @@ class NegativeLogLikelihood(MeanOverExamples):
             values = -ops.sum(ops.where(zero, ops.zeros_like(logs), targets * logs), axis=-1)
         self.add(values, examples.weights)
 
-    def _of_entries(self, outputs: Any, labels: Any) -> Any:
+    def _of_entries(self, outputs: Any, labels: Tensor) -> Tensor:
         """Return -log of the probability given to each yes/no answer."""
         if self.from_logits:
             return ops.softplus(ops.where(ops.equal(labels, 1), -outputs, outputs))
         probability = self._probability(outputs)
         return -ops.log(ops.where(ops.equal(labels, 1), probability, 1.0 - probability))
 
-    def _probability(self, values: Any) -> Any:
+    def _probability(self, values: Tensor) -> Tensor:
         """Return checked probabilities, clipped by epsilon."""
         return ops.clip(checked_probability(values), self.epsilon, 1.0 - self.epsilon)
 
@@ -149,7 +150,7 @@ class NegativeLogLikelihood(MeanOverExamples):
 
 
 def brier_score(
-    y_true: Any, y_pred: Any, *, from_logits: bool = False, task: str = "multiclass", sample_weight: Any = None
+    y_true: Tensor, y_pred: Tensor, *, from_logits: bool = False, task: str = "multiclass", sample_weight: Tensor = None
 ) -> float:
     """Brier score of arrays or tensors; see ``BrierScore``.
 
@@ -176,13 +177,13 @@ def brier_score(
 
 
 def negative_log_likelihood(
-    y_true: Any,
-    y_pred: Any,
+    y_true: Tensor,
+    y_pred: Tensor,
     *,
     from_logits: bool = False,
     task: str = "multiclass",
     epsilon: float = 0.0,
-    sample_weight: Any = None,
+    sample_weight: Tensor = None,
 ) -> float:
     """Negative log-likelihood of arrays or tensors; see ``NegativeLogLikelihood``.
 

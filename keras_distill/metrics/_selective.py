@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_distill._checks import choice, number
+from keras_distill._typing import Tensor
 from keras_distill.metrics._detection import auroc_of_groups
 from keras_distill.metrics._examples import read_classes
 from keras_distill.metrics._histogram import HistogramMetric, cell_sums, check_score, errors_and_scores
@@ -28,7 +29,7 @@ class _SelectiveMetric(HistogramMetric):
         self.from_logits = bool(from_logits)
         self.score = check_score(type(self).__name__, score, self.from_logits)
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Add a batch."""
         examples = read_classes(type(self).__name__, y_true, y_pred, sample_weight)
         errors, scores = errors_and_scores(examples, self.score, self.from_logits)
@@ -82,7 +83,7 @@ class AreaUnderRiskCoverage(_SelectiveMetric):
         self.convention = choice(type(self).__name__, "convention", convention, ("mean", "merged"))
         self.excess = bool(excess)
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return the area."""
         weight, loss = self.cells[0], self.cells[1]
         area = mean_risk(weight, loss) if self.convention == "mean" else merged_risk(weight, loss)
@@ -124,7 +125,7 @@ class AreaUnderGeneralizedRiskCoverage(_SelectiveMetric):
     ) -> None:
         super().__init__(score, from_logits, name, dtype)
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return the area."""
         return generalized_risk(self.cells[0], self.cells[1])
 
@@ -161,7 +162,7 @@ class RiskAtCoverage(_SelectiveMetric):
         super().__init__(score, from_logits, name, dtype)
         self.coverage = number(type(self).__name__, "coverage", coverage, above=0.0, high=1.0)
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return the risk."""
         return risk_at(self.cells[0], self.cells[1], self.coverage)
 
@@ -202,7 +203,7 @@ class PredictionRejectionRatio(_SelectiveMetric):
     ) -> None:
         super().__init__(score, from_logits, name, dtype)
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return the ratio."""
         return rejection_ratio(self.cells[0], self.cells[1])
 
@@ -232,6 +233,6 @@ class FailureAUROC(_SelectiveMetric):
     ) -> None:
         super().__init__(score, from_logits, name, dtype)
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return the area under the ROC curve."""
         return auroc_of_groups(self.cells[0] - self.cells[1], self.cells[1])

@@ -9,10 +9,11 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import error, integer
+from keras_distill._typing import Tensor
 from keras_distill.metrics._bins import bin_index, bin_sums, error_of_sums
 
 
-def _seqeval(owner: str) -> Any:
+def _seqeval(owner: str) -> Tensor:
     try:
         import seqeval.metrics
         import seqeval.metrics.sequence_labeling
@@ -22,7 +23,7 @@ def _seqeval(owner: str) -> Any:
     return seqeval.metrics
 
 
-def span_f1(references: Any, predictions: Any, *, tag_names: Sequence[str] | None = None, mask: Any = None) -> float:
+def span_f1(references: Any, predictions: Any, *, tag_names: Sequence[str] | None = None, mask: Tensor = None) -> float:
     """Return the micro-averaged F1 of whole spans with their types, as CoNLL counts them, by seqeval.
 
     Args:
@@ -62,7 +63,7 @@ class SpanConfidences(NamedTuple):
 
 
 def span_confidences(
-    references: Any, probabilities: Any, *, tag_names: Sequence[str], mask: Any = None
+    references: Any, probabilities: Tensor, *, tag_names: Sequence[str], mask: Tensor = None
 ) -> SpanConfidences:
     """Return how sure the model is of each span that it predicts, and whether it is right.
 
@@ -99,7 +100,7 @@ def span_confidences(
 
 
 def span_calibration_error(
-    references: Any, probabilities: Any, *, tag_names: Sequence[str], mask: Any = None, num_bins: int = 15
+    references: Any, probabilities: Tensor, *, tag_names: Sequence[str], mask: Tensor = None, num_bins: int = 15
 ) -> float:
     """Return the expected calibration error of whole predicted spans (entity-level ECE).
 
@@ -131,13 +132,13 @@ def span_calibration_error(
     return float(error_of_sums(sums, convention="right_closed"))
 
 
-def _kept(references: np.ndarray, mask: Any) -> np.ndarray:
+def _kept(references: np.ndarray, mask: Tensor) -> np.ndarray:
     kept = references >= 0
     return kept if mask is None else kept & np.asarray(ops.convert_to_numpy(mask), bool)
 
 
 def _tags(
-    owner: str, references: Any, predictions: Any, tag_names: Sequence[str] | None, mask: Any
+    owner: str, references: Any, predictions: Any, tag_names: Sequence[str] | None, mask: Tensor
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Return both as lists of lists of names, without positions that do not count."""
     if tag_names is None:

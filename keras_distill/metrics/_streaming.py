@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_distill._typing import Tensor
+
 
 class StreamingMetric(keras.metrics.Metric):
     """Base of the metrics that keep sums: float64 state, so that no count is too large and batches may split anyhow.
@@ -15,15 +17,15 @@ class StreamingMetric(keras.metrics.Metric):
     ``value``. Before the first example the result is NaN: nothing is known yet.
     """
 
-    def add_sums(self, shape: tuple[int, ...], name: str) -> Any:
+    def add_sums(self, shape: tuple[int, ...], name: str) -> Tensor:
         """Return a float64 variable of zeros that replicas sum."""
         return self.add_variable(shape=shape, initializer="zeros", dtype="float64", name=name)
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return the metric as a float64 scalar."""
         raise NotImplementedError(f"{type(self).__name__} must define value().")
 
-    def result(self) -> Any:
+    def result(self) -> Tensor:
         """Return the metric of everything seen since the last reset, as a scalar of the metric's dtype."""
         return ops.cast(self.value(), self.dtype)
 
@@ -36,22 +38,22 @@ class MeanOverExamples(StreamingMetric):
         self.total = self.add_sums((), "total")
         self.weight = self.add_sums((), "weight")
 
-    def add(self, values: Any, weights: Any) -> None:
+    def add(self, values: Tensor, weights: Tensor) -> None:
         """Add ``values`` (n,) with ``weights`` (n,); a value whose weight is 0 does not count, even if it is NaN."""
         self.total.assign_add(weighted_sum(values, weights))
         self.weight.assign_add(ops.sum(weights))
 
-    def value(self) -> Any:
+    def value(self) -> Tensor:
         """Return total / weight."""
         return self.total / self.weight
 
 
-def float64(values: Any) -> Any:
+def float64(values: Tensor) -> Tensor:
     """Return ``values`` as a float64 tensor."""
     return ops.cast(values, "float64")
 
 
-def weighted_sum(values: Any, weights: Any) -> Any:
+def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
     """Return sum(values * weights) in float64, where weight 0 removes even a NaN."""
     zero = ops.zeros((), dtype="float64")
     return ops.sum(ops.where(ops.equal(weights, 0.0), zero, float64(values) * weights))

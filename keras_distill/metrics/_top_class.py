@@ -8,6 +8,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_distill._typing import Tensor
 from keras_distill.losses._numerics.xla import compiled, eager
 from keras_distill.metrics._examples import Examples
 from keras_distill.metrics._streaming import float64
@@ -18,7 +19,7 @@ BLOCKS = (100, 50, 64, 80, 125, 128, 48, 40, 36, 32, 30, 25, 24, 20, 16)  # size
 COMPILED_FROM_CLASSES = 512
 
 
-def first_largest(outputs: Any) -> tuple[Any, Any]:
+def first_largest(outputs: Any) -> tuple[Tensor, Tensor]:
     """Return the largest of each row and the first index where it stands.
 
     On a CPU to search for an index takes several times as long as to read. Where the number of classes allows, each
@@ -42,7 +43,7 @@ def first_largest(outputs: Any) -> tuple[Any, Any]:
     return _search(outputs, blocks, _argmax)
 
 
-def _search(outputs: Any, blocks: Any, first: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+def _search(outputs: Any, blocks: Any, first: Callable[[Any, Any], Any]) -> tuple[Tensor, Tensor]:
     """Return the largest of each row (n, classes) and its first index, given the largest of each block (n, count)."""
     count = blocks.shape[-1]
     size = outputs.shape[-1] // count
@@ -53,41 +54,41 @@ def _search(outputs: Any, blocks: Any, first: Callable[[Any, Any], Any]) -> tupl
     return ops.where(unknown, float("nan"), largest[:, 0]), block * size + first(rows, largest)
 
 
-def _argmax(rows: Any, largest: Any = None) -> Any:
+def _argmax(rows: Any, largest: Any = None) -> Tensor:
     """Return the first index of each row's largest: (n,) int32; any index for a row with a NaN."""
     import tensorflow as tf  # Keras' own argmax copies the numbers before it looks at them, to tell -0.0 from 0.0
 
     return tf.argmax(rows, axis=-1, output_type=tf.int32)
 
 
-def _first_equal(rows: Any, largest: Any) -> Any:
+def _first_equal(rows: Any, largest: Any) -> Tensor:
     """Return ``_argmax``, given the ``largest`` (n, 1): several times as fast, if it is compiled."""
     last = rows.shape[-1] - 1
     return ops.min(ops.where(ops.equal(rows, largest), ops.arange(last + 1, dtype="int32"), last), axis=-1)
 
 
-def _flat(index: Any, width: int) -> Any:
+def _flat(index: Any, width: int) -> Tensor:
     """Return where entry ``index[i]`` of row i stands in a flattened (n, width) table; int64, for large tables."""
     return ops.arange(ops.shape(index)[0], dtype="int64") * width + ops.cast(index, "int64")
 
 
-def _pick(outputs: Any, index: Any) -> Any:
+def _pick(outputs: Any, index: Any) -> Tensor:
     """Return outputs[i, index[i]]: from the flat table, as take_along_axis would copy all of it."""
     return ops.take(ops.reshape(outputs, (-1,)), _flat(index, outputs.shape[-1]), axis=0)
 
 
-def of_label(outputs: Any, labels: Any) -> Any:
+def of_label(outputs: Any, labels: Tensor) -> Tensor:
     """Return each row's entry at its label: (n,)."""
     return _pick(outputs, labels)
 
 
-def checked_probability(values: Any) -> Any:
+def checked_probability(values: Tensor) -> Tensor:
     """Return probabilities clipped to [0, 1]; NaN where a value is further out than rounding explains."""
     good = ops.logical_and(values >= -PROBABILITY_SLACK, values <= 1.0 + PROBABILITY_SLACK)
     return ops.where(good, ops.clip(values, 0.0, 1.0), float("nan"))
 
 
-def top_label(examples: Examples, from_logits: bool) -> tuple[Any, Any]:
+def top_label(examples: Examples, from_logits: bool) -> tuple[Tensor, Tensor]:
     """Return each example's confidence (largest probability) and whether that class is the label (1.0 or 0.0).
 
     Args:
@@ -105,6 +106,6 @@ def top_label(examples: Examples, from_logits: bool) -> tuple[Any, Any]:
     return confidence, float64(ops.equal(predicted, examples.labels))
 
 
-def distribution(outputs: Any, from_logits: bool) -> Any:
+def distribution(outputs: Any, from_logits: bool) -> Tensor:
     """Return probabilities of rows of outputs, checked where they are given."""
     return ops.softmax(outputs, axis=-1) if from_logits else checked_probability(outputs)

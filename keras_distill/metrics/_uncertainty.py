@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import choice, error, number
+from keras_distill._typing import Tensor
 from keras_distill.losses._numerics.special import digamma, log_gamma
 from keras_distill.metrics._examples import as_float, read_weights
 from keras_distill.metrics._streaming import MeanOverExamples, float64
@@ -36,19 +37,19 @@ class Uncertainty(NamedTuple):
     reverse_mutual_information: Any
 
 
-def _plogp(probabilities: Any, logs: Any) -> Any:
+def _plogp(probabilities: Tensor, logs: Any) -> Tensor:
     """Return sum over the last axis of p * log, with 0 * log = 0."""
     zero = ops.equal(probabilities, 0.0)
     return ops.sum(ops.where(zero, ops.zeros_like(logs), probabilities * logs), axis=-1)
 
 
-def _xlog(values: Any) -> Any:
+def _xlog(values: Tensor) -> Tensor:
     """Return log where values > 0, and -inf without a NaN elsewhere."""
     positive = values > 0
     return ops.where(positive, ops.log(ops.where(positive, values, ops.ones_like(values))), -float("inf"))
 
 
-def ensemble_uncertainty(members: Any, *, from_logits: bool = False) -> Uncertainty:
+def ensemble_uncertainty(members: Tensor, *, from_logits: bool = False) -> Uncertainty:
     """Split the uncertainty of an ensemble, or of MC-dropout passes, into data and knowledge.
 
     Choose it wherever several predictions per example exist; for a Dirichlet student see ``dirichlet_uncertainty``.
@@ -143,7 +144,7 @@ def dirichlet_uncertainty(concentrations: Any) -> Uncertainty:
     return Uncertainty(*(ops.cast(part, concentrations.dtype) for part in parts))
 
 
-def dirichlet_entropy(concentrations: Any) -> Any:
+def dirichlet_entropy(concentrations: Any) -> Tensor:
     """Differential entropy of a Dirichlet distribution, computed in float64.
 
     Formula: sum_k log Gamma(a_k) - log Gamma(a_0) - sum_k (a_k - 1) (digamma(a_k) - digamma(a_0)).
@@ -204,7 +205,7 @@ class MeanUncertainty(MeanOverExamples):
         super().__init__(name=name or f"{kind}_uncertainty", dtype=dtype)
         self.from_logits = bool(from_logits)
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Add a batch; ``y_true`` may be None."""
         outputs = as_float(y_pred)
         if self.source == "members":

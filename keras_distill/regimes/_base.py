@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_distill._checks import error
+from keras_distill._typing import Structure
 from keras_distill.training import Batch, Guard, Learner, Trainer, Update
 from keras_distill.training._callback_state import callback_state
 from keras_distill.training._objective import num_replicas, replica_share
@@ -102,7 +103,7 @@ class Regime(Trainer, abc.ABC):
 
     # ------------------------------------------------------------------ what a subclass calls
 
-    def supervised(self, batch: Batch, outputs: Any) -> Any:
+    def supervised(self, batch: Batch, outputs: Structure) -> Any:
         """Return the loss given to ``compile``, between a batch's labels and ``outputs``; 0 where there is none."""
         if self._compile_loss is None or batch.labels is None:
             return ops.zeros((), "float32")
@@ -181,11 +182,11 @@ class Regime(Trainer, abc.ABC):
             made = {name: type(first).from_config(first.get_config()) for name in self.players}
         return {name: with_loss_scale(each, self.players[name]) for name, each in made.items()}
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Structure, training: bool | None = None) -> Any:
         """Return the outputs of ``student``."""
         return self.student(inputs, training=training)
 
-    def train_step(self, data: Any) -> dict[str, Any]:
+    def train_step(self, data: Structure) -> dict[str, Any]:
         """Do all rounds of one step on one batch.
 
         Args:
@@ -205,7 +206,7 @@ class Regime(Trainer, abc.ABC):
         self._track(measured)
         return self._logs(batch, measured[0].outputs)
 
-    def test_step(self, data: Any) -> dict[str, Any]:
+    def test_step(self, data: Structure) -> dict[str, Any]:
         """Evaluate one batch; changes nothing but the metrics.
 
         Args:
@@ -251,7 +252,7 @@ class Regime(Trainer, abc.ABC):
         for tracker in self._part_trackers:
             add_to_mean(tracker, parts[tracker.name], count)
 
-    def _logs(self, batch: Batch, outputs: Any) -> dict[str, Any]:
+    def _logs(self, batch: Batch, outputs: Structure) -> dict[str, Any]:
         if batch.labels is None:
             return self._unlabelled_logs()
         return self.compute_metrics(batch.inputs, batch.labels, outputs, sample_weight=batch.weights)

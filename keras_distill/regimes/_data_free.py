@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_distill._checks import error, integer
+from keras_distill._typing import Structure
 from keras_distill.regimes._adversaries import Disagreement, GeneratorObjective, Shown
 from keras_distill.regimes._base import Measured, Regime, Round
 from keras_distill.regimes._generators import input_shape, make_generator
@@ -177,7 +178,7 @@ class DataFree(Regime):
         """Return None: nothing needs labels."""
         return None
 
-    def test_step(self, data: Any) -> dict[str, Any]:
+    def test_step(self, data: Structure) -> dict[str, Any]:
         """Evaluate the student on real examples.
 
         Args:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill._checks import error, integer, number
+from keras_distill._typing import Structure
 from keras_distill.teachers import Precomputed
 
 
@@ -35,7 +36,7 @@ class OutOfFold(Precomputed):
 
 def cross_fit(
     make_teacher: Callable[[], keras.Model],
-    data: Any,
+    data: Structure,
     num_folds: int = 5,
     *,
     fit_arguments: Mapping[str, Any] | None = None,
@@ -146,7 +147,7 @@ class CrossValidation:
 
 def cross_validate(
     methods: Mapping[str, Callable[[], keras.Model]],
-    data: Any,
+    data: Structure,
     num_folds: int = 5,
     *,
     fit_arguments: Mapping[str, Any] | None = None,
@@ -234,7 +235,7 @@ def stratified_folds(
     return folds[first]
 
 
-def _arrays(owner: str, data: Any) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(owner: str, data: Structure) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(data, tf.data.Dataset):
         batches = [keras.utils.unpack_x_y_sample_weight(batch)[:2] for batch in data.as_numpy_iterator()]
         if not batches:

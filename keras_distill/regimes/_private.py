@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_distill._checks import error, integer, number
+from keras_distill._typing import Structure
 from keras_distill.regimes import _privacy
 from keras_distill.regimes._privacy import PrivacyReport
 
@@ -243,7 +244,7 @@ def _check_disjoint(shards: Sequence[Any], num_teachers: int) -> None:
         raise error(_OWNER, "disjoint shards", got, "Remove duplicates first, then give each example to one teacher")
 
 
-def fingerprints(inputs: Any) -> list[bytes]:
+def fingerprints(inputs: Structure) -> list[bytes]:
     """Return a digest of each example: equal arrays of equal kind have equal digests.
 
     Args:

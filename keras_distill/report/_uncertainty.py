@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_distill import metrics
 from keras_distill._checks import error
+from keras_distill._typing import Tensor
 from keras_distill.report._figures import _INK, _PALE, _STYLES, _panels, plain, reliability_diagram
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def uncertainty_maps(
     return figure
 
 
-def temperature_scaling(labels: Any, logits: Any, scaler: Any, *, num_bins: int = 15) -> Figure:
+def temperature_scaling(labels: Any, logits: Tensor, scaler: Any, *, num_bins: int = 15) -> Figure:
     """Draw a model's reliability before and after a fitted scaler, with the calibration error of each.
 
     Args:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill._checks import error
+from keras_distill._typing import Structure
 from keras_distill.students._graph import graph_of
 
 Shape = tuple[int, ...]
@@ -49,7 +50,7 @@ class Cost:
     peak_activations: int
 
 
-def cost(model: keras.Model, inputs: Any = None) -> Cost:
+def cost(model: keras.Model, inputs: Structure = None) -> Cost:
     """Count what one example costs, over the graph that TensorFlow traces for a batch of one.
 
     Every matrix product, convolution and einsum that the outputs depend on is counted with its real shape, inside
@@ -94,7 +95,7 @@ def _shown(model: Any) -> str:
     return f"{model.name!r}, which is not built" if isinstance(model, keras.Model) else repr(model)
 
 
-def _specs(model: keras.Model, inputs: Any) -> Any:
+def _specs(model: keras.Model, inputs: Structure) -> Any:
     if inputs is None:
         graph = graph_of(model)
         structure = None if graph is None else graph._inputs_struct

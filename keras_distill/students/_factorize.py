@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_distill._checks import error, integer, nearest, number
+from keras_distill._typing import Structure
 from keras_distill.students import _graph
 from keras_distill.students._built import Budget, Built
 from keras_distill.students._cost import cost
@@ -166,7 +167,7 @@ def _spectra(model: keras.Model, data: Any) -> tuple[dict[str, _Spectrum], dict[
     return found, frozen
 
 
-def _before_activation(layer: Any, inputs: Any) -> Any:
+def _before_activation(layer: Any, inputs: Structure) -> Any:
     if isinstance(layer, layers.Embedding) or layer.activation is keras.activations.linear:
         return layer(inputs)
     activation = layer.activation

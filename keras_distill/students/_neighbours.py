@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import error, integer
+from keras_distill._typing import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -60,7 +61,7 @@ class NearestItems(keras.layers.Layer):
             raise error("NearestItems", "finite embeddings", "NaN or infinity")
         self.embeddings.assign(embeddings)
 
-    def call(self, queries: Any) -> dict[str, Any]:
+    def call(self, queries: Tensor) -> dict[str, Any]:
         """Return "scores" (batch, k), descending, and "items" (batch, k), int32; the smaller number first if equal."""
         best, index = None, None
         for start in range(0, self.num_items, self.block_size):
@@ -79,7 +80,7 @@ class NearestItems(keras.layers.Layer):
         """Return the shapes of the outputs."""
         return {"scores": (input_shape[0], self.k), "items": (input_shape[0], self.k)}
 
-    def compute_output_spec(self, queries: Any) -> dict[str, Any]:
+    def compute_output_spec(self, queries: Tensor) -> dict[str, Any]:
         """Return the outputs' shapes and dtypes."""
         shape = (queries.shape[0], self.k)
         return {"scores": keras.KerasTensor(shape, queries.dtype), "items": keras.KerasTensor(shape, "int32")}

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from keras_distill._checks import choice, error
+from keras_distill._typing import Tensor
 from keras_distill.students import _graph, _litert
 from keras_distill.students._fold import fold_batch_normalization
 from keras_distill.students._inputs import check_inputs, input_batches
@@ -257,7 +258,7 @@ class _Maker:
             if _graph.graph_of(node.operation) is not None:
                 self._collect(node.operation)
 
-    def _at_input(self, tensor: Any) -> Any:
+    def _at_input(self, tensor: Tensor) -> Any:
         return self._quantizer("input")(tensor) if _is_float(tensor) else tensor
 
     def _quantizer(self, name: str, fixed: Any = None) -> ActivationQuantizer:
@@ -306,7 +307,7 @@ class _Maker:
         return len(after) == 1 and after[0] is not None and _is_rectifier(after[0].operation)
 
 
-def _is_float(tensor: Any) -> bool:
+def _is_float(tensor: Tensor) -> bool:
     return "float" in keras.backend.standardize_dtype(tensor.dtype)
 
 

@@ -8,6 +8,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_distill._typing import Structure
+
 _PACKAGE = "keras_distill"
 BITS = (8, 4, 3, 2)
 
@@ -54,7 +56,7 @@ class QuantizedConv2D(_Bits, keras.layers.Conv2D):
         """Return the kernel that it computes with."""
         return quantized_kernel(self.kernel, self.weight_bits)
 
-    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+    def convolution_op(self, inputs: Structure, kernel: Any) -> Any:
         """Convolve with the quantised kernel."""
         return super().convolution_op(inputs, ops.cast(quantized_kernel(kernel, self.weight_bits), inputs.dtype))
 
@@ -79,7 +81,7 @@ class QuantizedDepthwiseConv2D(_Bits, keras.layers.DepthwiseConv2D):
         flat = ops.reshape(self.kernel, (*shape[:2], shape[2] * shape[3]))
         return ops.reshape(quantized_kernel(flat, self.weight_bits), shape)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Structure) -> Any:
         """Convolve with the quantised kernel."""
         outputs = ops.depthwise_conv(
             inputs,
@@ -114,7 +116,7 @@ class QuantizedDense(_Bits, keras.layers.Dense):
         """Return the kernel that it computes with."""
         return quantized_kernel(self.kernel, self.weight_bits)
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Structure, training: bool | None = None) -> Any:
         """Multiply with the quantised kernel."""
         kernel = ops.cast(
             quantized_kernel(ops.reshape(self.kernel, (1, 1, *self.kernel.shape)), self.weight_bits), inputs.dtype
@@ -163,7 +165,7 @@ class ActivationQuantizer(keras.layers.Layer):
             setattr(self, name, weight)
         self.built = True
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Structure, training: bool | None = None) -> Any:
         """Round the inputs; in training, follow their range first."""
         values = ops.cast(inputs, "float32")
         low, high = ops.convert_to_tensor(self.low), ops.convert_to_tensor(self.high)

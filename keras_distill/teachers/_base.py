@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_distill import taps as taps_room
 from keras_distill._checks import error
+from keras_distill._typing import Structure
 from keras_distill.teachers._members import Members
 
 _PACKAGE = "keras_distill"
@@ -80,7 +81,9 @@ class Teacher(keras.Model):
         """Whether it answers only after the student's pass, through ``listen_to``."""
         return False
 
-    def listen_to(self, student_outputs: Any, taps: dict[str, Any], batch: Any = None) -> tuple[Any, dict[str, Any]]:
+    def listen_to(
+        self, student_outputs: Structure, taps: dict[str, Any], batch: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Answer what the student has just said; called instead of ``listen`` where ``hears_student``.
 
         Args:
@@ -123,12 +126,12 @@ class Teacher(keras.Model):
             generator.state.assign(ops.convert_to_tensor([seed, 0], generator.state.dtype))
 
 
-def resolved(outputs: Any) -> Any:
+def resolved(outputs: Structure) -> Any:
     """Replace each ``Members`` in a structure of outputs by its combined logits."""
     return keras.tree.map_structure(lambda each: each.predictive() if isinstance(each, Members) else each, outputs)
 
 
-def silent(outputs: Any) -> Any:
+def silent(outputs: Structure) -> Any:
     """Stop the gradient of each tensor in a structure."""
     return keras.tree.map_structure(ops.stop_gradient, outputs)
 

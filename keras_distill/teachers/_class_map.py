@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import error
+from keras_distill._typing import Tensor
 from keras_distill.teachers._members import log_sum_exp
 
 
@@ -63,7 +64,7 @@ class ClassMap:
             self._source[k, : len(rows)] = rows
             self._log_share[k, : len(rows)] = np.log(shares[rows, k])
 
-    def __call__(self, logits: Any) -> Any:
+    def __call__(self, logits: Tensor) -> Any:
         """Return logits over the student's classes, float32; -inf for a class without a source."""
         taken = ops.take(ops.cast(logits, "float32"), ops.convert_to_tensor(self._source), axis=-1)
         return log_sum_exp(taken + ops.convert_to_tensor(self._log_share), axis=-1)

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import error, integer
+from keras_distill._typing import Tensor
 from keras_distill.teachers._order import _Reworded
 
 _NAME = "ClusterTargets"
@@ -81,14 +82,14 @@ class ClusterTargets(_Reworded):
         representatives = np.stack([probabilities[group == index].mean(0) for index in range(len(centers))])
         return cls(model, representatives, centers)
 
-    def groups(self, logits: Any) -> Any:
+    def groups(self, logits: Tensor) -> Any:
         """Return the index of the group that each row of logits belongs to, (...,)."""
         encoded = ops.sqrt(ops.softmax(ops.cast(logits, "float32"), axis=-1))
         centers = ops.convert_to_tensor(self.centers.astype("float32"))
         near = ops.matmul(encoded, ops.transpose(centers)) - 0.5 * ops.sum(ops.square(centers), axis=-1)
         return ops.argmax(near, axis=-1)
 
-    def reword(self, logits: Any) -> Any:
+    def reword(self, logits: Tensor) -> Any:
         """Return the logarithm of the representative of each row's group."""
         with np.errstate(divide="ignore"):
             table = np.log(self.representatives).astype("float32")

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import choice, error, number
+from keras_distill._typing import Tensor
 from keras_distill.teachers._members import Members, entropy, for_rank, log_probabilities, log_sum_exp
 
 _PACKAGE = "keras_distill"
@@ -30,11 +31,11 @@ class Combine:
     needs_student = False
     needs_spread = False
 
-    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Any) -> Any:
+    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Tensor) -> Any:
         """Return (batch, members, ...), float32, summing to 1 over the members."""
         raise NotImplementedError(f"{type(self).__name__} must define weights().")
 
-    def checked_weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Any) -> Any:
+    def checked_weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Tensor) -> Any:
         """Return ``weights``, after checking that what the rule needs is there."""
         name = type(self).__name__
         if self.needs_labels and labels is None:
@@ -48,7 +49,7 @@ class Combine:
             return ops.ones(ops.shape(members.members)[:-1], "float32")
         return self.weights(members, temperature, labels=labels, student_logits=student_logits)
 
-    def resolve(self, members: Members, temperature: Any, *, labels: Any = None, student_logits: Any = None) -> Any:
+    def resolve(self, members: Members, temperature: Any, *, labels: Any = None, student_logits: Tensor = None) -> Any:
         """Return the logits of the weighted mixture of the members' tempered distributions."""
         weights = self.checked_weights(members, temperature, labels=labels, student_logits=student_logits)
         mixture = log_sum_exp(members.log_probs(temperature) + ops.expand_dims(ops.log(weights), -1), axis=1)
@@ -75,7 +76,7 @@ class _Fixed(Combine):
                 raise error(name, "weights with a positive sum", weights)
         self.fixed = weights
 
-    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Any) -> Any:
+    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Tensor) -> Any:
         """Return the normalised weights, the same for every example; equal ones where none were given."""
         count = members.num_members
         fixed = self.fixed or [1.0] * count
@@ -115,7 +116,7 @@ class MeanLogits(_Fixed):
         weights: one number >= 0 per member, normalised to sum 1; None for equal weights.
     """
 
-    def resolve(self, members: Members, temperature: Any, *, labels: Any = None, student_logits: Any = None) -> Any:
+    def resolve(self, members: Members, temperature: Any, *, labels: Any = None, student_logits: Tensor = None) -> Any:
         """Return the weighted mean of the logits, which does not depend on the temperature."""
         weights = self.checked_weights(members, temperature, labels=labels, student_logits=student_logits)
         logits = ops.cast(members.members, "float32")
@@ -153,7 +154,7 @@ class EntropyWeighted(Combine):
 
     per_member = True
 
-    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Any) -> Any:
+    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Tensor) -> Any:
         """Return the weights; equal ones where every member is certain."""
         unsure = entropy(members.log_probs())
         total = ops.sum(unsure, axis=1, keepdims=True)
@@ -175,7 +176,7 @@ class ConfidenceWeighted(Combine):
     per_member = True
     needs_labels = True
 
-    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Any) -> Any:
+    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Tensor) -> Any:
         """Return the weights of each example."""
         log_probs = members.log_probs()
         labels = ops.convert_to_tensor(labels)
@@ -219,7 +220,7 @@ class GradientBased(Combine):
         self.max_weight = number("GradientBased", "max_weight", max_weight, above=0.0, high=1.0)
         self.num_iterations = int(number("GradientBased", "num_iterations", num_iterations, low=1))
 
-    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Any) -> Any:
+    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Tensor) -> Any:
         """Return the weights of each example."""
         student = ops.exp(log_probabilities(ops.stop_gradient(student_logits), temperature))
         gradients = ops.expand_dims(student, 1) - ops.exp(members.log_probs(temperature))
@@ -284,12 +285,12 @@ class UncertaintyWeighted(Combine):
         self.epsilon = number("UncertaintyWeighted", "epsilon", epsilon, above=0.0)
         self.spread = choice("UncertaintyWeighted", "spread", spread, ("mutual_information", "variance"))
 
-    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Any) -> Any:
+    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Tensor) -> Any:
         """Return the weights of each example."""
         precision = 1.0 / (ops.cast(members.spread, "float32") + self.epsilon)
         return precision / ops.sum(precision, axis=1, keepdims=True)
 
-    def resolve(self, members: Members, temperature: Any, *, labels: Any = None, student_logits: Any = None) -> Any:
+    def resolve(self, members: Members, temperature: Any, *, labels: Any = None, student_logits: Tensor = None) -> Any:
         """Return the mixture of the distributions, or of the outputs themselves for regressions."""
         if self.spread == "variance":
             weights = self.checked_weights(members, temperature, labels=labels, student_logits=student_logits)
@@ -319,7 +320,7 @@ class Stochastic(_Fixed):
         log_shares = ops.log(ops.convert_to_tensor([self.fixed or [1.0] * count], "float32"))
         return ops.squeeze(keras.random.categorical(log_shares, 1, dtype="int32", seed=seeds))
 
-    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Any) -> Any:
+    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Tensor) -> Any:
         """Return 1 for the member that was drawn: the ensemble passes on no other."""
         return ops.ones(ops.shape(members.members)[:-1], "float32")
 

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import number
+from keras_distill._typing import Structure, Tensor
 from keras_distill.teachers._combine import Combine
 from keras_distill.teachers._members import Members
 
@@ -41,7 +42,7 @@ class Gate(keras.layers.Layer):
         self.input_shape_seen = input_shape
         self.built = True
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Structure) -> Any:
         """Return (batch, members), float32, summing to 1."""
         log_weights = ops.log_softmax(ops.cast(self.scores(inputs), "float32"), axis=-1)
         weights = ops.exp(log_weights)
@@ -103,7 +104,7 @@ class LearnedGate(Combine):
         probabilities = ops.exp(Members(members, self).log_probs())
         return ops.reshape(probabilities, (-1, members.shape[1] * members.shape[-1]))
 
-    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Any) -> Any:
+    def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Tensor) -> Any:
         """Return the gate's weights of each example."""
         return self.make_layer(members.num_members)(members.gate_inputs)
 

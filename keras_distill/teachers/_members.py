@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from keras import ops
 
+from keras_distill._typing import Tensor
+
 if TYPE_CHECKING:
     from keras_distill.teachers._combine import Combine
 
 
-def log_sum_exp(tensor: Any, axis: int) -> Any:
+def log_sum_exp(tensor: Tensor, axis: int) -> Any:
     """Return log(sum(exp)) along ``axis``; -inf, not NaN, where every entry is -inf."""
     top = ops.max(tensor, axis=axis, keepdims=True)
     top = ops.where(ops.isfinite(top), top, ops.zeros_like(top))
@@ -19,7 +21,7 @@ def log_sum_exp(tensor: Any, axis: int) -> Any:
     return ops.squeeze(ops.log(total) + top, axis=axis)
 
 
-def log_probabilities(logits: Any, temperature: Any = 1.0) -> Any:
+def log_probabilities(logits: Tensor, temperature: Any = 1.0) -> Any:
     """Return log softmax(logits / temperature) in float32, with -inf kept for a class that cannot occur.
 
     Args:
@@ -91,7 +93,7 @@ class Members:
         """Return log softmax(members / temperature), the shape of ``members``, float32."""
         return log_probabilities(self.members, temperature)
 
-    def weights(self, temperature: Any = 1.0, *, labels: Any = None, student_logits: Any = None) -> Any:
+    def weights(self, temperature: Any = 1.0, *, labels: Any = None, student_logits: Tensor = None) -> Any:
         """Return each member's weight for each example.
 
         Args:
@@ -108,13 +110,13 @@ class Members:
         return self.combine.checked_weights(self, temperature, labels=labels, student_logits=student_logits)
 
     def weighted_members(
-        self, temperature: Any = 1.0, *, labels: Any = None, student_logits: Any = None
+        self, temperature: Any = 1.0, *, labels: Any = None, student_logits: Tensor = None
     ) -> list[tuple[Any, Any]]:
         """Return (logits, weight) of each member: (batch, classes) and (batch,). Arguments as in ``weights``."""
         weights = self.weights(temperature, labels=labels, student_logits=student_logits)
         return [(self.members[:, m], weights[:, m]) for m in range(self.num_members)]
 
-    def resolve(self, temperature: Any = 1.0, *, labels: Any = None, student_logits: Any = None) -> Any:
+    def resolve(self, temperature: Any = 1.0, *, labels: Any = None, student_logits: Tensor = None) -> Any:
         """Return logits whose softmax at ``temperature`` is the combined distribution at that temperature.
 
         Each member is tempered before they are combined, so the result depends on the temperature.

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_distill import taps as taps_room
 from keras_distill._checks import error, integer
+from keras_distill._typing import Tensor
 from keras_distill.teachers._base import Teacher, refuse_probabilities, silent
 from keras_distill.teachers._combine import Combine
 from keras_distill.teachers._ensemble import combine_rule
@@ -138,7 +139,7 @@ class MonteCarloDropout(Teacher):
         count = self.num_samples
         copies = keras.tree.map_structure(lambda t: ops.repeat(ops.convert_to_tensor(t), count, axis=0), teacher_x)
 
-        def apart(tensor: Any) -> Any:
+        def apart(tensor: Tensor) -> Any:
             return ops.reshape(tensor, (-1, count, *ops.shape(tensor)[1:]))
 
         with _dropping(dropout_layers(self.model, self.also), self.masks):

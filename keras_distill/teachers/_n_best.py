@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_distill import losses, metrics
 from keras_distill._checks import error, integer
+from keras_distill._typing import Tensor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,7 +113,7 @@ def _padded(rows: list[list[tuple[int, ...]]], number: int) -> np.ndarray:
     return out
 
 
-def _exact(logits: Any, labels: np.ndarray, mask: Any, blank: int, found: list[int]) -> np.ndarray:
+def _exact(logits: Tensor, labels: np.ndarray, mask: Tensor, blank: int, found: list[int]) -> np.ndarray:
     """Return the log-probability of each hypothesis, -inf where the list is shorter."""
     kept = tf.ones(tf.shape(logits)[:2], bool) if mask is None else tf.cast(mask, bool)
     columns = [_log_likelihood(labels[:, n], logits, kept, blank).numpy() for n in range(labels.shape[1])]
@@ -121,5 +122,5 @@ def _exact(logits: Any, labels: np.ndarray, mask: Any, blank: int, found: list[i
 
 
 @tf.function(reduce_retracing=True)
-def _log_likelihood(labels: Any, logits: Any, mask: Any, blank: int) -> Any:
+def _log_likelihood(labels: Any, logits: Tensor, mask: Tensor, blank: int) -> Any:
     return -losses.ctc(labels=labels, logits=logits, mask=mask, blank=blank)

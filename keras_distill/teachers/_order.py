@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_distill._checks import choice, error, integer, number
+from keras_distill._typing import Tensor
 from keras_distill.teachers._base import Around, refuse_probabilities, resolved
 
 _PACKAGE = "keras_distill"
@@ -23,7 +24,7 @@ class _Reworded(Around):
         super().__init__(model, **kwargs)
         refuse_probabilities(type(self).__name__, self.model)
 
-    def reword(self, logits: Any) -> Any:
+    def reword(self, logits: Tensor) -> Any:
         """Return the new logits for the inner teacher's, (..., classes) float32."""
         raise NotImplementedError(f"{type(self).__name__} must define reword().")
 
@@ -49,7 +50,7 @@ class _Reworded(Around):
         return cls(**{**config, "model": keras.saving.deserialize_keras_object(config["model"], custom_objects)})
 
 
-def ranks(logits: Any) -> Any:
+def ranks(logits: Tensor) -> Any:
     """Return the position of each class, 0 for the greatest logit; ties share the mean of their positions.
 
     Args:
@@ -116,7 +117,7 @@ class RankTargets(_Reworded):
         self.exponent = number(owner, "exponent", exponent, above=0)
         self.mix = number(owner, "mix", mix, low=0, high=1)
 
-    def reword(self, logits: Any) -> Any:
+    def reword(self, logits: Tensor) -> Any:
         """Return the logarithm of the target."""
         rank = ranks(logits)
         score = -rank / self.temperature if self.form == "softmax" else -self.exponent * ops.log1p(rank)
@@ -182,7 +183,7 @@ class SortedDifferences(_Reworded):
         self.cap = number(owner, "cap", cap, above=0)
         self.temperature = number(owner, "temperature", temperature, above=0)
 
-    def reword(self, logits: Any) -> Any:
+    def reword(self, logits: Tensor) -> Any:
         """Return the rebuilt logits; the greatest is 0."""
         order = ops.argsort(-logits, axis=-1)
         ordered = ops.take_along_axis(logits, order, axis=-1)

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import choice, error
+from keras_distill._typing import Structure
 from keras_distill.teachers._base import Teacher
 from keras_distill.teachers._combine import MeanLoss, MeanProbs
 from keras_distill.teachers._members import Members
@@ -26,7 +27,9 @@ class HearsStudent(Teacher, abc.ABC):
         """Raise: it has nothing to say before the student has."""
         raise error(type(self).__name__, "to be the teacher of a Distiller", "a call without a student")
 
-    def listen_to(self, student_outputs: Any, taps: dict[str, Any], batch: Any = None) -> tuple[Any, dict[str, Any]]:
+    def listen_to(
+        self, student_outputs: Structure, taps: dict[str, Any], batch: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Answer each of the student's outputs; see ``Teacher.listen_to``."""
         flat = keras.tree.flatten(student_outputs)
         if len(flat) < 2:

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import integer
+from keras_distill._typing import Tensor
 from keras_distill.teachers._base import Around, resolved, silent
 
 
@@ -45,7 +46,7 @@ class PermutedDarkKnowledge(Around):
         outputs, tapped = self.model.listen(teacher_x, taps)
         return silent(keras.tree.map_structure(self._permuted, resolved(outputs))), tapped
 
-    def _permuted(self, logits: Any) -> Any:
+    def _permuted(self, logits: Tensor) -> Any:
         top = ops.one_hot(ops.argmax(logits, axis=-1), logits.shape[-1], dtype="bool")
         # Sorting random keys permutes uniformly. The first class has the smallest key in both orders, so it stays.
         keys = ops.where(top, -1.0, keras.random.uniform(ops.shape(logits), seed=self.orders))

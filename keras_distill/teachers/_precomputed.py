@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_distill._checks import error
+from keras_distill._typing import Structure
 from keras_distill.teachers._base import Teacher, silent
 
 _OWNER = "Precomputed"
@@ -147,7 +148,7 @@ def _array(values: Any, name: str) -> np.ndarray:
     return array if array.dtype.name in ("float16", "bfloat16", "float32") else array.astype("float32")
 
 
-def _fingerprints_of_all(inputs: Any) -> np.ndarray:
+def _fingerprints_of_all(inputs: Structure) -> np.ndarray:
     leaves = [
         ops.convert_to_numpy(each) if ops.is_tensor(each) else np.asarray(each) for each in keras.tree.flatten(inputs)
     ]

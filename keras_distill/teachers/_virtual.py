@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import error, number
+from keras_distill._typing import Structure
 from keras_distill.teachers._base import Teacher
 
 
@@ -59,7 +60,9 @@ class VirtualTeacher(Teacher):
         """Raise: it knows labels, not inputs."""
         raise error("VirtualTeacher", "to be the teacher of a Distiller", "a call without labels")
 
-    def listen_to(self, student_outputs: Any, taps: dict[str, Any], batch: Any = None) -> tuple[Any, dict[str, Any]]:
+    def listen_to(
+        self, student_outputs: Structure, taps: dict[str, Any], batch: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Return the logits of the labels, for every output; see ``Teacher.listen_to``."""
         if batch is None:
             return keras.tree.map_structure(ops.zeros_like, student_outputs), {}

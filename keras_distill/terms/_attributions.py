@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_distill import taps, teachers
 from keras_distill._checks import error
+from keras_distill._typing import Structure, Tensor
 from keras_distill.losses._features.maps import pool
 from keras_distill.terms._base import DistillationLoss
 
@@ -76,7 +77,7 @@ class AttributionMatching(DistillationLoss):
                 got = f"{model.name!r} without one"
                 raise error(type(self).__name__, f"a {who} with the tap {tap!r}", got, advice) from problem
 
-    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Check that the two maps can be compared."""
         shapes = [tuple(each.shape) for each in (teacher_outputs, student_outputs)]
         if len(shapes[0]) != len(shapes[1]) or shapes[0][-1] != shapes[1][-1]:
@@ -88,11 +89,11 @@ class AttributionMatching(DistillationLoss):
 
     def values(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
         training: bool = True,
     ) -> Any:
         """Return the loss of each example, (batch,)."""

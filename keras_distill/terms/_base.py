@@ -10,15 +10,16 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import error, integer, nearest
+from keras_distill._typing import Structure, Tensor
 from keras_distill.settings import Setting
 
 
-def mask_of(tensor: Any) -> Any:
+def mask_of(tensor: Tensor) -> Any:
     """Return the padding mask that Keras layers have put on a tensor, or None."""
     return getattr(tensor, "_keras_mask", None)
 
 
-def weighted_mean(values: Any, sample_weight: Any = None, mask: Any = None) -> Any:
+def weighted_mean(values: Tensor, sample_weight: Structure = None, mask: Tensor = None) -> Any:
     """Mean over examples as Keras takes it: weighted values, divided by their number or by that of unmasked positions.
 
     Args:
@@ -46,7 +47,7 @@ def weighted_mean(values: Any, sample_weight: Any = None, mask: Any = None) -> A
     return ops.divide_no_nan(ops.sum(values), count)
 
 
-def _to_rank(tensor: Any, rank: int) -> Any:
+def _to_rank(tensor: Tensor, rank: int) -> Any:
     while len(tensor.shape) > rank and tensor.shape[-1] == 1:
         tensor = ops.squeeze(tensor, -1)
     while len(tensor.shape) < rank:
@@ -110,7 +111,7 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
         """Raise ``ValueError`` where this term cannot work for these two models, as far as that is known by now."""
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Raise ``ValueError`` where the two structures differ; a term that overrides its taps compares what it likes.
 
         Args:
@@ -121,7 +122,7 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         if (self.teacher_taps, self.student_taps) == own:
             super().validate_outputs(teacher_outputs, student_outputs)
 
-    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Make what this term trains, once, from tensors or specs of what it compares.
 
         Args:
@@ -132,11 +133,11 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
 
     def values(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
         training: bool = True,
     ) -> Any:
         """Return the loss of each example.
@@ -157,10 +158,10 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
 
     def compute_loss(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
-        labels: Any = None,
-        sample_weight: Any = None,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
+        labels: Structure = None,
+        sample_weight: Structure = None,
         training: bool = True,
         **kwargs: Any,
     ) -> Any:
@@ -191,11 +192,11 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
 
     def losses_by_output(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        sample_weight: Any = None,
+        labels: Structure = None,
+        sample_weight: Structure = None,
         training: bool = True,
         batch: Any = None,
     ) -> dict[str, Any]:
@@ -240,7 +241,7 @@ def _of_some(mean: Any, count: Any) -> Any:
     return mean if isinstance(count, int) and count > 0 else ops.where(ops.greater(count, 0), mean, 0.0)
 
 
-def without_void(owner: str, outputs: Any, labels: Any, ignore_label: int) -> tuple[Any, Any]:
+def without_void(owner: str, outputs: Structure, labels: Structure, ignore_label: int) -> tuple[Any, Any]:
     """Return the outputs with a mask of the positions that have a label, and labels with 0 in place of the void.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_distill._checks import number
+from keras_distill._typing import Structure, Tensor
 from keras_distill.losses import foreground_features
 from keras_distill.terms._base import field_of
 from keras_distill.terms._features import FeatureDistillation
@@ -70,11 +71,11 @@ class ForegroundDistillation(FeatureDistillation):
 
     def values(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
         training: bool = True,
         batch: Any = None,
     ) -> Any:

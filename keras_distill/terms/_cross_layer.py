@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_distill import adapters, losses
 from keras_distill._checks import error, integer
+from keras_distill._typing import Structure, Tensor
 from keras_distill.losses._features.maps import pool
 from keras_distill.terms._stages import StagesDistillation
 
@@ -101,11 +102,11 @@ class CrossLayerAttention(StagesDistillation):
 
     def values(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
         training: bool = True,
     ) -> Any:
         """Return the loss of each example, (batch,)."""

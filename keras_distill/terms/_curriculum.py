@@ -12,6 +12,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill._checks import error, integer, number
+from keras_distill._typing import Structure, Tensor
 from keras_distill.settings import Setting
 from keras_distill.terms._logits import LogitsDistillation, labels_where
 from keras_distill.terms._structures import deserialized
@@ -36,12 +37,12 @@ class _CosineRamp(LearningRateSchedule):
         return {"height": self.height, "ramp_steps": self.ramp_steps}
 
 
-def against(tensor: Any, strength: Any) -> Any:
+def against(tensor: Tensor, strength: Any) -> Any:
     """Return ``tensor`` unchanged; its gradient is multiplied by -``strength`` on the way back."""
 
     @ops.custom_gradient
-    def identity(tensor: Any) -> Any:
-        def grad(*args: Any, upstream: Any = None) -> Any:
+    def identity(tensor: Tensor) -> Any:
+        def grad(*args: Any, upstream: Tensor = None) -> Any:
             (upstream,) = args or (upstream,)
             return -strength * upstream
 
@@ -88,13 +89,13 @@ class _OwnTemperature(LogitsDistillation, abc.ABC):
     def _temperatures(self, teacher: Any, student: Any) -> Any:
         """Return (...,), one temperature for each row of logits, or () for all."""
 
-    def _compare(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any) -> Any:
+    def _compare(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Structure, mask: Tensor) -> Any:
         found = self._temperatures(self._standardized(teacher, mask), self._standardized(student, mask))
         of_examples = mask is not None and len(found.shape) > 0
         self._seen.update_state(found, sample_weight=ops.cast(mask, "float32") if of_examples else None)
         return super()._compare(loss, teacher, student, found, labels, mask)
 
-    def _members(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any) -> Any:
+    def _members(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Structure, mask: Tensor) -> Any:
         """Combine several teachers at temperature 1 first: theirs depends on what they say together."""
         self._check_classes(loss, teacher.members.shape[-1], student.shape[-1])
         if loss.needs_members or teacher.per_member:
@@ -235,7 +236,7 @@ class CurriculumTemperature(_OwnTemperature):
     def _bounded(self, theta: Any) -> Any:
         return self._low + (self._high - self._low) * ops.sigmoid(theta)
 
-    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Make what is trained: theta, or the network that gives it for each example."""
         super().build_from(teacher_outputs, student_outputs)
         if not self.per_example:
@@ -283,13 +284,13 @@ class CurriculumTemperature(_OwnTemperature):
         }
 
 
-def _entropy(logits: Any) -> Any:
+def _entropy(logits: Tensor) -> Any:
     """Return the entropy of softmax(logits), (...,), nats; classes at -inf count nothing."""
     log_p = ops.log_softmax(logits, axis=-1)
     return -ops.sum(ops.where(log_p > -80.0, ops.exp(log_p) * log_p, 0.0), axis=-1)
 
 
-def _matching_temperature(logits: Any, entropy: Any, low: float, high: float) -> Any:
+def _matching_temperature(logits: Tensor, entropy: Any, low: float, high: float) -> Any:
     """Return (...,): the temperature within the bounds at which softmax(logits / temperature) has that entropy."""
     logits = ops.stop_gradient(logits)
     logits = logits - ops.max(logits, axis=-1, keepdims=True)  # before the division: exact near ties

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_distill import losses
 from keras_distill._checks import error, integer, number
+from keras_distill._typing import Structure, Tensor
 from keras_distill.terms._base import DistillationLoss
 
 
@@ -78,7 +79,7 @@ class Discriminator(DistillationLoss):
         ]
         self.judges = [keras.layers.SpectralNormalization(layer, dtype="float32", name=layer.name) for layer in dense]
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Raise ``ValueError`` where the two are not single tensors of as many channels."""
         owner = type(self).__name__
         for role, outputs in (("teacher", teacher_outputs), ("student", student_outputs)):
@@ -88,7 +89,7 @@ class Discriminator(DistillationLoss):
             got = f"{teacher_outputs.shape[-1]} and {student_outputs.shape[-1]}"
             raise error(owner, "as many channels of teacher and student", got, "Tap layers of one width")
 
-    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Make the discriminator's weights."""
         self.validate_outputs(teacher_outputs, student_outputs)
         self._make(int(student_outputs.shape[-1]))
@@ -128,11 +129,11 @@ class Discriminator(DistillationLoss):
 
     def values(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
         training: bool = True,
     ) -> Any:
         """Return the discriminator's and the student's loss of each example, summed."""
@@ -152,7 +153,7 @@ class Discriminator(DistillationLoss):
         }
 
 
-def _rows(tensor: Any) -> Any:
+def _rows(tensor: Tensor) -> Any:
     """Return (batch, channels), positions averaged, each row centred and scaled."""
     tensor = ops.cast(tensor, "float32")
     axes = tuple(range(1, len(tensor.shape) - 1))

@@ -10,6 +10,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill._checks import choice, error, integer, number
+from keras_distill._typing import Structure, Tensor
 from keras_distill.settings import Setting
 from keras_distill.terms._base import DistillationLoss, field_of
 from keras_distill.terms._curriculum import against
@@ -25,13 +26,13 @@ class _DomainTerm(DistillationLoss):
         self.student_layer_name = student_layer_name
         self.domain = str(domain)
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Raise ``ValueError`` where the student gives several tensors."""
         if keras.tree.is_nested(student_outputs):
             got = f"{len(keras.tree.flatten(student_outputs))}"
             raise error(type(self).__name__, "one tensor of the student", got, "Give student_layer_name")
 
-    def _rows(self, student_outputs: Any, batch: Any) -> tuple[Any, Any]:
+    def _rows(self, student_outputs: Structure, batch: Any) -> tuple[Any, Any]:
         """Return the features, (batch, channels), averaged over positions, and each example's domain, (batch,)."""
         domain = ops.reshape(ops.cast(field_of(type(self).__name__, batch, self.domain), "int32"), (-1,))
         features = ops.cast(student_outputs, "float32")
@@ -103,11 +104,11 @@ class DomainAlignment(_DomainTerm):
 
     def values(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
         training: bool = True,
         batch: Any = None,
     ) -> Any:
@@ -118,11 +119,11 @@ class DomainAlignment(_DomainTerm):
         value = self._coral(features, source, target) if self.kind == "coral" else self._mmd(features, source, target)
         return ops.where(enough, value, 0.0)
 
-    def _coral(self, features: Any, source: Any, target: Any) -> Any:
+    def _coral(self, features: Tensor, source: Any, target: Any) -> Any:
         gap = _covariance(features, source) - _covariance(features, target)
         return ops.sum(ops.square(gap)) / (4.0 * features.shape[-1] ** 2)
 
-    def _mmd(self, features: Any, source: Any, target: Any) -> Any:
+    def _mmd(self, features: Tensor, source: Any, target: Any) -> Any:
         either = source + target
         apart = ops.sum(ops.square(features[:, None] - features[None]), axis=-1)
         pairs = either[:, None] * either[None]
@@ -138,7 +139,7 @@ class DomainAlignment(_DomainTerm):
         return {**super().get_config(), "kind": self.kind, "bandwidths": self.bandwidths}
 
 
-def _covariance(features: Any, weight: Any) -> Any:
+def _covariance(features: Tensor, weight: Tensor) -> Any:
     """Return the covariance of the rows that weigh 1, (channels, channels)."""
     count = ops.maximum(ops.sum(weight), 2.0)
     centred = (features - ops.sum(features * weight[:, None], axis=0) / count) * weight[:, None]
@@ -238,7 +239,7 @@ class DomainAdversary(_DomainTerm):
     def reversal_strength(self, value: float) -> None:
         self._strength.assign(value)
 
-    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Make the adversary's variables."""
         self._make(int(student_outputs.shape[-1]))
 
@@ -258,11 +259,11 @@ class DomainAdversary(_DomainTerm):
 
     def values(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
         training: bool = True,
         batch: Any = None,
     ) -> Any:

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_distill import adapters, taps, teachers
 from keras_distill._checks import error
+from keras_distill._typing import Structure, Tensor
 from keras_distill.terms._base import DistillationLoss
 
 
@@ -70,10 +71,10 @@ class ExpertDistillation(DistillationLoss):
             taps.Taps(teacher, self.teacher_taps, owner=f"{owner} (teacher)")
         taps.Taps(student, self.student_taps, owner=f"{owner} (student)")
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Raise nothing: experts fit any two widths."""
 
-    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Make the experts from the widths of the two embeddings."""
         self._build_widths(int(teacher_outputs.shape[-1]), int(student_outputs.shape[-1]))
 
@@ -93,11 +94,11 @@ class ExpertDistillation(DistillationLoss):
 
     def values(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
         training: bool = True,
     ) -> Any:
         """Return the squared error of each example's reconstruction, (batch,)."""

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_distill import taps, teachers
 from keras_distill._checks import choice, error
+from keras_distill._typing import Structure, Tensor
 from keras_distill.losses._base import FeatureLoss
 from keras_distill.losses._features.maps import pool
 from keras_distill.terms._base import DistillationLoss, mask_of, names_of
@@ -36,7 +37,7 @@ class _Shape:
         self.sizes = tuple(sizes)
 
 
-def _with_mask(tensor: Any, mask: Any) -> Any:
+def _with_mask(tensor: Tensor, mask: Tensor) -> Any:
     """Return the tensor with a mask on it as Keras keeps one; the given tensor stays as it is."""
     tensor = ops.copy(tensor)
     tensor._keras_mask = mask
@@ -60,7 +61,7 @@ class _KerasLossOnFeatures(FeatureLoss):
         resolved = keras.losses.get(loss)
         self._per_position = resolved.call if isinstance(resolved, keras.losses.Loss) else resolved
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Any:
         # The larger map is pooled to the smaller one's size.
         sizes = zip(teacher_features.shape[1:-1], student_features.shape[1:-1], strict=True)
         size = [None if None in pair else min(pair) for pair in sizes]
@@ -170,7 +171,7 @@ class FeatureDistillation(DistillationLoss):
             return self._student_names
         return [*names_of(self._student_names), self.mask_layer_name]
 
-    def _without_mask(self, student_outputs: Any) -> tuple[Any, Any]:
+    def _without_mask(self, student_outputs: Structure) -> tuple[Any, Any]:
         """Return what is compared of the student's taps, and the mask that came with them or None."""
         if self.mask_layer_name is None:
             return student_outputs, None
@@ -189,14 +190,14 @@ class FeatureDistillation(DistillationLoss):
             taps.Taps(teacher, self.teacher_taps, owner=f"{owner} (teacher)")
         taps.Taps(student, self.student_taps, owner=f"{owner} (student)")
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Raise ``ValueError`` where the two structures differ, or the losses have another one."""
         student_outputs, _ = self._without_mask(student_outputs)
         keras.tree.assert_same_structure(teacher_outputs, student_outputs)
         if not is_leaf(self.loss):
             flat_as(self.loss, student_outputs, type(self).__name__, "loss")
 
-    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Choose the adapter where it is ``"auto"``, make its variables, and check that the shapes then agree."""
         sides = [teacher_outputs, self._without_mask(student_outputs)[0]]
         nested = any(keras.tree.is_nested(side) for side in sides)
@@ -267,11 +268,11 @@ class FeatureDistillation(DistillationLoss):
 
     def values(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
         training: bool = True,
     ) -> Any:
         """Return the loss of each example; a list with one entry per output where each has a loss of its own."""
@@ -299,7 +300,7 @@ class FeatureDistillation(DistillationLoss):
             )
         ]
 
-    def _mask_after(self, mask: Any, adapted: Any) -> Any:
+    def _mask_after(self, mask: Tensor, adapted: Any) -> Any:
         """Return the mask of the positions that the student's adapter has made of those with this mask."""
         first = keras.tree.flatten(adapted)[0]
         found = mask_of(first)

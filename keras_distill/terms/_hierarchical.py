@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import error, number
+from keras_distill._typing import Structure, Tensor
 from keras_distill.terms._base import DistillationLoss, mask_of
 from keras_distill.terms._features import FeatureDistillation
 
@@ -87,13 +88,13 @@ class HierarchicalDistillation(DistillationLoss):
         for stage in self.stages:
             stage.validate_model_compatibility(teacher, student)
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Raise ``ValueError`` where the numbers of tensors differ from the number of pairs."""
         if len(teacher_outputs) != len(self.stages) or len(student_outputs) != len(self.student_layer_name):
             got = f"{len(teacher_outputs)} and {len(student_outputs)}"
             raise error(type(self).__name__, f"{len(self.stages)} tensors of each model", got)
 
-    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Make the adapter of each stage."""
         students = student_outputs[: len(self.stages)]  # without the mask
         for stage, teacher, student in zip(self.stages, teacher_outputs, students, strict=True):
@@ -112,11 +113,11 @@ class HierarchicalDistillation(DistillationLoss):
 
     def values(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
         training: bool = True,
     ) -> Any:
         """Return the weighted sum over stages of each example."""

@@ -11,6 +11,7 @@ from keras import ops
 from keras_distill import losses as losses_room
 from keras_distill import taps, teachers
 from keras_distill._checks import error, number
+from keras_distill._typing import Structure, Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._numerics import arguments
 from keras_distill.settings import Setting
@@ -29,7 +30,7 @@ def _repeatable(loss: Any) -> Any:
     return None if loss is None else loss.repeatable()
 
 
-def _mask_for(logits: Any, mask: Any) -> Any:
+def _mask_for(logits: Tensor, mask: Tensor) -> Any:
     """Return the mask with one entry per row of logits; None where it speaks of an axis that the output has lost."""
     rank = len(logits.shape) - 1
     if mask is None or len(mask.shape) > rank:
@@ -41,7 +42,7 @@ def _mask_for(logits: Any, mask: Any) -> Any:
     return ops.broadcast_to(mask, ops.shape(logits)[:-1])
 
 
-def labels_where(labels: Any, logits: Any, mask: Any) -> Any:
+def labels_where(labels: Structure, logits: Tensor, mask: Tensor) -> Any:
     """Return class labels with 0 at masked positions, where anything may stand; others as they are."""
     if labels is None or mask is None or len(labels.shape) != len(logits.shape) - 1:
         return labels
@@ -186,12 +187,12 @@ class LogitsDistillation(DistillationLoss):
             advice = "Use loss=losses.BinarySoftTargets() for a head with one logit"
             raise error(owner, "at least 2 classes (softmax over one logit is always 1)", "1", advice)
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Raise ``ValueError`` where the two structures differ."""
         if not isinstance(teacher_outputs, teachers.Members):
             keras.tree.assert_same_structure(teacher_outputs, student_outputs)
 
-    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Make the temperatures' variables, and check class counts that were not known before."""
         for name, setting in self.settings.items():
             setting.create(self, name)
@@ -207,11 +208,11 @@ class LogitsDistillation(DistillationLoss):
 
     def values(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
         training: bool = True,
     ) -> Any:
         """Return the loss of each example; a list with one entry per output where there are several."""
@@ -240,13 +241,15 @@ class LogitsDistillation(DistillationLoss):
             )
         ]
 
-    def _logits(self, tensor: Any, mask: Any = None) -> Any:
+    def _logits(self, tensor: Tensor, mask: Tensor = None) -> Any:
         tensor = ops.cast(tensor, "float32")
         if self.from_logits:
             return tensor
         return ops.log(ops.maximum(arguments.clean(tensor, mask), _SMALLEST_PROBABILITY))
 
-    def _one(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any) -> Any:
+    def _one(
+        self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Structure, mask: Tensor
+    ) -> Any:
         mask = _mask_for(student, mask)
         if isinstance(teacher, teachers.Members):
             return self._members(loss, teacher, student, temperature, labels, mask)
@@ -256,7 +259,9 @@ class LogitsDistillation(DistillationLoss):
             teacher = losses_room.select_classes(teacher, self.class_map)
         return self._compare(loss, teacher, student, temperature, labels, mask)
 
-    def _compare(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any) -> Any:
+    def _compare(
+        self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Structure, mask: Tensor
+    ) -> Any:
         if loss.needs_labels and labels is None:
             raise error(type(self).__name__, f"labels (y), which {type(loss).__name__} needs", "None")
         if loss.needs_members:
@@ -266,12 +271,14 @@ class LogitsDistillation(DistillationLoss):
             teacher, student = self._standardized(teacher, mask), self._standardized(student, mask)
         return loss.values(teacher, student, temperature=temperature, labels=labels, mask=mask)
 
-    def _standardized(self, logits: Any, mask: Any) -> Any:
+    def _standardized(self, logits: Tensor, mask: Tensor) -> Any:
         """Return the logits standardised where the user asked for it, 0 where masked: garbage there has no spread."""
         logits = arguments.clean(logits, mask)
         return losses_room.standardize_logits(logits) if self.standardize else logits
 
-    def _members(self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Any, mask: Any) -> Any:
+    def _members(
+        self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Structure, mask: Tensor
+    ) -> Any:
         """Compare with many teachers: their combined distribution, or each of them where the rule says so."""
         self._check_classes(loss, teacher.members.shape[-1], student.shape[-1])
         student = self._logits(student, mask)

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_distill import losses as losses_room
 from keras_distill._checks import error, nearest
+from keras_distill._typing import Structure, Tensor
 from keras_distill.losses import LogitsLoss
 from keras_distill.losses._numerics import arguments
 
@@ -64,7 +65,7 @@ def _of_ours(name: str) -> Any:
     return None
 
 
-def _column(temperature: Any, logits: Any) -> Any:
+def _column(temperature: Any, logits: Tensor) -> Any:
     """Return a temperature, one for all or one per example, so that it divides logits."""
     temperature = ops.cast(ops.convert_to_tensor(temperature), "float32")
     if len(temperature.shape) == 0:
@@ -83,12 +84,12 @@ class KerasLossOnLogits(LogitsLoss):
 
     def values(
         self,
-        teacher_logits: Any,
-        student_logits: Any,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
         *,
         temperature: Any = 1.0,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
     ) -> Any:
         column = _column(temperature, student_logits)
         teacher, student = (
@@ -108,12 +109,12 @@ class _SoftCrossEntropy(LogitsLoss):
 
     def values(
         self,
-        teacher_logits: Any,
-        student_logits: Any,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
         *,
         temperature: Any = 1.0,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
     ) -> Any:
         divergence = losses_room.soft_targets(
             teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask

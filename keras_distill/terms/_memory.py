@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_distill import adapters, losses, taps, teachers
 from keras_distill._checks import error, integer, number
+from keras_distill._typing import Structure, Tensor
 from keras_distill.terms._base import DistillationLoss
 
 
@@ -89,10 +90,10 @@ class ContrastiveMemory(DistillationLoss):
             raise error(type(self).__name__, "a teacher that gives indices", got, "Give teachers.Indexed(teacher)")
         taps.Taps(student, self.student_taps, owner=f"{type(self).__name__} (student)")
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Raise nothing: any two shapes can be embedded."""
 
-    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Make the embeddings from the sizes of the layers."""
         self._build_shapes(tuple(teacher_outputs[0].shape), tuple(student_outputs.shape))
 
@@ -120,11 +121,11 @@ class ContrastiveMemory(DistillationLoss):
 
     def values(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
         training: bool = True,
     ) -> Any:
         """Return the loss of each example, (batch,), and let the memories learn where this is training."""

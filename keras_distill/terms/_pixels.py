@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_distill import losses as losses_room
 from keras_distill._checks import choice, error, integer, number
+from keras_distill._typing import Structure, Tensor
 from keras_distill.terms._base import nearest_positions
 from keras_distill.terms._logits import LogitsDistillation
 
@@ -67,11 +68,11 @@ class PixelDistillation(LogitsDistillation):
 
     def losses_by_output(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        sample_weight: Any = None,
+        labels: Structure = None,
+        sample_weight: Structure = None,
         training: bool = True,
         batch: Any = None,
     ) -> dict[str, Any]:
@@ -119,7 +120,7 @@ class PixelDistillation(LogitsDistillation):
         }
 
 
-def _resized(logits: Any, size: Any) -> Any:
+def _resized(logits: Tensor, size: Any) -> Any:
     """Return the map at another height and width, bilinearly; as it is where sizes agree or are not known."""
     if None in size or None in logits.shape[1:3] or tuple(size) == tuple(logits.shape[1:3]):
         return logits

@@ -9,6 +9,7 @@ import keras
 
 from keras_distill import adapters, losses
 from keras_distill._checks import error, integer
+from keras_distill._typing import Structure, Tensor
 from keras_distill.terms._stages import StagesDistillation
 
 
@@ -73,11 +74,11 @@ class ReviewDistillation(StagesDistillation):
 
     def values(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
         training: bool = True,
     ) -> Any:
         """Return the sum over stages of each example, (batch,)."""

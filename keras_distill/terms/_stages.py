@@ -10,6 +10,7 @@ import keras
 
 from keras_distill import taps, teachers
 from keras_distill._checks import error
+from keras_distill._typing import Structure
 from keras_distill.terms._base import DistillationLoss
 
 
@@ -40,7 +41,7 @@ class StagesDistillation(DistillationLoss, abc.ABC):
             taps.Taps(teacher, self.teacher_taps, owner=f"{type(self).__name__} (teacher)")
         taps.Taps(student, self.student_taps, owner=f"{type(self).__name__} (student)")
 
-    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Make what is learned from the sizes of the layers."""
         self._build(*([tuple(tensor.shape) for tensor in side] for side in (teacher_outputs, student_outputs)))
 
@@ -75,5 +76,5 @@ class StagesDistillation(DistillationLoss, abc.ABC):
             "student_layer_names": list(self.student_layer_name),
         }
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Raise nothing: layers of any sizes may be compared."""

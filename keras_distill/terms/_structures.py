@@ -8,6 +8,7 @@ import keras
 
 from keras_distill import teachers
 from keras_distill._checks import error
+from keras_distill._typing import Structure
 
 
 def flat_with_none(structure: Any) -> list[Any]:
@@ -28,7 +29,7 @@ def map_with_none(function: Any, structure: Any) -> Any:
     return function(structure)
 
 
-def flat_as(structure: Any, outputs: Any, owner: str, what: str) -> list[Any]:
+def flat_as(structure: Any, outputs: Structure, owner: str, what: str) -> list[Any]:
     """Flatten ``structure`` in the order in which Keras flattens ``outputs``, one leaf for each output."""
     flat = keras.tree.flatten(outputs)
     if isinstance(outputs, dict) and isinstance(structure, dict) and set(structure) == set(outputs):

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_distill import losses, metrics, teachers
 from keras_distill._checks import choice, error, number
+from keras_distill._typing import Structure, Tensor
 from keras_distill.losses._numerics import arguments
 from keras_distill.settings import Setting, from_config
 from keras_distill.terms._base import DistillationLoss, mask_of, weighted_mean
@@ -99,7 +100,7 @@ class UncertaintyDistillation(DistillationLoss):
     def temperature(self, value: Any) -> None:
         self._temperature.assign(value)
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Raise ``ValueError`` where the student's outputs are not the two that are named."""
         owner = type(self).__name__
         nested = keras.tree.is_nested(student_outputs)
@@ -116,7 +117,7 @@ class UncertaintyDistillation(DistillationLoss):
             advice = "Use teachers.Ensemble or teachers.MonteCarloDropout, or kinds=['total']"
             raise error(owner, "a teacher of several members", "one", advice)
 
-    def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Make the temperature's variable."""
         self._temperature.create(self, "temperature")
         self.built = True
@@ -127,11 +128,11 @@ class UncertaintyDistillation(DistillationLoss):
 
     def values(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
         *,
-        labels: Any = None,
-        mask: Any = None,
+        labels: Structure = None,
+        mask: Tensor = None,
         training: bool = True,
     ) -> Any:
         """Return the loss of each example."""
@@ -156,10 +157,10 @@ class UncertaintyDistillation(DistillationLoss):
 
     def compute_loss(
         self,
-        teacher_outputs: Any,
-        student_outputs: Any,
-        labels: Any = None,
-        sample_weight: Any = None,
+        teacher_outputs: Structure,
+        student_outputs: Structure,
+        labels: Structure = None,
+        sample_weight: Structure = None,
         training: bool = True,
         **kwargs: Any,
     ) -> Any:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_distill._typing import Structure
+
 
 class Batch(NamedTuple):
     """One batch, as terms and regimes receive it.
@@ -23,7 +25,7 @@ class Batch(NamedTuple):
     extra: dict[str, Any] = {}  # noqa: RUF012 -- never written to
 
     @classmethod
-    def of(cls, data: Any, model: keras.Model | None = None) -> Batch:
+    def of(cls, data: Structure, model: keras.Model | None = None) -> Batch:
         """Return what Keras hands to a step as a batch.
 
         Args:
@@ -49,7 +51,7 @@ class Heard(NamedTuple):
     taps: dict[str, Any] = {}  # noqa: RUF012 -- never written to
 
 
-def extra_fields(inputs: Any, model: keras.Model | None) -> dict[str, Any]:
+def extra_fields(inputs: Structure, model: keras.Model | None) -> dict[str, Any]:
     """Return the entries of a dictionary of inputs that ``model`` has no input for.
 
     Args:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill._checks import error
+from keras_distill._typing import Structure
 from keras_distill.taps import gives_logits
 from keras_distill.teachers import Teacher
 
@@ -17,7 +18,7 @@ _SPARSE = {"sparse_categorical_crossentropy", "sparsecategoricalcrossentropy"}
 _DENSE = {"categorical_crossentropy", "categoricalcrossentropy"}
 
 
-def check_data(distiller: Any, x: Any, y: Any, where: str, sample_weight: Any = None) -> None:
+def check_data(distiller: Any, x: Any, y: Any, where: str, sample_weight: Structure = None) -> None:
     """Raise ``ValueError`` if there is no data, or labels or weights cannot be right.
 
     Args:
@@ -149,7 +150,7 @@ def _check_batched(spec: Any, owner: str) -> None:
         raise error(owner, "batches of examples", "single examples", "Batch the dataset: dataset.batch(32)")
 
 
-def _check_weights(sample_weight: Any, owner: str) -> None:
+def _check_weights(sample_weight: Structure, owner: str) -> None:
     for each in keras.tree.flatten(sample_weight):
         if isinstance(each, np.ndarray) and each.dtype.kind == "f" and np.isnan(each).any():
             raise error(owner, "sample_weight without NaN", f"{int(np.isnan(each).sum())} NaN", "Use 0 to leave out")

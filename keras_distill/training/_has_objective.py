@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import error
+from keras_distill._typing import Structure
 from keras_distill.settings import Setting, from_config
 from keras_distill.taps import Taps
 from keras_distill.terms import DistillationLoss
@@ -53,7 +54,7 @@ class HasObjective(Trainer):
         outputs = _output_names(student) if on_outputs and len(getattr(student, "outputs", None) or ()) > 1 else []
         self._output_trackers = [keras.metrics.Mean(name=f"distillation_{name}") for name in outputs]
 
-    def _track(self, parts: Parts, outputs: Any) -> None:
+    def _track(self, parts: Parts, outputs: Structure) -> None:
         count = num_examples(outputs)
         add_to_mean(self._loss_tracker, parts.total, count)
         add_to_mean(self.student_loss_tracker, parts.student_loss, count)
@@ -108,7 +109,7 @@ class HasObjective(Trainer):
     # ------------------------------------------------------------------ one pass of both models
 
     def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Structure = None, training: bool = True
     ) -> Any:
         """Return the total loss of a batch; what Keras calls to build the supervised loss.
 
@@ -138,7 +139,7 @@ class HasObjective(Trainer):
         """
         return self._measured(batch, True, training)[0]
 
-    def _listen(self, teacher_inputs: Any) -> Heard | None:
+    def _listen(self, teacher_inputs: Structure) -> Heard | None:
         """Return the teacher's outputs and taps; None for a teacher that hears the student first."""
         if self._frozen.teacher.hears_student:
             return None
@@ -156,7 +157,7 @@ class HasObjective(Trainer):
     def _parts(
         self,
         batch: Batch,
-        student_inputs: Any,
+        student_inputs: Structure,
         teacher: Heard | None,
         student: Heard,
         training: bool,
@@ -189,7 +190,7 @@ class HasObjective(Trainer):
         super()._build_before(x)
         self.built = self.built or built
 
-    def _build_with(self, inputs: Any) -> None:
+    def _build_with(self, inputs: Structure) -> None:
         student_inputs, teacher_inputs = self._frozen.teacher.split(inputs)
         teacher = self._listen(teacher_inputs)
         student = Heard(*self._student_feature_extractor(student_inputs, training=False))

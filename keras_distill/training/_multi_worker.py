@@ -18,6 +18,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_distill._typing import Structure
+
 
 class TrainsOnManyWorkers(keras.Model):
     """Base of ``Distiller``: two repairs of Keras' trainer, active under several workers only."""
@@ -42,7 +44,7 @@ class TrainsOnManyWorkers(keras.Model):
         if not self._many_workers:
             return super()._make_function(step_function)
 
-        def step(data: Any) -> dict[str, Any]:
+        def step(data: Structure) -> dict[str, Any]:
             return {name: tf.reshape(value, [1]) for name, value in step_function(data).items()}
 
         return super()._make_function(step)

@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_distill import losses
 from keras_distill._checks import error, number
+from keras_distill._typing import Structure
 from keras_distill.settings import Setting
 from keras_distill.terms import DistillationLoss
 from keras_distill.training._batch import Batch, Heard
@@ -283,7 +284,7 @@ def num_replicas() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def replica_share(outputs: Any) -> Any:
+def replica_share(outputs: Structure) -> Any:
     """Return this replica's part of the global batch, by which its mean loss is multiplied before gradients are summed.
 
     It is 1 with one replica, else the local number of examples over the global one: right for a ragged last batch.

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_distill._checks import error
+from keras_distill._typing import Structure
 from keras_distill.settings import Setting
 from keras_distill.training._batch import Batch
 from keras_distill.training._data_checks import check_data
@@ -193,7 +194,7 @@ class Trainer(SavesTraining):
 
     # ------------------------------------------------------------------ building and checks
 
-    def _build_with(self, inputs: Any) -> None:
+    def _build_with(self, inputs: Structure) -> None:
         """Make, inside a trace, whatever depends on the shapes of a batch."""
 
     def _build_before(self, x: Any) -> None:
@@ -234,7 +235,7 @@ def add_to_mean(mean: keras.metrics.Mean, value: tf.Tensor, count: tf.Tensor) ->
     mean.count.assign(mean.count + count)
 
 
-def num_examples(outputs: Any) -> tf.Tensor:
+def num_examples(outputs: Structure) -> tf.Tensor:
     """Return the number of examples of a batch of outputs, as float32.
 
     Args:

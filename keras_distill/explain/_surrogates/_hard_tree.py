@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_distill._typing import Tensor
+
 
 def float32_at_most(values: Any) -> np.ndarray:
     """Return the greatest float32 that is not above each float64, so that comparisons with float32 stay the same."""
@@ -36,7 +38,7 @@ class HardTree(keras.layers.Layer):
         array([0, 1])
     """
 
-    def __init__(self, feature: Any, threshold: Any, left: Any, right: Any, logits: Any, **kwargs: Any) -> None:
+    def __init__(self, feature: Any, threshold: Any, left: Any, right: Any, logits: Tensor, **kwargs: Any) -> None:
         super().__init__(**{"dtype": "float32", "trainable": False, **kwargs})
         self._arrays = {
             "feature": np.asarray(feature, "int32"),

@@ -7,10 +7,11 @@ from typing import Any
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._numerics.arguments import concrete, float32
 
 
-def check_boxes(owner: str, boxes: Any) -> Any:
+def check_boxes(owner: str, boxes: Tensor) -> Tensor:
     """Return ``boxes`` as a float32 tensor (batch, boxes, 4), or raise the error that says what is wrong with them.
 
     Values are looked at where they are known, outside of graphs.
@@ -27,12 +28,12 @@ def check_boxes(owner: str, boxes: Any) -> Any:
     return boxes
 
 
-def real(boxes: Any) -> Any:
+def real(boxes: Tensor) -> Tensor:
     """Return (batch, boxes), bool: False for padding, which has no area."""
     return ops.logical_and(boxes[..., 2] > boxes[..., 0], boxes[..., 3] > boxes[..., 1])
 
 
-def box_masks(*, boxes: Any, size: tuple[int, int]) -> tuple[Any, Any]:
+def box_masks(*, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Foreground of a feature map and the weight that makes every box count the same, whatever its size (FGD).
 
     A cell is foreground if it overlaps a box. Its scale is 1 over the number of cells of the box, of the smallest one
@@ -71,7 +72,7 @@ def box_masks(*, boxes: Any, size: tuple[int, int]) -> tuple[Any, Any]:
     return foreground, ops.where(foreground, scale, share)
 
 
-def _overlaps(low: Any, high: Any, cells: int) -> Any:
+def _overlaps(low: Tensor, high: Tensor, cells: int) -> Tensor:
     """Return (batch, boxes, cells), 1 where the cell overlaps the interval from low to high, in 0..1."""
     start = ops.arange(cells, dtype="float32") / cells
     stop = (ops.arange(cells, dtype="float32") + 1.0) / cells
@@ -82,7 +83,7 @@ def _overlaps(low: Any, high: Any, cells: int) -> Any:
     )
 
 
-def box_overlaps(*, boxes: Any, others: Any) -> Any:
+def box_overlaps(*, boxes: Tensor, others: Any) -> Tensor:
     """Intersection over union of all pairs of boxes.
 
     Args:
@@ -107,8 +108,13 @@ def box_overlaps(*, boxes: Any, others: Any) -> Any:
 
 
 def match_anchors(
-    *, anchors: Any, boxes: Any, positive_overlap: float = 0.5, negative_overlap: float = 0.4, force_match: bool = False
-) -> Any:
+    *,
+    anchors: Tensor,
+    boxes: Tensor,
+    positive_overlap: float = 0.5,
+    negative_overlap: float = 0.4,
+    force_match: bool = False,
+) -> Tensor:
     """Which box each anchor stands for: the one that it overlaps most, if enough (RetinaNet's rule).
 
     Anchors that match nothing in a whole data set have the wrong size: a detector then trains with a loss of exactly 0
@@ -155,7 +161,7 @@ def match_anchors(
     return ops.where(ops.any(mine, axis=-1), ops.cast(ops.argmax(ops.cast(mine, "int32"), axis=-1), "int32"), found)
 
 
-def check_anchors(*, anchors: Any, boxes: Any, positive_overlap: float = 0.5) -> float:
+def check_anchors(*, anchors: Tensor, boxes: Tensor, positive_overlap: float = 0.5) -> float:
     """Return the share of boxes that some anchor stands for, and refuse anchors that match no box at all.
 
     Call it once before training: anchors of a wrong size make a detector whose box loss is exactly 0.0 and stays there.

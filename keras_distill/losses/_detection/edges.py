@@ -8,14 +8,20 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._logits.soft_targets import soft_targets
 from keras_distill.losses._numerics.arguments import check_mask, check_pair
 
 
 def edge_distributions(
-    *, teacher_logits: Any, student_logits: Any, num_edges: int = 4, temperature: Any = 1.0, mask: Any = None
-) -> Any:
+    *,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    num_edges: int = 4,
+    temperature: Tensor = 1.0,
+    mask: Tensor = None,
+) -> Tensor:
     """Divergence between the distributions that two detectors give for each edge of a box (LD).
 
     Choose it for detectors with a distribution per edge (generalised focal loss, YOLOv8): it tells the student how
@@ -97,13 +103,13 @@ class EdgeDistributions(LogitsLoss):
 
     def values(
         self,
-        teacher_logits: Any,
-        student_logits: Any,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
         *,
-        temperature: Any = 1.0,
-        labels: Any = None,
-        mask: Any = None,
-    ) -> Any:
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``edge_distributions`` of each anchor; ``labels`` are not used."""
         return edge_distributions(
             teacher_logits=teacher_logits,

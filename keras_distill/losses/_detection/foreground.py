@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._detection.boxes import box_masks
 from keras_distill.losses._features import maps
 
 
 def foreground_features(
     *,
-    teacher_features: Any,
-    student_features: Any,
-    boxes: Any,
+    teacher_features: Tensor,
+    student_features: Tensor,
+    boxes: Tensor,
     foreground_weight: float = 1e-3,
     background_weight: float = 5e-4,
     attention_weight: float = 1e-3,
     attention_temperature: float = 0.5,
-) -> Any:
+) -> Tensor:
     """Feature distillation of detectors with foreground and background apart (FGD, focal part).
 
     Choose it where boxes are known in training: small objects then count as much as large ones, and the background no
@@ -80,7 +79,7 @@ def foreground_features(
     return ops.sum(squares, axis=(1, 2, 3)) + attention * apart
 
 
-def _attention(features: Any, temperature: float) -> tuple[Any, Any]:
+def _attention(features: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return the attention over cells, (batch, height, width), and over channels, (batch, channels); means of 1."""
     size = ops.abs(features)
     height, width, channels = (int(length) for length in features.shape[1:])

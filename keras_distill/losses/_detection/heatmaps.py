@@ -8,13 +8,16 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import FeatureLoss
 from keras_distill.losses._features import maps
 from keras_distill.losses._numerics.arguments import float32
 from keras_distill.losses._numerics.distributions import bernoulli_kl
 
 
-def center_heatmaps(*, teacher_features: Any, student_features: Any, focus: float = 2.0, mask: Any = None) -> Any:
+def center_heatmaps(
+    *, teacher_features: Tensor, student_features: Tensor, focus: float = 2.0, mask: Tensor = None
+) -> Tensor:
     """Focal-weighted divergence between two heatmaps of object centres (CenterNet).
 
     Choose it for heatmap heads: nearly all cells are empty and easy, so each cell's divergence is weighted by how far
@@ -93,7 +96,7 @@ class CenterHeatmaps(FeatureLoss):
         super().__init__(reduction=reduction, name=name)
         self.focus = _checks.number("CenterHeatmaps", "focus", focus, low=0.0)
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``center_heatmaps`` of each example."""
         return center_heatmaps(
             teacher_features=teacher_features, student_features=student_features, focus=self.focus, mask=mask
@@ -104,7 +107,7 @@ class CenterHeatmaps(FeatureLoss):
         return {**super().get_config(), "focus": self.focus}
 
 
-def center_boxes(*, teacher_features: Any, student_features: Any, threshold: float = 0.3) -> Any:
+def center_boxes(*, teacher_features: Tensor, student_features: Tensor, threshold: float = 0.3) -> Tensor:
     """Distance between sizes (or offsets) at the cells where the teacher sees an object's centre (CenterNet).
 
     Choose it beside ``center_heatmaps``: elsewhere the teacher's sizes mean nothing.
@@ -175,7 +178,7 @@ class CenterBoxes(FeatureLoss):
         super().__init__(reduction=reduction, name=name)
         self.threshold = _checks.number("CenterBoxes", "threshold", threshold, low=0.0, high=1.0)
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``center_boxes`` of each example; a mask is refused."""
         if mask is not None:
             raise _checks.error("center_boxes", "features without a mask", "a mask")

@@ -12,6 +12,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._ensembles.soft_targets import check_members, tempered
 from keras_distill.losses._numerics import arguments
@@ -22,7 +23,7 @@ _SMALLEST_LOG = -300.0
 _FLOAT32_EPSILON = 1.1920929e-07
 
 
-def dirichlet_inputs(owner: str, teacher: Any, student: Any, mask: Any) -> tuple[Any, Any, Any]:
+def dirichlet_inputs(owner: str, teacher: Tensor, student: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return members (batch, members, ..., classes) and student as float64 with masked rows put to 0, and the mask."""
     members, student = check_members(owner, teacher, student)
     arguments.check_same_shape(owner, members[:, 0], student)
@@ -31,35 +32,35 @@ def dirichlet_inputs(owner: str, teacher: Any, student: Any, mask: Any) -> tuple
     return ops.cast(members, "float64"), ops.cast(arguments.clean(student, mask), "float64"), mask
 
 
-def concentrations(logits: Any, offset: float) -> Any:
+def concentrations(logits: Tensor, offset: float) -> Tensor:
     """Return exp(logits) + offset, bounded so that no digits are lost; NaN stays NaN."""
     return ops.exp(ops.clip(logits, _SMALLEST_LOG, _LARGEST_LOG)) + offset
 
 
-def normaliser(alpha: Any) -> Any:
+def normaliser(alpha: Tensor) -> Tensor:
     """Return sum_k log Gamma(a_k) - log Gamma(a_0): the logarithm of the Dirichlet density's denominator."""
     return ops.sum(log_gamma(alpha), axis=-1) - log_gamma(ops.sum(alpha, axis=-1))
 
 
-def mean_log(alpha: Any) -> Any:
+def mean_log(alpha: Tensor) -> Tensor:
     """Return E[log p_k] under the Dirichlet: digamma(a_k) - digamma(a_0)."""
     return digamma(alpha) - digamma(ops.sum(alpha, axis=-1, keepdims=True))
 
 
-def dirichlet_kl(beta: Any, alpha: Any) -> Any:
+def dirichlet_kl(beta: Any, alpha: Tensor) -> Tensor:
     """Return KL(Dirichlet(beta) || Dirichlet(alpha)), (...,)."""
     return normaliser(alpha) - normaliser(beta) + ops.sum((beta - alpha) * mean_log(beta), axis=-1)
 
 
 def dirichlet_distillation(
     *,
-    teacher_logits: Any,
-    student_logits: Any,
-    temperature: Any = 1.0,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    temperature: Tensor = 1.0,
     smoothing: float = 1e-3,
     offset: float = 0.0,
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Likelihood of an ensemble's distributions under a Dirichlet student (EnD², ensemble distribution distillation).
 
     Choose it to keep the ensemble's knowledge uncertainty in one model: the student's ``metrics.dirichlet_uncertainty``
@@ -123,14 +124,14 @@ def dirichlet_distillation(
 
 def proxy_dirichlet(
     *,
-    teacher_logits: Any,
-    student_logits: Any,
-    temperature: Any = 1.0,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    temperature: Tensor = 1.0,
     form: str = "reverse",
     offset: float = 1.0,
     target_offset: float = 1.0,
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Divergence between the student's Dirichlet and one fitted to an ensemble (Proxy-Dirichlet, scaled EnD²).
 
     Choose it over ``dirichlet_distillation`` first: no temperature schedule, converges with thousands of classes. The
@@ -228,8 +229,14 @@ class DirichletDistillation(LogitsLoss):
         self.offset = _checks.number("DirichletDistillation", "offset", offset, low=0.0)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``dirichlet_distillation`` of each example; ``labels`` are not used."""
         return dirichlet_distillation(
             teacher_logits=teacher_logits,
@@ -276,8 +283,14 @@ class ProxyDirichlet(LogitsLoss):
         self.target_offset = _checks.number("ProxyDirichlet", "target_offset", target_offset, low=0.0)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``proxy_dirichlet`` of each example; ``labels`` are not used."""
         return proxy_dirichlet(
             teacher_logits=teacher_logits,

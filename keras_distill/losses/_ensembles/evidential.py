@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._ensembles.dirichlet import dirichlet_kl
 from keras_distill.losses._numerics import arguments
@@ -18,13 +19,13 @@ _FORMS = ("mse", "log", "digamma")
 _EVIDENCE = ("softplus", "relu")
 
 
-def _alpha(logits: Any, evidence: str) -> Any:
+def _alpha(logits: Tensor, evidence: str) -> Tensor:
     return (ops.relu(logits) if evidence == "relu" else ops.softplus(logits)) + 1.0
 
 
 def evidential(
-    *, targets: Any, student_logits: Any, form: str = "mse", evidence: str = "softplus", mask: Any = None
-) -> Any:
+    *, targets: Any, student_logits: Tensor, form: str = "mse", evidence: str = "softplus", mask: Tensor = None
+) -> Tensor:
     """Expected loss under the Dirichlet of an evidential head (EDL, evidential deep learning).
 
     Choose it for a student whose head gives evidence, so that it can say "I do not know" (classes / a_0) in one pass;
@@ -64,7 +65,7 @@ def evidential(
     return _expected_loss(targets, student, form, evidence, arguments.check_mask(owner, mask, student))
 
 
-def _expected_loss(targets: Any, student: Any, form: str, evidence: str, mask: Any) -> Any:
+def _expected_loss(targets: Any, student: Tensor, form: str, evidence: str, mask: Tensor) -> Tensor:
     targets, student = (ops.cast(arguments.clean(side, mask), "float64") for side in (targets, student))
     alpha = _alpha(student, evidence)
     total = ops.sum(alpha, axis=-1, keepdims=True)
@@ -78,7 +79,9 @@ def _expected_loss(targets: Any, student: Any, form: str, evidence: str, mask: A
     return arguments.apply_mask(ops.cast(value, "float32"), mask)
 
 
-def misleading_evidence(*, student_logits: Any, labels: Any, evidence: str = "softplus", mask: Any = None) -> Any:
+def misleading_evidence(
+    *, student_logits: Tensor, labels: Tensor, evidence: str = "softplus", mask: Tensor = None
+) -> Tensor:
     """Divergence of the evidence for wrong classes from none at all (EDL's regulariser).
 
     Choose it beside ``evidential``, as a term of its own whose weight grows from 0 to 1 over the first ten epochs
@@ -146,8 +149,14 @@ class Evidential(LogitsLoss):
         self.evidence = _checks.choice("Evidential", "evidence", evidence, _EVIDENCE)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``evidential`` with the teacher's softmax at ``temperature`` as targets; ``labels`` are not used."""
         teacher, student = arguments.check_pair("Evidential", teacher_logits, student_logits)
         temperature = arguments.temperature_like("Evidential", temperature, student)
@@ -187,8 +196,14 @@ class MisleadingEvidence(LogitsLoss):
         self.evidence = _checks.choice("MisleadingEvidence", "evidence", evidence, _EVIDENCE)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``misleading_evidence`` of each example; teacher and ``temperature`` are not used."""
         arguments.check_pair("MisleadingEvidence", teacher_logits, student_logits)
         return misleading_evidence(student_logits=student_logits, labels=labels, evidence=self.evidence, mask=mask)

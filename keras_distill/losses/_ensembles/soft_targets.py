@@ -9,13 +9,14 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._logits.soft_targets import SoftTargets, soft_targets
 from keras_distill.losses._numerics import arguments
 from keras_distill.losses._numerics.distributions import log_softmax
 
 
-def check_members(owner: str, teacher: Any, student: Any) -> tuple[Any, Any]:
+def check_members(owner: str, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     """Return members (no gradient) and student as float32, after a check that there are members, on axis 1."""
     teacher, student = ops.stop_gradient(arguments.float32(teacher)), arguments.float32(student)
     if len(teacher.shape) != len(student.shape) + 1 or len(student.shape) < 2:
@@ -25,12 +26,12 @@ def check_members(owner: str, teacher: Any, student: Any) -> tuple[Any, Any]:
     return teacher, student
 
 
-def tempered(temperature: Any, axes: int) -> Any:
+def tempered(temperature: Tensor, axes: int) -> Tensor:
     """Return a temperature of shape (...,) with further axes at its end; a float as it is."""
     return temperature if isinstance(temperature, float) else temperature[(..., *([None] * axes))]
 
 
-def log_members(members: Any, temperature: Any) -> Any:
+def log_members(members: Tensor, temperature: Tensor) -> Tensor:
     """Return each member's log-probabilities at the student's temperature, a float, () or (batch, ...)."""
     if isinstance(temperature, float):
         return log_softmax(members, temperature)
@@ -39,14 +40,16 @@ def log_members(members: Any, temperature: Any) -> Any:
     return log_softmax(members, temperature[..., None])
 
 
-def mean_log(logs: Any) -> Any:
+def mean_log(logs: Any) -> Tensor:
     """Return the logarithm of the members' mean distribution."""
     top = ops.max(logs, axis=1, keepdims=True)
     top = ops.where(ops.isinf(top), 0.0, top)
     return ops.log(ops.mean(ops.exp(logs - top), axis=1)) + top[:, 0]
 
 
-def ensemble_soft_targets(*, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, mask: Any = None) -> Any:
+def ensemble_soft_targets(
+    *, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor = 1.0, mask: Tensor = None
+) -> Tensor:
     """Soft targets from the mean of an ensemble's distributions (EnD, ensemble distillation).
 
     Choose it for the ensemble's accuracy and its total uncertainty in one model; how far the members disagree is lost.
@@ -89,7 +92,9 @@ def ensemble_soft_targets(*, teacher_logits: Any, student_logits: Any, temperatu
     )
 
 
-def member_soft_targets(*, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, mask: Any = None) -> Any:
+def member_soft_targets(
+    *, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor = 1.0, mask: Tensor = None
+) -> Tensor:
     """Soft targets from each member of an ensemble to a head of its own (Hydra), averaged over the heads.
 
     Choose it when the student can afford a small head per member on a shared body (``students.hydra``): the heads keep
@@ -149,8 +154,14 @@ class EnsembleSoftTargets(LogitsLoss):
         super().__init__(reduction=reduction, name=name)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``ensemble_soft_targets`` of each example; ``labels`` are not used."""
         return ensemble_soft_targets(
             teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask
@@ -172,8 +183,14 @@ class MemberSoftTargets(LogitsLoss):
         super().__init__(reduction=reduction, name=name)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``member_soft_targets`` of each example; ``labels`` are not used."""
         return member_soft_targets(
             teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask
@@ -231,8 +248,14 @@ class TrustWeighted(LogitsLoss):
         self.same_outputs = self.loss.same_outputs
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return the weighted values of ``loss``."""
         teacher = ops.stop_gradient(arguments.float32(teacher_logits))
         mask = arguments.check_mask("TrustWeighted", mask, teacher[:, 0] if self.needs_members else teacher)
@@ -243,7 +266,7 @@ class TrustWeighted(LogitsLoss):
             teacher = tempered(temperature, 1) * mean_log(log_members(members, temperature))
         return trust * self.loss.values(teacher, student_logits, temperature=temperature, labels=labels, mask=mask)
 
-    def _trust(self, teacher: Any, mask: Any) -> Any:
+    def _trust(self, teacher: Tensor, mask: Tensor) -> Tensor:
         classes = teacher.shape[-1]
         if classes is None or classes < 2:
             raise _checks.error("TrustWeighted", "at least 2 classes", f"{classes}")
@@ -263,6 +286,6 @@ class TrustWeighted(LogitsLoss):
         return {**super().get_config(), "loss": loss, "kind": self.kind}
 
 
-def _entropy(logs: Any) -> Any:
+def _entropy(logs: Any) -> Tensor:
     probabilities = ops.exp(logs)
     return -ops.sum(ops.where(probabilities == 0.0, 0.0, probabilities * logs), axis=-1)

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import FeatureLoss
 from keras_distill.losses._features import maps
 from keras_distill.losses._numerics import arguments
@@ -18,13 +19,13 @@ from keras_distill.losses._numerics import arguments
 
 def activation_boundaries(
     *,
-    teacher_features: Any,
-    student_features: Any,
+    teacher_features: Tensor,
+    student_features: Tensor,
     margin: float = 1.0,
     stage_decay: float = 0.5,
     scale: float = 0.003,
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Squared hinge that puts the student's pre-activations on the teacher's side of zero (AB).
 
     Choose it to initialise a student before distillation proper: it asks only which neurons fire, not how strongly.
@@ -111,7 +112,7 @@ class ActivationBoundaries(FeatureLoss):
         self.stage_decay = _checks.number(owner, "stage_decay", stage_decay, above=0.0)
         self.scale = _checks.number(owner, "scale", scale, above=0.0)
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``activation_boundaries`` of each example."""
         return activation_boundaries(
             teacher_features=teacher_features,
@@ -158,7 +159,7 @@ def negative_mean(*, gamma: Any, beta: Any) -> np.ndarray:
     return out.astype("float32")
 
 
-def margin_relu(*, teacher_features: Any, student_features: Any, margin: Any, mask: Any = None) -> Any:
+def margin_relu(*, teacher_features: Tensor, student_features: Tensor, margin: Any, mask: Tensor = None) -> Tensor:
     """Partial squared distance to the teacher's features behind a margin ReLU (OFD, overhaul).
 
     Choose it over ``hint`` where layer and adapter end in conv and batch norm: both sides are features before their
@@ -252,7 +253,7 @@ class MarginRelu(FeatureLoss):
         beta = np.zeros(channels) if layer.beta is None else ops.convert_to_numpy(layer.beta)
         return cls(negative_mean(gamma=gamma, beta=beta).tolist(), **kwargs)
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``margin_relu`` of each example."""
         return margin_relu(
             teacher_features=teacher_features, student_features=student_features, margin=self.margin, mask=mask

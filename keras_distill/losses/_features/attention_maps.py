@@ -8,13 +8,14 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import FeatureLoss
 from keras_distill.losses._features import maps
 
 _KERNELS = ("polynomial", "linear", "gaussian")
 
 
-def attention_map(features: Any, p: float = 2.0, absolute: bool = True) -> Any:
+def attention_map(features: Tensor, p: float = 2.0, absolute: bool = True) -> Tensor:
     """Return the flattened attention map of each example, of length 1: the channel mean of |features|**p.
 
     Args:
@@ -37,13 +38,13 @@ def attention_map(features: Any, p: float = 2.0, absolute: bool = True) -> Any:
 
 def attention_transfer(
     *,
-    teacher_features: Any,
-    student_features: Any,
+    teacher_features: Tensor,
+    student_features: Tensor,
     p: float = 2.0,
     mode: str = "code",
     absolute: bool = True,
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Distance between the spatial attention maps of two layers (AT).
 
     Choose it when channels differ and no adapter is wanted: only where activity is large is compared. Positive scaling
@@ -123,7 +124,7 @@ class AttentionTransfer(FeatureLoss):
         self.mode = _checks.choice("AttentionTransfer", "mode", mode, ("code", "paper"))
         self.absolute = bool(absolute)
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``attention_transfer`` of each example."""
         return attention_transfer(
             teacher_features=teacher_features,
@@ -140,8 +141,8 @@ class AttentionTransfer(FeatureLoss):
 
 
 def neuron_selectivity(
-    *, teacher_features: Any, student_features: Any, kernel: str = "polynomial", mask: Any = None
-) -> Any:
+    *, teacher_features: Tensor, student_features: Tensor, kernel: str = "polynomial", mask: Tensor = None
+) -> Tensor:
     """Squared maximum mean discrepancy between the channels' selectivity patterns (NST).
 
     Choose it over ``attention_transfer`` when which channel fires where matters, not only where any fires. Positive
@@ -195,7 +196,7 @@ def neuron_selectivity(
     return both_teacher + both_student - 2.0 * mixed
 
 
-def _products(left: Any, right: Any) -> Any:
+def _products(left: Any, right: Any) -> Tensor:
     """Return the inner products of all pairs of channels: (batch, channels, channels)."""
     return ops.matmul(ops.transpose(left, (0, 2, 1)), right)
 
@@ -228,7 +229,7 @@ class NeuronSelectivity(FeatureLoss):
         super().__init__(reduction=reduction, name=name)
         self.kernel = _checks.choice("NeuronSelectivity", "kernel", kernel, _KERNELS)
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``neuron_selectivity`` of each example."""
         return neuron_selectivity(
             teacher_features=teacher_features, student_features=student_features, kernel=self.kernel, mask=mask

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._features import maps
 from keras_distill.losses._features.relations import RelationLoss, vectors
 from keras_distill.losses._numerics import arguments
@@ -16,12 +17,12 @@ from keras_distill.losses._numerics import arguments
 
 def contrastive_representation(
     *,
-    teacher_features: Any,
-    student_features: Any,
+    teacher_features: Tensor,
+    student_features: Tensor,
     contrast_temperature: float = 0.07,
     teacher_gradient: bool = False,
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Contrast of each example's student embedding with the teacher's of the batch, and the reverse (CRD, in-batch).
 
     Choose it for embeddings where telling examples apart matters; batches of 64 and more. It sees the examples of the
@@ -74,12 +75,12 @@ def contrastive_representation(
 
 def contrastive_noise(
     *,
-    anchors: Any,
+    anchors: Tensor,
     candidates: Any,
     num_examples: int,
     normalizer: Any = None,
     contrast_temperature: float = 0.07,
-) -> Any:
+) -> Tensor:
     """Noise contrast of embeddings with one positive and many negatives out of a memory (CRD, one side).
 
     Choose it over ``contrastive_representation`` for small batches and stable sample indices. The term,
@@ -127,7 +128,7 @@ def contrastive_noise(
     return ops.sum(both, axis=1) - scores[:, 0] - negatives * ops.log(noise)
 
 
-def log_mean_score(scores: Any) -> Any:
+def log_mean_score(scores: Tensor) -> Tensor:
     """Return log(mean(exp(scores))) over everything."""
     return ops.logsumexp(scores) - ops.log(ops.cast(ops.size(scores), "float32"))
 
@@ -171,7 +172,7 @@ class ContrastiveRepresentation(RelationLoss):
         self.teacher_gradient = bool(teacher_gradient)
         self.needs_batch = self.gather_replicas
 
-    def relation(self, teacher_features: Any, student_features: Any, mask: Any) -> Any:
+    def relation(self, teacher_features: Tensor, student_features: Tensor, mask: Tensor) -> Tensor:
         """Return ``contrastive_representation`` of each example, or their mean over all replicas."""
         values = contrastive_representation(
             teacher_features=teacher_features,

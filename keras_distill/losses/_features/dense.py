@@ -8,14 +8,15 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import FeatureLoss
 from keras_distill.losses._features import maps
 from keras_distill.losses._logits.soft_targets import soft_targets
 
 
 def channel_distributions(
-    *, teacher_features: Any, student_features: Any, temperature: float = 4.0, mask: Any = None
-) -> Any:
+    *, teacher_features: Tensor, student_features: Tensor, temperature: float = 4.0, mask: Tensor = None
+) -> Tensor:
     """Divergence between the distributions over positions that each channel makes (CWD, channel-wise distillation).
 
     Choose it first for segmentation and detection: each channel of the teacher says where to look, whatever its scale.
@@ -93,7 +94,7 @@ class ChannelDistributions(FeatureLoss):
         super().__init__(reduction=reduction, name=name)
         self.temperature = _checks.number("ChannelDistributions", "temperature", temperature, above=0.0)
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``channel_distributions`` of each example."""
         return channel_distributions(
             teacher_features=teacher_features,
@@ -107,7 +108,9 @@ class ChannelDistributions(FeatureLoss):
         return {**super().get_config(), "temperature": self.temperature}
 
 
-def pixel_similarities(*, teacher_features: Any, student_features: Any, cells: int = 16, mask: Any = None) -> Any:
+def pixel_similarities(
+    *, teacher_features: Tensor, student_features: Tensor, cells: int = 16, mask: Tensor = None
+) -> Tensor:
     """Squared difference of the cosines between all pairs of pixels of one image (SKD, pair-wise distillation).
 
     Choose it when teacher and student have different channels, because it needs no adapter, or beside
@@ -186,7 +189,7 @@ class PixelSimilarities(FeatureLoss):
         super().__init__(reduction=reduction, name=name)
         self.cells = _checks.integer("PixelSimilarities", "cells", cells, low=2)
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``pixel_similarities`` of each example."""
         return pixel_similarities(
             teacher_features=teacher_features, student_features=student_features, cells=self.cells, mask=mask
@@ -197,7 +200,7 @@ class PixelSimilarities(FeatureLoss):
         return {**super().get_config(), "cells": self.cells}
 
 
-def normalized_features(*, teacher_features: Any, student_features: Any, mask: Any = None) -> Any:
+def normalized_features(*, teacher_features: Tensor, student_features: Tensor, mask: Tensor = None) -> Tensor:
     """Half the squared difference of features whose channels have mean 0 and variance 1 (PKD, Pearson distillation).
 
     Choose it for detectors whose teacher has another architecture: scale and offset of each channel do not matter,
@@ -238,7 +241,7 @@ def normalized_features(*, teacher_features: Any, student_features: Any, mask: A
     return maps.position_mean(0.5 * ops.mean(ops.square(difference), axis=-1), mask)
 
 
-def _normalized(features: Any, mask: Any) -> Any:
+def _normalized(features: Tensor, mask: Tensor) -> Tensor:
     """Return the features with mean 0 and variance 1 per channel, over unmasked positions; 0 for constant channels."""
     axes = tuple(range(len(features.shape) - 1))
     kept = ops.ones_like(features[..., :1]) if mask is None else ops.cast(mask, "float32")[..., None]
@@ -271,14 +274,14 @@ class NormalizedFeatures(FeatureLoss):
     def __init__(self, reduction: str | None = "sum_over_batch_size", name: str | None = "normalized_features") -> None:
         super().__init__(reduction=reduction, name=name)
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``normalized_features`` of each example."""
         return normalized_features(teacher_features=teacher_features, student_features=student_features, mask=mask)
 
 
 def boundary_weights(
-    *, labels: Any, radius: int = 2, boundary_weight: float = 5.0, ignore_label: int | None = None
-) -> Any:
+    *, labels: Tensor, radius: int = 2, boundary_weight: float = 5.0, ignore_label: int | None = None
+) -> Tensor:
     """Weights for the pixels of a label map: more where classes meet, none at the void label.
 
     Give them as ``sample_weight``, which every per-pixel term and the supervised loss obey:
@@ -318,7 +321,7 @@ def boundary_weights(
     void = ops.zeros_like(ids, dtype="bool") if ignore_label is None else ops.equal(labels, ignore_label)
     side = 2 * radius + 1
 
-    def largest(x: Any) -> Any:
+    def largest(x: Tensor) -> Tensor:
         return ops.max_pool(ops.where(void, -1e9, x)[..., None], side, strides=1, padding="same")[..., 0]
 
     boundary = ops.not_equal(largest(ids), -largest(-ids))

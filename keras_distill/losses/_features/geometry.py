@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_distill._typing import Tensor
 from keras_distill.losses._features import maps
 from keras_distill.losses._features.relations import RelationLoss, vectors
 
@@ -15,7 +16,7 @@ _ROUNDING = 5e-7  # of float32: a squared distance below this part of the square
 _VERTICES = 8  # of the angles handled at a time
 
 
-def _squared_distances(features: Any, dtype: str, rounding: float, floor: Any = 0.0) -> Any:
+def _squared_distances(features: Tensor, dtype: str, rounding: float, floor: Any = 0.0) -> Tensor:
     """Return (batch, batch) squared distances by one matrix product; ``floor`` where they are nothing but rounding."""
     features = ops.cast(features - ops.stop_gradient(ops.mean(features, axis=0, keepdims=True)), dtype)
     gram = maps.gram(features)
@@ -25,7 +26,7 @@ def _squared_distances(features: Any, dtype: str, rounding: float, floor: Any = 
     return ops.where(squared > least[:, None] + least[None, :], squared, ops.cast(floor, dtype))
 
 
-def _relative_distances(features: Any, squared: bool) -> Any:
+def _relative_distances(features: Tensor, squared: bool) -> Tensor:
     """Return the distances divided by their mean over pairs of different examples; zeros on the diagonal."""
     index = ops.arange(ops.shape(features)[0])
     floor = ops.where(ops.equal(index[:, None], index[None, :]), 0.0, _LEAST)
@@ -38,8 +39,8 @@ def _relative_distances(features: Any, squared: bool) -> Any:
 
 
 def relational_distance(
-    *, teacher_features: Any, student_features: Any, squared: bool = False, mask: Any = None
-) -> Any:
+    *, teacher_features: Tensor, student_features: Tensor, squared: bool = False, mask: Tensor = None
+) -> Tensor:
     """Smooth-L1 distance between the relative distances of all pairs of a batch (RKD-D).
 
     Choose it for embeddings of any width, without an adapter. It compares the examples of the local batch only.
@@ -106,7 +107,7 @@ class RelationalDistance(RelationLoss):
         super().__init__(gather_replicas=gather_replicas, reduction=reduction, name=name)
         self.squared = bool(squared)
 
-    def relation(self, teacher_features: Any, student_features: Any, mask: Any) -> Any:
+    def relation(self, teacher_features: Tensor, student_features: Tensor, mask: Tensor) -> Tensor:
         """Return ``relational_distance`` of these examples."""
         return relational_distance(
             teacher_features=teacher_features, student_features=student_features, squared=self.squared, mask=mask
@@ -117,7 +118,7 @@ class RelationalDistance(RelationLoss):
         return {**super().get_config(), "squared": self.squared}
 
 
-def relational_angle(*, teacher_features: Any, student_features: Any, mask: Any = None) -> Any:
+def relational_angle(*, teacher_features: Tensor, student_features: Tensor, mask: Tensor = None) -> Tensor:
     """Smooth-L1 distance between the angles of all triples of a batch (RKD-A).
 
     Choose it beside ``relational_distance`` (usual weights 50 and 25). It compares the examples of the local batch
@@ -156,7 +157,7 @@ def relational_angle(*, teacher_features: Any, student_features: Any, mask: Any 
 
 
 @ops.custom_gradient
-def _angle_gap(teacher: Any, student: Any) -> Any:
+def _angle_gap(teacher: Tensor, student: Tensor) -> Tensor:
     """Mean smooth-L1 gap between the angles of two matrices of squared distances, with its gradient in the same pass.
 
     By the law of cosines, angle_jik = (s_ij + s_kj - s_ik) r_ij r_kj / 2 with r = 1 / sqrt(s): the features themselves
@@ -187,19 +188,19 @@ def _angle_gap(teacher: Any, student: Any) -> Any:
     total, gradient = ops.fori_loop(0, steps, step, start)
     triples = ops.cast(count, "float32") ** 3
 
-    def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+    def grad(*args: Any, upstream: Tensor = None) -> tuple[Tensor, Tensor]:
         (upstream,) = args or (upstream,)
         return ops.zeros_like(teacher), upstream * gradient / triples
 
     return ops.sum(total) / triples, grad
 
 
-def _inverse_root(squared: Any) -> Any:
+def _inverse_root(squared: Any) -> Tensor:
     alive = squared > 0.0
     return ops.where(alive, ops.rsqrt(ops.where(alive, squared, 1.0)), 0.0)
 
 
-def _angles(squared: Any, inverse: Any, vertex: Any) -> tuple[Any, Any]:
+def _angles(squared: Any, inverse: Any, vertex: Any) -> tuple[Tensor, Tensor]:
     """Return the cosines at some vertices (vertices, batch, batch), and half the products of their inverse sides."""
     near = ops.take(squared, vertex, axis=0)
     outer = (0.5 * inverse)[:, :, None] * inverse[:, None, :]
@@ -232,6 +233,6 @@ class RelationalAngle(RelationLoss):
     ) -> None:
         super().__init__(gather_replicas=gather_replicas, reduction=reduction, name=name)
 
-    def relation(self, teacher_features: Any, student_features: Any, mask: Any) -> Any:
+    def relation(self, teacher_features: Tensor, student_features: Tensor, mask: Tensor) -> Tensor:
         """Return ``relational_angle`` of these examples."""
         return relational_angle(teacher_features=teacher_features, student_features=student_features, mask=mask)

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import FeatureLoss
 from keras_distill.losses._features import maps
 
@@ -16,12 +17,12 @@ _DISTANCES = ("mse", "mae", "cosine", "huber")
 
 def hint(
     *,
-    teacher_features: Any,
-    student_features: Any,
+    teacher_features: Tensor,
+    student_features: Tensor,
     distance: str = "mse",
     mode: str = "code",
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Distance between the values of a teacher's layer and a student's (FitNet, hints).
 
     Choose it first among the feature losses: cheap, any rank. It needs equally many channels, so mostly an adapter, and
@@ -99,7 +100,7 @@ class HintMatching(FeatureLoss):
         self.distance = _checks.choice("HintMatching", "distance", distance, _DISTANCES)
         self.mode = _checks.choice("HintMatching", "mode", mode, ("code", "paper") if distance == "mse" else ("code",))
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``hint`` of each example."""
         return hint(
             teacher_features=teacher_features,
@@ -116,12 +117,12 @@ class HintMatching(FeatureLoss):
 
 def variational_information(
     *,
-    teacher_features: Any,
-    student_features: Any,
+    teacher_features: Tensor,
+    student_features: Tensor,
     raw_variance: Any,
     min_variance: float = 1e-5,
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Gaussian negative log-likelihood of the teacher's features under the student's prediction (VID).
 
     Choose it over ``hint`` when some teacher channels cannot be predicted: a learned variance per channel lets them go.
@@ -199,7 +200,7 @@ class VariationalInformation(FeatureLoss):
         super().__init__(reduction=reduction, name=name)
         self.min_variance = _checks.number("VariationalInformation", "min_variance", min_variance, above=0.0)
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``variational_information`` of each example; ``student_features`` is [mean, raw variance]."""
         if not isinstance(student_features, (list, tuple)) or len(student_features) != 2:
             raise _checks.error(

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import FeatureLoss
 from keras_distill.losses._features import maps
 from keras_distill.losses._numerics import arguments
@@ -19,12 +20,12 @@ _GAP = 1e-6  # eigenvalues nearer than this part of the largest count as equal: 
 
 def solution_flow(
     *,
-    teacher_features: Any,
-    student_features: Any,
+    teacher_features: Tensor,
+    student_features: Tensor,
     pooling: str = "average",
     distance: str = "mean_square",
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Distance between the Gram matrices of consecutive layers (FSP, flow of solution procedure).
 
     Choose it to initialise a student of the same layout as its teacher: corresponding layers need equally many
@@ -77,7 +78,7 @@ def solution_flow(
     return total
 
 
-def _flows(owner: str, layers: list[Any], pooling: str, mask: Any) -> list[Any]:
+def _flows(owner: str, layers: list[Any], pooling: str, mask: Tensor) -> list[Any]:
     """Return the Gram matrix of each pair of consecutive layers: (batch, channels, next channels)."""
     out = []
     for first, second in itertools.pairwise(layers):
@@ -133,7 +134,7 @@ class SolutionFlow(FeatureLoss):
         self.pooling = _checks.choice("SolutionFlow", "pooling", pooling, ("average", "max"))
         self.distance = _checks.choice("SolutionFlow", "distance", distance, _DISTANCES)
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``solution_flow`` of each example."""
         return solution_flow(
             teacher_features=teacher_features,
@@ -148,7 +149,9 @@ class SolutionFlow(FeatureLoss):
         return {**super().get_config(), "pooling": self.pooling, "distance": self.distance}
 
 
-def singular_vectors(*, teacher_features: Any, student_features: Any, num_vectors: int = 1, mask: Any = None) -> Any:
+def singular_vectors(
+    *, teacher_features: Tensor, student_features: Tensor, num_vectors: int = 1, mask: Tensor = None
+) -> Tensor:
     """Distance between the affinities of consecutive layers' leading singular vectors (KDSVD).
 
     Choose it rarely: one eigendecomposition per layer and example, in double precision, is slow. Positive scaling of a
@@ -208,7 +211,7 @@ def singular_vectors(*, teacher_features: Any, student_features: Any, num_vector
     return ops.cast(total, "float32")
 
 
-def _right_vectors(features: Any, count: int) -> tuple[Any, Any]:
+def _right_vectors(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the leading right singular vectors (batch, channels, count) and values (batch, count), in float64."""
     features = ops.cast(maps.scaled(features, axis=(1, 2)), "float64")
     places, channels = features.shape[1], features.shape[2]
@@ -224,11 +227,11 @@ def _right_vectors(features: Any, count: int) -> tuple[Any, Any]:
 
 
 @ops.custom_gradient
-def _eigen(matrix: Any) -> tuple[Any, Any]:
+def _eigen(matrix: Any) -> tuple[Tensor, Tensor]:
     """Eigenvalues, rising and without gradient, and eigenvectors of symmetric matrices; coincident ones stay finite."""
     values, vectors = ops.eigh(matrix)
 
-    def grad(*args: Any, upstream: Any = None) -> Any:
+    def grad(*args: Any, upstream: Tensor = None) -> Tensor:
         _, to_vectors = args or upstream
         gap = values[:, None, :] - values[:, :, None]
         apart = ops.abs(gap) > _GAP * ops.max(ops.abs(values), axis=-1)[:, None, None]
@@ -240,13 +243,13 @@ def _eigen(matrix: Any) -> tuple[Any, Any]:
     return (values, vectors), grad
 
 
-def _turned(vectors: Any) -> Any:
+def _turned(vectors: Any) -> Tensor:
     """Turn each vector (batch, channels, count) so that its component of largest magnitude is positive."""
     largest = ops.argmax(ops.abs(vectors), axis=1)[:, None, :]
     return vectors * ops.sign(ops.take_along_axis(vectors, largest, axis=1))
 
 
-def _matched(vectors: Any, targets: Any) -> Any:
+def _matched(vectors: Any, targets: Any) -> Tensor:
     """Return for each target the vector of largest |cosine|, with the sign of that cosine."""
     cosine = ops.matmul(ops.transpose(vectors, (0, 2, 1)), targets)
     best = ops.argmax(ops.abs(cosine), axis=1)[:, None, :]
@@ -283,7 +286,7 @@ class SingularVectors(FeatureLoss):
         super().__init__(reduction=reduction, name=name)
         self.num_vectors = _checks.integer("SingularVectors", "num_vectors", num_vectors, low=1)
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``singular_vectors`` of each example."""
         return singular_vectors(
             teacher_features=teacher_features,

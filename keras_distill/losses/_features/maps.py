@@ -9,14 +9,15 @@ import numpy as np
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._numerics import arguments
 
 _TINY = 1e-24  # a squared length below this is a zero vector
 
 
 def pair(
-    owner: str, teacher: Any, student: Any, *, ranks: Sequence[int] = (2, 3, 4), teacher_gradient: bool = False
-) -> tuple[Any, Any]:
+    owner: str, teacher: Tensor, student: Tensor, *, ranks: Sequence[int] = (2, 3, 4), teacher_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return both tensors as float32, the teacher's outside the gradient.
 
     Args:
@@ -47,13 +48,13 @@ def _is_list_of_tensors(side: Any) -> bool:
 
 def matching(
     owner: str,
-    teacher: Any,
-    student: Any,
+    teacher: Tensor,
+    student: Tensor,
     *,
     ranks: Sequence[int] = (2, 3, 4),
     channels: bool = True,
     kind: str = "average",
-) -> tuple[Any, Any]:
+) -> tuple[Tensor, Tensor]:
     """Return ``pair`` with the larger map pooled to the smaller one's size, axis by axis.
 
     Args:
@@ -85,7 +86,7 @@ def matching(
     return pool(teacher, size, kind), pool(student, size, kind)
 
 
-def lists(owner: str, teacher: Any, student: Any, *, least: int = 1) -> tuple[list[Any], list[Any]]:
+def lists(owner: str, teacher: Tensor, student: Tensor, *, least: int = 1) -> tuple[list[Any], list[Any]]:
     """Return both sides as equally long lists of layers; a single tensor is a list of one.
 
     Args:
@@ -115,7 +116,7 @@ def lists(owner: str, teacher: Any, student: Any, *, least: int = 1) -> tuple[li
     return teachers, students
 
 
-def pool(features: Any, size: Sequence[int | None], kind: str = "average") -> Any:
+def pool(features: Tensor, size: Sequence[int | None], kind: str = "average") -> Tensor:
     """Pool the axes between batch and channels adaptively to ``size``.
 
     Cell i of an axis of n cells covers positions floor(i * length / n) to ceil((i + 1) * length / n) - 1; windows
@@ -156,7 +157,7 @@ def _windows(length: int, cells: int) -> np.ndarray:
     return (inside / inside.sum(axis=1, keepdims=True)).astype("float32")
 
 
-def flat(features: Any) -> Any:
+def flat(features: Tensor) -> Tensor:
     """Return the features of each example as one vector: (batch, everything)."""
     if len(features.shape) == 2:
         return features
@@ -167,7 +168,7 @@ def flat(features: Any) -> Any:
     return ops.reshape(features, [shape[0], count])
 
 
-def positions(features: Any) -> Any:
+def positions(features: Tensor) -> Tensor:
     """Return (batch, positions, channels), the axes between batch and channels made one."""
     if len(features.shape) == 3:
         return features
@@ -179,31 +180,31 @@ def positions(features: Any) -> Any:
 
 
 @ops.custom_gradient
-def gram(features: Any) -> Any:
+def gram(features: Tensor) -> Tensor:
     """Return the inner products of all pairs of rows, (batch, batch); the gradient takes one product, not two."""
 
-    def grad(*args: Any, upstream: Any = None) -> Any:
+    def grad(*args: Any, upstream: Tensor = None) -> Tensor:
         (upstream,) = args or (upstream,)
         return ops.matmul(upstream + ops.transpose(upstream), features)
 
     return ops.matmul(features, ops.transpose(features)), grad
 
 
-def unit(features: Any, axis: Any = -1, tiny: float = _TINY) -> Any:
+def unit(features: Tensor, axis: Any = -1, tiny: float = _TINY) -> Tensor:
     """Scale to length 1 along ``axis``; a vector of squared length <= ``tiny`` becomes zero and has a zero gradient."""
     squared = ops.sum(ops.square(features), axis=axis, keepdims=True)
     alive = squared > tiny
     return features * ops.where(alive, ops.rsqrt(ops.where(alive, squared, 1.0)), 0.0)
 
 
-def length(difference: Any, axis: Any = -1) -> Any:
+def length(difference: Tensor, axis: Any = -1) -> Tensor:
     """Return the length along ``axis``, with a zero gradient where it is zero."""
     squared = ops.sum(ops.square(difference), axis=axis)
     alive = squared > _TINY
     return ops.where(alive, ops.sqrt(ops.where(alive, squared, 1.0)), 0.0)
 
 
-def cosine_gap(teacher: Any, student: Any) -> Any:
+def cosine_gap(teacher: Tensor, student: Tensor) -> Tensor:
     """Return 1 - cosine along the last axis, exactly zero for equal vectors; 1 where just one of them is zero."""
     left, right = unit(teacher), unit(student)
     gap = ops.sum(ops.square(right - left), axis=-1)  # 2 - 2 cosine, without its rounding near zero
@@ -211,7 +212,7 @@ def cosine_gap(teacher: Any, student: Any) -> Any:
     return ops.where(alive, 0.5 * gap, gap)
 
 
-def scaled(features: Any, axis: Any = None) -> Any:
+def scaled(features: Tensor, axis: Any = None) -> Tensor:
     """Divide by the largest magnitude along ``axis``, so that squares of a scale-free loss neither overflow nor vanish.
 
     The divisor takes no part in the gradient, which is exact for losses that no positive factor changes.
@@ -220,13 +221,13 @@ def scaled(features: Any, axis: Any = None) -> Any:
     return features / ops.where(top > 0.0, top, 1.0)
 
 
-def smooth_l1(difference: Any) -> Any:
+def smooth_l1(difference: Tensor) -> Tensor:
     """Return half the square up to 1, the magnitude less a half beyond (Huber's function with delta 1)."""
     clipped = ops.clip(difference, -1.0, 1.0)
     return clipped * (difference - 0.5 * clipped)
 
 
-def masked(owner: str, teacher: Any, student: Any, mask: Any) -> tuple[Any, Any, Any]:
+def masked(owner: str, teacher: Tensor, student: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return both features with zeros at masked positions, and the mask as bool or None.
 
     Args:
@@ -246,7 +247,7 @@ def masked(owner: str, teacher: Any, student: Any, mask: Any) -> tuple[Any, Any,
     return arguments.clean(teacher, mask), arguments.clean(student, mask), mask
 
 
-def position_mean(values: Any, mask: Any) -> Any:
+def position_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Average the values of each example's positions so that the mean over the batch is the mean over all positions.
 
     Args:

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import FeatureLoss
 from keras_distill.losses._features import maps
 from keras_distill.losses._numerics import replicas
@@ -34,14 +35,14 @@ class RelationLoss(FeatureLoss):
         super().__init__(reduction=reduction, name=name)
         self.gather_replicas = bool(gather_replicas)
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return the loss of the batch, a scalar."""
         if self.gather_replicas:
             teacher_features, student_features = replicas.gather(teacher_features), replicas.gather(student_features)
             mask = mask if mask is None else replicas.gather(ops.cast(mask, "bool"))
         return self.relation(teacher_features, student_features, mask)
 
-    def relation(self, teacher_features: Any, student_features: Any, mask: Any) -> Any:
+    def relation(self, teacher_features: Tensor, student_features: Tensor, mask: Tensor) -> Tensor:
         """Return the loss of these examples, a scalar."""
         raise NotImplementedError(f"{type(self).__name__} must define relation().")
 
@@ -50,7 +51,9 @@ class RelationLoss(FeatureLoss):
         return {**super().get_config(), "gather_replicas": self.gather_replicas}
 
 
-def vectors(owner: str, teacher: Any, student: Any, mask: Any, *, teacher_gradient: bool = False) -> tuple[Any, Any]:
+def vectors(
+    owner: str, teacher: Tensor, student: Tensor, mask: Tensor, *, teacher_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return both sides' features as one vector per example, zeros at masked positions.
 
     Raises:
@@ -63,7 +66,9 @@ def vectors(owner: str, teacher: Any, student: Any, mask: Any, *, teacher_gradie
     return maps.flat(teacher), maps.flat(student)
 
 
-def similarity_preserving(*, teacher_features: Any, student_features: Any, norm: str = "l2", mask: Any = None) -> Any:
+def similarity_preserving(
+    *, teacher_features: Tensor, student_features: Tensor, norm: str = "l2", mask: Tensor = None
+) -> Tensor:
     """Mean squared difference of the row-normalised similarity matrices of a batch (SP).
 
     Choose it when shapes have nothing in common and no adapter is wanted. It compares the examples of the local batch
@@ -103,7 +108,7 @@ def similarity_preserving(*, teacher_features: Any, student_features: Any, norm:
     return ops.mean(ops.square(difference))
 
 
-def _row_similarities(features: Any, norm: str) -> Any:
+def _row_similarities(features: Tensor, norm: str) -> Tensor:
     gram = maps.gram(features)
     if norm == "l2":
         return maps.unit(gram, tiny=1e-36)  # fourth powers of the features
@@ -140,7 +145,7 @@ class SimilarityPreserving(RelationLoss):
         super().__init__(gather_replicas=gather_replicas, reduction=reduction, name=name)
         self.norm = _checks.choice("SimilarityPreserving", "norm", norm, ("l2", "l1"))
 
-    def relation(self, teacher_features: Any, student_features: Any, mask: Any) -> Any:
+    def relation(self, teacher_features: Tensor, student_features: Tensor, mask: Tensor) -> Tensor:
         """Return ``similarity_preserving`` of these examples."""
         return similarity_preserving(
             teacher_features=teacher_features, student_features=student_features, norm=self.norm, mask=mask
@@ -152,8 +157,8 @@ class SimilarityPreserving(RelationLoss):
 
 
 def probabilistic_transfer(
-    *, teacher_features: Any, student_features: Any, mode: str = "code", mask: Any = None
-) -> Any:
+    *, teacher_features: Tensor, student_features: Tensor, mode: str = "code", mask: Tensor = None
+) -> Tensor:
     """Divergence between the neighbourhood probabilities of the examples of a batch (PKT).
 
     Choose it for embeddings whose direction matters. It compares the examples of the local batch only. Positive scaling
@@ -194,7 +199,7 @@ def probabilistic_transfer(
     return ops.mean(each) if mode == "code" else ops.mean(ops.sum(each, axis=-1))
 
 
-def _neighbours(features: Any) -> Any:
+def _neighbours(features: Tensor) -> Tensor:
     norm = maps.length(features)[:, None]
     # A dead example would have a gradient of 1e7: it has none.
     features = features * ops.where(norm > 0.0, 1.0 / (norm + _EPSILON), 0.0)
@@ -232,7 +237,7 @@ class ProbabilisticTransfer(RelationLoss):
         super().__init__(gather_replicas=gather_replicas, reduction=reduction, name=name)
         self.mode = _checks.choice("ProbabilisticTransfer", "mode", mode, ("code", "row"))
 
-    def relation(self, teacher_features: Any, student_features: Any, mask: Any) -> Any:
+    def relation(self, teacher_features: Tensor, student_features: Tensor, mask: Tensor) -> Tensor:
         """Return ``probabilistic_transfer`` of these examples."""
         return probabilistic_transfer(
             teacher_features=teacher_features, student_features=student_features, mode=self.mode, mask=mask
@@ -245,16 +250,16 @@ class ProbabilisticTransfer(RelationLoss):
 
 def correlation_congruence(
     *,
-    teacher_features: Any,
-    student_features: Any,
+    teacher_features: Tensor,
+    student_features: Tensor,
     gamma: float = 0.4,
     order: int = 2,
     kernel: str = "gaussian",
     variant: str = "squared",
     normalize: bool = True,
     teacher_gradient: bool = False,
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Distance between the kernel matrices of a batch's embeddings (CC, CCKD).
 
     Choose it with an embedding of the same width on each side (``adapters.Embedding``). It compares the examples of the
@@ -319,7 +324,7 @@ def correlation_congruence(
     return maps.length(difference, axis=(0, 1)) / ops.cast(ops.size(difference), "float32")
 
 
-def _kernel_matrix(features: Any, kernel: str, gamma: float, order: int) -> Any:
+def _kernel_matrix(features: Tensor, kernel: str, gamma: float, order: int) -> Tensor:
     gram = maps.gram(features)
     if kernel == "bilinear":
         return gram
@@ -375,7 +380,7 @@ class CorrelationCongruence(RelationLoss):
         self.variant = _checks.choice(owner, "variant", variant, ("squared", "frobenius", "neighbour"))
         self.normalize, self.teacher_gradient = bool(normalize), bool(teacher_gradient)
 
-    def relation(self, teacher_features: Any, student_features: Any, mask: Any) -> Any:
+    def relation(self, teacher_features: Tensor, student_features: Tensor, mask: Tensor) -> Tensor:
         """Return ``correlation_congruence`` of these examples."""
         options = {name: getattr(self, name) for name in self._options}
         return correlation_congruence(

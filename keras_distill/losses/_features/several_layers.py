@@ -9,13 +9,16 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import FeatureLoss
 from keras_distill.losses._features import maps
 from keras_distill.losses._features.attention_maps import attention_map
 from keras_distill.losses._numerics import arguments
 
 
-def hierarchical_context(*, teacher_features: Any, student_features: Any, levels: Sequence[int] = (4, 2, 1)) -> Any:
+def hierarchical_context(
+    *, teacher_features: Tensor, student_features: Tensor, levels: Sequence[int] = (4, 2, 1)
+) -> Tensor:
     """Mean squared distance at several resolutions of a map (HCL of ReviewKD).
 
     Choose it over ``hint`` for large maps, where layout matters more than detail; ``adapters.AttentionFusion`` makes
@@ -72,7 +75,7 @@ def hierarchical_context(*, teacher_features: Any, student_features: Any, levels
     return sum(stages[1:], stages[0])
 
 
-def _mean_square(difference: Any) -> Any:
+def _mean_square(difference: Tensor) -> Tensor:
     return ops.mean(maps.flat(ops.square(difference)), axis=-1)
 
 
@@ -105,7 +108,7 @@ class HierarchicalContext(FeatureLoss):
         super().__init__(reduction=reduction, name=name)
         self.levels = [_checks.integer("HierarchicalContext", "levels", level, low=1) for level in levels]
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``hierarchical_context`` of each example; there is none for masked sequences."""
         if mask is not None:
             advice = "Use HintMatching or HiddenStates for padded sequences"
@@ -119,7 +122,7 @@ class HierarchicalContext(FeatureLoss):
         return {**super().get_config(), "levels": self.levels}
 
 
-def layer_attention(*, queries: Any, keys: Any) -> Any:
+def layer_attention(*, queries: Tensor, keys: Any) -> Tensor:
     """How much each teacher layer teaches each student layer (the attention of SemCKD).
 
     Formula: softmax over teacher layers of queries . keys, without a temperature.
@@ -143,7 +146,7 @@ def layer_attention(*, queries: Any, keys: Any) -> Any:
     return ops.softmax(scores, axis=-1)
 
 
-def semantic_calibration(*, teacher_features: Any, student_features: Any, attention: Any) -> Any:
+def semantic_calibration(*, teacher_features: Tensor, student_features: Tensor, attention: Any) -> Tensor:
     """Squared distances of all pairs of layers, weighted by how much each teacher layer teaches (SemCKD).
 
     Choose it when it is not clear which layers correspond; the term ``CrossLayerAttention`` trains what it needs.
@@ -190,13 +193,13 @@ def semantic_calibration(*, teacher_features: Any, student_features: Any, attent
 
 def factor_transfer(
     *,
-    teacher_features: Any,
-    student_features: Any,
+    teacher_features: Tensor,
+    student_features: Tensor,
     mode: str = "code",
     p: float = 2.0,
     distance_power: float = 1.0,
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Distance between a teacher's factor and a student's (FT).
 
     Choose it where an ``adapters.Paraphraser``, trained on the teacher's features first, says what matters in them; an
@@ -281,7 +284,7 @@ class FactorTransfer(FeatureLoss):
         self.p = _checks.number("FactorTransfer", "p", p, low=1.0)
         self.distance_power = _checks.number("FactorTransfer", "distance_power", distance_power, low=1.0)
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``factor_transfer`` of each example."""
         return factor_transfer(
             teacher_features=teacher_features,

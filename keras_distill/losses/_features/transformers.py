@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import FeatureLoss
 from keras_distill.losses._features import maps
 from keras_distill.losses._numerics import arguments
@@ -18,13 +19,13 @@ _MASKED = -1e9  # the logit of a key that does not count; its probability is exa
 
 def attention_maps(
     *,
-    teacher_features: Any,
-    student_features: Any,
+    teacher_features: Tensor,
+    student_features: Tensor,
     mode: str = "mse",
     from_scores: bool = True,
     padding_score: float | None = -100.0,
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Distance between the attention of two transformer layers, head by head (TinyBERT, MiniLM).
 
     Choose it when teacher and student have equally many heads; otherwise ``self_attention_relation``.
@@ -83,7 +84,7 @@ def attention_maps(
     return maps.position_mean(ops.mean(divergence, axis=1), mask)
 
 
-def _kl_of_logits(teacher: Any, student: Any, keys: Any) -> Any:
+def _kl_of_logits(teacher: Tensor, student: Tensor, keys: Any) -> Tensor:
     """KL divergence along the last axis, over the keys that count."""
     if keys is not None:
         teacher, student = ops.where(keys, teacher, _MASKED), ops.where(keys, student, _MASKED)
@@ -91,7 +92,7 @@ def _kl_of_logits(teacher: Any, student: Any, keys: Any) -> Any:
     return ops.sum(ops.exp(log_teacher) * (log_teacher - log_student), axis=-1)
 
 
-def _kl_of_probabilities(teacher: Any, student: Any, keys: Any) -> Any:
+def _kl_of_probabilities(teacher: Tensor, student: Tensor, keys: Any) -> Tensor:
     """KL divergence along the last axis; a student's zero where the teacher has none counts as 1e-30."""
     counts = teacher > 0.0 if keys is None else ops.logical_and(teacher > 0.0, keys)
     ratio = ops.log(ops.where(counts, teacher, 1.0)) - ops.log(ops.where(counts, ops.maximum(student, 1e-30), 1.0))
@@ -134,7 +135,7 @@ class AttentionMaps(FeatureLoss):
             None if padding_score is None else _checks.number("AttentionMaps", "padding_score", padding_score)
         )
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``attention_maps`` of each example."""
         return attention_maps(
             teacher_features=teacher_features,
@@ -151,7 +152,9 @@ class AttentionMaps(FeatureLoss):
         return {**super().get_config(), **options}
 
 
-def hidden_states(*, teacher_features: Any, student_features: Any, mode: str = "mse", mask: Any = None) -> Any:
+def hidden_states(
+    *, teacher_features: Tensor, student_features: Tensor, mode: str = "mse", mask: Tensor = None
+) -> Tensor:
     """Distance between the hidden states of two transformer layers (TinyBERT, DistilBERT, patient KD).
 
     Choose "mse" behind a linear adapter (TinyBERT), "cosine" for the last layer of equal widths (DistilBERT), "patient"
@@ -227,7 +230,7 @@ class HiddenStates(FeatureLoss):
         super().__init__(reduction=reduction, name=name)
         self.mode = _checks.choice("HiddenStates", "mode", mode, ("mse", "cosine", "patient"))
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``hidden_states`` of each example."""
         return hidden_states(
             teacher_features=teacher_features, student_features=student_features, mode=self.mode, mask=mask
@@ -240,12 +243,12 @@ class HiddenStates(FeatureLoss):
 
 def self_attention_relation(
     *,
-    teacher_features: Any,
-    student_features: Any,
+    teacher_features: Tensor,
+    student_features: Tensor,
     num_heads: int = 12,
     relations: Sequence[str] = ("qq", "kk", "vv"),
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Divergence between the relations of tokens inside a layer's queries, keys and values (MiniLM).
 
     Choose it for the last layer, or one of the last, of transformers of any widths and numbers of heads; no adapter.
@@ -319,7 +322,7 @@ def _known_relations(owner: str, relations: Sequence[str]) -> list[str]:
     return [_checks.choice(owner, "relations", each, [a + b for a in "qkv" for b in "qkv"]) for each in relations]
 
 
-def _split(owner: str, features: Any, heads: int) -> Any:
+def _split(owner: str, features: Tensor, heads: int) -> Tensor:
     """Return (batch, heads, tokens, head size), divided by the fourth root of the head size."""
     shape = ops.shape(features)
     channels = features.shape[-1] if len(features.shape) == 3 else features.shape[-1] * features.shape[-2]
@@ -362,7 +365,7 @@ class SelfAttentionRelation(FeatureLoss):
         self.num_heads = _checks.integer("SelfAttentionRelation", "num_heads", num_heads, low=1)
         self.relations = _known_relations("SelfAttentionRelation", relations)
 
-    def values(self, teacher_features: Any, student_features: Any, *, mask: Any = None) -> Any:
+    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
         """Return ``self_attention_relation`` of each example."""
         return self_attention_relation(
             teacher_features=teacher_features,

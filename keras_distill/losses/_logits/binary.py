@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._numerics import arguments, row_blocks
 from keras_distill.losses._numerics.distributions import bernoulli_kl, inputs, per_row
@@ -17,12 +18,12 @@ _REDUCTIONS = ("sum", "mean")
 
 def binary_soft_targets(
     *,
-    teacher_logits: Any,
-    student_logits: Any,
-    temperature: Any = 1.0,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    temperature: Tensor = 1.0,
     label_reduction: str = "sum",
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Kullback-Leibler divergence between Bernoulli distributions, label by label (multi-label KD, sigmoid heads).
 
     Choose it where each label is decided on its own, and for a binary head with one logit.
@@ -57,7 +58,7 @@ def binary_soft_targets(
     label_reduction = _checks.choice(owner, "label_reduction", label_reduction, _REDUCTIONS)
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
 
-    def rows(student: Any, t: Any, teacher: Any) -> Any:
+    def rows(student: Tensor, t: Tensor, teacher: Tensor) -> Tensor:
         each = bernoulli_kl(teacher / t, student / t, arguments.gap(teacher, student) / t)
         return per_row(t) ** 2 * (ops.sum(each, axis=-1) if label_reduction == "sum" else ops.mean(each, axis=-1))
 
@@ -87,8 +88,14 @@ class BinarySoftTargets(LogitsLoss):
         self.label_reduction = _checks.choice("BinarySoftTargets", "label_reduction", label_reduction, _REDUCTIONS)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``binary_soft_targets`` of each example; ``labels`` are not used."""
         return binary_soft_targets(
             teacher_logits=teacher_logits,

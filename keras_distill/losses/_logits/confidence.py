@@ -8,12 +8,13 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._logits.soft_targets import SoftTargets
 from keras_distill.losses._numerics import arguments
 
 
-def confident(*, teacher_logits: Any, min_confidence: float = 0.9) -> Any:
+def confident(*, teacher_logits: Tensor, min_confidence: float = 0.9) -> Tensor:
     """Say of which examples the teacher is sure (the filter of pseudo-labels).
 
     Args:
@@ -85,13 +86,13 @@ class ConfidentTargets(LogitsLoss):
 
     def values(
         self,
-        teacher_logits: Any,
-        student_logits: Any,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
         *,
-        temperature: Any = 1.0,
-        labels: Any = None,
-        mask: Any = None,
-    ) -> Any:
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return the values of ``loss`` where the teacher is sure."""
         values = self.loss.values(teacher_logits, student_logits, temperature=temperature, labels=labels, mask=mask)
         sure = confident(teacher_logits=teacher_logits, min_confidence=self.min_confidence)

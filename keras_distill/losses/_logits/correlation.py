@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._numerics import arguments, row_blocks
 from keras_distill.losses._numerics.distributions import inputs, log_softmax
@@ -17,11 +18,11 @@ _LEAST_VARIANCE = 1e-10
 _LONG = 1024  # a mean over more entries than this leaves an offset, which is taken out a second time
 
 
-def _mean_correlation(p: Any, q: Any, axis: int, weight: Any, along: Any) -> Any:
+def _mean_correlation(p: Tensor, q: Tensor, axis: int, weight: Tensor, along: Any) -> Tensor:
     """Return the mean Pearson correlation of p and q along ``axis``; ``weight`` counts entries, ``along`` vectors."""
     total = ops.sum(weight, axis=axis, keepdims=True)
 
-    def centred(x: Any) -> tuple[Any, Any]:
+    def centred(x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weighted deviations from the mean, and the sum of the squared means."""
         mean = ops.divide_no_nan(ops.sum(weight * x, axis=axis, keepdims=True), total)
         apart = weight * (x - mean)
@@ -35,7 +36,7 @@ def _mean_correlation(p: Any, q: Any, axis: int, weight: Any, along: Any) -> Any
     return ops.divide_no_nan(ops.sum(each * along), ops.sum(along))
 
 
-def _correlation(of_p: Any, of_q: Any, of_both: Any, level_p: Any, level_q: Any) -> Any:
+def _correlation(of_p: Any, of_q: Any, of_both: Any, level_p: Any, level_q: Any) -> Tensor:
     """Return Pearson's correlation from the centred sums of p * p, q * q and p * q; 0 for a constant vector.
 
     Args:
@@ -50,14 +51,14 @@ def _correlation(of_p: Any, of_q: Any, of_both: Any, level_p: Any, level_q: Any)
     return ops.where(dead, 0.0, of_both / ops.where(dead, 1.0, norms))
 
 
-def _norm(squares: Any, level: Any) -> Any:
+def _norm(squares: Any, level: Any) -> Tensor:
     squares = ops.maximum(squares, ops.stop_gradient(_LEAST_VARIANCE * level))
     # The slope of a root is infinite at 0, where there is nothing to correlate with.
     dead = ops.equal(squares, 0.0)
     return ops.where(dead, 0.0, ops.sqrt(ops.where(dead, 1.0, squares)))
 
 
-def _scale(p: Any, kept: Any) -> Any:
+def _scale(p: Tensor, kept: Tensor) -> Tensor:
     """Return the greatest kept probability of each class, (classes,): squares of smaller ones may leave float32."""
     top = ops.stop_gradient(ops.max(kept * p, axis=0))
     return ops.where(top > 0, top, 1.0)
@@ -76,7 +77,7 @@ class _Columns(NamedTuple):
     of_both: Any
 
 
-def _merged(before: _Columns, p: Any, q: Any, kept: Any) -> _Columns:
+def _merged(before: _Columns, p: Tensor, q: Tensor, kept: Tensor) -> _Columns:
     """Add a block of rows, (rows, classes), of which ``kept``, (rows, 1), count: the sums stay centred throughout."""
     count = ops.sum(kept)
     scale_p, scale_q = (
@@ -102,7 +103,9 @@ def _merged(before: _Columns, p: Any, q: Any, kept: Any) -> _Columns:
     )
 
 
-def _in_blocks(student: Any, temperature: Any, mask: Any, teacher: Any, weights: tuple[float, float], rows: int) -> Any:
+def _in_blocks(
+    student: Tensor, temperature: Tensor, mask: Tensor, teacher: Tensor, weights: tuple[float, float], rows: int
+) -> Tensor:
     """Return the loss over temperature**2 of very many classes, without a second tensor of the logits' size.
 
     Two passes: one collects what is known of each class over all rows, and the correlation within each row. With these
@@ -114,7 +117,7 @@ def _in_blocks(student: Any, temperature: Any, mask: Any, teacher: Any, weights:
     masks = () if mask is None else (mask,)
     inter_weight, intra_weight = weights
 
-    def seen(student: Any, *rest: Any) -> tuple[Any, Any, Any]:
+    def seen(student: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         (teacher, *masks), column = (rest[:-1], rest[-1][:, None]) if learned else (rest, temperature)
         keep = masks[0] if masks else None
         p, q = (
@@ -123,19 +126,19 @@ def _in_blocks(student: Any, temperature: Any, mask: Any, teacher: Any, weights:
         )
         return p, q, ops.ones_like(q[:, :1]) if keep is None else ops.cast(keep[:, None], "float32")
 
-    def within_rows(p: Any, q: Any) -> Any:
+    def within_rows(p: Tensor, q: Tensor) -> Tensor:
         level = 1.0 / p.shape[1]  # probabilities sum to 1
         for _ in range(2):  # the mean of so many leaves an offset
             p, q = (x - ops.mean(x, axis=1, keepdims=True) for x in (p, q))
         of_p, of_q, of_both = (ops.sum(x, axis=1) for x in (ops.square(p), ops.square(q), p * q))
         return _correlation(of_p, of_q, of_both, level, level)
 
-    def collect(state: tuple[Any, Any], *block: Any) -> tuple[Any, Any]:
+    def collect(state: tuple[Any, Any], *block: Any) -> tuple[Tensor, Tensor]:
         p, q, kept = seen(*block)
         return state[0] + ops.sum(kept[:, 0] * (1.0 - within_rows(p, q))), _merged(state[1], p, q, kept)
 
     @ops.custom_gradient
-    def compute(student: Any, *column: Any) -> Any:
+    def compute(student: Tensor, *column: Any) -> Tensor:
         # Stopped, so that an eager tape keeps none of what is inside.
         parts = (student, teacher, *masks, *column)
         still = tuple(map(ops.stop_gradient, parts))
@@ -148,7 +151,7 @@ def _in_blocks(student: Any, temperature: Any, mask: Any, teacher: Any, weights:
         intra = ops.mean(1.0 - _correlation(of_p, of_q, of_both, *levels))
         inter = ops.divide_no_nan(apart, columns.count)
 
-        def grad(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
+        def grad(*args: Any, upstream: Tensor = None) -> tuple[Tensor, ...]:
             upstream = args[0] if args else upstream
             per_row = -inter_weight * ops.divide_no_nan(1.0, columns.count)
             # How the mean correlation of the classes answers to each of the three sums.
@@ -157,7 +160,7 @@ def _in_blocks(student: Any, temperature: Any, mask: Any, teacher: Any, weights:
             )
             by_p, by_q, by_both = (-intra_weight * each for each in slope)
 
-            def linear(*block: Any) -> Any:
+            def linear(*block: Any) -> Tensor:
                 p, q, kept = seen(*block)
                 u, v = p / columns.scale_p - columns.mean_p, q / columns.scale_q - columns.mean_q
                 each = by_p * ops.square(u) + by_q * ops.square(v) + by_both * u * v
@@ -181,13 +184,13 @@ def _in_blocks(student: Any, temperature: Any, mask: Any, teacher: Any, weights:
 
 def class_correlation(
     *,
-    teacher_logits: Any,
-    student_logits: Any,
-    temperature: Any = 1.0,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    temperature: Tensor = 1.0,
     inter_weight: float = 1.0,
     intra_weight: float = 1.0,
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """One minus the correlation of the probabilities, per example and per class (DIST, from a stronger teacher).
 
     Choose it when the teacher is much stronger than the student: relations are asked for, not exact values. It sees the
@@ -232,7 +235,7 @@ def class_correlation(
     if rows is not None:
         return t**2 * _in_blocks(student, t, mask, teacher, (inter_weight, intra_weight), rows)
 
-    def all_rows(student: Any, t: Any, teacher: Any) -> Any:
+    def all_rows(student: Tensor, t: Tensor, teacher: Tensor) -> Tensor:
         p, q = (ops.reshape(ops.exp(log_softmax(logits, t)), (-1, student.shape[-1])) for logits in (teacher, student))
         kept = ops.ones_like(q[:, :1]) if mask is None else ops.cast(ops.reshape(mask, (-1, 1)), "float32")
         inter = 1.0 - _mean_correlation(p, q, 1, ops.ones_like(q), kept[:, 0])
@@ -272,8 +275,14 @@ class ClassCorrelation(LogitsLoss):
         self.intra_weight = _checks.number("ClassCorrelation", "intra_weight", intra_weight, low=0.0)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``class_correlation`` of the batch; ``labels`` are not used."""
         return class_correlation(
             teacher_logits=teacher_logits,

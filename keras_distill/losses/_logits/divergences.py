@@ -8,12 +8,13 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._logits.soft_targets import soft_targets
 from keras_distill.losses._numerics.log_ratio import Kernel, Pair, bregman, compare, row_sum, times
 
 
-def _reverse_value(pair: Pair) -> Any:
+def _reverse_value(pair: Pair) -> Tensor:
     """KL(q || p) summed as q * (exp(-x) - 1 + x), x = log(q / p)."""
     far = times(pair.q, pair.log_ratio) - pair.difference
     return ops.sum(ops.where(pair.near, pair.q * bregman(-pair.small), far), axis=-1)
@@ -30,7 +31,7 @@ _REVERSE = Kernel(
 def _jensen_shannon_kernel(beta: float) -> Kernel:
     """Return the kernel for the mixture m = beta * p + (1 - beta) * q, by its ratios to p and to q."""
 
-    def to_mixture(pair: Pair) -> tuple[Any, Any]:
+    def to_mixture(pair: Pair) -> tuple[Tensor, Tensor]:
         """Return log(m / p) and log(m / q); any number where p or q is 0."""
         # m / p = 1 + (1 - beta) * (exp(x) - 1) and m / q = 1 + beta * (exp(-x) - 1): the one that is below 1 gets the
         # logarithm, and the other is x away from it.
@@ -42,7 +43,7 @@ def _jensen_shannon_kernel(beta: float) -> Kernel:
         larger = smaller + distance
         return ops.where(rises, larger, smaller), ops.where(rises, smaller, larger)
 
-    def value(pair: Pair) -> Any:
+    def value(pair: Pair) -> Tensor:
         over_p, over_q = to_mixture(pair)
         # Each is a sum of exp(u) - 1 - u >= 0, u = log(m / p) or log(m / q); far off, exp(u) - 1 cancels between them.
         small_p, small_q = (ops.where(pair.near, u, 0.0) for u in (over_p, over_q))
@@ -50,22 +51,22 @@ def _jensen_shannon_kernel(beta: float) -> Kernel:
         far = -beta * times(pair.p, over_p) - (1.0 - beta) * times(pair.q, over_q)
         return ops.sum(ops.where(pair.near, near, far), axis=-1)
 
-    def pull(pair: Pair) -> Any:
+    def pull(pair: Pair) -> Tensor:
         return -(1.0 - beta) * times(pair.q, to_mixture(pair)[1])
 
-    def to_teacher(pair: Pair) -> Any:
+    def to_teacher(pair: Pair) -> Tensor:
         pull = -beta * times(pair.p, to_mixture(pair)[0])
         return pull - pair.p * row_sum(pull)
 
     return Kernel(value, lambda pair: row_sum(pull(pair)), lambda pair, level: pull(pair) - pair.q * level, to_teacher)
 
 
-def _half_sign(pair: Pair) -> Any:
+def _half_sign(pair: Pair) -> Tensor:
     """Half the sign of q - p, and 0 where both are 0."""
     return ops.where(pair.log_ratio > 0.0, 0.5, ops.where(pair.log_ratio < 0.0, -0.5, 0.0))
 
 
-def _total_variation_to_teacher(pair: Pair) -> Any:
+def _total_variation_to_teacher(pair: Pair) -> Tensor:
     pull = -pair.p * _half_sign(pair)
     return pull - pair.p * row_sum(pull)
 
@@ -78,7 +79,9 @@ _TOTAL_VARIATION = Kernel(
 )
 
 
-def reverse_soft_targets(*, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, mask: Any = None) -> Any:
+def reverse_soft_targets(
+    *, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor = 1.0, mask: Tensor = None
+) -> Tensor:
     """Temperature-scaled Kullback-Leibler divergence from student to teacher (reverse KL, mode seeking).
 
     Choose it when the student is too small to cover all that the teacher finds possible and should rather be right
@@ -112,8 +115,8 @@ def reverse_soft_targets(*, teacher_logits: Any, student_logits: Any, temperatur
 
 
 def jensen_shannon(
-    *, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, beta: float = 0.5, mask: Any = None
-) -> Any:
+    *, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor = 1.0, beta: float = 0.5, mask: Tensor = None
+) -> Tensor:
     """Generalised Jensen-Shannon divergence (JSD, GKD), bounded and between the two Kullback-Leibler divergences.
 
     Choose it when a few examples with huge divergence must not dominate: at ``beta=0.5`` it is at most log 2.
@@ -152,7 +155,9 @@ def jensen_shannon(
     return compare(kernel, "jensen_shannon", teacher_logits, student_logits, temperature, mask)
 
 
-def total_variation(*, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, mask: Any = None) -> Any:
+def total_variation(
+    *, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor = 1.0, mask: Tensor = None
+) -> Tensor:
     """Total variation distance between the two distributions (TVD): the greatest difference of any event's probability.
 
     Choose it when outliers of the teacher must count no more than they are likely; its gradient does not shrink near
@@ -200,8 +205,14 @@ class ReverseSoftTargets(LogitsLoss):
         super().__init__(reduction=reduction, name=name)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``reverse_soft_targets`` of each example; ``labels`` are not used."""
         return reverse_soft_targets(
             teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask
@@ -231,8 +242,14 @@ class JensenShannon(LogitsLoss):
         self.beta = _checks.number("JensenShannon", "beta", beta, low=0.0, high=1.0)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``jensen_shannon`` of each example; ``labels`` are not used."""
         return jensen_shannon(
             teacher_logits=teacher_logits,
@@ -260,8 +277,14 @@ class TotalVariation(LogitsLoss):
         super().__init__(reduction=reduction, name=name)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``total_variation`` of each example; ``labels`` are not used."""
         return total_variation(
             teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._numerics import row_blocks
 from keras_distill.losses._numerics.distributions import inputs, log_softmax, per_row, surprise
@@ -15,12 +16,12 @@ from keras_distill.losses._numerics.distributions import inputs, log_softmax, pe
 
 def hard_targets(
     *,
-    teacher_logits: Any,
-    student_logits: Any,
-    temperature: Any = 1.0,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    temperature: Tensor = 1.0,
     label_smoothing: float = 0.0,
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Cross-entropy to the teacher's most likely class (hard distillation, DeiT).
 
     Choose it for very long training with strong augmentation, or when only the teacher's decisions are known.
@@ -56,7 +57,7 @@ def hard_targets(
     # Chosen once, apart: the student's way back has no use for the teacher's logits.
     chosen = row_blocks.of_rows(lambda logits: ops.cast(ops.argmax(logits, axis=-1), "int32"), teacher, mask)
 
-    def rows(student: Any, t: Any, chosen: Any) -> Any:
+    def rows(student: Tensor, t: Tensor, chosen: Any) -> Tensor:
         value = surprise(student, chosen, t)
         if label_smoothing:
             smooth = -ops.mean(log_softmax(student, t), axis=-1)
@@ -89,8 +90,14 @@ class HardTargets(LogitsLoss):
         self.label_smoothing = _checks.number("HardTargets", "label_smoothing", label_smoothing, low=0.0, high=1.0)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``hard_targets`` of each example; ``labels`` are not used."""
         return hard_targets(
             teacher_logits=teacher_logits,

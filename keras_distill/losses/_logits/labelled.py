@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._logits.soft_targets import KERNEL
 from keras_distill.losses._numerics import log_ratio, row_blocks
@@ -27,7 +28,7 @@ from keras_distill.losses._numerics.distributions import (
 )
 
 
-def _surprise_and_logs(logits: Any, labels: Any, temperature: Any) -> tuple[Any, Any]:
+def _surprise_and_logs(logits: Tensor, labels: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy to the labels at temperature 1, without gradient, and log softmax at the temperature.
 
     One maximum serves both: a pass over the logits less than one after the other.
@@ -42,14 +43,14 @@ def _surprise_and_logs(logits: Any, labels: Any, temperature: Any) -> tuple[Any,
 
 def decoupled_soft_targets(
     *,
-    teacher_logits: Any,
-    student_logits: Any,
-    labels: Any,
-    temperature: Any = 1.0,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    labels: Tensor,
+    temperature: Tensor = 1.0,
     target_weight: float = 1.0,
     non_target_weight: float = 8.0,
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Soft targets split in two: how likely the target is, and how the rest is shared out (DKD, decoupled KD).
 
     Choose it when the teacher is so sure of the target that plain soft targets say nothing about the other classes.
@@ -98,7 +99,7 @@ def decoupled_soft_targets(
         raise _checks.error(owner, "at least 3 classes", f"{count}", advice)
     labels = class_ids(owner, labels, student, mask)
 
-    def rows(student: Any, t: Any, teacher: Any, labels: Any) -> Any:
+    def rows(student: Tensor, t: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         target, row_t = target_mask(labels, student), per_row(t)
         others = without(teacher, target), without(student, target)
         # The gap between the two target logits, from differences alone: exact where the models nearly agree.
@@ -114,13 +115,13 @@ def decoupled_soft_targets(
 
 def normalized_soft_targets(
     *,
-    teacher_logits: Any,
-    student_logits: Any,
-    labels: Any,
-    temperature: Any = 1.0,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    labels: Tensor,
+    temperature: Tensor = 1.0,
     non_target_weight: float = 1.5,
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Cross-entropies on the target, and on the other classes after both models are renormalised there (NKD).
 
     Choose it beside the ordinary cross-entropy, which it does not contain. It is a sum of cross-entropies: its least
@@ -163,7 +164,7 @@ def normalized_soft_targets(
         raise _checks.error(owner, "at least 2 classes", f"{teacher.shape[-1]}", advice)
     labels = class_ids(owner, labels, student, mask)
 
-    def rows(student: Any, t: Any, teacher: Any, labels: Any) -> Any:
+    def rows(student: Tensor, t: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         target = target_mask(labels, student)
         value = ops.sigmoid(target_logit(teacher, labels)) * surprise(student, labels)
         log_r, log_s = (log_softmax(without(logits, target), t) for logits in (teacher, student))
@@ -174,8 +175,8 @@ def normalized_soft_targets(
 
 
 def weighted_soft_labels(
-    *, teacher_logits: Any, student_logits: Any, labels: Any, temperature: Any = 1.0, mask: Any = None
-) -> Any:
+    *, teacher_logits: Tensor, student_logits: Tensor, labels: Tensor, temperature: Tensor = 1.0, mask: Tensor = None
+) -> Tensor:
     """Cross-entropy to soft labels, less for examples that the student already does better on (WSLD).
 
     Choose it when the teacher is not much better than the student. The published weight of the term is 2.25.
@@ -211,7 +212,7 @@ def weighted_soft_labels(
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
     labels = class_ids(owner, labels, student, mask)
 
-    def rows(student: Any, t: Any, teacher: Any, labels: Any) -> Any:
+    def rows(student: Tensor, t: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         (best, log_p), (own, log_q) = (_surprise_and_logs(logits, labels, t) for logits in (teacher, student))
         weight = -ops.expm1(-own / (best + 1e-7))
         return weight * per_row(t) ** 2 * -expectation(ops.exp(log_p), log_q)
@@ -247,8 +248,14 @@ class DecoupledSoftTargets(LogitsLoss):
         self.non_target_weight = _checks.number("DecoupledSoftTargets", "non_target_weight", non_target_weight, low=0.0)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``decoupled_soft_targets`` of each example."""
         return decoupled_soft_targets(
             teacher_logits=teacher_logits,
@@ -292,8 +299,14 @@ class NormalizedSoftTargets(LogitsLoss):
         self.non_target_weight = _checks.number(owner, "non_target_weight", non_target_weight, low=0.0)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``normalized_soft_targets`` of each example."""
         return normalized_soft_targets(
             teacher_logits=teacher_logits,
@@ -326,8 +339,14 @@ class WeightedSoftLabels(LogitsLoss):
         super().__init__(reduction=reduction, name=name)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``weighted_soft_labels`` of each example."""
         return weighted_soft_labels(
             teacher_logits=teacher_logits,

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._logits.soft_targets import soft_targets
 from keras_distill.losses._numerics import arguments
@@ -17,12 +18,12 @@ _TARGETS = ("kl", "nll", "mse")
 
 def policy_targets(
     *,
-    teacher_logits: Any,
-    student_logits: Any,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
     temperature: float = 0.01,
     target: str = "kl",
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Divergence from a teacher's action values to a student's policy (policy distillation).
 
     Choose "kl" first. "nll" hears the teacher's best action alone; "mse" makes the student a Q-network of the same
@@ -110,8 +111,14 @@ class PolicyTargets(LogitsLoss):
         self.target = _checks.choice("PolicyTargets", "target", target, _TARGETS)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``policy_targets`` of each example; ``temperature`` and ``labels`` are not used."""
         return policy_targets(
             teacher_logits=teacher_logits,

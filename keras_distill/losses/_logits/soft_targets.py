@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._numerics import log_ratio
 
 
-def _value(pair: log_ratio.Pair) -> Any:
+def _value(pair: log_ratio.Pair) -> Tensor:
     """KL(p || q) summed as p * (exp(x) - 1 - x), x = log(q / p): every summand is >= 0."""
     far = pair.difference - log_ratio.times(pair.p, pair.log_ratio)
     return ops.sum(ops.where(pair.near, pair.p * log_ratio.bregman(pair.small), far), axis=-1)
 
 
-def _to_teacher(pair: log_ratio.Pair) -> Any:
+def _to_teacher(pair: log_ratio.Pair) -> Tensor:
     return -log_ratio.times(pair.p, pair.log_ratio) - pair.p * _value(pair)[..., None]
 
 
@@ -26,7 +25,9 @@ KERNEL = log_ratio.Kernel(
 )
 
 
-def soft_targets(*, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, mask: Any = None) -> Any:
+def soft_targets(
+    *, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor = 1.0, mask: Tensor = None
+) -> Tensor:
     """Temperature-scaled Kullback-Leibler divergence from teacher to student (KD, soft targets).
 
     Choose it first: no state, no labels, any number of classes. Prefer ``logit_matching`` when only logits of unknown
@@ -85,13 +86,13 @@ class SoftTargets(LogitsLoss):
 
     def values(
         self,
-        teacher_logits: Any,
-        student_logits: Any,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
         *,
-        temperature: Any = 1.0,
-        labels: Any = None,
-        mask: Any = None,
-    ) -> Any:
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``soft_targets`` of each example; ``labels`` are not used."""
         return soft_targets(
             teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask

@@ -7,13 +7,14 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._numerics import row_blocks
 from keras_distill.losses._numerics.distributions import inputs
 from keras_distill.losses._numerics.log_ratio import Kernel, Pair, compare, row_sum
 
 
-def _matching_to_teacher(pair: Pair) -> Any:
+def _matching_to_teacher(pair: Pair) -> Tensor:
     pull = -2.0 * pair.p * pair.difference
     return pull - pair.p * row_sum(pull)
 
@@ -27,8 +28,13 @@ _PROBABILITY_MATCHING = Kernel(
 
 
 def logit_matching(
-    *, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, center: bool = False, mask: Any = None
-) -> Any:
+    *,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    temperature: Tensor = 1.0,
+    center: bool = False,
+    mask: Tensor = None,
+) -> Tensor:
     """Half the squared distance between logits (logit regression, "do deep nets really need to be deep").
 
     Choose it when only logits are stored and their scale is that of the student. Centred, it is ``soft_targets`` at a
@@ -59,7 +65,7 @@ def logit_matching(
     """
     teacher, student, _, mask = inputs("logit_matching", teacher_logits, student_logits, temperature, mask)
 
-    def rows(student: Any, t: Any, teacher: Any) -> Any:
+    def rows(student: Tensor, t: Tensor, teacher: Tensor) -> Tensor:
         both = ops.logical_and(teacher == -float("inf"), student == -float("inf"))
         gap = ops.where(both, 0.0, student) - ops.where(both, 0.0, teacher)
         if center:
@@ -69,7 +75,9 @@ def logit_matching(
     return row_blocks.by_rows(rows, student, 1.0, mask, teacher)
 
 
-def probability_matching(*, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, mask: Any = None) -> Any:
+def probability_matching(
+    *, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor = 1.0, mask: Tensor = None
+) -> Tensor:
     """Squared distance between the two distributions (Brier score against the teacher).
 
     Choose it when the student should not be punished without bound for single classes; its gradient vanishes where the
@@ -122,8 +130,14 @@ class LogitMatching(LogitsLoss):
         self.center = bool(center)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``logit_matching`` of each example; ``labels`` are not used."""
         return logit_matching(
             teacher_logits=teacher_logits,
@@ -153,8 +167,14 @@ class ProbabilityMatching(LogitsLoss):
         super().__init__(reduction=reduction, name=name)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``probability_matching`` of each example; ``labels`` are not used."""
         return probability_matching(
             teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask

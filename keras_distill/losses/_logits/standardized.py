@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._logits.soft_targets import KERNEL
 from keras_distill.losses._numerics import arguments, log_ratio, row_blocks
@@ -17,7 +18,7 @@ from keras_distill.losses._numerics.distributions import inputs, per_row
 from keras_distill.losses._numerics.log_ratio import row_sum
 
 
-def standardize_logits(logits: Any) -> Any:
+def standardize_logits(logits: Tensor) -> Tensor:
     """Subtract each row's mean and divide by its standard deviation (logit standardisation, before any logit loss).
 
     Args:
@@ -42,18 +43,18 @@ def standardize_logits(logits: Any) -> Any:
         raise _checks.error("standardize_logits", "at least 2 classes", f"{logits.shape[-1]}")
 
     @ops.custom_gradient
-    def compute(logits: Any) -> Any:
+    def compute(logits: Tensor) -> Tensor:
         impossible = ops.equal(logits, -math.inf)
         total = row_sum(logits)
         # Few batches have a class that cannot occur, and to look for it everywhere costs a fifth of the time.
         some = ops.any(ops.equal(total, -math.inf))
 
-        def of_possible() -> tuple[Any, Any, Any]:
+        def of_possible() -> tuple[Tensor, Tensor, Tensor]:
             count = row_sum(ops.cast(ops.logical_not(impossible), "float32"))
             mean = row_sum(ops.where(impossible, 0.0, logits)) / count
             return mean, count, row_sum(ops.square(ops.where(impossible, 0.0, logits - mean)))
 
-        def of_all() -> tuple[Any, Any, Any]:
+        def of_all() -> tuple[Tensor, Tensor, Tensor]:
             mean = total / logits.shape[-1]
             return mean, ops.full_like(total, logits.shape[-1]), row_sum(ops.square(logits - mean))
 
@@ -61,17 +62,17 @@ def standardize_logits(logits: Any) -> Any:
         spread = ops.sqrt(squares / ops.maximum(count - 1.0, 1.0))
         scale = 1.0 / (spread + 1e-7)
 
-        def grad(*args: Any, upstream: Any = None) -> Any:
+        def grad(*args: Any, upstream: Tensor = None) -> Tensor:
             upstream = args[0] if args else upstream
 
-            def slope(upstream: Any, gap: Any) -> Any:
+            def slope(upstream: Tensor, gap: Tensor) -> Tensor:
                 # The slope of a root is infinite at 0: the spread of a constant row counts as constant.
                 pull = row_sum(upstream * gap) / (ops.maximum(count - 1.0, 1.0) * spread)
                 pull = ops.where(spread > 0.0, pull, 0.0)
                 each = scale * (upstream - gap * (pull * scale))
                 return each - row_sum(each) / count
 
-            def to_possible() -> Any:
+            def to_possible() -> Tensor:
                 parts = (ops.where(impossible, 0.0, each) for each in (upstream, logits - mean))
                 return ops.where(impossible, 0.0, slope(*parts))
 
@@ -82,7 +83,7 @@ def standardize_logits(logits: Any) -> Any:
     return compute(logits)
 
 
-def select_classes(logits: Any, class_map: Sequence[int]) -> Any:
+def select_classes(logits: Tensor, class_map: Sequence[int]) -> Tensor:
     """Keep some classes of the logits, in the given order: a teacher that knows more classes than the student.
 
     Args:
@@ -110,8 +111,8 @@ def select_classes(logits: Any, class_map: Sequence[int]) -> Any:
 
 
 def standardized_soft_targets(
-    *, teacher_logits: Any, student_logits: Any, temperature: Any = 1.0, mask: Any = None
-) -> Any:
+    *, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor = 1.0, mask: Tensor = None
+) -> Tensor:
     """Soft targets between standardised logits (logit standardisation), so that only relations are taught.
 
     Choose it when a small student cannot reach the teacher's range of logits; the published temperature is 2 and the
@@ -147,7 +148,7 @@ def standardized_soft_targets(
         advice = "2 standardised logits are always 0.7 and -0.7: use soft_targets"
         raise _checks.error(owner, "at least 3 classes", "2", advice)
 
-    def rows(student: Any, t: Any, teacher: Any) -> Any:
+    def rows(student: Tensor, t: Tensor, teacher: Tensor) -> Tensor:
         both = standardize_logits(teacher), standardize_logits(student)
         return log_ratio.divergence(KERNEL, *both, per_row(t))
 
@@ -169,8 +170,14 @@ class StandardizedSoftTargets(LogitsLoss):
         super().__init__(reduction=reduction, name=name)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``standardized_soft_targets`` of each example; ``labels`` are not used."""
         return standardized_soft_targets(
             teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask

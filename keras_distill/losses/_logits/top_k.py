@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._logits.soft_targets import KERNEL
 from keras_distill.losses._numerics import arguments, log_ratio, row_blocks
@@ -17,7 +18,7 @@ from keras_distill.losses._numerics.distributions import inputs, per_row
 _MISSING = ("spread", "ignore")
 
 
-def from_top_k(values: Any, indices: Any, classes: int, missing: str = "spread") -> Any:
+def from_top_k(values: Tensor, indices: Tensor, classes: int, missing: str = "spread") -> Tensor:
     """Return dense logits of a teacher of whom the k likeliest classes were kept.
 
     Args:
@@ -46,7 +47,7 @@ def from_top_k(values: Any, indices: Any, classes: int, missing: str = "spread")
     return _dense(values, indices, classes, missing)
 
 
-def _checked(owner: str, values: Any, indices: Any, classes: int, missing: str) -> tuple[Any, Any, str]:
+def _checked(owner: str, values: Tensor, indices: Tensor, classes: int, missing: str) -> tuple[Any, Any, str]:
     """Return what ``from_top_k`` was given as float32, int32 and a known name, or raise."""
     missing = _checks.choice(owner, "missing", missing, _MISSING)
     values, indices = arguments.float32(values), ops.cast(ops.convert_to_tensor(indices), "int32")
@@ -62,7 +63,7 @@ def _checked(owner: str, values: Any, indices: Any, classes: int, missing: str) 
     return values, indices, missing
 
 
-def _dense(values: Any, indices: Any, classes: int, missing: str) -> Any:
+def _dense(values: Tensor, indices: Tensor, classes: int, missing: str) -> Tensor:
     kept = ops.minimum(ops.sum(ops.exp(values), axis=-1, keepdims=True), 1.0)
     if missing == "spread" and values.shape[-1] < classes:
         rest = ops.log(ops.maximum((1.0 - kept) / (classes - values.shape[-1]), 1e-38))
@@ -76,11 +77,11 @@ def _dense(values: Any, indices: Any, classes: int, missing: str) -> Any:
 def top_k_soft_targets(
     *,
     teacher_logits: tuple[Any, Any],
-    student_logits: Any,
-    temperature: Any = 1.0,
+    student_logits: Tensor,
+    temperature: Tensor = 1.0,
     missing: str = "spread",
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Soft targets from the teacher's k likeliest classes (FKD, marginal smoothing), as stores keep them.
 
     Choose it with labels stored once (``teachers.label(top_k=...)``): k values and indices instead of all classes.
@@ -121,7 +122,7 @@ def top_k_soft_targets(
     arguments.check_same_shape(owner, values[..., :1], student[..., :1])
     t = arguments.temperature_like(owner, temperature, student)
 
-    def rows(student: Any, t: Any, values: Any, indices: Any) -> Any:
+    def rows(student: Tensor, t: Tensor, values: Tensor, indices: Tensor) -> Tensor:
         dense = _dense(values, indices, student.shape[-1], missing)
         return log_ratio.divergence(KERNEL, dense, student, per_row(t))
 
@@ -129,7 +130,7 @@ def top_k_soft_targets(
     return row_blocks.by_rows(rows, student, t, mask, ops.stop_gradient(values), indices)
 
 
-def _kept(logits: Any, k: int, missing: str) -> Any:
+def _kept(logits: Tensor, k: int, missing: str) -> Tensor:
     """Return what ``from_top_k`` makes of the k greatest logits, the mass of the rest summed, not left over from 1."""
     classes = logits.shape[-1]
     if k > classes:
@@ -169,13 +170,19 @@ class TopKSoftTargets(LogitsLoss):
         self.missing = _checks.choice("TopKSoftTargets", "missing", missing, _MISSING)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``top_k_soft_targets`` of each example; ``labels`` are not used."""
         if not isinstance(teacher_logits, (tuple, list)):
             teacher, student, t, mask = inputs("TopKSoftTargets", teacher_logits, student_logits, temperature, mask)
 
-            def rows(student: Any, t: Any, teacher: Any) -> Any:
+            def rows(student: Tensor, t: Tensor, teacher: Tensor) -> Tensor:
                 dense = _kept(teacher, self.k, self.missing)
                 return log_ratio.divergence(KERNEL, dense, student, per_row(t))
 

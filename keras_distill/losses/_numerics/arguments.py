@@ -10,14 +10,15 @@ import numpy as np
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 
 
-def float32(x: Any) -> Any:
+def float32(x: Tensor) -> Tensor:
     """Return ``x`` as a float32 tensor, whatever it was."""
     return ops.cast(_checks.tensor("losses", x, ops.convert_to_tensor), "float32")
 
 
-def concrete(x: Any) -> np.ndarray | None:
+def concrete(x: Tensor) -> np.ndarray | None:
     """Return the value of ``x`` as an array, or None where it is known only when a graph runs."""
     try:
         return np.asarray(ops.convert_to_numpy(x) if ops.is_tensor(x) else x)
@@ -25,7 +26,7 @@ def concrete(x: Any) -> np.ndarray | None:
         return None
 
 
-def check_same_shape(owner: str, teacher: Any, student: Any, what: str = "logits") -> None:
+def check_same_shape(owner: str, teacher: Tensor, student: Tensor, what: str = "logits") -> None:
     """Raise unless teacher's and student's static shapes agree, unknown sizes matching anything."""
     left, right = tuple(teacher.shape), tuple(student.shape)
     if len(left) == 0 or len(right) == 0:
@@ -38,36 +39,36 @@ def check_same_shape(owner: str, teacher: Any, student: Any, what: str = "logits
         raise _checks.error(owner, f"teacher and student {what} of one shape", f"{left} and {right}", advice)
 
 
-def is_float(x: Any) -> bool:
+def is_float(x: Tensor) -> bool:
     """Return whether the tensor ``x`` holds floating-point numbers, of any precision."""
     return "float" in keras.backend.standardize_dtype(x.dtype)
 
 
-def floating(x: Any) -> Any:
+def floating(x: Tensor) -> Tensor:
     """Return ``x`` as a tensor in the floating precision that it has, float32 where it has none."""
     x = _checks.tensor("losses", x, ops.convert_to_tensor)
     return x if is_float(x) else float32(x)
 
 
-def check_pair(owner: str, teacher: Any, student: Any, what: str = "logits") -> tuple[Any, Any]:
+def check_pair(owner: str, teacher: Tensor, student: Tensor, what: str = "logits") -> tuple[Tensor, Tensor]:
     """Return teacher (without gradient) and student as float32 tensors of one shape."""
     teacher, student = check_floating(owner, teacher, student, what)
     return float32(teacher), float32(student)
 
 
-def check_floating(owner: str, teacher: Any, student: Any, what: str = "logits") -> tuple[Any, Any]:
+def check_floating(owner: str, teacher: Tensor, student: Tensor, what: str = "logits") -> tuple[Tensor, Tensor]:
     """Return teacher (without gradient) and student as tensors of one shape, each in the precision that it has."""
     teacher, student = ops.stop_gradient(floating(teacher)), floating(student)
     check_same_shape(owner, teacher, student, what)
     return teacher, student
 
 
-def leading_shape(logits: Any) -> tuple[Any, ...]:
+def leading_shape(logits: Tensor) -> tuple[Any, ...]:
     """Return the shape of ``logits`` without its last axis, static where it is known."""
     return tuple(ops.shape(logits))[:-1]
 
 
-def temperature_like(owner: str, temperature: Any, logits: Any) -> Any:
+def temperature_like(owner: str, temperature: Tensor, logits: Tensor) -> Tensor:
     """Check ``temperature`` and return it as a Python float, a scalar, or a tensor of the leading shape of ``logits``.
 
     Args:
@@ -105,7 +106,7 @@ def temperature_like(owner: str, temperature: Any, logits: Any) -> Any:
     return ops.broadcast_to(padded, leading)
 
 
-def check_mask(owner: str, mask: Any, logits: Any) -> Any:
+def check_mask(owner: str, mask: Tensor, logits: Tensor) -> Tensor:
     """Return ``mask`` as a bool tensor of the leading shape of ``logits``, or None."""
     if mask is None:
         return None
@@ -118,7 +119,7 @@ def check_mask(owner: str, mask: Any, logits: Any) -> Any:
     return mask
 
 
-def apply_mask(values: Any, mask: Any) -> Any:
+def apply_mask(values: Tensor, mask: Tensor) -> Tensor:
     """Zero the masked ``values``, scale the rest by positions / unmasked: a plain mean is then the masked mean."""
     if mask is None:
         return values
@@ -128,12 +129,12 @@ def apply_mask(values: Any, mask: Any) -> Any:
     return ops.where(mask, values * scale, 0.0)
 
 
-def clean(logits: Any, mask: Any) -> Any:
+def clean(logits: Tensor, mask: Tensor) -> Tensor:
     """Put 0 at masked positions of ``logits``, so that garbage there reaches neither value nor gradient."""
     return logits if mask is None else ops.where(mask[..., None], logits, 0.0)
 
 
-def gap(teacher: Any, student: Any) -> Any:
+def gap(teacher: Tensor, student: Tensor) -> Tensor:
     """Return student - teacher, 0 where both are the same infinity."""
     same = ops.logical_and(ops.isinf(teacher), ops.equal(teacher, student))
     return ops.where(same, 0.0, student) - ops.where(same, 0.0, teacher)

@@ -7,11 +7,14 @@ from typing import Any
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._numerics import arguments
 from keras_distill.losses._numerics.log_ratio import NEAR, bregman, times
 
 
-def inputs(owner: str, teacher: Any, student: Any, temperature: Any, mask: Any) -> tuple[Any, Any, Any, Any]:
+def inputs(
+    owner: str, teacher: Tensor, student: Tensor, temperature: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Check the arguments that all logit losses share.
 
     Args:
@@ -30,12 +33,12 @@ def inputs(owner: str, teacher: Any, student: Any, temperature: Any, mask: Any) 
     return teacher, student, temperature, arguments.check_mask(owner, mask, student)
 
 
-def per_row(temperature: Any) -> Any:
+def per_row(temperature: Tensor) -> Tensor:
     """Return the temperature as it multiplies values of shape (...,)."""
     return temperature if isinstance(temperature, float) else temperature[..., 0]
 
 
-def shifted(logits: Any, temperature: Any = 1.0) -> tuple[Any, Any]:
+def shifted(logits: Tensor, temperature: Tensor = 1.0) -> tuple[Tensor, Tensor]:
     """Return (logits - maximum) / temperature and the maximum, (..., 1); the slope at -inf is 0, not NaN.
 
     The maximum leaves before the division: near ties between logits of 1e4 survive in float32.
@@ -46,18 +49,18 @@ def shifted(logits: Any, temperature: Any = 1.0) -> tuple[Any, Any]:
     return ops.where(impossible, -float("inf"), (known - top) / temperature), top
 
 
-def log_softmax(logits: Any, temperature: Any = 1.0) -> Any:
+def log_softmax(logits: Tensor, temperature: Tensor = 1.0) -> Tensor:
     """Return log softmax of logits / temperature over the last axis; -inf stays -inf."""
     below, _ = shifted(logits, temperature)
     return below - ops.log(ops.sum(ops.exp(below), axis=-1, keepdims=True))
 
 
-def expectation(probabilities: Any, values: Any) -> Any:
+def expectation(probabilities: Tensor, values: Tensor) -> Tensor:
     """Return the sum of probability * value over the last axis; where the probability is 0 the value does not count."""
     return ops.sum(probabilities * ops.where(ops.equal(probabilities, 0.0), 0.0, values), axis=-1)
 
 
-def bernoulli_kl(teacher_logits: Any, student_logits: Any, gap: Any = None) -> Any:
+def bernoulli_kl(teacher_logits: Tensor, student_logits: Tensor, gap: Tensor = None) -> Tensor:
     """Return KL between Bernoulli distributions given by their logits, element by element.
 
     Args:
@@ -69,7 +72,7 @@ def bernoulli_kl(teacher_logits: Any, student_logits: Any, gap: Any = None) -> A
     gap = ops.stop_gradient(arguments.gap(teacher_logits, student_logits) if gap is None else gap)
 
     @ops.custom_gradient
-    def compute(teacher_logits: Any, student_logits: Any) -> Any:
+    def compute(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         # Seen from the side that the teacher finds likelier: its probability is p >= 1/2, the other's `rest`.
         sign = ops.where(teacher_logits < 0.0, -1.0, 1.0)
         student, distance = sign * student_logits, sign * gap
@@ -89,7 +92,7 @@ def bernoulli_kl(teacher_logits: Any, student_logits: Any, gap: Any = None) -> A
         q = ops.where(student < 0.0, decay, 1.0) / (1.0 + decay)
         difference = ops.where(near, -p * change / (1.0 + change), q - p)
 
-        def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+        def grad(*args: Any, upstream: Tensor = None) -> tuple[Tensor, Tensor]:
             upstream = args[0] if args else upstream
             return upstream * times(-p * rest, gap), upstream * sign * difference
 
@@ -98,7 +101,7 @@ def bernoulli_kl(teacher_logits: Any, student_logits: Any, gap: Any = None) -> A
     return compute(teacher_logits, student_logits)
 
 
-def class_ids(owner: str, labels: Any, logits: Any, mask: Any = None) -> Any:
+def class_ids(owner: str, labels: Tensor, logits: Tensor, mask: Tensor = None) -> Tensor:
     """Return labels as int32 of the leading shape of ``logits``, one-hot ones by their greatest entry; 0 where masked.
 
     Raises:
@@ -121,30 +124,30 @@ def class_ids(owner: str, labels: Any, logits: Any, mask: Any = None) -> Any:
     return labels
 
 
-def target_mask(labels: Any, logits: Any) -> Any:
+def target_mask(labels: Tensor, logits: Tensor) -> Tensor:
     """Return (..., classes) bool, true at each row's label."""
     return ops.equal(ops.arange(logits.shape[-1], dtype="int32"), labels[..., None])
 
 
-def at_label(values: Any, labels: Any) -> Any:
+def at_label(values: Tensor, labels: Tensor) -> Tensor:
     """Return each row's value at its label, (...,); NaN, never garbage, where the label is out of range."""
     inside = ops.logical_and(labels >= 0, labels < values.shape[-1])
     taken = ops.take_along_axis(values, ops.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
     return ops.where(inside, taken, float("nan"))
 
 
-def without(logits: Any, target: Any) -> Any:
+def without(logits: Tensor, target: Tensor) -> Tensor:
     """Make the target's class impossible."""
     return ops.where(target, -float("inf"), logits)
 
 
-def target_logit(logits: Any, labels: Any, temperature: Any = 1.0) -> Any:
+def target_logit(logits: Tensor, labels: Tensor, temperature: Tensor = 1.0) -> Tensor:
     """Return the logit of "target against the rest": the target's logit less log-sum-exp of the others'."""
     others = without(logits, target_mask(labels, logits))
     below, top = shifted(others, temperature)
     return (at_label(logits, labels) - top[..., 0]) / per_row(temperature) - ops.log(ops.sum(ops.exp(below), axis=-1))
 
 
-def surprise(logits: Any, labels: Any, temperature: Any = 1.0) -> Any:
+def surprise(logits: Tensor, labels: Tensor, temperature: Tensor = 1.0) -> Tensor:
     """Return the cross-entropy to the labels, with digits even where the label is all but sure."""
     return ops.softplus(-target_logit(logits, labels, temperature))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_distill._typing import Tensor
 from keras_distill.losses._numerics import arguments, row_blocks
 
 # (exp(x) - 1 - x) / x**2 for |x| <= NEAR: a Chebyshev fit of degree 6, relative error below 3e-8.
@@ -51,7 +52,7 @@ class Kernel(NamedTuple):
     to_teacher: Callable[[Pair], Any]  # and to teacher / temperature: what a learned temperature needs
 
 
-def bregman(x: Any) -> Any:
+def bregman(x: Tensor) -> Tensor:
     """Return exp(x) - 1 - x for |x| <= NEAR, with a float32 error relative to the result itself."""
     series = x * _SERIES[0] + _SERIES[1]
     for coefficient in _SERIES[2:]:
@@ -59,17 +60,17 @@ def bregman(x: Any) -> Any:
     return x * x * series
 
 
-def times(weight: Any, x: Any) -> Any:
+def times(weight: Tensor, x: Tensor) -> Tensor:
     """Return weight * x with 0 * anything = 0: a class of probability 0 counts nothing, however far its logit is."""
     return ops.where(ops.equal(weight, 0.0), 0.0, weight * x)
 
 
-def row_sum(x: Any) -> Any:
+def row_sum(x: Tensor) -> Tensor:
     """Sum over the classes and keep the axis."""
     return ops.sum(x, axis=-1, keepdims=True)
 
 
-def long_sum(x: Any) -> Any:
+def long_sum(x: Tensor) -> Tensor:
     """Return ``row_sum``, of many classes in two steps.
 
     XLA adds one number to the next: of thousands that are nearly equal, as those of a flat teacher are, each sum would
@@ -85,12 +86,12 @@ def long_sum(x: Any) -> Any:
     return total + row_sum(x[..., whole:]) if whole < classes else total
 
 
-def exact_difference(x: Any, offset: Any, y: Any) -> Any:
+def exact_difference(x: Tensor, offset: Any, y: Any) -> Tensor:
     """Return (x - offset) - y in this order: the minimum keeps graph optimisers from re-associating it."""
     return ops.minimum(x - offset, math.inf) - y
 
 
-def weights(logits: Any, top: Any, inverse: Any) -> Any:
+def weights(logits: Tensor, top: Any, inverse: Any) -> Tensor:
     """Return exp((logits - top) * inverse).
 
     The maximum leaves before the division: near ties between logits of 1e4 survive in float32.
@@ -98,7 +99,7 @@ def weights(logits: Any, top: Any, inverse: Any) -> Any:
     return ops.exp((logits - top) * inverse)
 
 
-def compared(teacher: Any, student: Any, temperature: Any) -> tuple[Pair, Constants]:
+def compared(teacher: Tensor, student: Tensor, temperature: Tensor) -> tuple[Pair, Constants]:
     """Compare softmax(teacher / temperature) with softmax(student / temperature).
 
     The logits are subtracted from each other first, which is exact in float32 for close ones, after a whole number that
@@ -123,7 +124,7 @@ def compared(teacher: Any, student: Any, temperature: Any) -> tuple[Pair, Consta
     return corrected, row._replace(excess=excess)
 
 
-def pair_again(teacher: Any, student: Any, temperature: Any, row: Constants) -> Pair:
+def pair_again(teacher: Tensor, student: Tensor, temperature: Tensor, row: Constants) -> Pair:
     """Return what ``compared`` returned, given the constants of each row: the sums are not taken again."""
     inverse = 1.0 / temperature
     p = weights(teacher, row.top_p, inverse) * row.scale_p
@@ -133,21 +134,21 @@ def pair_again(teacher: Any, student: Any, temperature: Any, row: Constants) -> 
     return _pair(p, q, log_ratio - row.excess)
 
 
-def _pair(p: Any, q: Any, log_ratio: Any) -> Pair:
+def _pair(p: Tensor, q: Tensor, log_ratio: Any) -> Pair:
     near = ops.abs(log_ratio) <= NEAR
     small = ops.where(near, log_ratio, 0.0)
     # Not expm1, which TensorFlow computes to fewer digits for some elements than for others.
     return Pair(p, q, log_ratio, near, small, ops.where(near, p * (small + bregman(small)), q - p))
 
 
-def compare(kernel: Kernel, owner: str, teacher: Any, student: Any, temperature: Any, mask: Any) -> Any:
+def compare(kernel: Kernel, owner: str, teacher: Tensor, student: Tensor, temperature: Tensor, mask: Tensor) -> Tensor:
     """Check what a public loss was given, then return its ``divergence``."""
     teacher, student = arguments.check_floating(owner, teacher, student)
     temperature = arguments.temperature_like(owner, temperature, student)
     return divergence(kernel, teacher, student, temperature, arguments.check_mask(owner, mask, student))
 
 
-def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mask: Any = None) -> Any:
+def divergence(kernel: Kernel, teacher: Tensor, student: Tensor, temperature: Tensor, mask: Tensor = None) -> Tensor:
     """Return temperature**2 * D per position, with exact gradients to the student and to the temperature.
 
     From ``row_blocks.CHUNKED_FROM_CLASSES`` classes on, the rows are evaluated in blocks, forward and backward: apart
@@ -175,13 +176,15 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
     else:
         temperature = ops.broadcast_to(temperature, leading)
 
-    def clean(teacher: Any, student: Any, temperature: Any, more: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    def clean(
+        teacher: Tensor, student: Tensor, temperature: Tensor, more: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         keep = more[-1] if mask is not None else None
         column = temperature[..., None] if len(temperature.shape) else temperature
         # In blocks, half precision becomes float32 here: never a copy of all of it.
         return *(arguments.clean(arguments.float32(logits), keep) for logits in (teacher, student)), column
 
-    def forward(teacher: Any, student: Any, temperature: Any, *more: Any) -> tuple[Any, ...]:
+    def forward(teacher: Tensor, student: Tensor, temperature: Tensor, *more: Any) -> tuple[Tensor, ...]:
         pair, row = compared(*clean(teacher, student, temperature, more))
         level = kernel.level(pair)
         # What is kept for the way back: the slope itself, all of the pair, or in blocks what is known of each row.
@@ -195,14 +198,18 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
             return Pair(*kept[: len(Pair._fields)])
         return pair_again(*logits, Constants(*kept[: len(Constants._fields)]))
 
-    def to_student(teacher: Any, student: Any, temperature: Any, upstream: Any, level: Any, *more: Any) -> Any:
+    def to_student(
+        teacher: Tensor, student: Tensor, temperature: Tensor, upstream: Tensor, level: Any, *more: Any
+    ) -> Tensor:
         if at_once:
             slope = more[0]
         else:
             slope = kernel.to_student(recall(clean(teacher, student, temperature, more), more), level)
         return (ops.cast((upstream * temperature)[..., None] * slope, student.dtype),)
 
-    def to_temperature(teacher: Any, student: Any, temperature: Any, upstream: Any, level: Any, *more: Any) -> Any:
+    def to_temperature(
+        teacher: Tensor, student: Tensor, temperature: Tensor, upstream: Tensor, level: Any, *more: Any
+    ) -> Tensor:
         teacher, student, column = clean(teacher, student, temperature, more)
         pair = recall((teacher, student, column), more)
         pull = times(kernel.to_student(pair, level), student) + times(kernel.to_teacher(pair), teacher)
@@ -211,19 +218,19 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
     masks = () if mask is None else (mask,)
 
     @ops.custom_gradient
-    def compute(student: Any, temperature: Any) -> Any:
+    def compute(student: Tensor, temperature: Tensor) -> Tensor:
         # Stopped, so that an eager tape keeps none of what is inside.
         inputs = (teacher, ops.stop_gradient(student), ops.stop_gradient(temperature))
         value, *kept = row_blocks.over_blocks(forward, (*inputs, *masks), cut, leading)
 
-        def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+        def grad(*args: Any, upstream: Tensor = None) -> tuple[Tensor, Tensor]:
             upstream = args[0] if args else upstream
 
-            def once(slope: Callable[..., tuple[Any, ...]]) -> Any:
+            def once(slope: Callable[..., tuple[Any, ...]]) -> Tensor:
                 """Take one slope, apart from the other: a graph leaves out the one that nobody asks for."""
 
                 @ops.custom_gradient
-                def first(student: Any, temperature: Any, upstream: Any) -> Any:
+                def first(student: Tensor, temperature: Tensor, upstream: Tensor) -> Tensor:
                     parts = (*inputs, ops.stop_gradient(upstream), *kept, *masks)
                     if at_once:
                         return slope(*parts)[0], row_blocks.refuse
@@ -241,7 +248,7 @@ def divergence(kernel: Kernel, teacher: Any, student: Any, temperature: Any, mas
     return arguments.apply_mask(compute(student, temperature), mask)
 
 
-def normaliser_ratio(teacher: Any, student: Any, temperature: Any) -> tuple[Any, Any]:
+def normaliser_ratio(teacher: Tensor, student: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     """Return how much larger the student's normaliser is than the teacher's, in two parts, (..., 1) each.
 
     The logarithm of sum exp(student / temperature) over sum exp(teacher / temperature) is offset / temperature + rest.
@@ -260,8 +267,8 @@ def normaliser_ratio(teacher: Any, student: Any, temperature: Any) -> tuple[Any,
     offset = ops.round(row.top_q - row.top_p)
 
     @ops.custom_gradient
-    def rest(student: Any, temperature: Any) -> Any:
-        def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+    def rest(student: Tensor, temperature: Tensor) -> Tensor:
+        def grad(*args: Any, upstream: Tensor = None) -> tuple[Tensor, Tensor]:
             upstream = args[0] if args else upstream
             apart = row_sum(times(pair.q, still - row.top_q) - times(pair.p, teacher - row.top_p)) + (
                 row.top_q - row.top_p - offset

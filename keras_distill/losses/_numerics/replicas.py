@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from keras_distill._typing import Tensor
 
 
-def gather(features: Any) -> Any:
+def gather(features: Tensor) -> Tensor:
     """Return the features of all replicas, one after the other along the batch axis.
 
     The gradient of each replica's part is summed over the replicas, so that a loss averaged over the replicas equals

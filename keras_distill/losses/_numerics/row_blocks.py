@@ -18,6 +18,7 @@ import keras
 from keras import ops, tree
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._numerics import arguments
 from keras_distill.losses._numerics.xla import compiled, eager
 
@@ -27,7 +28,7 @@ CHUNK_ELEMENTS = 1 << 19
 EAGER_CHUNK_ELEMENTS = 1 << 22  # a block costs a hundred Python calls there
 
 
-def rows_per_block(logits: Any) -> int | None:
+def rows_per_block(logits: Tensor) -> int | None:
     """Return how many rows of ``logits``, (..., classes), one block has, or None to take all at once."""
     shape = tuple(logits.shape)
     classes = shape[-1]
@@ -44,14 +45,14 @@ def rows_per_block(logits: Any) -> int | None:
     return max(rows for rows in range(1, most + 1) if known % rows == 0)
 
 
-def cut(x: Any, rows: int, leading: tuple[Any, ...]) -> Any:
+def cut(x: Tensor, rows: int, leading: tuple[Any, ...]) -> Tensor:
     """Return ``x``, (*leading, ...), as (blocks, rows, ...)."""
     return ops.reshape(x, (-1, rows, *tuple(ops.shape(x))[len(leading) :]))
 
 
 def over_blocks(
     function: Callable[..., tuple[Any, ...]], parts: tuple[Any, ...], rows: int | None, leading: tuple[Any, ...]
-) -> tuple[Any, ...]:
+) -> tuple[Tensor, ...]:
     """Apply ``function`` to all rows at once, or block after block of ``rows`` rows.
 
     Args:
@@ -69,7 +70,7 @@ def over_blocks(
     return tuple(ops.reshape(x, leading + tuple(ops.shape(x))[2:]) for x in results)
 
 
-def fuses(logits: Any) -> bool:
+def fuses(logits: Tensor) -> bool:
     """Whether to compile a function of ``logits``, (..., classes), by XLA on its own.
 
     Outside XLA a graph runs it op by op, and reads and writes all classes for each. Compiled it is several times as
@@ -80,7 +81,7 @@ def fuses(logits: Any) -> bool:
     return known and FUSED_FROM_CLASSES <= shape[-1] < CHUNKED_FROM_CLASSES and not eager()
 
 
-def fused(function: Callable[..., Any], logits: Any, *args: Any) -> Any:
+def fused(function: Callable[..., Any], logits: Tensor, *args: Any) -> Tensor:
     """Return ``function(*args)``, compiled by XLA where ``fuses(logits)``."""
     return compiled(function)(*args) if fuses(logits) else function(*args)
 
@@ -91,7 +92,7 @@ def fold(
     parts: tuple[Any, ...],
     rows: int,
     leading: tuple[Any, ...],
-) -> tuple[Any, ...]:
+) -> tuple[Tensor, ...]:
     """Return what is left of ``state = function(state, *block)`` after all blocks; there is no gradient."""
     blocks = tuple(cut(x, rows, leading) for x in parts)
     count = ops.shape(blocks[0])[0]
@@ -104,12 +105,12 @@ def fold(
 
 def pull_back(
     function: Callable[..., Any],
-    upstream: Any,
+    upstream: Tensor,
     watched: tuple[Any, ...],
     given: tuple[Any, ...],
     rows: int,
     leading: tuple[Any, ...],
-) -> tuple[Any, ...]:
+) -> tuple[Tensor, ...]:
     """Return the gradient of sum(upstream * function(*watched, *given)) with respect to ``watched``, block by block.
 
     Args:
@@ -124,19 +125,19 @@ def pull_back(
         A gradient of each of ``watched``, of its shape and dtype. There is no second derivative.
     """
 
-    def within(upstream: Any, *block: Any) -> tuple[Any, ...]:
+    def within(upstream: Tensor, *block: Any) -> tuple[Tensor, ...]:
         return with_slopes(function, block[: len(watched)], block[len(watched) :], upstream)[1:]
 
     @ops.custom_gradient
-    def first(*parts: Any) -> Any:
+    def first(*parts: Any) -> Tensor:
         return over_blocks(within, tuple(map(ops.stop_gradient, parts)), rows, leading), refuse
 
     return first(upstream, *watched, *given)
 
 
 def with_slopes(
-    function: Callable[..., Any], watched: tuple[Any, ...], given: tuple[Any, ...] = (), upstream: Any = None
-) -> tuple[Any, ...]:
+    function: Callable[..., Any], watched: tuple[Any, ...], given: tuple[Any, ...] = (), upstream: Tensor = None
+) -> tuple[Tensor, ...]:
     """Return function(*watched, *given) and its gradient with respect to each of ``watched``, times upstream."""
     # Keras has no gradient of a function; TensorFlow is the one backend, and is imported only where one is asked for.
     import tensorflow as tf
@@ -147,7 +148,7 @@ def with_slopes(
     return values, *tape.gradient(values, watched, upstream, unconnected_gradients="zero")
 
 
-def all_in_one_pass(function: Callable[..., Any], student: Any, temperature: Any, *given: Any) -> Any:
+def all_in_one_pass(function: Callable[..., Any], student: Tensor, temperature: Tensor, *given: Any) -> Tensor:
     """Return function(student, temperature, *given); where it ``fuses``, the student's gradient is made with it.
 
     Args:
@@ -165,30 +166,30 @@ def all_in_one_pass(function: Callable[..., Any], student: Any, temperature: Any
     others, count = tuple(tree.flatten(given)), len(students)
     learned = () if isinstance(temperature, float) else (temperature,)
 
-    def values(*parts: Any) -> Any:
+    def values(*parts: Any) -> Tensor:
         """Take the students, what is given, then the temperature if it is a tensor."""
         parts, by = (parts[:-1], parts[-1]) if learned else (parts, temperature)
         return function(tree.pack_sequence_as(student, parts[:count]), by, *tree.pack_sequence_as(given, parts[count:]))
 
-    def with_student_slopes(*parts: Any) -> tuple[Any, ...]:
+    def with_student_slopes(*parts: Any) -> tuple[Tensor, ...]:
         return with_slopes(values, tuple(map(arguments.float32, parts[:count])), parts[count:])
 
-    def temperature_slope(upstream: Any, by: Any, *parts: Any) -> Any:
+    def temperature_slope(upstream: Tensor, by: Any, *parts: Any) -> Tensor:
         return with_slopes(lambda each: values(*parts, each), (by,), (), upstream)[1]
 
     @ops.custom_gradient
-    def compute(*watched: Any) -> Any:
+    def compute(*watched: Any) -> Tensor:
         still = tuple(map(ops.stop_gradient, watched))
         value, *slopes = fused(with_student_slopes, still[0], *still[:count], *others, *still[count:])
 
-        def grad(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
+        def grad(*args: Any, upstream: Tensor = None) -> tuple[Tensor, ...]:
             @ops.custom_gradient
-            def to_students(upstream: Any, *watched: Any) -> Any:
+            def to_students(upstream: Tensor, *watched: Any) -> Tensor:
                 by = upstream[..., None]
                 return tuple(ops.cast(by * x, y.dtype) for x, y in zip(slopes, watched[:count], strict=True)), refuse
 
             @ops.custom_gradient
-            def to_temperature(upstream: Any, *watched: Any) -> Any:
+            def to_temperature(upstream: Tensor, *watched: Any) -> Tensor:
                 upstream = ops.stop_gradient(upstream)
                 return fused(temperature_slope, still[0], upstream, still[-1], *still[:count], *others), refuse
 
@@ -202,17 +203,17 @@ def all_in_one_pass(function: Callable[..., Any], student: Any, temperature: Any
     return compute(*students, *learned)
 
 
-def _scale(slope: Any, upstream: Any, watched: tuple[Any, ...], rows: int, leading: tuple[Any, ...]) -> Any:
+def _scale(slope: Any, upstream: Tensor, watched: tuple[Any, ...], rows: int, leading: tuple[Any, ...]) -> Tensor:
     """Return upstream * slope, block by block into the place where the slope, made of ``watched``, was."""
     import tensorflow as tf
 
     @ops.custom_gradient
-    def first(upstream: Any, *watched: Any) -> Any:
+    def first(upstream: Tensor, *watched: Any) -> Tensor:
         by, old = cut(ops.stop_gradient(upstream), rows, leading), cut(slope, rows, leading)
         count = ops.shape(old)[0]
         array = tf.TensorArray(old.dtype, size=count, element_shape=old.shape[1:], clear_after_read=False).unstack(old)
 
-        def step(index: Any, array: Any) -> tuple[Any, Any]:
+        def step(index: Any, array: Any) -> tuple[Tensor, Tensor]:
             return index + 1, array.write(index, array.read(index) * by[index][:, None])
 
         array = tf.while_loop(lambda index, _: index < count, step, (0, array))[1]
@@ -221,19 +222,19 @@ def _scale(slope: Any, upstream: Any, watched: tuple[Any, ...], rows: int, leadi
     return first(upstream, *watched)
 
 
-def refuse(*args: Any, **kwargs: Any) -> Any:
+def refuse(*args: Any, **kwargs: Any) -> Tensor:
     """Stand for the gradient of a gradient."""
     raise _checks.error("losses", "at most one derivative of a divergence", "a second one")
 
 
-def at_once(function: Callable[..., Any], student: Any, temperature: Any, mask: Any, *given: Any) -> Any:
+def at_once(function: Callable[..., Any], student: Tensor, temperature: Tensor, mask: Tensor, *given: Any) -> Tensor:
     """Return ``by_rows`` of all rows in one call, before the mask acts on the values."""
     wide = len(tree.flatten(student)[0].shape)
     student, given = tree.map_structure(lambda x: _ready(x, mask, wide), (student, given))
     return function(student, temperature if isinstance(temperature, float) else temperature[..., None], *given)
 
 
-def by_rows(function: Callable[..., Any], student: Any, temperature: Any, mask: Any, *given: Any) -> Any:
+def by_rows(function: Callable[..., Any], student: Tensor, temperature: Tensor, mask: Tensor, *given: Any) -> Tensor:
     """Return ``function`` of each row, with its gradient to the student and to a temperature that is a tensor.
 
     Args:
@@ -258,7 +259,7 @@ def by_rows(function: Callable[..., Any], student: Any, temperature: Any, mask: 
     # To scale a gradient costs less than to compute a block again. That of halves is not kept: it would be in float32.
     in_one_pass = all(keras.backend.standardize_dtype(x.dtype) == "float32" for x in students)
 
-    def values(*pieces: Any) -> Any:
+    def values(*pieces: Any) -> Tensor:
         """Take the students, what is given and the mask, then the temperature."""
         pieces, column = (pieces[:-1], pieces[-1]) if learned else (pieces, temperature)
         pieces, keep = (pieces[:-1], pieces[-1]) if masks else (pieces, None)
@@ -266,17 +267,17 @@ def by_rows(function: Callable[..., Any], student: Any, temperature: Any, mask: 
         return at_once(function, mine, column, keep, *more)
 
     @ops.custom_gradient
-    def compute(*watched: Any) -> Any:
+    def compute(*watched: Any) -> Tensor:
         # Stopped, so that an eager tape keeps none of what is inside.
         mine, column = (tuple(map(ops.stop_gradient, x)) for x in (watched[: len(students)], watched[len(students) :]))
 
-        def forward(*block: Any) -> tuple[Any, ...]:
+        def forward(*block: Any) -> tuple[Tensor, ...]:
             block, given = block[: len(students)], block[len(students) :]
             return with_slopes(values, block, given) if in_one_pass else (values(*block, *given),)
 
         value, *slopes = over_blocks(forward, (*mine, *others, *column), rows, leading)
 
-        def grad(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
+        def grad(*args: Any, upstream: Tensor = None) -> tuple[Tensor, ...]:
             upstream = args[0] if args else upstream
             mine, column = watched[: len(students)], watched[len(students) :]
             # Each apart from the other: a graph leaves out the one that nobody asks for.
@@ -296,7 +297,7 @@ def by_rows(function: Callable[..., Any], student: Any, temperature: Any, mask: 
     return arguments.apply_mask(compute(*students, *learned), mask)
 
 
-def of_rows(function: Callable[..., Any], x: Any, mask: Any) -> Any:
+def of_rows(function: Callable[..., Any], x: Tensor, mask: Tensor) -> Tensor:
     """Return ``function`` of each row of ``x``, (..., classes), block by block where it is wide; without gradient."""
     (result,) = over_blocks(
         lambda x, *masks: (function(_ready(x, masks[0] if masks else None, len(x.shape))),),
@@ -307,6 +308,6 @@ def of_rows(function: Callable[..., Any], x: Any, mask: Any) -> Any:
     return result
 
 
-def _ready(x: Any, mask: Any, wide: int) -> Any:
+def _ready(x: Tensor, mask: Tensor, wide: int) -> Tensor:
     """Make what is wide and floating float32, 0 where masked: in a block, never a copy of all of it."""
     return arguments.clean(arguments.float32(x), mask) if len(x.shape) == wide and arguments.is_float(x) else x

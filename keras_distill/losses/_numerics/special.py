@@ -7,12 +7,14 @@ from typing import Any
 
 from keras import ops
 
+from keras_distill._typing import Tensor
+
 _SHIFT = 8  # below this the argument is moved up by recurrence; above it the series in 1/x is exact to 1e-13
 _LOG_GAMMA = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 _DIGAMMA = (-1 / 12, 1 / 120, -1 / 252, 1 / 240, -1 / 132, 691 / 32760)
 
 
-def _series(coefficients: tuple[float, ...], square: Any) -> Any:
+def _series(coefficients: tuple[float, ...], square: Any) -> Tensor:
     """Return c0 + c1 * square + c2 * square**2 + ... by Horner's rule."""
     total = coefficients[-1] * ops.ones_like(square)
     for coefficient in reversed(coefficients[:-1]):
@@ -20,7 +22,7 @@ def _series(coefficients: tuple[float, ...], square: Any) -> Any:
     return total
 
 
-def digamma(x: Any) -> Any:
+def digamma(x: Tensor) -> Tensor:
     """Digamma function, the derivative of log gamma.
 
     Args:
@@ -47,7 +49,7 @@ def digamma(x: Any) -> Any:
     return ops.where(small, value - moved, value)
 
 
-def log_gamma(x: Any) -> Any:
+def log_gamma(x: Tensor) -> Tensor:
     """Logarithm of the gamma function; its gradient is ``digamma``.
 
     Args:

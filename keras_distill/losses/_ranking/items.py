@@ -8,12 +8,13 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._ranking import order
 
 _WEIGHTINGS = ("static", "dynamic", "both")
 
 
-def position_weights(*, top_k: int, position_decay: float = 1.0) -> Any:
+def position_weights(*, top_k: int, position_decay: float = 1.0) -> Tensor:
     """Weights of the positions from the top, which sum to 1 (the static weights of ranking distillation).
 
     Formula: w_r proportional to exp(-r / position_decay).
@@ -43,17 +44,17 @@ def position_weights(*, top_k: int, position_decay: float = 1.0) -> Any:
 
 def ranked_items(
     *,
-    teacher_logits: Any,
-    student_logits: Any,
-    labels: Any = None,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    labels: Tensor = None,
     top_k: int = 10,
     weighting: str = "static",
     position_decay: float = 1.0,
     dynamic_scale: float = 0.1,
     num_samples: int | None = 100,
     seed: Any = None,
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Pointwise loss that makes positives of the teacher's top items (RD, ranking distillation).
 
     Choose it beside the loss on the user's own items. Begin with weighting="static" and go on with "both" after some
@@ -113,7 +114,7 @@ def ranked_items(
     return order.finished(values, teacher, exists, whole)
 
 
-def _ranks(scores: Any, student: Any, exists: Any, num_samples: int | None, seed: Any) -> Any:
+def _ranks(scores: Tensor, student: Tensor, exists: Any, num_samples: int | None, seed: Any) -> Tensor:
     """Return how many items the student prefers to each of ``scores``, counted or estimated, as floats from 0."""
     everything = ops.sum(ops.cast(exists, "float32"), axis=-1, keepdims=True)
     if num_samples is None:
@@ -176,13 +177,13 @@ class RankedItems(order.RankingLoss):
 
     def values(
         self,
-        teacher_logits: Any,
-        student_logits: Any,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
         *,
-        temperature: Any = 1.0,
-        labels: Any = None,
-        mask: Any = None,
-    ) -> Any:
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``ranked_items`` of each list; ``temperature`` is not used."""
         return ranked_items(
             teacher_logits=teacher_logits,

@@ -8,10 +8,13 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._ranking import order
 
 
-def list_mle(*, teacher_logits: Any, student_logits: Any, top_k: int | None = None, mask: Any = None) -> Any:
+def list_mle(
+    *, teacher_logits: Tensor, student_logits: Tensor, top_k: int | None = None, mask: Tensor = None
+) -> Tensor:
     """Negative log-likelihood of the teacher's order under the student's scores (ListMLE, Plackett-Luce).
 
     Choose it for lists whose whole order matters. Where only the top does, give top_k; for lists of very many items,
@@ -55,7 +58,7 @@ def list_mle(*, teacher_logits: Any, student_logits: Any, top_k: int | None = No
     return order.finished(values, teacher, exists, whole)
 
 
-def _longer(scores: Any, top_k: int) -> bool:
+def _longer(scores: Tensor, top_k: int) -> bool:
     return scores.shape[-1] is None or scores.shape[-1] > top_k
 
 
@@ -82,8 +85,14 @@ class ListMLE(order.RankingLoss):
         self.top_k = None if top_k is None else _checks.integer("ListMLE", "top_k", top_k, low=1)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``list_mle`` of each list; ``temperature`` and ``labels`` are not used."""
         return list_mle(teacher_logits=teacher_logits, student_logits=student_logits, top_k=self.top_k, mask=mask)
 
@@ -93,8 +102,13 @@ class ListMLE(order.RankingLoss):
 
 
 def rank_distil(
-    *, teacher_logits: Any, student_logits: Any, top_k: int = 10, num_items: int | None = None, mask: Any = None
-) -> Any:
+    *,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    top_k: int = 10,
+    num_items: int | None = None,
+    mask: Tensor = None,
+) -> Tensor:
     """Order of the teacher's top items, against very many others of which some are sampled (RankDistil).
 
     Choose it when a catalogue is too large to score whole: give each list the teacher's top_k items and some sampled
@@ -173,8 +187,14 @@ class RankDistil(order.RankingLoss):
         self.num_items = None if num_items is None else _checks.integer("RankDistil", "num_items", num_items, low=1)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``rank_distil`` of each list; ``temperature`` and ``labels`` are not used."""
         return rank_distil(
             teacher_logits=teacher_logits,

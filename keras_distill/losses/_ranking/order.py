@@ -7,6 +7,7 @@ from typing import Any
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._numerics import arguments
 
@@ -22,7 +23,7 @@ class RankingLoss(LogitsLoss):
     needs_lists = True
 
 
-def lists(owner: str, teacher: Any, student: Any, mask: Any) -> tuple[Any, Any, Any, Any]:
+def lists(owner: str, teacher: Tensor, student: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Check what all ranking losses are given.
 
     Args:
@@ -49,7 +50,7 @@ def lists(owner: str, teacher: Any, student: Any, mask: Any) -> tuple[Any, Any, 
     return ops.where(exists, teacher, -float("inf")), ops.where(exists, student, 0.0), exists, whole
 
 
-def finished(values: Any, teacher: Any, exists: Any, whole: Any) -> Any:
+def finished(values: Tensor, teacher: Tensor, exists: Any, whole: Any) -> Tensor:
     """Return one value per list: NaN where the teacher's order is undefined, 0 where the list is empty or masked."""
     unknown = ops.any(ops.logical_and(exists, ops.isnan(teacher)), axis=-1)
     values = ops.where(unknown, float("nan"), values)
@@ -64,18 +65,18 @@ def sorted_by(keys: Any, count: int | None, *tensors: Any) -> list[Any]:
     return [ops.take_along_axis(tensor, index, axis=-1) for tensor in tensors]
 
 
-def log_sum(scores: Any, kept: Any) -> Any:
+def log_sum(scores: Tensor, kept: Tensor) -> Tensor:
     """Return the logarithm of the sum of exp(score) over the items kept; about ``FAR`` where there is none."""
     return ops.logsumexp(ops.where(kept, scores, FAR), axis=-1)
 
 
-def _log_add(a: Any, b: Any) -> Any:
+def _log_add(a: Tensor, b: Tensor) -> Tensor:
     """Return log(exp(a) + exp(b)); unlike ``ops.logaddexp``, with the right gradient where both are equal."""
     top = ops.stop_gradient(ops.maximum(a, b))
     return top + ops.log(ops.exp(a - top) + ops.exp(b - top))
 
 
-def order_cost(scores: Any, exists: Any, rest: Any) -> Any:
+def order_cost(scores: Tensor, exists: Any, rest: Any) -> Tensor:
     """Negative log-likelihood of an order under Plackett and Luce's model, followed by items in no order.
 
     Args:
@@ -94,7 +95,7 @@ def order_cost(scores: Any, exists: Any, rest: Any) -> Any:
     return ops.sum(ops.where(exists, from_here_on - scores, 0.0), axis=-1)
 
 
-def whole_order_cost(scores: Any, exists: Any) -> Any:
+def whole_order_cost(scores: Tensor, exists: Any) -> Tensor:
     """Return ``order_cost`` of a whole list, in memory proportional to its length where that is known."""
     if scores.shape[-1] is None:
         return order_cost(scores, exists, ops.full_like(scores[..., 0], FAR))
@@ -106,7 +107,7 @@ def whole_order_cost(scores: Any, exists: Any) -> Any:
     return ops.sum(ops.where(exists, from_here_on - scores, 0.0), axis=-1)
 
 
-def seen_items(owner: str, labels: Any, scores: Any) -> Any:
+def seen_items(owner: str, labels: Tensor, scores: Tensor) -> Tensor:
     """Return (..., items) bool of the items that ``labels`` name, or None without labels.
 
     Args:

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._numerics import arguments
 from keras_distill.losses._numerics.distributions import bernoulli_kl
 from keras_distill.losses._ranking import order
@@ -18,14 +19,14 @@ _REDUCTIONS = ("sum", "mean")
 
 def rank_net(
     *,
-    teacher_logits: Any,
-    student_logits: Any,
-    temperature: Any = 1.0,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    temperature: Tensor = 1.0,
     targets: str = "order",
     top_k: int | None = None,
     pair_reduction: str = "sum",
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Logistic loss over pairs of items that the teacher puts in an order (RankNet).
 
     Choose it for short lists, where each preference counts the same. Memory grows with top_k times items; for the top
@@ -112,8 +113,14 @@ class RankNet(order.RankingLoss):
         self.pair_reduction = _checks.choice("RankNet", "pair_reduction", pair_reduction, _REDUCTIONS)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``rank_net`` of each list; ``labels`` are not used."""
         return rank_net(
             teacher_logits=teacher_logits,

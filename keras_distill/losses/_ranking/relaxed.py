@@ -8,10 +8,11 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._ranking import order
 
 
-def relaxed_order(*, interesting: Any, uninteresting: Any) -> Any:
+def relaxed_order(*, interesting: Any, uninteresting: Any) -> Tensor:
     """Negative log-likelihood of a relaxed order, from the student's scores of both kinds of items (RRD).
 
     ``relaxed_ranking`` chooses the items from whole lists; this function takes them as they were chosen before.
@@ -47,15 +48,15 @@ def relaxed_order(*, interesting: Any, uninteresting: Any) -> Any:
 
 def relaxed_ranking(
     *,
-    teacher_logits: Any,
-    student_logits: Any,
-    labels: Any = None,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    labels: Tensor = None,
     num_interesting: int = 40,
     num_uninteresting: int | None = 40,
     rank_temperature: float | None = 10.0,
     seed: Any = None,
-    mask: Any = None,
-) -> Any:
+    mask: Tensor = None,
+) -> Tensor:
     """Teacher's order among sampled interesting items, above sampled uninteresting ones (RRD, relaxed ranking).
 
     Choose it for catalogues: the order of items that nobody will see is ignored. Its weight beside the loss on the
@@ -119,7 +120,9 @@ def relaxed_ranking(
     return order.finished(order.order_cost(chosen, kept, rest), teacher, exists, whole)
 
 
-def _draws(scores: Any, there: Any, k: int, n: int | None, temperature: float | None, seed: Any) -> tuple[Any, Any]:
+def _draws(
+    scores: Tensor, there: Any, k: int, n: int | None, temperature: float | None, seed: Any
+) -> tuple[Tensor, Tensor]:
     """Return two (..., items) masks over lists in the teacher's order: the interesting and the uninteresting items."""
     shape = ops.shape(scores)
     if temperature is None:
@@ -135,11 +138,11 @@ def _draws(scores: Any, there: Any, k: int, n: int | None, temperature: float | 
     return interesting, others if n is None else _largest(_gumbel(shape, second), others, n)
 
 
-def _gumbel(shape: Any, seed: Any) -> Any:
+def _gumbel(shape: Any, seed: Any) -> Tensor:
     return -ops.log(-ops.log(keras.random.uniform(shape, 1e-30, 1.0, seed=seed)))
 
 
-def _largest(keys: Any, allowed: Any, count: int) -> Any:
+def _largest(keys: Any, allowed: Any, count: int) -> Tensor:
     """Return a mask of the ``count`` allowed entries with the largest keys."""
     keys = ops.where(allowed, keys, -float("inf"))
     items = keys.shape[-1]
@@ -192,13 +195,13 @@ class RelaxedRanking(order.RankingLoss):
 
     def values(
         self,
-        teacher_logits: Any,
-        student_logits: Any,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
         *,
-        temperature: Any = 1.0,
-        labels: Any = None,
-        mask: Any = None,
-    ) -> Any:
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``relaxed_ranking`` of each list; ``temperature`` is not used."""
         return relaxed_ranking(
             teacher_logits=teacher_logits,

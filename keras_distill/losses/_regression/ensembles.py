@@ -6,13 +6,13 @@ A Gaussian output is a last axis of means, then as many log-variances. Ensembles
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Structure, Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._ensembles.soft_targets import check_members
 from keras_distill.losses._numerics import arguments
@@ -23,7 +23,7 @@ _LOG_2PI = math.log(2 * math.pi)
 _NODES, _NODE_WEIGHTS = (each.astype("float32") for each in np.polynomial.hermite_e.hermegauss(15))
 
 
-def _members_and_parts(owner: str, teacher: Any, student: Any, mask: Any, parts: int) -> tuple[Any, ...]:
+def _members_and_parts(owner: str, teacher: Tensor, student: Tensor, mask: Tensor, parts: int) -> tuple[Tensor, ...]:
     """Return members' means and log-variances, the student as (..., parts, outputs), and the mask."""
     members, student = check_members(owner, teacher, student)
     outputs = members.shape[-1] // 2
@@ -37,7 +37,7 @@ def _members_and_parts(owner: str, teacher: Any, student: Any, mask: Any, parts:
     return members[..., :outputs], members[..., outputs:], student, mask
 
 
-def gaussian_moments(members: Any) -> Any:
+def gaussian_moments(members: Tensor) -> Tensor:
     """Return the Gaussian with the mean and the variance of an ensemble of Gaussians (law of total variance).
 
     Args:
@@ -70,7 +70,7 @@ def gaussian_moments(members: Any) -> Any:
     return ops.concatenate([mean, ops.log(variance)], axis=-1)
 
 
-def normal_inverse_gamma(*, teacher_outputs: Any, student_outputs: Any, mask: Any = None) -> Any:
+def normal_inverse_gamma(*, teacher_outputs: Structure, student_outputs: Structure, mask: Tensor = None) -> Tensor:
     """Likelihood of an ensemble's Gaussians under the student's Normal-inverse-gamma (EnD² for regression).
 
     Choose it to keep an ensemble's split of the variance, into noise and ignorance, in one model:
@@ -114,7 +114,7 @@ def normal_inverse_gamma(*, teacher_outputs: Any, student_outputs: Any, mask: An
     return arguments.apply_mask(ops.cast(value, "float32"), mask)
 
 
-def gaussian_mixture(*, teacher_outputs: Any, student_outputs: Any, mask: Any = None) -> Any:
+def gaussian_mixture(*, teacher_outputs: Structure, student_outputs: Structure, mask: Tensor = None) -> Tensor:
     """Cross-entropy from an ensemble of Gaussians to the student's Gaussian mixture, output by output.
 
     Choose it where the members' means lie so far apart that one Gaussian (``EnsembleGaussianKL``) would put its mass
@@ -206,8 +206,14 @@ class EnsembleGaussianKL(_MembersRegression):
         super().__init__(reduction=reduction, name=name)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``gaussian_kl`` of each example; ``temperature`` and ``labels`` are not used."""
         members, student = check_members("EnsembleGaussianKL", teacher_logits, student_logits)
         arguments.check_same_shape("EnsembleGaussianKL", members[:, 0], student, "means and log-variances")
@@ -236,8 +242,14 @@ class NormalInverseGamma(_MembersRegression):
         super().__init__(reduction=reduction, name=name)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``normal_inverse_gamma`` of each example; ``temperature`` and ``labels`` are not used."""
         return normal_inverse_gamma(teacher_outputs=teacher_logits, student_outputs=student_logits, mask=mask)
 
@@ -255,7 +267,13 @@ class GaussianMixture(_MembersRegression):
         super().__init__(reduction=reduction, name=name)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``gaussian_mixture`` of each example; ``temperature`` and ``labels`` are not used."""
         return gaussian_mixture(teacher_outputs=teacher_logits, student_outputs=student_logits, mask=mask)

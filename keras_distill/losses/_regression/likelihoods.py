@@ -9,13 +9,16 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Structure, Tensor
 from keras_distill.losses._numerics import arguments
 from keras_distill.losses._numerics.special import log_gamma
 
 _LOG_2PI = math.log(2 * math.pi)
 
 
-def gaussian_likelihood(*, labels: Any, student_outputs: Any, beta: float = 0.0, mask: Any = None) -> Any:
+def gaussian_likelihood(
+    *, labels: Tensor, student_outputs: Structure, beta: float = 0.0, mask: Tensor = None
+) -> Tensor:
     """Negative log-likelihood of labels under Gaussians with a variance each, for regression (beta-NLL).
 
     Choose it to train a Gaussian teacher or student on labels. With ``beta`` 0.5 examples of large variance keep their
@@ -53,7 +56,9 @@ def gaussian_likelihood(*, labels: Any, student_outputs: Any, beta: float = 0.0,
     return arguments.apply_mask(ops.sum(weight * each, axis=-1), mask)
 
 
-def _labels_and_parts(owner: str, labels: Any, student: Any, mask: Any, parts: int) -> tuple[Any, Any, Any]:
+def _labels_and_parts(
+    owner: str, labels: Tensor, student: Tensor, mask: Tensor, parts: int
+) -> tuple[Tensor, Tensor, Tensor]:
     student, labels = arguments.float32(student), arguments.float32(labels)
     labels = labels[..., None] if len(labels.shape) < len(student.shape) else labels
     if student.shape[-1] != parts * labels.shape[-1]:
@@ -65,7 +70,9 @@ def _labels_and_parts(owner: str, labels: Any, student: Any, mask: Any, parts: i
     return labels, ops.reshape(student, shape), mask
 
 
-def evidential_regression(*, labels: Any, student_outputs: Any, regularizer: float = 0.01, mask: Any = None) -> Any:
+def evidential_regression(
+    *, labels: Tensor, student_outputs: Structure, regularizer: float = 0.01, mask: Tensor = None
+) -> Tensor:
     """Likelihood of labels under an evidential regression head (deep evidential regression).
 
     Choose it for one model that splits its variance into data and knowledge without an ensemble; where there is an
@@ -131,7 +138,7 @@ class GaussianLikelihood(keras.losses.Loss):
         super().__init__(name=name, reduction=reduction)
         self.beta = _checks.number("GaussianLikelihood", "beta", beta, low=0.0, high=1.0)
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return ``gaussian_likelihood`` of each example."""
         return gaussian_likelihood(labels=y_true, student_outputs=y_pred, beta=self.beta)
 
@@ -162,7 +169,7 @@ class EvidentialRegression(keras.losses.Loss):
         super().__init__(name=name, reduction=reduction)
         self.regularizer = _checks.number("EvidentialRegression", "regularizer", regularizer, low=0.0)
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return ``evidential_regression`` of each example."""
         return evidential_regression(labels=y_true, student_outputs=y_pred, regularizer=self.regularizer)
 

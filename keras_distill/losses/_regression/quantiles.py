@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._numerics import arguments
 
 
@@ -25,8 +26,8 @@ def check_levels(owner: str, levels: Any) -> list[float]:
 
 
 def quantile_targets(
-    *, labels: Any, student_quantiles: Any, levels: Sequence[float] = (0.05, 0.5, 0.95), mask: Any = None
-) -> Any:
+    *, labels: Tensor, student_quantiles: Any, levels: Sequence[float] = (0.05, 0.5, 0.95), mask: Tensor = None
+) -> Tensor:
     """Pinball loss of values under predicted quantiles (quantile regression), for intervals and fan charts.
 
     Choose it for a student that gives quantiles. The values are labels, or what an ensemble says: with members on a
@@ -92,7 +93,7 @@ class QuantileTargets(keras.losses.Loss):
         super().__init__(reduction=reduction, name=name)
         self.levels = check_levels("QuantileTargets", levels)
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return ``quantile_targets`` of each position."""
         return quantile_targets(labels=y_true, student_quantiles=y_pred, levels=self.levels)
 

@@ -8,14 +8,20 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Structure, Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._numerics import arguments, row_blocks
 from keras_distill.losses._numerics.log_ratio import NEAR, bregman
 
 
 def gaussian_kl(
-    *, teacher_mean: Any, teacher_log_variance: Any, student_mean: Any, student_log_variance: Any, mask: Any = None
-) -> Any:
+    *,
+    teacher_mean: Tensor,
+    teacher_log_variance: Any,
+    student_mean: Tensor,
+    student_log_variance: Any,
+    mask: Tensor = None,
+) -> Tensor:
     """Kullback-Leibler divergence from the teacher's Gaussian to the student's, for regression with uncertainty.
 
     Choose it when the teacher predicts means and variances (an ensemble does: mean, and law of total variance).
@@ -57,16 +63,16 @@ def gaussian_kl(
     arguments.check_same_shape(owner, teacher_mean, student_log, "means and log-variances")
     mask = arguments.check_mask(owner, mask, student_mean)
 
-    def rows(student: Any, t: Any, teacher: Any) -> Any:
+    def rows(student: Tensor, t: Tensor, teacher: Tensor) -> Tensor:
         return _gaussian_kl(*teacher, *student)
 
     both = student_mean, student_log
     return row_blocks.by_rows(rows, both, 1.0, mask, (teacher_mean, teacher_log))
 
 
-def _gaussian_kl(teacher_mean: Any, teacher_log: Any, student_mean: Any, student_log: Any) -> Any:
+def _gaussian_kl(teacher_mean: Tensor, teacher_log: Any, student_mean: Tensor, student_log: Any) -> Tensor:
     @ops.custom_gradient
-    def compute(student_mean: Any, student_log: Any) -> Any:
+    def compute(student_mean: Tensor, student_log: Any) -> Tensor:
         gap = teacher_log - student_log
         near = ops.abs(gap) <= NEAR
         growth = ops.expm1(gap)
@@ -74,7 +80,7 @@ def _gaussian_kl(teacher_mean: Any, teacher_log: Any, student_mean: Any, student
         distance = student_mean - teacher_mean
         slope = distance * ops.exp(-student_log)
 
-        def grad(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+        def grad(*args: Any, upstream: Tensor = None) -> tuple[Tensor, Tensor]:
             each = (args[0] if args else upstream)[..., None]
             return each * slope, -0.5 * each * (growth + distance * slope)
 
@@ -84,8 +90,13 @@ def _gaussian_kl(teacher_mean: Any, teacher_log: Any, student_mean: Any, student
 
 
 def regression_matching(
-    *, teacher_outputs: Any, student_outputs: Any, labels: Any = None, margin: float | None = None, mask: Any = None
-) -> Any:
+    *,
+    teacher_outputs: Structure,
+    student_outputs: Structure,
+    labels: Tensor = None,
+    margin: float | None = None,
+    mask: Tensor = None,
+) -> Tensor:
     """Squared distance between regression outputs, where wanted only while the student is worse than the teacher.
 
     Choose the bounded form (``margin``) when the teacher errs: it is an upper bound, not a truth, and an example on
@@ -126,7 +137,7 @@ def regression_matching(
     truth = arguments.floating(labels)
     truth = truth[..., None] if len(truth.shape) < len(student.shape) else truth
 
-    def rows(student: Any, t: Any, teacher: Any, truth: Any) -> Any:
+    def rows(student: Tensor, t: Tensor, teacher: Tensor, truth: Any) -> Tensor:
         own, bound = (ops.sum(ops.square(outputs - truth), axis=-1) for outputs in (student, teacher))
         return ops.where(own + margin > bound, own, 0.0)
 
@@ -148,8 +159,14 @@ class GaussianKL(LogitsLoss):
         super().__init__(reduction=reduction, name=name)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``gaussian_kl`` of each example; ``temperature`` and ``labels`` are not used."""
         for outputs in (teacher_logits, student_logits):
             if outputs.shape[-1] % 2:
@@ -158,7 +175,7 @@ class GaussianKL(LogitsLoss):
         owner = "GaussianKL"
         teacher, student = arguments.check_floating(owner, teacher_logits, student_logits, "means and log-variances")
 
-        def rows(student: Any, t: Any, teacher: Any) -> Any:
+        def rows(student: Tensor, t: Tensor, teacher: Tensor) -> Tensor:
             half = student.shape[-1] // 2
             return _gaussian_kl(*(each for side in (teacher, student) for each in (side[..., :half], side[..., half:])))
 
@@ -190,8 +207,14 @@ class RegressionMatching(LogitsLoss):
         self.needs_labels = self.margin is not None
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``regression_matching`` of each example; ``temperature`` is not used."""
         return regression_matching(
             teacher_outputs=teacher_logits,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 
+from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 
 
-def mask_on(tensor: Any) -> Any:
+def mask_on(tensor: Tensor) -> Tensor:
     """Return the mask that Keras layers have put on ``tensor``, or None."""
     return getattr(tensor, "_keras_mask", None)
 
@@ -17,7 +16,7 @@ def mask_on(tensor: Any) -> Any:
 class _Reduce(keras.losses.Loss):
     """Reduces values that have been computed already, with Keras' own reductions and sample weights."""
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return y_pred
 
 
@@ -33,12 +32,12 @@ class SequenceLoss(LogitsLoss):
 
     uses_mask = True
 
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         """Return the reduced loss; positions masked on ``y_pred`` never count."""
         values = self.call(y_true, y_pred)
         reduce = _Reduce(name=self.name, reduction=self.reduction, dtype=self.dtype)
         return reduce(values, values, sample_weight)
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return ``values`` with the mask that Keras layers have put on ``y_pred``."""
         return self.values(y_true, y_pred, mask=mask_on(y_pred))

@@ -9,11 +9,12 @@ import numpy as np
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._numerics import arguments
 from keras_distill.losses._sequences.base import SequenceLoss
 
 
-def crf_negative_log_likelihood(*, labels: Any, potentials: Any, mask: Any = None) -> Any:
+def crf_negative_log_likelihood(*, labels: Tensor, potentials: Tensor, mask: Tensor = None) -> Tensor:
     """Negative log-likelihood of tag sequences under a linear-chain CRF (CRF).
 
     Choose it where neighbouring tags depend on each other, as in BIO tagging. ``adapters.LinearChainCrf`` makes the
@@ -48,7 +49,7 @@ def crf_negative_log_likelihood(*, labels: Any, potentials: Any, mask: Any = Non
     return _negative_log_likelihood("crf_negative_log_likelihood", labels, potentials, mask)
 
 
-def crf_log_marginals(*, potentials: Any, mask: Any = None) -> Any:
+def crf_log_marginals(*, potentials: Tensor, mask: Tensor = None) -> Tensor:
     """Return the log-probability of each tag at each token, over all tag sequences (forward-backward).
 
     They are what a CRF teaches token by token: logits for ``losses.SoftTargets`` at a student without a CRF.
@@ -79,7 +80,7 @@ def crf_log_marginals(*, potentials: Any, mask: Any = None) -> Any:
     return ops.where(mask[..., None], log_marginals, 0.0)
 
 
-def crf_decode(*, potentials: Any, mask: Any = None) -> Any:
+def crf_decode(*, potentials: Tensor, mask: Tensor = None) -> Tensor:
     """Return the likeliest tag sequence (Viterbi).
 
     Args:
@@ -105,7 +106,7 @@ def crf_decode(*, potentials: Any, mask: Any = None) -> Any:
     return _traced(potentials, mask, best, together)
 
 
-def _checked(owner: str, potentials: Any, mask: Any) -> tuple[Any, Any]:
+def _checked(owner: str, potentials: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     potentials = arguments.float32(potentials)
     shape = tuple(potentials.shape)
     if len(shape) != 4 or shape[2] != shape[3]:
@@ -116,21 +117,21 @@ def _checked(owner: str, potentials: Any, mask: Any) -> tuple[Any, Any]:
     return ops.where(mask[..., None, None], potentials, 0.0), mask
 
 
-def _logsumexp(x: Any, axis: int) -> Any:
+def _logsumexp(x: Tensor, axis: int) -> Tensor:
     return ops.logsumexp(x, axis=axis)
 
 
-def _packed(potentials: Any, mask: Any) -> Any:
+def _packed(potentials: Tensor, mask: Tensor) -> Tensor:
     """Return (tokens, batch, tags, tags + 1): the potentials, and in the last column whether the token counts."""
     flag = ops.broadcast_to(ops.cast(mask, "float32")[..., None, None], (*ops.shape(potentials)[:3], 1))
     return ops.transpose(ops.concatenate([potentials, flag], axis=-1), (1, 0, 2, 3))
 
 
-def _forward(potentials: Any, mask: Any, combine: Any = _logsumexp) -> Any:
+def _forward(potentials: Tensor, mask: Tensor, combine: Any = _logsumexp) -> Tensor:
     """Return scores of all beginnings (or of the best one) that end in each tag, (batch, tokens, tags)."""
     zero = ops.zeros_like(potentials[:, 0, 0])
 
-    def step(carry: Any, now: Any) -> Any:
+    def step(carry: Tensor, now: Any) -> Any:
         alpha, begun = carry
         scores, keep = now[..., :-1], now[:, 0, -1:] > 0.0
         come = ops.where(begun, combine(alpha[:, :, None] + scores, axis=1), scores[:, 0])
@@ -142,11 +143,11 @@ def _forward(potentials: Any, mask: Any, combine: Any = _logsumexp) -> Any:
     return ops.transpose(stacked, (1, 0, 2))
 
 
-def _backward(potentials: Any, mask: Any, combine: Any = _logsumexp) -> Any:
+def _backward(potentials: Tensor, mask: Tensor, combine: Any = _logsumexp) -> Tensor:
     """Return scores of all ends (or of the best one) that follow each tag, (batch, tokens, tags)."""
     zero = ops.zeros_like(potentials[:, 0, 0])
 
-    def step(carry: Any, now: Any) -> Any:
+    def step(carry: Tensor, now: Any) -> Any:
         beta, scores_after, any_after = carry
         scores, keep = now[..., :-1], now[:, 0, -1:] > 0.0
         after = ops.where(any_after, combine(beta[:, None, :] + scores_after, axis=2), zero)
@@ -160,12 +161,12 @@ def _backward(potentials: Any, mask: Any, combine: Any = _logsumexp) -> Any:
     return ops.transpose(stacked, (1, 0, 2))
 
 
-def _traced(potentials: Any, mask: Any, best: Any, together: Any) -> Any:
+def _traced(potentials: Tensor, mask: Tensor, best: Any, together: Any) -> Tensor:
     """Return the tags of the best sequence, from left to right, each the best one that follows the tag before."""
     following = together - best
     tags = potentials.shape[-1]
 
-    def step(carry: Any, now: Any) -> Any:
+    def step(carry: Tensor, now: Any) -> Any:
         tag, begun = carry
         scores, keep, ahead = now[:, :tags, :tags], now[:, 0, tags] > 0.0, now[:, :, tags + 1]
         chosen = ops.one_hot(tag, tags, dtype="float32")
@@ -180,7 +181,7 @@ def _traced(potentials: Any, mask: Any, best: Any, together: Any) -> Any:
     return ops.transpose(found)
 
 
-def _negative_log_likelihood(owner: str, labels: Any, potentials: Any, mask: Any) -> Any:
+def _negative_log_likelihood(owner: str, labels: Tensor, potentials: Tensor, mask: Tensor) -> Tensor:
     potentials, mask = _checked(owner, potentials, mask)
     labels = ops.convert_to_tensor(labels)
     static, tags = tuple(potentials.shape)[:2], potentials.shape[-1]
@@ -196,7 +197,7 @@ def _negative_log_likelihood(owner: str, labels: Any, potentials: Any, mask: Any
     return _log_partition(kept, mask) - _score(labels, kept, mask)
 
 
-def _log_partition(potentials: Any, mask: Any) -> Any:
+def _log_partition(potentials: Tensor, mask: Tensor) -> Tensor:
     """Return the logarithm of the sum over all tag sequences, (batch,); its gradient is the marginals of tag pairs."""
     held = ops.stop_gradient(potentials)
     forward, backward = _forward(held, mask), _backward(held, mask)
@@ -211,7 +212,7 @@ def _log_partition(potentials: Any, mask: Any) -> Any:
     return total + (expected - ops.stop_gradient(expected))
 
 
-def _score(labels: Any, potentials: Any, mask: Any) -> Any:
+def _score(labels: Tensor, potentials: Tensor, mask: Tensor) -> Tensor:
     """Return the score of the labelled sequence, (batch,)."""
     tags = potentials.shape[-1]
     place = ops.cumsum(ops.ones_like(labels), axis=1) - 1
@@ -246,7 +247,13 @@ class CrfNegativeLogLikelihood(SequenceLoss):
         super().__init__(reduction=reduction, name=name)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return the loss of each sequence; the labels are the first argument, as for every supervised loss."""
         return _negative_log_likelihood("CrfNegativeLogLikelihood", teacher_logits, student_logits, mask)

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._numerics import arguments
 from keras_distill.losses._numerics.xla import compiled
 from keras_distill.losses._sequences.base import SequenceLoss
@@ -16,7 +17,7 @@ from keras_distill.losses._sequences.base import SequenceLoss
 NEVER = -1e30  # stands for log 0: its sums stay finite, so that no difference of infinities becomes NaN
 
 
-def ctc(*, labels: Any, logits: Any, mask: Any = None, blank: int = 0) -> Any:
+def ctc(*, labels: Tensor, logits: Tensor, mask: Tensor = None, blank: int = 0) -> Tensor:
     """Negative log-likelihood of label sequences without an alignment, summed over all alignments (CTC).
 
     Choose it for speech and handwriting, where the labels are in order but nobody says at which frame. It differs from
@@ -54,12 +55,12 @@ def ctc(*, labels: Any, logits: Any, mask: Any = None, blank: int = 0) -> Any:
     return _ctc("ctc", labels, logits, mask, blank)
 
 
-def _ctc(owner: str, labels: Any, logits: Any, mask: Any, blank: int) -> Any:
+def _ctc(owner: str, labels: Tensor, logits: Tensor, mask: Tensor, blank: int) -> Tensor:
     labels, logits, mask = checked(owner, labels, logits, mask, blank)
     return negative_log_likelihood(labels, logits, mask, blank)
 
 
-def checked(owner: str, labels: Any, logits: Any, mask: Any, blank: int) -> tuple[Any, Any, Any]:
+def checked(owner: str, labels: Tensor, logits: Tensor, mask: Tensor, blank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return int32 labels, float32 logits and the mask, or raise the error that says what does not fit."""
     logits, labels = arguments.float32(logits), ops.convert_to_tensor(labels)
     shapes = f"{tuple(labels.shape)} and {tuple(logits.shape)}"
@@ -100,14 +101,14 @@ def _check_known(owner: str, labels: np.ndarray, mask: np.ndarray | None, shape:
             raise _checks.error(owner, expected, f"{int(available)}", advice)
 
 
-def frames_needed(labels: Any, blank: int = 0) -> int:
+def frames_needed(labels: Tensor, blank: int = 0) -> int:
     """Return the least number of frames that can carry ``labels``: one per label, and one blank between equal ones."""
     row = np.asarray(labels)
     row = row[(row >= 0) & (row != blank)]
     return int(len(row) + np.sum(row[1:] == row[:-1]))
 
 
-def negative_log_likelihood(labels: Any, logits: Any, mask: Any, blank: int) -> Any:
+def negative_log_likelihood(labels: Tensor, logits: Tensor, mask: Tensor, blank: int) -> Tensor:
     """Return CTC's loss, (batch,), of checked arguments. Its gradient comes from the posterior of the alignments."""
     states, exists, skips, last = _states(labels, blank)
     log_q = ops.log_softmax(arguments.clean(logits, mask), axis=-1)
@@ -130,7 +131,7 @@ def negative_log_likelihood(labels: Any, logits: Any, mask: Any, blank: int) -> 
     return ops.where(possible, -total, np.inf) - (path - ops.stop_gradient(path))
 
 
-def _posterior(emitted: Any, kept: Any, skips: Any, last: Any) -> tuple[Any, Any]:
+def _posterior(emitted: Any, kept: Tensor, skips: Any, last: Any) -> tuple[Tensor, Tensor]:
     """Return the log-likelihood (batch,), and the probability of each state at each frame given the labels."""
     forward = _scan(emitted, kept, skips, last, backward=False)
     backward = _scan(emitted, kept, skips, last, backward=True)
@@ -140,7 +141,7 @@ def _posterior(emitted: Any, kept: Any, skips: Any, last: Any) -> tuple[Any, Any
     return total, ops.where(counts[..., None], occupied, 0.0)
 
 
-def _states(labels: Any, blank: int) -> tuple[Any, Any, Any, Any]:
+def _states(labels: Tensor, blank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the states blank, label, blank, label, ..., blank of each sequence, and what may follow what.
 
     Returns:
@@ -165,18 +166,18 @@ def _states(labels: Any, blank: int) -> tuple[Any, Any, Any, Any]:
     return states, exists, skips, last
 
 
-def _shifted(x: Any, by: int) -> Any:
+def _shifted(x: Tensor, by: int) -> Tensor:
     """Return ``x`` moved by ``by`` states, NEVER where nothing comes from."""
     edge = ops.full_like(x[:, : abs(by)], NEVER)
     return ops.concatenate([edge, x[:, :-by]] if by > 0 else [x[:, -by:], edge], axis=1)
 
 
-def _logsumexp(x: Any, axis: int = -1) -> Any:
+def _logsumexp(x: Tensor, axis: int = -1) -> Tensor:
     greatest = ops.max(x, axis=axis, keepdims=True)
     return ops.squeeze(greatest, axis) + ops.log(ops.sum(ops.exp(x - greatest), axis=axis))
 
 
-def _scan(emitted: Any, kept: Any, skips: Any, last: Any, *, backward: bool) -> Any:
+def _scan(emitted: Any, kept: Tensor, skips: Any, last: Any, *, backward: bool) -> Tensor:
     """Return log-probabilities of all beginnings that end in a state, or of all ends that follow it.
 
     Args:
@@ -197,7 +198,7 @@ def _scan(emitted: Any, kept: Any, skips: Any, last: Any, *, backward: bool) -> 
     number = ops.arange(ops.shape(emitted)[2], dtype="int32")
     skipped_to = ops.concatenate([skips[:, 2:], ops.zeros_like(skips[:, :2])], axis=1)
 
-    def forward_step(carry: Any, now: Any) -> Any:
+    def forward_step(carry: Tensor, now: Any) -> Tensor:
         alpha, begun = carry
         emission, keep = now[:, :-1], now[:, -1] > 0.0
         skip = ops.where(skips, _shifted(alpha, 2), NEVER)
@@ -208,7 +209,7 @@ def _scan(emitted: Any, kept: Any, skips: Any, last: Any, *, backward: bool) -> 
         begun = ops.logical_or(begun, keep)
         return (alpha, begun), (alpha, begun)
 
-    def backward_step(carry: Any, now: Any) -> Any:
+    def backward_step(carry: Tensor, now: Any) -> Tensor:
         beta, begun = carry  # what comes from the next frame on, its emission included
         emission, keep = now[:, :-1], now[:, -1] > 0.0
         follow = ops.where(skipped_to, _shifted(beta, -2), NEVER)
@@ -245,8 +246,14 @@ class Ctc(SequenceLoss):
         self.blank = _checks.integer("Ctc", "blank", blank, low=0)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``ctc`` of each sequence; the labels are the first argument, as for every supervised loss."""
         return _ctc("Ctc", teacher_logits, student_logits, mask, self.blank)
 

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._logits.soft_targets import soft_targets
 from keras_distill.losses._numerics import arguments
 from keras_distill.losses._sequences.base import SequenceLoss
@@ -17,15 +18,15 @@ KEEP = ("all", "without_blanks", "around_spikes")
 
 def frame_soft_targets(
     *,
-    teacher_logits: Any,
-    student_logits: Any,
-    temperature: Any = 1.0,
-    mask: Any = None,
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    temperature: Tensor = 1.0,
+    mask: Tensor = None,
     blank: int = 0,
     keep: str = "all",
     blank_threshold: float = 0.9,
     neighbours: int = 1,
-) -> Any:
+) -> Tensor:
     """Soft targets frame by frame for CTC models, with a choice of what to do with blanks (frame-level CTC KD).
 
     Choose it where teacher and student emit their labels at the same frames: same subsampling and family, a student
@@ -84,7 +85,7 @@ def _options(owner: str, blank: int, keep: str, blank_threshold: float, neighbou
     )
 
 
-def _sequences(owner: str, teacher: Any, student: Any, mask: Any, blank: int) -> tuple[Any, Any, Any]:
+def _sequences(owner: str, teacher: Tensor, student: Tensor, mask: Tensor, blank: int) -> tuple[Tensor, Tensor, Tensor]:
     teacher, student = arguments.check_pair(owner, teacher, student)
     if len(student.shape) != 3:
         raise _checks.error(owner, "logits of shape (batch, frames, classes)", str(tuple(student.shape)))
@@ -96,15 +97,15 @@ def _sequences(owner: str, teacher: Any, student: Any, mask: Any, blank: int) ->
 
 def _frame_soft_targets(
     owner: str,
-    teacher: Any,
-    student: Any,
-    temperature: Any,
-    mask: Any,
+    teacher: Tensor,
+    student: Tensor,
+    temperature: Tensor,
+    mask: Tensor,
     blank: int,
     keep: str,
     blank_threshold: float,
     neighbours: int,
-) -> Any:
+) -> Tensor:
     teacher, student, kept = _sequences(owner, teacher, student, mask, blank)
     if keep == "without_blanks":
         blank_probability = ops.softmax(arguments.clean(teacher, kept), axis=-1)[..., blank]
@@ -122,7 +123,7 @@ def _frame_soft_targets(
     return ops.sum(ops.where(kept, values, 0.0), axis=1) / ops.maximum(ops.sum(weight, axis=1), 1.0)
 
 
-def _widened(spikes: Any, neighbours: int) -> Any:
+def _widened(spikes: Any, neighbours: int) -> Tensor:
     """Return where a spike is at most ``neighbours`` frames away."""
     if neighbours == 0:
         return spikes
@@ -164,8 +165,14 @@ class FrameSoftTargets(SequenceLoss):
         self.blank, self.keep, self.blank_threshold, self.neighbours = options
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``frame_soft_targets`` of each sequence; ``labels`` are not used."""
         options = (self.blank, self.keep, self.blank_threshold, self.neighbours)
         return _frame_soft_targets("FrameSoftTargets", teacher_logits, student_logits, temperature, mask, *options)
@@ -176,7 +183,7 @@ class FrameSoftTargets(SequenceLoss):
         return {**super().get_config(), **own}
 
 
-def guided_ctc(*, teacher_logits: Any, student_logits: Any, mask: Any = None, blank: int = 0) -> Any:
+def guided_ctc(*, teacher_logits: Tensor, student_logits: Tensor, mask: Tensor = None, blank: int = 0) -> Tensor:
     """Minus the student's probability of the guide's labels at the guide's spikes (guided CTC).
 
     Choose it beside ``ctc`` so that several models, or teacher and student, emit their labels at the same frames; frame
@@ -211,7 +218,7 @@ def guided_ctc(*, teacher_logits: Any, student_logits: Any, mask: Any = None, bl
     return _guided_ctc("guided_ctc", teacher_logits, student_logits, mask, blank)
 
 
-def _guided_ctc(owner: str, teacher: Any, student: Any, mask: Any, blank: int) -> Any:
+def _guided_ctc(owner: str, teacher: Tensor, student: Tensor, mask: Tensor, blank: int) -> Tensor:
     teacher, student, kept = _sequences(owner, teacher, student, mask, blank)
     best = ops.argmax(teacher, axis=-1)
     spikes = ops.logical_and(kept, best != blank)
@@ -244,8 +251,14 @@ class GuidedCtc(SequenceLoss):
         self.blank = _checks.integer("GuidedCtc", "blank", blank, low=0)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``guided_ctc`` of each sequence; ``temperature`` and ``labels`` are not used."""
         return _guided_ctc("GuidedCtc", teacher_logits, student_logits, mask, self.blank)
 

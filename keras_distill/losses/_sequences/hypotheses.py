@@ -8,12 +8,13 @@ import keras
 from keras import ops
 
 from keras_distill import _checks
+from keras_distill._typing import Tensor
 from keras_distill.losses._numerics import arguments
 from keras_distill.losses._sequences.base import SequenceLoss
 from keras_distill.losses._sequences.ctc import checked, negative_log_likelihood
 
 
-def n_best_ctc(*, hypotheses: Any, weights: Any, logits: Any, mask: Any = None, blank: int = 0) -> Any:
+def n_best_ctc(*, hypotheses: Tensor, weights: Tensor, logits: Tensor, mask: Tensor = None, blank: int = 0) -> Tensor:
     """CTC's loss of a teacher's best hypotheses, weighted (sequence-level distillation for CTC, N-best).
 
     Choose it where teacher and student do not emit their labels at the same frames: nothing about time is compared.
@@ -49,7 +50,7 @@ def n_best_ctc(*, hypotheses: Any, weights: Any, logits: Any, mask: Any = None, 
     return _n_best_ctc("n_best_ctc", hypotheses, weights, logits, mask, blank)
 
 
-def _n_best_ctc(owner: str, hypotheses: Any, weights: Any, logits: Any, mask: Any, blank: int) -> Any:
+def _n_best_ctc(owner: str, hypotheses: Tensor, weights: Tensor, logits: Tensor, mask: Tensor, blank: int) -> Tensor:
     hypotheses, weights = ops.convert_to_tensor(hypotheses), arguments.float32(weights)
     logits = arguments.float32(logits)
     fits = len(hypotheses.shape) == 3 and tuple(hypotheses.shape[:2]) == tuple(weights.shape)
@@ -89,8 +90,14 @@ class NBestCtc(SequenceLoss):
         self.blank = _checks.integer("NBestCtc", "blank", blank, low=0)
 
     def values(
-        self, teacher_logits: Any, student_logits: Any, *, temperature: Any = 1.0, labels: Any = None, mask: Any = None
-    ) -> Any:
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
         """Return ``n_best_ctc``; the first argument is (batch, hypotheses, 1 + labels): a weight, then the labels."""
         packed = arguments.float32(teacher_logits)
         if len(packed.shape) != 3:

@@ -7,12 +7,13 @@ from typing import Any
 from keras import ops
 
 from keras_distill._checks import choice
+from keras_distill._typing import Tensor
 
 LOSSES = ("leafwise", "mixture")
 _CLIP = 1e-6  # keeps the logarithm of a saturated share finite
 
 
-def path_log_probabilities(scores: Any, depth: int) -> list[Any]:
+def path_log_probabilities(scores: Tensor, depth: int) -> list[Any]:
     """Return log P of every node of a level, root first, leaves last: (batch, 2**level) each.
 
     Args:
@@ -41,7 +42,7 @@ def mixture(log_paths: Any, log_leaves: Any) -> Any:
     return ops.logsumexp(ops.expand_dims(log_paths, -1) + ops.expand_dims(log_leaves, 0), axis=1)
 
 
-def soft_tree_loss(*, scores: Any, leaf_logits: Any, targets: Any, kind: str = "leafwise") -> Any:
+def soft_tree_loss(*, scores: Tensor, leaf_logits: Any, targets: Any, kind: str = "leafwise") -> Any:
     """Loss of a soft decision tree, one value per example (Frosst and Hinton's tree).
 
     Choose it to train a tree in a loop of your own; ``SoftDecisionTree`` has it built in.
@@ -82,7 +83,7 @@ def soft_tree_loss(*, scores: Any, leaf_logits: Any, targets: Any, kind: str = "
     return -ops.sum(ops.convert_to_tensor(targets, answers.dtype) * answers, axis=-1)
 
 
-def right_shares(scores: Any, levels: list[Any]) -> tuple[Any, Any]:
+def right_shares(scores: Tensor, levels: list[Any]) -> tuple[Any, Any]:
     """Return, for each inner node, the mean over the batch of P * p(right) and of P: (nodes,) each."""
     reached = ops.exp(ops.concatenate(levels[:-1], axis=-1))
     return ops.mean(reached * ops.sigmoid(scores), axis=0), ops.mean(reached, axis=0)

@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import choice, error, integer, number
+from keras_distill._typing import Tensor
 from keras_distill.students._soft_tree import _maths
 from keras_distill.students._soft_tree._paths import TreePaths, nodes_of
 from keras_distill.students._soft_tree._rules import Rule, rules_of
@@ -155,7 +156,7 @@ class SoftDecisionTree(keras.Model):
         self.add_loss(-ops.mean(normaliser))
         return answers - normaliser
 
-    def _keep_balance(self, scores: Any, levels: list[Any]) -> None:
+    def _keep_balance(self, scores: Tensor, levels: list[Any]) -> None:
         right, reached = _maths.right_shares(scores, levels)
         decay = ops.convert_to_tensor(self._decay)
         right = decay * self.went_right + (1.0 - decay) * right

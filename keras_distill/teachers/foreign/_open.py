@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from keras_distill._typing import Structure
 from keras_distill.teachers.foreign._teacher import Foreign
 
 _MOST_BYTES = 2 * 2**30
@@ -15,7 +16,7 @@ def from_callable(
     function: Callable[[Any], Any],
     *,
     preprocess: Callable[[Any], Any] | None = None,
-    outputs: Any = None,
+    outputs: Structure = None,
     activation: Any = None,
     batch_size: int | None = None,
     num_threads: int = 1,
@@ -73,7 +74,7 @@ def from_saved_model(
     *,
     signature: str = "serving_default",
     preprocess: Callable[[Any], Any] | None = None,
-    outputs: Any = None,
+    outputs: Structure = None,
     activation: Any = None,
     sha256: str | None = None,
     max_bytes: int = _MOST_BYTES,
@@ -116,7 +117,7 @@ def from_onnx(
     path: str | os.PathLike[str],
     *,
     preprocess: Callable[[Any], Any] | None = None,
-    outputs: Any = None,
+    outputs: Structure = None,
     activation: Any = None,
     batch_size: int | None = None,
     num_threads: int = 1,
@@ -157,7 +158,7 @@ def from_litert(
     path: str | os.PathLike[str],
     *,
     preprocess: Callable[[Any], Any] | None = None,
-    outputs: Any = None,
+    outputs: Structure = None,
     activation: Any = None,
     batch_size: int | None = None,
     num_threads: int = 1,

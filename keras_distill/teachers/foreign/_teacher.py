@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill._checks import choice, error, integer, nearest
+from keras_distill._typing import Tensor
 from keras_distill.teachers._base import Teacher, silent
 from keras_distill.teachers.foreign import _engines
 from keras_distill.teachers.foreign._files import checked, digest, digest_of_function
@@ -172,7 +173,7 @@ class Foreign(Teacher):
             raise error(self.owner, "the name of an output", got)
         return name
 
-    def _logits(self, name: str, tensor: Any) -> Any:
+    def _logits(self, name: str, tensor: Tensor) -> Any:
         """Undo the model's last activation, so that terms see logits; always finite."""
         kind = self._given["activation"]
         kind = kind.get(name) if isinstance(kind, dict) else kind

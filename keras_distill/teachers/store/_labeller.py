@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from keras_distill import _files
 from keras_distill._checks import choice, error, integer
+from keras_distill._typing import Structure, Tensor
 from keras_distill.teachers._base import as_teacher, resolved
 from keras_distill.teachers._combine import Stochastic
 from keras_distill.teachers._gate import LearnedGate
@@ -103,7 +104,7 @@ class Labeller:
 
     # -------------------------------------------------------------------------------- what is stored, and how
 
-    def _describe(self, outputs: Any, name: str) -> Any:
+    def _describe(self, outputs: Structure, name: str) -> Any:
         """Describe the outputs' structure as JSON; its leaves are numbers of specs."""
         if isinstance(outputs, Members):
             if isinstance(outputs.combine, (Stochastic, LearnedGate)):
@@ -120,14 +121,14 @@ class Labeller:
             return {kind: [self._describe(each, f"{name}/{i}") for i, each in enumerate(outputs)]}
         return {"tensor": self._leaf(outputs, name, self.options["top_k"])}
 
-    def _leaf(self, tensor: Any, name: str, top_k: int | None, dtype: str | None = None) -> int:
+    def _leaf(self, tensor: Tensor, name: str, top_k: int | None, dtype: str | None = None) -> int:
         shape = tuple(tensor.shape[1:])
         top_k = top_k if top_k is not None and shape and shape[-1] > top_k else None
         by_row = not name.startswith("feature/")
         self.specs.append(layout.OutputSpec(name, shape, dtype or self.options["dtype"], top_k, by_row))
         return len(self.specs) - 1
 
-    def _leaves(self, outputs: Any, tapped: dict[str, Any]) -> Iterator[Any]:
+    def _leaves(self, outputs: Structure, tapped: dict[str, Any]) -> Iterator[Any]:
         for each in keras.tree.flatten(outputs):  # sorted keys, as in _describe
             yield from ([each.members] + ([] if each.spread is None else [each.spread])
                         if isinstance(each, Members) else [each])  # fmt: skip
