@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
+from keras_distill.losses._numerics import replicas
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -17,15 +18,22 @@ class WhereLabelled(keras.losses.Loss):
 
     Choose it where only a part of the data has labels: give it to ``compile(loss=...)``, for one output or for each of
     several. An unlabelled example has NaN as its target, or -1 where targets are integers. It is left out of the mean
-    exactly as if it were not in the batch: no gradient flows from it, and it is not counted.
+    exactly as if it were not in the batch: no gradient flows from it, and it is not counted. Under several replicas the
+    labelled examples of the global batch are counted, so that 2 replicas train as 1 does. An optimizer that accumulates
+    gradients averages the means of its batches: give ``labelled_fraction`` there, so that batches with few labels do
+    not count as much as those with many.
+
+    Formula: sum of the labelled values / number of labelled; with ``labelled_fraction``, sum of the labelled values /
+        (number of all * labelled_fraction).
 
     Args:
         loss: a ``keras.losses.Loss`` with one value per example, or a name that Keras knows.
+        labelled_fraction: the share of the data that has a label, above 0 and at most 1; None counts in each batch.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
     Raises:
-        ValueError: if ``loss`` is no loss.
+        ValueError: if ``loss`` is no loss, or ``labelled_fraction`` is out of its bounds.
 
     Example:
         >>> loss = WhereLabelled("mean_squared_error")
@@ -34,14 +42,24 @@ class WhereLabelled(keras.losses.Loss):
     """
 
     def __init__(
-        self, loss: Any, reduction: str | None = "sum_over_batch_size", name: str | None = "where_labelled"
+        self,
+        loss: Any,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "where_labelled",
+        labelled_fraction: float | None = None,
     ) -> None:
         super().__init__(reduction=reduction, name=name)
         loss = keras.saving.deserialize_keras_object(loss) if isinstance(loss, dict) else loss
         given = keras.losses.get(loss) if isinstance(loss, str) else loss
         if not isinstance(given, keras.losses.Loss) and (isinstance(given, type) or not callable(given)):
             raise _checks.error("WhereLabelled", "loss to be a keras.losses.Loss or its name", loss)
+        if labelled_fraction is not None:
+            advice = "Leave it out to count the labelled examples of each batch"
+            labelled_fraction = _checks.number(
+                "WhereLabelled", "labelled_fraction", labelled_fraction, above=0.0, high=1.0, advice=advice
+            )
         self.loss = loss
+        self.labelled_fraction = labelled_fraction
         self._values = given.call if isinstance(given, keras.losses.Loss) else given
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
@@ -53,9 +71,20 @@ class WhereLabelled(keras.losses.Loss):
         if len(void.shape) == len(y_pred.shape):
             void = ops.any(void, axis=-1)
         labelled, own = ops.logical_not(void), getattr(given, "_keras_mask", None)
+        possible = ops.ones_like(labelled) if own is None else ops.cast(own, "bool")
+        labelled = ops.logical_and(labelled, possible)
         # Keras leaves masked positions out of the mean, and rescales it by those that count.
-        y_pred._keras_mask = labelled if own is None else ops.logical_and(labelled, ops.cast(own, "bool"))
-        return super().__call__(y_true, y_pred, sample_weight)
+        y_pred._keras_mask = labelled
+        value = super().__call__(y_true, y_pred, sample_weight)
+        if self.reduction not in ("sum_over_batch_size", "mean"):
+            return value
+        counted = ops.sum(ops.cast(labelled, value.dtype))
+        if self.labelled_fraction is not None:
+            expected = self.labelled_fraction * ops.sum(ops.cast(possible, value.dtype))
+            return value * ops.divide_no_nan(counted, expected)
+        # A trainer multiplies each replica's loss by its share of the examples; what counts is its share of the labels.
+        examples = ops.cast(ops.shape(labelled)[0], value.dtype)
+        return value * ops.divide_no_nan(replicas.share(counted), replicas.share(examples))
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the values of the loss; the mask on ``y_pred`` says which of them count."""
@@ -63,4 +92,5 @@ class WhereLabelled(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs."""
-        return {**super().get_config(), "loss": keras.saving.serialize_keras_object(self.loss)}
+        fraction = {} if self.labelled_fraction is None else {"labelled_fraction": self.labelled_fraction}
+        return {**super().get_config(), "loss": keras.saving.serialize_keras_object(self.loss), **fraction}

@@ -54,6 +54,73 @@ def test_the_teacher_is_heard_where_there_is_no_label():
     assert logs["distillation_loss"] == pytest.approx(models.kd(teacher, student, 1.0).mean(), rel=1e-5)
 
 
+def two_headed(seed, units):
+    x = keras.Input((6,))
+    init = keras.initializers.GlorotUniform(seed=seed)
+    hidden = keras.layers.Dense(units, "tanh", kernel_initializer=init)(x)
+    heads = [keras.layers.Dense(n, kernel_initializer=init, name=f"head_{n}")(hidden) for n in (4, 3)]
+    return keras.Model(x, {"a": heads[0], "b": heads[1]})
+
+
+def few_labels(outputs):
+    """Two batches of 10 and one of 3, in which one replica sees fewer labels than the other, or none."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(23, 6)).astype("float32")
+    ids = np.where(np.arange(23) % 10 < 7, -1, rng.integers(0, 4, 23))
+    ids[-3:] = (-1, -1, 2)
+    values = rng.normal(size=(23, 3)).astype("float32")
+    values[::2] = np.nan
+    labels = ids if outputs == 1 else {"a": ids, "b": values}
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return tf.data.Dataset.from_tensor_slices((x, labels)).batch(10).with_options(options)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_two_replicas_count_the_labels_of_both(outputs):
+    results = []
+    for count in (1, 2):
+        with models.replicas(count).scope():
+            ids = losses.WhereLabelled(keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+            if outputs == 1:
+                teacher, student, loss = models.mlp(8, 4), models.mlp(5, 4, seed=9), ids
+            else:
+                teacher, student = two_headed(1, 8), two_headed(2, 5)
+                loss = {"a": ids, "b": losses.WhereLabelled("mean_squared_error")}
+            distiller = Distiller(teacher, student, LogitsDistillation(2.0), student_loss_weight=0.7)
+            distiller.compile(keras.optimizers.SGD(0.5), loss)
+        history = distiller.fit(few_labels(outputs), epochs=1, verbose=0).history
+        results.append((distiller.student.get_weights(), history))
+    (one, logs), (two, logs_of_two) = results
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+    # Keras' own logs of each output weigh a replica with two examples as one with one.
+    for name in set(logs) - {"a_loss", "b_loss"}:
+        np.testing.assert_allclose(logs_of_two[name], logs[name], rtol=1e-5, err_msg=name)
+
+
+def test_with_a_given_fraction_accumulated_batches_are_one_big_batch():
+    """Batches of 6 with 1, 4 and no labels, accumulated, move the student as the batch of 18 does."""
+    x, y = models.batch(18)
+    y = np.where(np.isin(np.arange(18), [2, 6, 7, 9, 11]), y, -1)
+    crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    moved = []
+    for size, steps, fraction in ((18, None, None), (6, 3, 5 / 18), (6, 3, None)):
+        distiller = Distiller(models.mlp(8, 4), models.mlp(5, 4, seed=9), LogitsDistillation(2.0))
+        optimizer = keras.optimizers.SGD(0.5, gradient_accumulation_steps=steps)
+        distiller.compile(optimizer, losses.WhereLabelled(crossentropy, labelled_fraction=fraction))
+        distiller.fit(x, y, batch_size=size, shuffle=False, verbose=0)
+        moved.append(np.concatenate([weight.ravel() for weight in distiller.student.get_weights()]))
+    np.testing.assert_allclose(moved[1], moved[0], rtol=1e-5, atol=1e-6)
+    assert np.abs(moved[2] - moved[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.5, "half"])
+def test_a_fraction_that_is_none_is_refused(fraction):
+    with pytest.raises(ValueError, match=r"WhereLabelled: expected labelled_fraction .*, got"):
+        losses.WhereLabelled("mse", labelled_fraction=fraction)
+
+
 def test_what_is_no_loss_is_refused():
     with pytest.raises(ValueError, match=r"WhereLabelled: expected loss to be a keras.losses.Loss or its name"):
         losses.WhereLabelled(keras.losses.MeanSquaredError)

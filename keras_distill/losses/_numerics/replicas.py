@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from keras import ops
+
 from keras_distill._typing import Tensor
 
 
@@ -17,10 +21,24 @@ def gather(features: Tensor) -> Tensor:
     Returns:
         (batch of all replicas, ...).
     """
+    context = _context()
+    return features if context is None else context.all_gather(features, axis=0)
+
+
+def share(count: Tensor) -> Tensor:
+    """Return this replica's part of a count over all replicas; 1 where there is only one, 0 where nothing is counted.
+
+    Args:
+        count: scalar, float.
+    """
+    context = _context()
+    return ops.ones_like(count) if context is None else ops.divide_no_nan(count, context.all_reduce("SUM", count))
+
+
+def _context() -> Any:
+    """Return TensorFlow's replica context, or None where there are not several replicas."""
     # Keras has no collective operations; TensorFlow is the one backend, and is imported only where one is asked for.
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return features
-    return context.all_gather(features, axis=0)
+    return None if context is None or context.num_replicas_in_sync == 1 else context
