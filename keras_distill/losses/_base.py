@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import keras
 
-from keras_distill._typing import Tensor
+from keras_distill._typing import Structure, Tensor
 
 
 class LogitsLoss(keras.losses.Loss):
@@ -97,3 +101,61 @@ class FeatureLoss(keras.losses.Loss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Compare teacher's ``y_true`` with student's ``y_pred``."""
         return self.values(y_true, y_pred)
+
+
+class _Twin(keras.losses.Loss):
+    """A loss whose values are those of a function of this room.
+
+    Args:
+        function: takes both sides, ``mask`` and the options, all by name.
+        reduction: as in ``keras.losses.Loss``.
+        name: as in ``keras.losses.Loss``.
+        **options: arguments of ``function`` with their checked values: attributes of the loss, and its configuration.
+    """
+
+    def __init__(
+        self, function: Callable[..., Tensor], reduction: str | None, name: str | None, **options: Any
+    ) -> None:
+        super().__init__(reduction=reduction, name=name)
+        self._function, self._options = function, tuple(options)
+        for option, value in options.items():
+            setattr(self, option, value)
+
+    def _chosen(self) -> dict[str, Any]:
+        return {option: getattr(self, option) for option in self._options}
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what ``from_config`` needs."""
+        return {**super().get_config(), **self._chosen()}
+
+
+class LogitsTwin(_Twin, LogitsLoss):
+    """The class of a function of ``teacher_logits`` and ``student_logits``.
+
+    A function that has an argument ``temperature`` or ``labels`` is also given these; see ``_Twin`` for the arguments.
+    """
+
+    def values(
+        self,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        *,
+        temperature: Tensor = 1.0,
+        labels: Tensor = None,
+        mask: Tensor = None,
+    ) -> Tensor:
+        """Return the function of both sides, one value for each example; see ``LogitsLoss.values``."""
+        known = inspect.signature(self._function).parameters
+        given = {"temperature": temperature, "labels": labels, "mask": mask}
+        given = {name: value for name, value in given.items() if name in known}
+        sides = {"teacher_logits": teacher_logits, "student_logits": student_logits}
+        return self._function(**sides, **{**given, **self._chosen()})
+
+
+class FeatureTwin(_Twin, FeatureLoss):
+    """The class of a function of ``teacher_features`` and ``student_features``; see ``_Twin`` for the arguments."""
+
+    def values(self, teacher_features: Structure, student_features: Structure, *, mask: Tensor = None) -> Tensor:
+        """Return the function of both sides, one value for each example; see ``FeatureLoss.values``."""
+        sides = {"teacher_features": teacher_features, "student_features": student_features}
+        return self._function(**sides, **self._chosen(), mask=mask)

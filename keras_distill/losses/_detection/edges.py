@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._base import LogitsTwin
 from keras_distill.losses._logits.soft_targets import soft_targets
 from keras_distill.losses._numerics.arguments import check_mask, check_pair
 
@@ -73,7 +71,7 @@ def edge_distributions(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class EdgeDistributions(LogitsLoss):
+class EdgeDistributions(LogitsTwin):
     """Class twin of ``edge_distributions`` (LD): ``LogitsDistillation(temperature=10.0, loss=EdgeDistributions())``.
 
     Args:
@@ -98,27 +96,9 @@ class EdgeDistributions(LogitsLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "edge_distributions",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.num_edges = _checks.integer("EdgeDistributions", "num_edges", num_edges, low=1)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``edge_distributions`` of each anchor; ``labels`` are not used."""
-        return edge_distributions(
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            num_edges=self.num_edges,
-            temperature=temperature,
-            mask=mask,
+        super().__init__(
+            edge_distributions,
+            reduction,
+            name,
+            num_edges=_checks.integer("EdgeDistributions", "num_edges", num_edges, low=1),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "num_edges": self.num_edges}

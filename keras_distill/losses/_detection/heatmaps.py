@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import FeatureLoss
+from keras_distill.losses._base import FeatureLoss, FeatureTwin
 from keras_distill.losses._features import maps
 from keras_distill.losses._numerics.arguments import float32
 from keras_distill.losses._numerics.distributions import bernoulli_kl
@@ -67,7 +67,7 @@ def center_heatmaps(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class CenterHeatmaps(FeatureLoss):
+class CenterHeatmaps(FeatureTwin):
     """Class twin of ``center_heatmaps`` (CenterNet), whose arguments it explains.
 
     Args:
@@ -93,18 +93,9 @@ class CenterHeatmaps(FeatureLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "center_heatmaps",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.focus = _checks.number("CenterHeatmaps", "focus", focus, low=0.0)
-
-    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``center_heatmaps`` of each example."""
-        return center_heatmaps(
-            teacher_features=teacher_features, student_features=student_features, focus=self.focus, mask=mask
+        super().__init__(
+            center_heatmaps, reduction, name, focus=_checks.number("CenterHeatmaps", "focus", focus, low=0.0)
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "focus": self.focus}
 
 
 def center_boxes(*, teacher_features: Tensor, student_features: Tensor, threshold: float = 0.3) -> Tensor:

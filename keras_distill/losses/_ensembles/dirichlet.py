@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._base import LogitsTwin
 from keras_distill.losses._ensembles.soft_targets import check_members, tempered
 from keras_distill.losses._numerics import arguments
 from keras_distill.losses._numerics.special import digamma, log_gamma
@@ -196,7 +196,7 @@ def proxy_dirichlet(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class DirichletDistillation(LogitsLoss):
+class DirichletDistillation(LogitsTwin):
     """Class twin of ``dirichlet_distillation`` (EnD²), which explains it.
 
     Args:
@@ -224,36 +224,17 @@ class DirichletDistillation(LogitsLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "dirichlet_distillation",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.smoothing = _checks.number("DirichletDistillation", "smoothing", smoothing, low=0.0, high=1.0)
-        self.offset = _checks.number("DirichletDistillation", "offset", offset, low=0.0)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``dirichlet_distillation`` of each example; ``labels`` are not used."""
-        return dirichlet_distillation(
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            temperature=temperature,
-            smoothing=self.smoothing,
-            offset=self.offset,
-            mask=mask,
+        super().__init__(
+            dirichlet_distillation,
+            reduction,
+            name,
+            smoothing=_checks.number("DirichletDistillation", "smoothing", smoothing, low=0.0, high=1.0),
+            offset=_checks.number("DirichletDistillation", "offset", offset, low=0.0),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "smoothing": self.smoothing, "offset": self.offset}
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class ProxyDirichlet(LogitsLoss):
+class ProxyDirichlet(LogitsTwin):
     """Class twin of ``proxy_dirichlet`` (Proxy-Dirichlet), which explains it. The term's temperature is not used.
 
     Args:
@@ -277,32 +258,11 @@ class ProxyDirichlet(LogitsLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "proxy_dirichlet",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.form = _checks.choice("ProxyDirichlet", "form", form, ("reverse", "forward"))
-        self.offset = _checks.number("ProxyDirichlet", "offset", offset, low=0.0)
-        self.target_offset = _checks.number("ProxyDirichlet", "target_offset", target_offset, low=0.0)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``proxy_dirichlet`` of each example; ``labels`` are not used."""
-        return proxy_dirichlet(
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            temperature=temperature,
-            form=self.form,
-            offset=self.offset,
-            target_offset=self.target_offset,
-            mask=mask,
+        super().__init__(
+            proxy_dirichlet,
+            reduction,
+            name,
+            form=_checks.choice("ProxyDirichlet", "form", form, ("reverse", "forward")),
+            offset=_checks.number("ProxyDirichlet", "offset", offset, low=0.0),
+            target_offset=_checks.number("ProxyDirichlet", "target_offset", target_offset, low=0.0),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        own = {"form": self.form, "offset": self.offset, "target_offset": self.target_offset}
-        return {**super().get_config(), **own}

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._base import LogitsLoss, LogitsTwin
 from keras_distill.losses._logits.soft_targets import SoftTargets, soft_targets
 from keras_distill.losses._numerics import arguments
 from keras_distill.losses._numerics.distributions import log_softmax
@@ -138,7 +138,7 @@ def member_soft_targets(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class EnsembleSoftTargets(LogitsLoss):
+class EnsembleSoftTargets(LogitsTwin):
     """Class twin of ``ensemble_soft_targets`` (EnD), which explains it.
 
     Args:
@@ -151,25 +151,11 @@ class EnsembleSoftTargets(LogitsLoss):
     def __init__(
         self, reduction: str | None = "sum_over_batch_size", name: str | None = "ensemble_soft_targets"
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``ensemble_soft_targets`` of each example; ``labels`` are not used."""
-        return ensemble_soft_targets(
-            teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask
-        )
+        super().__init__(ensemble_soft_targets, reduction, name)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class MemberSoftTargets(LogitsLoss):
+class MemberSoftTargets(LogitsTwin):
     """Class twin of ``member_soft_targets`` (Hydra), which explains it.
 
     Args:
@@ -180,21 +166,7 @@ class MemberSoftTargets(LogitsLoss):
     needs_members = True
 
     def __init__(self, reduction: str | None = "sum_over_batch_size", name: str | None = "member_soft_targets") -> None:
-        super().__init__(reduction=reduction, name=name)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``member_soft_targets`` of each example; ``labels`` are not used."""
-        return member_soft_targets(
-            teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask
-        )
+        super().__init__(member_soft_targets, reduction, name)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import FeatureLoss
+from keras_distill.losses._base import FeatureTwin
 from keras_distill.losses._features import maps
 from keras_distill.losses._numerics import arguments
 
@@ -76,7 +76,7 @@ def activation_boundaries(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class ActivationBoundaries(FeatureLoss):
+class ActivationBoundaries(FeatureTwin):
     """Class twin of ``activation_boundaries`` (AB), whose arguments it explains.
 
     Args:
@@ -106,26 +106,15 @@ class ActivationBoundaries(FeatureLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "activation_boundaries",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
         owner = "ActivationBoundaries"
-        self.margin = _checks.number(owner, "margin", margin, above=0.0)
-        self.stage_decay = _checks.number(owner, "stage_decay", stage_decay, above=0.0)
-        self.scale = _checks.number(owner, "scale", scale, above=0.0)
-
-    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``activation_boundaries`` of each example."""
-        return activation_boundaries(
-            teacher_features=teacher_features,
-            student_features=student_features,
-            margin=self.margin,
-            stage_decay=self.stage_decay,
-            scale=self.scale,
-            mask=mask,
+        super().__init__(
+            activation_boundaries,
+            reduction,
+            name,
+            margin=_checks.number(owner, "margin", margin, above=0.0),
+            stage_decay=_checks.number(owner, "stage_decay", stage_decay, above=0.0),
+            scale=_checks.number(owner, "scale", scale, above=0.0),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "margin": self.margin, "stage_decay": self.stage_decay, "scale": self.scale}
 
 
 def negative_mean(*, gamma: Any, beta: Any) -> np.ndarray:
@@ -200,7 +189,7 @@ def margin_relu(*, teacher_features: Tensor, student_features: Tensor, margin: A
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class MarginRelu(FeatureLoss):
+class MarginRelu(FeatureTwin):
     """Class twin of ``margin_relu`` (OFD, overhaul), whose arguments it explains.
 
     Args:
@@ -225,12 +214,11 @@ class MarginRelu(FeatureLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "margin_relu",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
         each = np.atleast_1d(np.asarray(margin, "float64")) if not isinstance(margin, str) else np.full(1, np.nan)
         if each.ndim != 1 or not np.isfinite(each).all() or (each > 0.0).any():
             advice = "Take it from the teacher's batch norm with MarginRelu.of(layer)"
             raise _checks.error("MarginRelu", "margin <= 0, a number or one per channel", margin, advice)
-        self.margin = each.tolist()
+        super().__init__(margin_relu, reduction, name, margin=each.tolist())
 
     @classmethod
     def of(cls, layer: keras.layers.BatchNormalization, **kwargs: Any) -> MarginRelu:
@@ -252,13 +240,3 @@ class MarginRelu(FeatureLoss):
         gamma = np.ones(channels) if layer.gamma is None else ops.convert_to_numpy(layer.gamma)
         beta = np.zeros(channels) if layer.beta is None else ops.convert_to_numpy(layer.beta)
         return cls(negative_mean(gamma=gamma, beta=beta).tolist(), **kwargs)
-
-    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``margin_relu`` of each example."""
-        return margin_relu(
-            teacher_features=teacher_features, student_features=student_features, margin=self.margin, mask=mask
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "margin": self.margin}

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import FeatureLoss
+from keras_distill.losses._base import FeatureTwin
 from keras_distill.losses._features import maps
 
 _KERNELS = ("polynomial", "linear", "gaussian")
@@ -91,7 +91,7 @@ def attention_transfer(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class AttentionTransfer(FeatureLoss):
+class AttentionTransfer(FeatureTwin):
     """Class twin of ``attention_transfer`` (AT), whose arguments it explains.
 
     Args:
@@ -119,25 +119,14 @@ class AttentionTransfer(FeatureLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "attention_transfer",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.p = _checks.number("AttentionTransfer", "p", p, low=1.0)
-        self.mode = _checks.choice("AttentionTransfer", "mode", mode, ("code", "paper"))
-        self.absolute = bool(absolute)
-
-    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``attention_transfer`` of each example."""
-        return attention_transfer(
-            teacher_features=teacher_features,
-            student_features=student_features,
-            p=self.p,
-            mode=self.mode,
-            absolute=self.absolute,
-            mask=mask,
+        super().__init__(
+            attention_transfer,
+            reduction,
+            name,
+            p=_checks.number("AttentionTransfer", "p", p, low=1.0),
+            mode=_checks.choice("AttentionTransfer", "mode", mode, ("code", "paper")),
+            absolute=bool(absolute),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "p": self.p, "mode": self.mode, "absolute": self.absolute}
 
 
 def neuron_selectivity(
@@ -202,7 +191,7 @@ def _products(left: Any, right: Any) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class NeuronSelectivity(FeatureLoss):
+class NeuronSelectivity(FeatureTwin):
     """Class twin of ``neuron_selectivity`` (NST), whose arguments it explains.
 
     Args:
@@ -226,15 +215,6 @@ class NeuronSelectivity(FeatureLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "neuron_selectivity",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.kernel = _checks.choice("NeuronSelectivity", "kernel", kernel, _KERNELS)
-
-    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``neuron_selectivity`` of each example."""
-        return neuron_selectivity(
-            teacher_features=teacher_features, student_features=student_features, kernel=self.kernel, mask=mask
+        super().__init__(
+            neuron_selectivity, reduction, name, kernel=_checks.choice("NeuronSelectivity", "kernel", kernel, _KERNELS)
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "kernel": self.kernel}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import FeatureLoss
+from keras_distill.losses._base import FeatureTwin
 from keras_distill.losses._features import maps
 from keras_distill.losses._logits.soft_targets import soft_targets
 
@@ -64,7 +62,7 @@ def channel_distributions(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class ChannelDistributions(FeatureLoss):
+class ChannelDistributions(FeatureTwin):
     """Class twin of ``channel_distributions`` (CWD), whose arguments it explains.
 
     Args:
@@ -91,21 +89,12 @@ class ChannelDistributions(FeatureLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "channel_distributions",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.temperature = _checks.number("ChannelDistributions", "temperature", temperature, above=0.0)
-
-    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``channel_distributions`` of each example."""
-        return channel_distributions(
-            teacher_features=teacher_features,
-            student_features=student_features,
-            temperature=self.temperature,
-            mask=mask,
+        super().__init__(
+            channel_distributions,
+            reduction,
+            name,
+            temperature=_checks.number("ChannelDistributions", "temperature", temperature, above=0.0),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "temperature": self.temperature}
 
 
 def pixel_similarities(
@@ -161,7 +150,7 @@ def pixel_similarities(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class PixelSimilarities(FeatureLoss):
+class PixelSimilarities(FeatureTwin):
     """Class twin of ``pixel_similarities`` (SKD), whose arguments it explains.
 
     Args:
@@ -186,18 +175,9 @@ class PixelSimilarities(FeatureLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "pixel_similarities",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.cells = _checks.integer("PixelSimilarities", "cells", cells, low=2)
-
-    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``pixel_similarities`` of each example."""
-        return pixel_similarities(
-            teacher_features=teacher_features, student_features=student_features, cells=self.cells, mask=mask
+        super().__init__(
+            pixel_similarities, reduction, name, cells=_checks.integer("PixelSimilarities", "cells", cells, low=2)
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "cells": self.cells}
 
 
 def normalized_features(*, teacher_features: Tensor, student_features: Tensor, mask: Tensor = None) -> Tensor:
@@ -252,7 +232,7 @@ def _normalized(features: Tensor, mask: Tensor) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class NormalizedFeatures(FeatureLoss):
+class NormalizedFeatures(FeatureTwin):
     """Class twin of ``normalized_features`` (PKD).
 
     Args:
@@ -272,11 +252,7 @@ class NormalizedFeatures(FeatureLoss):
     same_channels = True
 
     def __init__(self, reduction: str | None = "sum_over_batch_size", name: str | None = "normalized_features") -> None:
-        super().__init__(reduction=reduction, name=name)
-
-    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``normalized_features`` of each example."""
-        return normalized_features(teacher_features=teacher_features, student_features=student_features, mask=mask)
+        super().__init__(normalized_features, reduction, name)
 
 
 def boundary_weights(

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import FeatureLoss
+from keras_distill.losses._base import FeatureLoss, FeatureTwin
 from keras_distill.losses._features import maps
 
 _DISTANCES = ("mse", "mae", "cosine", "huber")
@@ -69,7 +69,7 @@ def hint(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class HintMatching(FeatureLoss):
+class HintMatching(FeatureTwin):
     """Class twin of ``hint`` (FitNet), whose arguments it explains.
 
     Args:
@@ -96,23 +96,13 @@ class HintMatching(FeatureLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "hint",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.distance = _checks.choice("HintMatching", "distance", distance, _DISTANCES)
-        self.mode = _checks.choice("HintMatching", "mode", mode, ("code", "paper") if distance == "mse" else ("code",))
-
-    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``hint`` of each example."""
-        return hint(
-            teacher_features=teacher_features,
-            student_features=student_features,
-            distance=self.distance,
-            mode=self.mode,
-            mask=mask,
+        super().__init__(
+            hint,
+            reduction,
+            name,
+            distance=_checks.choice("HintMatching", "distance", distance, _DISTANCES),
+            mode=_checks.choice("HintMatching", "mode", mode, ("code", "paper") if distance == "mse" else ("code",)),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "distance": self.distance, "mode": self.mode}
 
 
 def variational_information(

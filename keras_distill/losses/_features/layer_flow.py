@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import FeatureLoss
+from keras_distill.losses._base import FeatureTwin
 from keras_distill.losses._features import maps
 from keras_distill.losses._numerics import arguments
 
@@ -103,7 +103,7 @@ def _flows(owner: str, layers: list[Any], pooling: str, mask: Tensor) -> list[An
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class SolutionFlow(FeatureLoss):
+class SolutionFlow(FeatureTwin):
     """Class twin of ``solution_flow`` (FSP), whose arguments it explains.
 
     Args:
@@ -130,23 +130,13 @@ class SolutionFlow(FeatureLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "solution_flow",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.pooling = _checks.choice("SolutionFlow", "pooling", pooling, ("average", "max"))
-        self.distance = _checks.choice("SolutionFlow", "distance", distance, _DISTANCES)
-
-    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``solution_flow`` of each example."""
-        return solution_flow(
-            teacher_features=teacher_features,
-            student_features=student_features,
-            pooling=self.pooling,
-            distance=self.distance,
-            mask=mask,
+        super().__init__(
+            solution_flow,
+            reduction,
+            name,
+            pooling=_checks.choice("SolutionFlow", "pooling", pooling, ("average", "max")),
+            distance=_checks.choice("SolutionFlow", "distance", distance, _DISTANCES),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "pooling": self.pooling, "distance": self.distance}
 
 
 def singular_vectors(
@@ -258,7 +248,7 @@ def _matched(vectors: Any, targets: Any) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class SingularVectors(FeatureLoss):
+class SingularVectors(FeatureTwin):
     """Class twin of ``singular_vectors`` (KDSVD), whose arguments it explains.
 
     Args:
@@ -283,18 +273,9 @@ class SingularVectors(FeatureLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "singular_vectors",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.num_vectors = _checks.integer("SingularVectors", "num_vectors", num_vectors, low=1)
-
-    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``singular_vectors`` of each example."""
-        return singular_vectors(
-            teacher_features=teacher_features,
-            student_features=student_features,
-            num_vectors=self.num_vectors,
-            mask=mask,
+        super().__init__(
+            singular_vectors,
+            reduction,
+            name,
+            num_vectors=_checks.integer("SingularVectors", "num_vectors", num_vectors, low=1),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "num_vectors": self.num_vectors}

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import FeatureLoss
+from keras_distill.losses._base import FeatureLoss, FeatureTwin
 from keras_distill.losses._features import maps
 from keras_distill.losses._features.attention_maps import attention_map
 from keras_distill.losses._numerics import arguments
@@ -251,7 +251,7 @@ def factor_transfer(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class FactorTransfer(FeatureLoss):
+class FactorTransfer(FeatureTwin):
     """Class twin of ``factor_transfer`` (FT), whose arguments it explains.
 
     Args:
@@ -279,22 +279,11 @@ class FactorTransfer(FeatureLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "factor_transfer",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.mode = _checks.choice("FactorTransfer", "mode", mode, ("code", "paper"))
-        self.p = _checks.number("FactorTransfer", "p", p, low=1.0)
-        self.distance_power = _checks.number("FactorTransfer", "distance_power", distance_power, low=1.0)
-
-    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``factor_transfer`` of each example."""
-        return factor_transfer(
-            teacher_features=teacher_features,
-            student_features=student_features,
-            mode=self.mode,
-            p=self.p,
-            distance_power=self.distance_power,
-            mask=mask,
+        super().__init__(
+            factor_transfer,
+            reduction,
+            name,
+            mode=_checks.choice("FactorTransfer", "mode", mode, ("code", "paper")),
+            p=_checks.number("FactorTransfer", "p", p, low=1.0),
+            distance_power=_checks.number("FactorTransfer", "distance_power", distance_power, low=1.0),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "mode": self.mode, "p": self.p, "distance_power": self.distance_power}

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import FeatureLoss
+from keras_distill.losses._base import FeatureTwin
 from keras_distill.losses._features import maps
 from keras_distill.losses._numerics import arguments
 
@@ -100,7 +100,7 @@ def _kl_of_probabilities(teacher: Tensor, student: Tensor, keys: Any) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class AttentionMaps(FeatureLoss):
+class AttentionMaps(FeatureTwin):
     """Class twin of ``attention_maps`` (TinyBERT, MiniLM), whose arguments it explains.
 
     Args:
@@ -128,28 +128,16 @@ class AttentionMaps(FeatureLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "attention_maps",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.mode = _checks.choice("AttentionMaps", "mode", mode, ("mse", "kl"))
-        self.from_scores = bool(from_scores)
-        self.padding_score = (
-            None if padding_score is None else _checks.number("AttentionMaps", "padding_score", padding_score)
+        if padding_score is not None:
+            padding_score = _checks.number("AttentionMaps", "padding_score", padding_score)
+        super().__init__(
+            attention_maps,
+            reduction,
+            name,
+            mode=_checks.choice("AttentionMaps", "mode", mode, ("mse", "kl")),
+            from_scores=bool(from_scores),
+            padding_score=padding_score,
         )
-
-    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``attention_maps`` of each example."""
-        return attention_maps(
-            teacher_features=teacher_features,
-            student_features=student_features,
-            mode=self.mode,
-            from_scores=self.from_scores,
-            padding_score=self.padding_score,
-            mask=mask,
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        options = {"mode": self.mode, "from_scores": self.from_scores, "padding_score": self.padding_score}
-        return {**super().get_config(), **options}
 
 
 def hidden_states(
@@ -202,7 +190,7 @@ def hidden_states(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class HiddenStates(FeatureLoss):
+class HiddenStates(FeatureTwin):
     """Class twin of ``hidden_states`` (TinyBERT, DistilBERT, patient KD), whose arguments it explains.
 
     Args:
@@ -227,18 +215,12 @@ class HiddenStates(FeatureLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "hidden_states",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.mode = _checks.choice("HiddenStates", "mode", mode, ("mse", "cosine", "patient"))
-
-    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``hidden_states`` of each example."""
-        return hidden_states(
-            teacher_features=teacher_features, student_features=student_features, mode=self.mode, mask=mask
+        super().__init__(
+            hidden_states,
+            reduction,
+            name,
+            mode=_checks.choice("HiddenStates", "mode", mode, ("mse", "cosine", "patient")),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "mode": self.mode}
 
 
 def self_attention_relation(
@@ -334,7 +316,7 @@ def _split(owner: str, features: Tensor, heads: int) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class SelfAttentionRelation(FeatureLoss):
+class SelfAttentionRelation(FeatureTwin):
     """Class twin of ``self_attention_relation`` (MiniLM), whose arguments it explains.
 
     Args:
@@ -361,20 +343,10 @@ class SelfAttentionRelation(FeatureLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "self_attention_relation",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.num_heads = _checks.integer("SelfAttentionRelation", "num_heads", num_heads, low=1)
-        self.relations = _known_relations("SelfAttentionRelation", relations)
-
-    def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``self_attention_relation`` of each example."""
-        return self_attention_relation(
-            teacher_features=teacher_features,
-            student_features=student_features,
-            num_heads=self.num_heads,
-            relations=self.relations,
-            mask=mask,
+        super().__init__(
+            self_attention_relation,
+            reduction,
+            name,
+            num_heads=_checks.integer("SelfAttentionRelation", "num_heads", num_heads, low=1),
+            relations=_known_relations("SelfAttentionRelation", relations),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "num_heads": self.num_heads, "relations": self.relations}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._base import LogitsTwin
 from keras_distill.losses._numerics import arguments, row_blocks
 from keras_distill.losses._numerics.distributions import bernoulli_kl, inputs, per_row
 
@@ -66,7 +64,7 @@ def binary_soft_targets(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class BinarySoftTargets(LogitsLoss):
+class BinarySoftTargets(LogitsTwin):
     """Class twin of ``binary_soft_targets`` (multi-label KD), which explains it.
 
     Args:
@@ -84,27 +82,9 @@ class BinarySoftTargets(LogitsLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "binary_soft_targets",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.label_reduction = _checks.choice("BinarySoftTargets", "label_reduction", label_reduction, _REDUCTIONS)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``binary_soft_targets`` of each example; ``labels`` are not used."""
-        return binary_soft_targets(
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            temperature=temperature,
-            label_reduction=self.label_reduction,
-            mask=mask,
+        super().__init__(
+            binary_soft_targets,
+            reduction,
+            name,
+            label_reduction=_checks.choice("BinarySoftTargets", "label_reduction", label_reduction, _REDUCTIONS),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "label_reduction": self.label_reduction}

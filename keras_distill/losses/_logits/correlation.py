@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._base import LogitsTwin
 from keras_distill.losses._numerics import arguments, row_blocks
 from keras_distill.losses._numerics.distributions import inputs, log_softmax
 
@@ -248,7 +248,7 @@ def class_correlation(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class ClassCorrelation(LogitsLoss):
+class ClassCorrelation(LogitsTwin):
     """Class twin of ``class_correlation`` (DIST), which explains it.
 
     Args:
@@ -270,29 +270,10 @@ class ClassCorrelation(LogitsLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "class_correlation",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.inter_weight = _checks.number("ClassCorrelation", "inter_weight", inter_weight, low=0.0)
-        self.intra_weight = _checks.number("ClassCorrelation", "intra_weight", intra_weight, low=0.0)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``class_correlation`` of the batch; ``labels`` are not used."""
-        return class_correlation(
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            temperature=temperature,
-            inter_weight=self.inter_weight,
-            intra_weight=self.intra_weight,
-            mask=mask,
+        super().__init__(
+            class_correlation,
+            reduction,
+            name,
+            inter_weight=_checks.number("ClassCorrelation", "inter_weight", inter_weight, low=0.0),
+            intra_weight=_checks.number("ClassCorrelation", "intra_weight", intra_weight, low=0.0),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "inter_weight": self.inter_weight, "intra_weight": self.intra_weight}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._base import LogitsTwin
 from keras_distill.losses._logits.soft_targets import soft_targets
 from keras_distill.losses._numerics.log_ratio import Kernel, Pair, bregman, compare, row_sum, times
 
@@ -191,7 +189,7 @@ def total_variation(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class ReverseSoftTargets(LogitsLoss):
+class ReverseSoftTargets(LogitsTwin):
     """Class twin of ``reverse_soft_targets`` (reverse KL), which explains it.
 
     Args:
@@ -202,25 +200,11 @@ class ReverseSoftTargets(LogitsLoss):
     def __init__(
         self, reduction: str | None = "sum_over_batch_size", name: str | None = "reverse_soft_targets"
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``reverse_soft_targets`` of each example; ``labels`` are not used."""
-        return reverse_soft_targets(
-            teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask
-        )
+        super().__init__(reverse_soft_targets, reduction, name)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class JensenShannon(LogitsLoss):
+class JensenShannon(LogitsTwin):
     """Class twin of ``jensen_shannon`` (JSD, GKD), which explains it.
 
     Args:
@@ -238,34 +222,13 @@ class JensenShannon(LogitsLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "jensen_shannon",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.beta = _checks.number("JensenShannon", "beta", beta, low=0.0, high=1.0)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``jensen_shannon`` of each example; ``labels`` are not used."""
-        return jensen_shannon(
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            temperature=temperature,
-            beta=self.beta,
-            mask=mask,
+        super().__init__(
+            jensen_shannon, reduction, name, beta=_checks.number("JensenShannon", "beta", beta, low=0.0, high=1.0)
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "beta": self.beta}
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class TotalVariation(LogitsLoss):
+class TotalVariation(LogitsTwin):
     """Class twin of ``total_variation`` (TVD), which explains it.
 
     Args:
@@ -274,18 +237,4 @@ class TotalVariation(LogitsLoss):
     """
 
     def __init__(self, reduction: str | None = "sum_over_batch_size", name: str | None = "total_variation") -> None:
-        super().__init__(reduction=reduction, name=name)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``total_variation`` of each example; ``labels`` are not used."""
-        return total_variation(
-            teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask
-        )
+        super().__init__(total_variation, reduction, name)

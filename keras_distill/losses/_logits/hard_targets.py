@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._base import LogitsTwin
 from keras_distill.losses._numerics import row_blocks
 from keras_distill.losses._numerics.distributions import inputs, log_softmax, per_row, surprise
 
@@ -68,7 +68,7 @@ def hard_targets(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class HardTargets(LogitsLoss):
+class HardTargets(LogitsTwin):
     """Class twin of ``hard_targets`` (hard distillation, DeiT), which explains it.
 
     Args:
@@ -86,27 +86,9 @@ class HardTargets(LogitsLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "hard_targets",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.label_smoothing = _checks.number("HardTargets", "label_smoothing", label_smoothing, low=0.0, high=1.0)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``hard_targets`` of each example; ``labels`` are not used."""
-        return hard_targets(
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            temperature=temperature,
-            label_smoothing=self.label_smoothing,
-            mask=mask,
+        super().__init__(
+            hard_targets,
+            reduction,
+            name,
+            label_smoothing=_checks.number("HardTargets", "label_smoothing", label_smoothing, low=0.0, high=1.0),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "label_smoothing": self.label_smoothing}

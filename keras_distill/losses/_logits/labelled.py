@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._base import LogitsTwin
 from keras_distill.losses._logits.soft_targets import KERNEL
 from keras_distill.losses._numerics import log_ratio, row_blocks
 from keras_distill.losses._numerics.distributions import (
@@ -221,7 +219,7 @@ def weighted_soft_labels(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class DecoupledSoftTargets(LogitsLoss):
+class DecoupledSoftTargets(LogitsTwin):
     """Class twin of ``decoupled_soft_targets`` (DKD), which explains it.
 
     Args:
@@ -243,38 +241,17 @@ class DecoupledSoftTargets(LogitsLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "decoupled_soft_targets",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.target_weight = _checks.number("DecoupledSoftTargets", "target_weight", target_weight, low=0.0)
-        self.non_target_weight = _checks.number("DecoupledSoftTargets", "non_target_weight", non_target_weight, low=0.0)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``decoupled_soft_targets`` of each example."""
-        return decoupled_soft_targets(
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            labels=labels,
-            temperature=temperature,
-            target_weight=self.target_weight,
-            non_target_weight=self.non_target_weight,
-            mask=mask,
+        super().__init__(
+            decoupled_soft_targets,
+            reduction,
+            name,
+            target_weight=_checks.number("DecoupledSoftTargets", "target_weight", target_weight, low=0.0),
+            non_target_weight=_checks.number("DecoupledSoftTargets", "non_target_weight", non_target_weight, low=0.0),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        weights = {"target_weight": self.target_weight, "non_target_weight": self.non_target_weight}
-        return {**super().get_config(), **weights}
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class NormalizedSoftTargets(LogitsLoss):
+class NormalizedSoftTargets(LogitsTwin):
     """Class twin of ``normalized_soft_targets`` (NKD), which explains it.
 
     Args:
@@ -294,36 +271,17 @@ class NormalizedSoftTargets(LogitsLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "normalized_soft_targets",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
         owner = "NormalizedSoftTargets"
-        self.non_target_weight = _checks.number(owner, "non_target_weight", non_target_weight, low=0.0)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``normalized_soft_targets`` of each example."""
-        return normalized_soft_targets(
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            labels=labels,
-            temperature=temperature,
-            non_target_weight=self.non_target_weight,
-            mask=mask,
+        super().__init__(
+            normalized_soft_targets,
+            reduction,
+            name,
+            non_target_weight=_checks.number(owner, "non_target_weight", non_target_weight, low=0.0),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "non_target_weight": self.non_target_weight}
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class WeightedSoftLabels(LogitsLoss):
+class WeightedSoftLabels(LogitsTwin):
     """Class twin of ``weighted_soft_labels`` (WSLD), which explains it.
 
     Args:
@@ -336,22 +294,4 @@ class WeightedSoftLabels(LogitsLoss):
     def __init__(
         self, reduction: str | None = "sum_over_batch_size", name: str | None = "weighted_soft_labels"
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``weighted_soft_labels`` of each example."""
-        return weighted_soft_labels(
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            labels=labels,
-            temperature=temperature,
-            mask=mask,
-        )
+        super().__init__(weighted_soft_labels, reduction, name)

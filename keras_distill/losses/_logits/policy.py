@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._base import LogitsTwin
 from keras_distill.losses._logits.soft_targets import soft_targets
 from keras_distill.losses._numerics import arguments
 
@@ -83,7 +81,7 @@ def policy_targets(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class PolicyTargets(LogitsLoss):
+class PolicyTargets(LogitsTwin):
     """Class twin of ``policy_targets`` (policy distillation), which explains it.
 
     Its temperature is its own: a term's temperature, which would soften the student too, is not used.
@@ -105,29 +103,11 @@ class PolicyTargets(LogitsLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "policy_targets",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
         advice = "Use 1.0 for the teacher's values as they are"
-        self.temperature = _checks.number("PolicyTargets", "temperature", temperature, above=0.0, advice=advice)
-        self.target = _checks.choice("PolicyTargets", "target", target, _TARGETS)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``policy_targets`` of each example; ``temperature`` and ``labels`` are not used."""
-        return policy_targets(
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            temperature=self.temperature,
-            target=self.target,
-            mask=mask,
+        super().__init__(
+            policy_targets,
+            reduction,
+            name,
+            temperature=_checks.number("PolicyTargets", "temperature", temperature, above=0.0, advice=advice),
+            target=_checks.choice("PolicyTargets", "target", target, _TARGETS),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "temperature": self.temperature, "target": self.target}

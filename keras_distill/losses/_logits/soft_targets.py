@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._base import LogitsTwin
 from keras_distill.losses._numerics import log_ratio
 
 
@@ -68,7 +68,7 @@ def soft_targets(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class SoftTargets(LogitsLoss):
+class SoftTargets(LogitsTwin):
     """Class twin of ``soft_targets`` (KD): the loss that ``LogitsDistillation`` uses by default.
 
     Args:
@@ -82,18 +82,4 @@ class SoftTargets(LogitsLoss):
     """
 
     def __init__(self, reduction: str | None = "sum_over_batch_size", name: str | None = "soft_targets") -> None:
-        super().__init__(reduction=reduction, name=name)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``soft_targets`` of each example; ``labels`` are not used."""
-        return soft_targets(
-            teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask
-        )
+        super().__init__(soft_targets, reduction, name)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._base import LogitsTwin
 from keras_distill.losses._numerics import row_blocks
 from keras_distill.losses._numerics.distributions import inputs
 from keras_distill.losses._numerics.log_ratio import Kernel, Pair, compare, row_sum
@@ -111,7 +109,7 @@ def probability_matching(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class LogitMatching(LogitsLoss):
+class LogitMatching(LogitsTwin):
     """Class twin of ``logit_matching`` (logit regression), which explains it.
 
     Args:
@@ -126,34 +124,11 @@ class LogitMatching(LogitsLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "logit_matching",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.center = bool(center)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``logit_matching`` of each example; ``labels`` are not used."""
-        return logit_matching(
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            temperature=temperature,
-            center=self.center,
-            mask=mask,
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "center": self.center}
+        super().__init__(logit_matching, reduction, name, center=bool(center))
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class ProbabilityMatching(LogitsLoss):
+class ProbabilityMatching(LogitsTwin):
     """Class twin of ``probability_matching``, which explains it.
 
     Args:
@@ -164,18 +139,4 @@ class ProbabilityMatching(LogitsLoss):
     def __init__(
         self, reduction: str | None = "sum_over_batch_size", name: str | None = "probability_matching"
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``probability_matching`` of each example; ``labels`` are not used."""
-        return probability_matching(
-            teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask
-        )
+        super().__init__(probability_matching, reduction, name)

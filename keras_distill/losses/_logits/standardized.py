@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
-from keras_distill.losses._base import LogitsLoss
+from keras_distill.losses._base import LogitsTwin
 from keras_distill.losses._logits.soft_targets import KERNEL
 from keras_distill.losses._numerics import arguments, log_ratio, row_blocks
 from keras_distill.losses._numerics.distributions import inputs, per_row
@@ -156,7 +156,7 @@ def standardized_soft_targets(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class StandardizedSoftTargets(LogitsLoss):
+class StandardizedSoftTargets(LogitsTwin):
     """Class twin of ``standardized_soft_targets`` (logit standardisation), which explains it.
 
     Args:
@@ -167,18 +167,4 @@ class StandardizedSoftTargets(LogitsLoss):
     def __init__(
         self, reduction: str | None = "sum_over_batch_size", name: str | None = "standardized_soft_targets"
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``standardized_soft_targets`` of each example; ``labels`` are not used."""
-        return standardized_soft_targets(
-            teacher_logits=teacher_logits, student_logits=student_logits, temperature=temperature, mask=mask
-        )
+        super().__init__(standardized_soft_targets, reduction, name)

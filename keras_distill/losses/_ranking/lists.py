@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
+from keras_distill.losses._base import LogitsTwin
 from keras_distill.losses._ranking import order
 
 
@@ -63,7 +62,7 @@ def _longer(scores: Tensor, top_k: int) -> bool:
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class ListMLE(order.RankingLoss):
+class ListMLE(LogitsTwin, order.RankingLoss):
     """Class twin of ``list_mle`` (Plackett-Luce likelihood of the teacher's order), which explains it.
 
     Args:
@@ -81,24 +80,12 @@ class ListMLE(order.RankingLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "list_mle",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.top_k = None if top_k is None else _checks.integer("ListMLE", "top_k", top_k, low=1)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``list_mle`` of each list; ``temperature`` and ``labels`` are not used."""
-        return list_mle(teacher_logits=teacher_logits, student_logits=student_logits, top_k=self.top_k, mask=mask)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "top_k": self.top_k}
+        super().__init__(
+            list_mle,
+            reduction,
+            name,
+            top_k=None if top_k is None else _checks.integer("ListMLE", "top_k", top_k, low=1),
+        )
 
 
 def rank_distil(
@@ -162,7 +149,7 @@ def rank_distil(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class RankDistil(order.RankingLoss):
+class RankDistil(LogitsTwin, order.RankingLoss):
     """Class twin of ``rank_distil`` (top of the list against sampled items), which explains it.
 
     Args:
@@ -182,28 +169,10 @@ class RankDistil(order.RankingLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "rank_distil",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.top_k = _checks.integer("RankDistil", "top_k", top_k, low=1)
-        self.num_items = None if num_items is None else _checks.integer("RankDistil", "num_items", num_items, low=1)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``rank_distil`` of each list; ``temperature`` and ``labels`` are not used."""
-        return rank_distil(
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            top_k=self.top_k,
-            num_items=self.num_items,
-            mask=mask,
+        super().__init__(
+            rank_distil,
+            reduction,
+            name,
+            top_k=_checks.integer("RankDistil", "top_k", top_k, low=1),
+            num_items=None if num_items is None else _checks.integer("RankDistil", "num_items", num_items, low=1),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        return {**super().get_config(), "top_k": self.top_k, "num_items": self.num_items}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
+from keras_distill.losses._base import LogitsTwin
 from keras_distill.losses._numerics import arguments
 from keras_distill.losses._numerics.distributions import bernoulli_kl
 from keras_distill.losses._ranking import order
@@ -85,7 +84,7 @@ def rank_net(
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class RankNet(order.RankingLoss):
+class RankNet(LogitsTwin, order.RankingLoss):
     """Class twin of ``rank_net`` (pairs of items), which explains it.
 
     Args:
@@ -107,32 +106,11 @@ class RankNet(order.RankingLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "rank_net",
     ) -> None:
-        super().__init__(reduction=reduction, name=name)
-        self.targets = _checks.choice("RankNet", "targets", targets, _TARGETS)
-        self.top_k = None if top_k is None else _checks.integer("RankNet", "top_k", top_k, low=1)
-        self.pair_reduction = _checks.choice("RankNet", "pair_reduction", pair_reduction, _REDUCTIONS)
-
-    def values(
-        self,
-        teacher_logits: Tensor,
-        student_logits: Tensor,
-        *,
-        temperature: Tensor = 1.0,
-        labels: Tensor = None,
-        mask: Tensor = None,
-    ) -> Tensor:
-        """Return ``rank_net`` of each list; ``labels`` are not used."""
-        return rank_net(
-            teacher_logits=teacher_logits,
-            student_logits=student_logits,
-            temperature=temperature,
-            targets=self.targets,
-            top_k=self.top_k,
-            pair_reduction=self.pair_reduction,
-            mask=mask,
+        super().__init__(
+            rank_net,
+            reduction,
+            name,
+            targets=_checks.choice("RankNet", "targets", targets, _TARGETS),
+            top_k=None if top_k is None else _checks.integer("RankNet", "top_k", top_k, low=1),
+            pair_reduction=_checks.choice("RankNet", "pair_reduction", pair_reduction, _REDUCTIONS),
         )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
-        own = {"targets": self.targets, "top_k": self.top_k, "pair_reduction": self.pair_reduction}
-        return {**super().get_config(), **own}
