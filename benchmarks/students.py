@@ -1,12 +1,19 @@
-"""Students built, factorised and quantised from a Fashion-MNIST residual teacher, distilled and not.
+"""Small models from their teachers: built, factorised, quantised, each distilled and not, on real data.
 
-A residual network of about 152k parameters is the teacher. With few labels (2000) a quarter of its parameters is built
-from it and distilled, built and trained on labels alone, and made at random and distilled or trained on labels alone;
-a third is left by low rank, untrained and distilled; weights of 4 and 3 bits are trained and, for 3 bits, only rounded.
-The few settings (Adam 1e-3, temperature 2, labels at 0.1) are the defaults of ``students.shrink``; none was chosen on
-the test set. ``--full`` trains a longer teacher on all images; the quick version uses 10000 images for it.
+The Fashion-MNIST rows have one teacher, a residual network of 152k parameters trained on 40000 labelled pictures:
 
-It resumes: each run is kept in a file until the report is written.
+- ``few``: a quarter of its parameters, built from it or made at random, with its answers or with labels alone (2000
+  pictures, 8 epochs); and with its answers to 20000 pictures without labels (2 epochs).
+- ``low_rank``: a third of its parameters by low rank, untrained, and after 2 epochs on its answers.
+- ``bits``: weights of 4 and 3 bits, trained on its answers to the 2000 pictures for 3 epochs; 3 bits only rounded.
+- ``side``: built, low rank and int8 at a quarter of its size, with 2000 and with 20000 labels, with and without its
+  answers, and with its answers to pictures without labels. Each builder has its own number of epochs, since an int8
+  step costs four of the others'; within a builder all columns but the first have the same.
+- ``cifar10`` and ``sst2``: see ``_students_more.py``.
+
+Nothing was tuned: Adam begins at 1e-3 (2e-4 for bits) and falls along a cosine, temperature 2, labels at 0.1 beside
+answers. The last epoch is reported. Rows are run one by one (``--rows few,bits``), and each writes a report of its own,
+``students_<row>.json``. A killed run goes on where it stopped. Without ``--full`` it judges nothing.
 """
 
 from __future__ import annotations
@@ -15,127 +22,231 @@ from benchmarks import _harness
 from benchmarks._resume import Runs
 
 # isort: split
+import functools
+from collections.abc import Callable
+
 import keras
 import numpy as np
 
-from keras_distill import Distiller, LogitsDistillation, data, students
+from benchmarks import _students_more
+from benchmarks._students import Answers, Training, accuracy, folder, plain, predict, random_weights, residual
+from keras_distill import data, students
 
-CLAIM = "A student built from its teacher and distilled keeps more than one made at random, or trained on labels alone."
-L = keras.layers
-
-
-def residual() -> keras.Model:
-    """The teacher: three residual blocks at 14 x 14 and 7 x 7 after a strided stem."""
-    x = keras.Input((28, 28, 1))
-    hidden = _unit(x, 32, 2)
-    for width, stride in ((32, 1), (64, 2), (64, 1)):
-        branch = _unit(_unit(hidden, width, stride), width, 1, last=True)
-        if stride > 1:
-            hidden = L.Conv2D(width, 1, strides=stride)(hidden)
-        hidden = L.ReLU()(L.Add()([hidden, branch]))
-    return keras.Model(x, L.Dense(10)(L.GlobalAveragePooling2D()(hidden)))
+CLAIM = "A student from its teacher, distilled, is better than a random one or one of labels alone."
+FEW, MANY = 2000, 20000
 
 
-def _unit(x, width, stride, last=False):
-    x = L.BatchNormalization()(L.Conv2D(width, 3, strides=stride, padding="same", use_bias=False)(x))
-    return x if last else L.ReLU()(x)
+class Fashion:
+    """The pictures, the teacher and its answers, made once for all rows.
+
+    Args:
+        full: all pictures and epochs.
+    """
+
+    def __init__(self, full: bool) -> None:
+        loaded = data.load("fashion_mnist")
+        few, many = (FEW, MANY) if full else (128, 512)
+        self.full = full
+        self.few, self.many = loaded.train.take(few), loaded.train.take(many)
+        self.test = loaded.test if full else loaded.test.take(500)
+        path = folder(full) / "fashion_mnist.keras"
+        if not path.exists():
+            keras.utils.set_random_seed(0)
+            teacher = residual((28, 28, 1))
+            seen = loaded.train.take(40000 if full else many)
+            Training(teacher, plain(seen), len(seen), 6 if full else 1).run(0, teacher.get_weights()).save(path)
+        self.teacher = keras.saving.load_model(path)
+        self.size = self.teacher.count_params()
+        self.classes = predict(self.teacher, self.test.inputs).argmax(-1)
+        self.top = 100 * float((self.classes == self.test.labels).mean())
+
+    @functools.cached_property
+    def few_answers(self) -> Answers:
+        """The teacher's answers to the labelled pictures."""
+        return Answers(self.teacher, self.few, folder(self.full) / "few")
+
+    @functools.cached_property
+    def many_answers(self) -> Answers:
+        """The teacher's answers to all pictures."""
+        return Answers(self.teacher, self.many, folder(self.full) / "many")
+
+    def taught(self, model: keras.Model, answers: Answers, epochs: int, labels: float, rate: float = 1e-3) -> Training:
+        """A student of the answers."""
+        return Training(model, answers.examples, answers.count, epochs, rate, answers.teacher, labels)
+
+    def alone(self, model: keras.Model, many: bool, epochs: int, rate: float = 1e-3) -> Training:
+        """A student of labels."""
+        examples = self.many if many else self.few
+        return Training(model, plain(examples), len(examples), epochs, rate)
+
+    def judged(self, model: keras.Model) -> list[float]:
+        """Percent right, and percent of the test pictures with the teacher's class."""
+        found = predict(model, self.test.inputs).argmax(-1)
+        return [100 * float((found == wanted).mean()) for wanted in (self.test.labels, self.classes)]
 
 
-def accuracy(model, examples):
-    """Percent right."""
-    logits = model.predict(examples.inputs, batch_size=256, verbose=0)
-    return 100 * float((logits.argmax(-1) == examples.labels).mean())
+class Table:
+    """Runs ways over seeds, and remembers what they gave.
+
+    Args:
+        runs: of the row.
+        report: of the row.
+        seeds: how many.
+    """
+
+    def __init__(self, runs: Runs, report: _harness.Report, seeds: int) -> None:
+        self.runs, self.report, self.seeds = runs, report, seeds
+        self.mean: dict[str, float] = {}
+        self.agreement: dict[str, float] = {}
+
+    def way(self, name: str, make: Callable[[], Callable[[int], list[float]]], **settings: object) -> None:
+        """Run one way for all seeds; ``make`` is called only if a run is missing, and gives seed -> figures."""
+        once = functools.cache(make)
+        found = np.array([self.runs(f"{name} {seed}", lambda s=seed: once()(s)) for seed in range(self.seeds)])
+        self.mean[name], self.agreement[name] = found.mean(0).tolist()
+        figures = {"accuracy": self.mean[name], "spread": float(found[:, 0].std()), "agreement": self.agreement[name]}
+        self.report.add({"way": name, **settings, "seeds": self.seeds}, figures)
 
 
-def train(model, examples, epochs, seed):
-    """Train on labels."""
-    model.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(True))
-    model.fit(examples.dataset(64, shuffle_seed=seed), epochs=epochs, verbose=0)
-    return model
+def few(task: Fashion, table: Table) -> None:
+    """A quarter of the parameters with few labels."""
+    built = students.from_teacher(task.teacher, budget=students.Budget(parameters=task.size // 4))
+    model, start = built.model, built.model.get_weights()
+
+    def way(training: Training, random: bool) -> Callable[[int], list[float]]:
+        return lambda seed: task.judged(training.run(seed, random_weights(model, seed) if random else start))
+
+    size = {"parameters": built.cost.parameters, "macs": built.cost.macs}
+    for name, random in (("built", False), ("random", True)):
+        table.way(f"{name}, distilled", lambda r=random: way(task.taught(model, task.few_answers, 8, 0.1), r), **size)
+        table.way(f"{name}, labels", lambda r=random: way(task.alone(model, False, 8), r), **size)
+        table.way(f"{name}, unlabelled", lambda r=random: way(task.taught(model, task.many_answers, 2, 0.0), r), **size)
+    mean, verdict = table.mean, table.report.verdict
+    verdict("parameters over the teacher's", built.cost.parameters / task.size, at_most=0.25)
+    verdict("budget used", built.cost.parameters / (task.size // 4), at_least=0.98)
+    verdict(
+        "built and distilled, points over random and labels",
+        mean["built, distilled"] - mean["random, labels"],
+        at_least=5.0,
+    )
+    verdict(
+        "built and distilled, points over built and labels",
+        mean["built, distilled"] - mean["built, labels"],
+        at_least=1.0,
+    )
+    verdict(
+        "pictures without labels, points over 2000 labels",
+        mean["built, unlabelled"] - mean["built, labels"],
+        at_least=1.0,
+    )
 
 
-def distil(teacher, model, examples, epochs, seed, rate=1e-3):
-    """Train on the teacher's answers and, a little, on labels."""
-    distiller = Distiller(teacher, model, LogitsDistillation(2.0), student_loss_weight=0.1)
-    distiller.compile(optimizer=keras.optimizers.Adam(rate), loss=keras.losses.SparseCategoricalCrossentropy(True))
-    distiller.fit(examples.dataset(64, shuffle_seed=seed), epochs=epochs, verbose=0)
-    return model
+def low_rank(task: Fashion, table: Table) -> None:
+    """A third of the parameters by low rank."""
+    built = students.factorize(task.teacher, task.few.inputs[:512], budget=students.Budget(parameters=task.size // 3))
+    start = built.model.get_weights()
+    untrained = table.runs("untrained", lambda: accuracy(built.model, task.test))
+    table.report.add({"way": "untrained", "parameters": built.cost.parameters}, {"accuracy": untrained})
+
+    def make() -> Callable[[int], list[float]]:
+        training = task.taught(built.model, task.many_answers, 2, 0.1)
+        return lambda seed: task.judged(training.run(seed, start))
+
+    table.way("distilled, 2 epochs", make, parameters=built.cost.parameters)
+    verdict = table.report.verdict
+    verdict("parameters over the teacher's", built.cost.parameters / task.size, at_most=1 / 3)
+    verdict("untrained, percent right", untrained, at_least=85.0)
+    verdict("points below the teacher after 2 epochs", task.top - table.mean["distilled, 2 epochs"], at_most=0.5)
 
 
-def random_like(model, seed):
-    """The same architecture with weights of its own."""
-    keras.utils.set_random_seed(seed)
-    fresh = type(model).from_config(model.get_config())
-    return fresh
+def bits(task: Fashion, table: Table) -> None:
+    """Weights of 4 and 3 bits."""
+    rounded = {}
+    for count in (4, 3):
+        model = students.quantization_aware(task.teacher, count, None)
+        start = model.get_weights()
+        rounded[count] = table.runs(f"int{count} rounded", lambda m=model: task.judged(m))
+        figures = dict(zip(("accuracy", "agreement"), rounded[count], strict=True))
+        table.report.add({"way": f"int{count}, rounded"}, figures)
+
+        def make(model: keras.Model = model, start: list = start) -> Callable[[int], list[float]]:
+            training = task.taught(model, task.few_answers, 3, 0.1, rate=2e-4)
+            return lambda seed: task.judged(training.run(seed, start))
+
+        table.way(f"int{count}, distilled", make)
+    verdict = table.report.verdict
+    verdict("int4, points below the float model", task.top - table.mean["int4, distilled"], at_most=0.5)
+    verdict("int4, percent of agreement with the float model", table.agreement["int4, distilled"], at_least=97.5)
+    verdict("int3, points over rounding", table.mean["int3, distilled"] - rounded[3][0], at_least=5.0)
+
+
+def side(task: Fashion, table: Table) -> None:
+    """Three builders at a quarter of the size, three supplies of data, with and without the teacher."""
+    quarter = students.Budget(parameters=task.size // 4)
+    sample = task.few.inputs[:512]
+    makers = {  # the builder, epochs with few and with many pictures, and Adam's rate
+        "built": (lambda: students.from_teacher(task.teacher, budget=quarter).model, 8, 4, 1e-3),
+        "low rank": (lambda: students.factorize(task.teacher, sample, budget=quarter).model, 4, 2, 1e-3),
+        "int8": (lambda: students.quantization_aware(task.teacher, 8, 8, data=sample), 3, 1, 2e-4),
+    }
+    for name, (make, short, long, rate) in makers.items():
+        model = make()
+        start = model.get_weights()
+        ways = {
+            "2000 labels": lambda m=model, e=short, r=rate: task.alone(m, False, e, r),
+            "2000 labels, distilled": lambda m=model, e=short, r=rate: task.taught(m, task.few_answers, e, 0.1, r),
+            "20000 labels": lambda m=model, e=long, r=rate: task.alone(m, True, e, r),
+            "20000 labels, distilled": lambda m=model, e=long, r=rate: task.taught(m, task.many_answers, e, 0.1, r),
+            "20000 without labels": lambda m=model, e=long, r=rate: task.taught(m, task.many_answers, e, 0.0, r),
+        }
+        untrained = table.runs(f"{name} untrained", lambda m=model: task.judged(m))
+        table.report.add({"way": f"{name}, untrained"}, dict(zip(("accuracy", "agreement"), untrained, strict=True)))
+        for way, prepare in ways.items():
+
+            def ready(prepare: Callable[[], Training] = prepare, start: list = start) -> Callable[[int], list[float]]:
+                training = prepare()
+                return lambda seed: task.judged(training.run(seed, start))
+
+            epochs = short if way.startswith("2000 ") else long
+            table.way(f"{name}, {way}", ready, epochs=epochs)
+    gains = {
+        (name, supply): table.mean[f"{name}, {supply}, distilled"] - table.mean[f"{name}, {supply}"]
+        for name in makers
+        for supply in ("2000 labels", "20000 labels")
+    }
+    for (name, supply), gain in gains.items():
+        table.report.add({"way": f"{name}, {supply}"}, {"gain of distillation, points": gain})
+    verdict = table.report.verdict
+    verdict(
+        "built, 20000 labels and 4 epochs: points gained by distillation", gains["built", "20000 labels"], at_least=0.0
+    )
+
+
+FASHION = {"few": few, "low_rank": low_rank, "bits": bits, "side": side}
+OTHERS = {"cifar10": _students_more.cifar10, "sst2": _students_more.sst2}
 
 
 def main() -> None:
-    """Train, measure and judge."""
-    options = _harness.arguments(__doc__, seeds={"type": int, "default": 1}, epochs={"type": int, "default": 8})
-    report = _harness.Report("students", CLAIM, options)
-    runs = Runs(report.path.with_suffix(".runs.json"))
-    loaded = data.load("fashion_mnist")
-    few, test = loaded.train.take(2000), loaded.test
-    many = loaded.train if options.full else loaded.train.take(10000)
-    saved = report.path.with_suffix(".teacher.keras")
-    if not saved.exists():
-        keras.utils.set_random_seed(0)
-        train(residual(), many, 12 if options.full else 5, 0).save(saved)
-    teacher = keras.saving.load_model(saved)
-    top = runs("teacher", lambda: accuracy(teacher, test))
-    report.add({"model": "teacher", "parameters": teacher.count_params()}, {"accuracy": top})
-
-    quarter = students.from_teacher(teacher, budget=students.Budget(parameters=teacher.count_params() // 4))
-    third = students.factorize(
-        teacher, few.inputs[:512], budget=students.Budget(parameters=teacher.count_params() // 3)
+    """Run the rows that are asked for."""
+    rows = ",".join([*FASHION, *OTHERS])
+    options = _harness.arguments(
+        __doc__, rows={"default": rows, "help": f"of {rows}"}, seeds={"type": int, "default": 5}
     )
-    untrained = runs("low rank untrained", lambda: accuracy(third.model, test))
-    weights = [quarter.model.get_weights(), third.model.get_weights()]
-    found: dict[str, list[float]] = {}
-    for seed in range(options.seeds):
-        make = {
-            "built, distilled": lambda s: distil(teacher, quarter.model, few, options.epochs, s),
-            "built, labels": lambda s: train(quarter.model, few, options.epochs, s),
-            "random, distilled": lambda s: distil(teacher, random_like(quarter.model, s), few, options.epochs, s),
-            "random, labels": lambda s: train(random_like(quarter.model, s), few, options.epochs, s),
-            "low rank, distilled": lambda s: distil(teacher, third.model, few, options.epochs // 2, s),
-            "int4, distilled": lambda s: _quantized(teacher, few, 4, s),
-            "int3, distilled": lambda s: _quantized(teacher, few, 3, s),
-            "int3, rounded": lambda s: students.quantization_aware(teacher, 3, None),
-        }
-        for name, build in make.items():
-
-            def run(build=build, seed=seed):
-                quarter.model.set_weights(weights[0])
-                third.model.set_weights(weights[1])
-                model = build(seed)
-                logits = [m.predict(test.inputs, batch_size=256, verbose=0).argmax(-1) for m in (model, teacher)]
-                return [accuracy(model, test), 100 * float((logits[0] == logits[1]).mean())]
-
-            right, agree = runs(f"{name} {seed}", run)
-            found.setdefault(name, []).append(right)
-            found.setdefault(f"{name}: agreement", []).append(agree)
-    mean = {name: float(np.mean(values)) for name, values in found.items()}
-    for name, values in found.items():
-        report.add({"model": name, "seeds": len(values)}, {"mean": mean[name], "spread": float(np.std(values))})
-    built = mean["built, distilled"]
-    size = quarter.cost.parameters / teacher.count_params()
-    report.verdict("parameters of the quarter, over the teacher's", size, at_most=0.25)
-    report.verdict("points over random and distilled", built - mean["random, distilled"], at_least=5.0)
-    report.verdict("points over random and labels", built - mean["random, labels"], at_least=5.0)
-    report.verdict("points over built and labels", built - mean["built, labels"], at_least=1.0)
-    report.verdict("low rank at a third, untrained", untrained, at_least=85.0)
-    report.verdict("low rank, points below the teacher", top - mean["low rank, distilled"], at_most=0.5)
-    report.verdict("int4, points below the teacher", top - mean["int4, distilled"], at_most=0.5)
-    report.verdict("int4, agreement with the teacher", mean["int4, distilled: agreement"], at_least=97.5)
-    report.verdict("int3, points over rounding", mean["int3, distilled"] - mean["int3, rounded"], at_least=5.0)
-    report.write()
-    runs.finish()
-    saved.unlink()
-
-
-def _quantized(teacher, examples, bits, seed):
-    return distil(teacher, students.quantization_aware(teacher, bits, None), examples, 3, seed, rate=2e-4)
+    chosen = options.rows.split(",")
+    unknown = set(chosen) - {*FASHION, *OTHERS}
+    if unknown:
+        raise SystemExit(f"--rows: expected some of {rows}, got {', '.join(sorted(unknown))}")
+    task = Fashion(options.full) if set(chosen) & set(FASHION) else None
+    for row in chosen:
+        report = _harness.Report(f"students_{row}", CLAIM, options)
+        runs = Runs(folder(options.full) / f"{row}.runs.json")
+        table = Table(runs, report, options.seeds)
+        if row in FASHION:
+            report.add({"way": "teacher", "parameters": task.size}, {"accuracy": task.top})
+            FASHION[row](task, table)
+        else:
+            OTHERS[row](options.full, table)
+        report.write()
 
 
 if __name__ == "__main__":

@@ -14,9 +14,19 @@ from keras_distill.students._built import Budget, Built
 _ROUNDS = 9
 _PARTS = 8
 _STEPS = (8, 4, 2, 1)
+#: A limit that is met to within this fraction ends the search: counted ones closely, a file or a time to two per cent.
+_CLOSE = {"parameters": 0.995, "macs": 0.995, "file_bytes": 0.99, "latency_ratio": 0.98}
 
 
-def fit_budget(owner: str, make: Callable[..., Built], budget: Budget, source: keras.Model, *, parts: int = 0) -> Built:
+def fit_budget(
+    owner: str,
+    make: Callable[..., Built],
+    budget: Budget,
+    source: keras.Model,
+    *,
+    parts: int = 0,
+    stop_watch: Callable[[bytes, bytes], float] = _litert.latency_ratio,
+) -> Built:
     """Return the largest model that ``make`` gives within the budget.
 
     Args:
@@ -25,60 +35,74 @@ def fit_budget(owner: str, make: Callable[..., Built], budget: Budget, source: k
         budget: the limits.
         source: the model that latency is compared with.
         parts: how many parts there are.
+        stop_watch: the time of one LiteRT file over that of another.
 
     Raises:
         ValueError: if the smallest model is over a limit.
     """
+    gauge = _Gauge(budget, source, stop_watch)
     whole = make(1.0)
-    if not _over(whole, budget, source):
+    if not gauge.over(whole):
         return whole
-    least = make(1e-9)
-    over = _over(least, budget, source)
+    best, low, high = make(1e-9), 0.0, 1.0
+    over = gauge.over(best)
     if over:
         name, value = next(iter(over.items()))
         expected = f"a budget that some size meets: {name} <= {budget.limits[name]:g}"
         raise error(owner, expected, f"{value:g} at the smallest", f"Allow {name}={value:g} or more, or reduce depth")
-    best, low, high = least, 0.0, 1.0
     for _ in range(_ROUNDS):
         size = (low + high) / 2
         built = make(size)
-        if _over(built, budget, source):
+        if gauge.over(built):
             high = size
         else:
             best, low = built, size
-            if _close(built, budget):
+            if gauge.close:
                 return best
-    counted = {"parameters", "macs"} & set(budget.limits)
     wider: dict[int, int] = {}
-    # Small layers: one step of the width is a big one, so single channels fill what is left.
-    for part, more in itertools.product(range(min(parts, _PARTS) if counted else 0), _STEPS):
+    # Small layers: one step of the width is a big one, so single channels fill what is left. A time is too coarse.
+    filled = set(budget.limits) != {"latency_ratio"}
+    for part, more in itertools.product(range(min(parts, _PARTS) if filled else 0), _STEPS):
         larger = {**wider, part: wider.get(part, 0) + more}
         built = make(low, larger)
-        if not _over(built, budget, source):
+        if not gauge.over(built):
             wider, best = larger, built
-            if _close(built, budget):
+            if gauge.close:
                 break
     return best
 
 
-def _close(built: Built, budget: Budget) -> bool:
-    """Say whether a counted limit is met to within half a per cent."""
-    counted = {"parameters": built.cost.parameters, "macs": built.cost.macs}
-    return any(value >= 0.995 * budget.limits[name] for name, value in counted.items() if name in budget.limits)
+class _Gauge:
+    """Holds models against a budget; what is cheap to find is looked at first.
 
+    Args:
+        budget: the limits.
+        source: the model that latency is compared with.
+        stop_watch: the time of one LiteRT file over that of another.
+    """
 
-def _over(built: Built, budget: Budget, source: keras.Model) -> dict[str, float]:
-    """Return the limits that a model exceeds, with its values; what is cheap to find is looked at first."""
-    limits = budget.limits
-    counted = {"parameters": built.cost.parameters, "macs": built.cost.macs}
-    over: dict[str, float] = {name: value for name, value in counted.items() if name in limits and value > limits[name]}
-    if over or not {"file_bytes", "latency_ratio"} & set(limits):
-        return over
-    content = _litert.convert("from_teacher", built.model)
-    if "file_bytes" in limits and len(content) > limits["file_bytes"]:
-        return {"file_bytes": len(content)}
-    if "latency_ratio" in limits:
-        ratio = _litert.latency_ratio(content, _litert.convert("from_teacher", source))
-        if ratio > limits["latency_ratio"]:
-            return {"latency_ratio": round(ratio, 3)}
-    return {}
+    def __init__(self, budget: Budget, source: keras.Model, stop_watch: Callable[[bytes, bytes], float]) -> None:
+        self.limits, self.source, self.stop_watch = budget.limits, source, stop_watch
+        self.close = False  # whether the last model was within the budget and near one of its limits
+        self._reference: bytes | None = None
+
+    def over(self, built: Built) -> dict[str, float]:
+        """Return the first limits that a model exceeds, with its values; none if it is within the budget."""
+        found: dict[str, float] = {"parameters": built.cost.parameters, "macs": built.cost.macs}
+        self.close = False
+        exceeded = self._exceeded(found)
+        if exceeded:
+            return exceeded
+        if {"file_bytes", "latency_ratio"} & set(self.limits):
+            content = _litert.convert("from_teacher", built.model)
+            found["file_bytes"] = len(content)
+            if "latency_ratio" in self.limits and not self._exceeded(found):
+                if self._reference is None:
+                    self._reference = _litert.convert("from_teacher", self.source)
+                found["latency_ratio"] = round(self.stop_watch(content, self._reference), 3)
+        exceeded = self._exceeded(found)
+        self.close = not exceeded and any(found[name] >= _CLOSE[name] * limit for name, limit in self.limits.items())
+        return exceeded
+
+    def _exceeded(self, found: dict[str, float]) -> dict[str, float]:
+        return {name: found[name] for name, limit in self.limits.items() if found.get(name, 0) > limit}
