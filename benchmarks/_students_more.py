@@ -51,10 +51,10 @@ def cifar10(full: bool, table: Any) -> None:
         return [accuracy(student, test), floating, kept["size"], kept["speed"]]
 
     found = np.array([table.runs(f"student {seed}", lambda s=seed: run(s)) for seed in range(table.seeds)])
-    mean = found.mean(0)
+    mean = found.mean(0).tolist()
     settings = {"way": "built and int8", "parameters": built.cost.parameters, "seeds": table.seeds}
     names = ("accuracy", "accuracy before int8", "teacher's file over its file", "teacher's time over its time")
-    table.report.add(settings, {**dict(zip(names, mean.tolist(), strict=True)), "spread": float(found[:, 0].std())})
+    table.report.add(settings, {**dict(zip(names, mean, strict=True)), "spread": float(found[:, 0].std())})
     table.report.verdict("times smaller file", mean[2], at_least=10.0)
     table.report.verdict("times faster", mean[3], at_least=4.0)
     table.report.verdict("points lost", top - mean[0], at_most=2.0)

@@ -145,7 +145,7 @@ def onnx(
         check_labels: as in ``litert``.
         from_logits: as in ``saved_model``.
         task: as in ``saved_model``.
-        tolerance: largest difference allowed, of probabilities. None: 1e-4.
+        tolerance: largest difference allowed, of probabilities. None: 1e-4; 0.5 if 8-bit activations were trained.
         min_agreement: least fraction of examples with the student's class. None: 0.999.
         input_signature: as in ``saved_model``.
         latency_batch_sizes: as in ``litert``.
@@ -163,7 +163,7 @@ def onnx(
     inputs = describe_inputs(owner, student, input_signature, check_inputs)
     options = {} if opset_version is None else {"opset_version": integer(owner, "opset_version", opset_version, low=7)}
     settings = dict(check_inputs=check_inputs, check_labels=check_labels, from_logits=from_logits, task=task)
-    limits = _limits(owner, _LIMITS[None], tolerance, min_agreement)
+    limits = _limits(owner, _usual(student), tolerance, min_agreement)
     return _export(owner, student, path, ".onnx", inputs, options, settings, limits, latency_batch_sizes, card)
 
 
@@ -193,7 +193,7 @@ def openvino(
         check_labels: as in ``litert``.
         from_logits: as in ``saved_model``.
         task: as in ``saved_model``.
-        tolerance: largest difference allowed, of probabilities. None: 1e-4.
+        tolerance: largest difference allowed, of probabilities. None: 1e-4; 0.5 if 8-bit activations were trained.
         min_agreement: least fraction of examples with the student's class. None: 0.999.
         input_signature: as in ``saved_model``.
         latency_batch_sizes: as in ``litert``.
@@ -209,8 +209,14 @@ def openvino(
     check_student(owner, student)
     inputs = describe_inputs(owner, student, input_signature, check_inputs)
     settings = dict(check_inputs=check_inputs, check_labels=check_labels, from_logits=from_logits, task=task)
-    limits = _limits(owner, _LIMITS[None], tolerance, min_agreement)
+    limits = _limits(owner, _usual(student), tolerance, min_agreement)
     return _export(owner, student, path, ".xml", inputs, {}, settings, limits, latency_batch_sizes, card)
+
+
+def _usual(student: keras.Model) -> tuple[float, float]:
+    """Return the limits of a float format: rounding to 8 bits may go the other way in another runtime."""
+    trained = quantized_bits(student)
+    return _LIMITS[None] if trained is None or trained[1] is None else _TRAINED_LIMITS[trained[1]]
 
 
 def _limits(
@@ -282,10 +288,11 @@ def keras_writes(kind: str) -> bool:
 
 
 def _convert(owner: str, kind: str, student: keras.Model, path: Path, inputs: Inputs, options: dict[str, Any]) -> None:
-    trained = quantized_bits(student) if kind == "litert" else None
+    trained = quantized_bits(student)
     if trained is not None:
         student = served_model(student)
-        options = {} if trained[1] is None else {"optimizations": [tf.lite.Optimize.DEFAULT]}
+        if kind == "litert" and trained[1] is not None:
+            options = {"optimizations": [tf.lite.Optimize.DEFAULT]}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the converters' own; a wrong file does not get past the comparison
@@ -297,7 +304,7 @@ def _convert(owner: str, kind: str, student: keras.Model, path: Path, inputs: In
         raise error(
             owner, f"a student that the {kind} converter can convert", f"{type(problem).__name__}: {first[:300]}"
         ) from problem
-    if trained is not None and trained[1] is None:
+    if kind == "litert" and trained is not None and trained[1] is None:
         path.write_bytes(edge_quantized(owner, path.read_bytes(), trained[0]))
 
 
