@@ -53,6 +53,7 @@ FORMULAS = {
     "gaussian_crps": "D8",
     "ensemble_crps": "D8",
     "SplitConformal": "D8",
+    "AdaptiveConformal": "D8",
     "policy_targets": "H5",
     "PolicyBuffer": "H5",
     "PolicyDistiller": "H5",

@@ -4,6 +4,7 @@ Fit on data that neither trained the model nor will judge it. Every scaler takes
 student is exported, served, stored or distilled from as any other model.
 """
 
+from keras_distill.calibration._adaptive_conformal import AdaptiveConformal
 from keras_distill.calibration._base import CalibratedModel, Scaler
 from keras_distill.calibration._conformal import ConformalIntervals, SplitConformal
 from keras_distill.calibration._isotonic import IsotonicCalibrator
@@ -11,6 +12,7 @@ from keras_distill.calibration._layers import IsotonicScaling, TemperatureScalin
 from keras_distill.calibration._scalers import TemperatureScaler, VectorScaler
 
 __all__ = [
+    "AdaptiveConformal",
     "CalibratedModel",
     "ConformalIntervals",
     "IsotonicCalibrator",

@@ -12,7 +12,7 @@ from keras import ops
 from keras_distill._checks import choice, error, number
 from keras_distill._typing import Tensor
 
-_KINDS = ("absolute", "gaussian", "quantiles")
+KINDS = ("absolute", "gaussian", "quantiles")
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -27,7 +27,7 @@ class ConformalIntervals(keras.layers.Layer):
 
     def __init__(self, kind: str, margins: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.kind = choice("ConformalIntervals", "kind", kind, _KINDS)
+        self.kind = choice("ConformalIntervals", "kind", kind, KINDS)
         self.margins = [float(each) for each in np.atleast_1d(np.asarray(margins, "float64"))]
 
     def call(self, outputs: Any) -> dict[str, Any]:
@@ -47,6 +47,43 @@ class ConformalIntervals(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs."""
         return {**super().get_config(), "kind": self.kind, "margins": self.margins}
+
+
+def conformal_scores(owner: str, kind: str, outputs: Any, labels: Any) -> np.ndarray:
+    """Return how far each label lies outside of what a model said, (examples, outputs) float64.
+
+    Args:
+        owner: name shown in the error message.
+        kind: as in ``SplitConformal``.
+        outputs: what the model gave.
+        labels: (examples,) or (examples, outputs).
+
+    Returns:
+        The scores; an interval with a margin of at least its score holds the label.
+
+    Raises:
+        ValueError: if the shapes do not fit each other, or a number is not finite.
+    """
+    outputs, labels = np.asarray(outputs, "float64"), np.asarray(labels, "float64")
+    labels = labels[:, None] if labels.ndim == 1 else labels
+    parts = {"absolute": 1, "gaussian": 2}.get(kind)
+    outputs = outputs[:, None] if outputs.ndim == 1 else outputs
+    if kind == "quantiles":
+        outputs = outputs[:, None] if outputs.ndim == 2 else outputs
+        fits = outputs.ndim == 3 and outputs.shape[:2] == labels.shape and outputs.shape[-1] >= 2
+    else:
+        fits = outputs.shape == (len(labels), (parts or 1) * labels.shape[1])
+    if not fits:
+        got = f"outputs {outputs.shape} and labels {labels.shape}"
+        raise error(owner, f"outputs and labels of kind {kind!r} that fit each other", got)
+    if not (np.isfinite(outputs).all() and np.isfinite(labels).all()):
+        raise error(owner, "finite outputs and labels", "NaN or infinity")
+    if kind == "quantiles":
+        return np.maximum(outputs[..., 0] - labels, labels - outputs[..., -1])
+    if kind == "gaussian":
+        mean, log_variance = np.split(outputs, 2, axis=1)
+        return np.abs(labels - mean) * np.exp(-0.5 * log_variance)
+    return np.abs(labels - outputs)
 
 
 class SplitConformal:
@@ -80,7 +117,7 @@ class SplitConformal:
 
     def __init__(self, coverage: float = 0.9, kind: str = "absolute") -> None:
         self.coverage = number("SplitConformal", "coverage", coverage, above=0.0, high=1.0 - 1e-9)
-        self.kind = choice("SplitConformal", "kind", kind, _KINDS)
+        self.kind = choice("SplitConformal", "kind", kind, KINDS)
         self.margins: np.ndarray | None = None
 
     def fit(self, outputs: Any, labels: Tensor) -> SplitConformal:
@@ -98,28 +135,8 @@ class SplitConformal:
                 not finite.
         """
         owner = "SplitConformal.fit"
-        outputs, labels = np.asarray(outputs, "float64"), np.asarray(labels, "float64")
-        labels = labels[:, None] if labels.ndim == 1 else labels
-        parts = {"absolute": 1, "gaussian": 2}.get(self.kind)
-        outputs = outputs[:, None] if outputs.ndim == 1 else outputs
-        if self.kind == "quantiles":
-            outputs = outputs[:, None] if outputs.ndim == 2 else outputs
-            fits = outputs.ndim == 3 and outputs.shape[:2] == labels.shape and outputs.shape[-1] >= 2
-        else:
-            fits = outputs.shape == (len(labels), (parts or 1) * labels.shape[1])
-        if not fits:
-            got = f"outputs {outputs.shape} and labels {labels.shape}"
-            raise error(owner, f"outputs and labels of kind {self.kind!r} that fit each other", got)
-        if not (np.isfinite(outputs).all() and np.isfinite(labels).all()):
-            raise error(owner, "finite outputs and labels", "NaN or infinity")
-        if self.kind == "quantiles":
-            scores = np.maximum(outputs[..., 0] - labels, labels - outputs[..., -1])
-        elif self.kind == "gaussian":
-            mean, log_variance = np.split(outputs, 2, axis=1)
-            scores = np.abs(labels - mean) * np.exp(-0.5 * log_variance)
-        else:
-            scores = np.abs(labels - outputs)
-        count = len(labels)
+        scores = conformal_scores(owner, self.kind, outputs, labels)
+        count = len(scores)
         place = math.ceil((count + 1) * self.coverage - 1e-9)
         if place > count:
             needed = math.ceil(self.coverage / (1 - self.coverage) - 1e-9)

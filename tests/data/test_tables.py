@@ -32,6 +32,23 @@ def test_each_column_is_encoded_as_said_and_the_width_is_their_sum():
     np.testing.assert_array_equal(new, [[0, 1, 1, 0, 0, 0, 1, 0, 0, 0]])
 
 
+def test_bins_are_numpy_s_interpolation_between_quantiles_of_distinct_values(tmp_path):
+    columns = {"gain": np.concatenate([np.zeros(150), np.arange(1.0, 51.0) ** 2, [np.nan]]), "one": np.ones(201)}
+    encoder = data.TableEncoder(columns, num_bins=4)
+    rows = encoder(columns)
+    assert rows.shape == (201, 2 + 4 + 2)  # the constant column has no bins
+    edges = np.quantile(np.unique(columns["gain"][:200]), [0, 0.25, 0.5, 0.75, 1])
+    asked = np.array([-5.0, 0.0, 7.0, 700.0, 2500.0, 9999.0])
+    found = encoder({"gain": asked, "one": np.ones(6)})[:, 2:6]
+    for bin_ in range(4):
+        expected = np.interp(asked, edges[bin_ : bin_ + 2], [0, 1])
+        np.testing.assert_allclose(found[:, bin_], expected, atol=1e-6)
+    student = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    encoder.serve(student).save(tmp_path / "m.keras")
+    inputs = {name: tf.constant(np.asarray(column, "float32")[:, None]) for name, column in columns.items()}
+    np.testing.assert_allclose(keras.models.load_model(tmp_path / "m.keras")(inputs), student(rows), atol=1e-5)
+
+
 def test_the_served_model_takes_raw_columns_and_says_the_same(tmp_path):
     columns = table()
     encoder = data.TableEncoder(columns, categorical=["code"])
@@ -86,6 +103,8 @@ def test_rows_out_of_range_are_found():
         (lambda: data.TableEncoder({"a": [np.nan, np.nan]}), "a value in column 'a', got a column in which all are"),
         (lambda: data.TableEncoder({"a": ["", ""]}), "a value in column 'a', got a column in which all are missing."),
         (lambda: data.TableEncoder({"a": [1.0], "b": [1.0, 2.0]}), "TableEncoder: expected columns of one length"),
+        (lambda: data.FilledNumber(0.0, 1.0, edges=[1.0, 1.0]), "expected no edges, or two and more that increase"),
+        (lambda: data.TableEncoder({"a": [1.0]}, num_bins=-1), "expected num_bins"),
         (lambda: data.TableEncoder({"a": [1.0]}, categorical=["b"]), "categorical names among 'a', got ['b']."),
         (
             lambda: data.TableEncoder({"a": ["x", "y"]}).check({"a": ["x", "z"]}),
