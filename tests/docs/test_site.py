@@ -47,6 +47,18 @@ def test_every_public_name_is_on_exactly_one_page(site, tmp_path):
     assert len(made) == len({str(page).lower() for page in made}), "two pages differ in case only"
 
 
+def test_every_guide_has_a_picture_and_is_in_the_list():
+    listed = (DOCS / "guides" / "index.md").read_text(encoding="utf-8")
+    for page in sorted((DOCS / "guides").glob("*.md")):
+        if page.stem == "index":
+            continue
+        text = page.read_text(encoding="utf-8")
+        pictures = re.findall(r"^!\[(.+?)\]\((\S+?)\)$", text, re.MULTILINE)
+        assert pictures, f"{page.name} has no picture"
+        assert all((page.parent / target).is_file() for _, target in pictures), page.name
+        assert f"({page.name})" in listed and f"\n{page.stem}\n" in listed, page.name
+
+
 def test_a_page_of_a_name_that_is_gone_is_removed(site, tmp_path):
     gone = tmp_path / "reference" / "losses" / "no_such_loss.rst"
     gone.parent.mkdir(parents=True)

@@ -1,35 +1,22 @@
-"""The pictures of the guides to recommenders, policies, tables and forecasting: ``python docs/fields.py`` (2 minutes).
+"""Pictures of the fields' guides: ``python -m docs.pictures.fields [name ...]`` (2 minutes).
 
 Each is made from a small run of the example of its field, with one seed; the figures that count are in benchmarks.
 """
 
 import argparse
-import pathlib
 import runpy
 
 import gymnasium
 import keras
-import matplotlib
 import numpy as np
-
-from keras_distill import Distiller, LogitsDistillation, calibration, data, losses, metrics, regimes
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-DOCS = pathlib.Path(__file__).parent
-EXAMPLES = DOCS.parent / "examples"
+from docs.pictures import ROOT, save
+from keras_distill import Distiller, LogitsDistillation, calibration, data, losses, metrics, regimes
 
 
 def example(name):
-    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
-
-
-def save(figure, name):
-    figure.tight_layout()
-    figure.savefig(DOCS / "guides" / f"{name}.png", dpi=110)
-    plt.close(figure)
-    print("written", f"docs/guides/{name}.png", flush=True)
+    return runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
 
 
 def recommenders():
