@@ -30,6 +30,27 @@ class Runs:
             print(name, self.known[name], flush=True)
         return self.known[name]
 
+    def model(self, name: str, model: Any, train: Callable[[Any], Any]) -> Any:
+        """Return `model` with the weights that its training gave, after training it in place if it has not been before.
+
+        Args:
+            name: of the file of weights, beside that of the results.
+            model: just built, with the layers that it had when it was trained.
+            train: called with the model.
+        """
+        path = self.path.with_name(f"{self.path.stem}_{name}.weights.h5")
+        if path.exists():
+            model.load_weights(path)
+        else:
+            train(model)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            model.save_weights(aside := path.with_name(f"aside_{path.name}"))
+            aside.replace(path)
+            print("trained", name, flush=True)
+        return model
+
     def finish(self) -> None:
-        """Delete the file: the report is written."""
+        """Delete the files: the report is written."""
         self.path.unlink(missing_ok=True)
+        for path in self.path.parent.glob(f"{self.path.stem}_*.weights.h5"):
+            path.unlink()

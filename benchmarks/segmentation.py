@@ -2,20 +2,23 @@
 
 CamVid at 90 x 120 pixels with 11 classes, void left out, 367 training and 233 test images. Models and training
 are those of ``examples/street_scenes.py``. The teacher is trained once; students alone and distilled share initial
-weights, views and epochs. ``--held-out`` measures on the validation images, to choose settings.
+weights, views and epochs. ``--held-out`` measures on the validation images, to choose settings. Runs are kept, so that
+an interrupted one goes on: ``python -m benchmarks.segmentation --full --seeds 3``.
 """
 
 from __future__ import annotations
 
-from benchmarks import _harness
+from benchmarks import _harness, _resume
 
 # isort: split
+import keras
 import numpy as np
 
 from examples import street_scenes
 from keras_distill import data, report
 
 CLAIM = "Maps and channel distributions of a teacher raise a small U-Net's mean IoU by two points."
+TEACHER, STUDENT = 32, 8  # channels of the first layer
 
 
 def main() -> None:
@@ -30,17 +33,38 @@ def main() -> None:
     camvid = data.load("camvid")
     train = street_scenes.halved(camvid.train)
     test = street_scenes.halved(camvid.validation if options.held_out else camvid.test)
-    teacher, runs = None, []
+    epochs = options.epochs if options.full else 1
+    found = _resume.Runs(options.out / f"segmentation_{epochs}_epochs{'_held_out' * options.held_out}.runs.json")
+
+    def made(width: int, seed: int) -> keras.Model:
+        return street_scenes.unet(train.inputs.shape[1:], 11, width, seed)
+
+    teacher = found.model("teacher", made(TEACHER, 100), lambda model: street_scenes.fit(model, train, epochs))
+
+    def measured(model: keras.Model) -> dict[str, float]:
+        models = {"teacher": teacher, "student": model}
+        entry = report.segmentation(models, (test.inputs, test.labels), reference="teacher", ignore_label=11)["student"]
+        return {
+            "mean_iou": 100 * entry.mean_iou,
+            "pixel_ece": entry.pixel_calibration_error,
+            "agreement": entry.pixel_agreement,
+            "parameters": entry.num_parameters,
+        }
+
+    def student(taught: bool, seed: int) -> dict[str, float]:
+        model = made(STUDENT, seed)
+        street_scenes.fit(street_scenes.distiller(teacher, model) if taught else model, train, epochs, seed)
+        return measured(model)
+
+    heard, runs = found("teacher", lambda: measured(teacher)), []
+    kept.add({"model": "teacher"}, heard)
     for seed in range(options.seeds if options.full else 1):
-        epochs = options.epochs if options.full else 1
-        models = street_scenes.run(train, test, 11, (32, 8), epochs, seed, teacher)
-        teacher = models["teacher"]
-        found = report.segmentation(models, (test.inputs, test.labels), reference="teacher", ignore_label=11)
-        run = {name: 100 * found[name].mean_iou for name in models}
-        more = {f"{name} ECE": found[name].pixel_calibration_error for name in models}
-        more |= {f"{name} agreement": found[name].pixel_agreement for name in ("alone", "distilled")}
+        run = {"teacher": heard["mean_iou"]}
+        for way in ("alone", "distilled"):
+            each = found(f"{way} {seed}", lambda way=way, seed=seed: student(way == "distilled", seed))
+            kept.add({"seed": seed, "way": way}, each)
+            run[way] = each["mean_iou"]
         runs.append(run)
-        kept.add({"seed": seed}, {**run, **more, **{f"{e.name} parameters": e.num_parameters for e in found.entries}})
     mean = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
     spread = {key: float(np.std([run[key] for run in runs])) for key in runs[0]}
     kept.add({"model": "mean IoU", "seeds": len(runs)}, {"mean": mean, "spread": spread})

@@ -27,7 +27,7 @@ from keras_distill import Distiller, LogitsDistillation, callbacks, losses, metr
 
 CLAIM = "One taught student of both tasks is at least as good as single-task students of its size, on both tasks."
 WAYS = ("intents alone", "slots alone", "both from labels", "taught", "taught, annealed")
-TEACHER_WIDTH, WIDTH, EPOCHS, SEEDS = 64, 12, 6, 2
+TEACHER_WIDTH, WIDTH, EPOCHS = 64, 12, 6
 
 
 def example() -> types.ModuleType:
@@ -120,18 +120,19 @@ class Experiment:
             self.fit(model, loss, y, (callbacks.TeacherAnnealing(),) if "annealed" in way else ())
             self.cells[name] = self.scores(student)
             self.path.write_text(json.dumps(self.cells, indent=1) + "\n")
+            print(name, self.cells[name], flush=True)
         return self.cells[name]
 
 
 def main() -> None:
     """Run what is missing, judge all."""
-    options = _harness.arguments(__doc__ or "")
+    options = _harness.arguments(__doc__ or "", seeds={"type": int, "default": 2})
     report = _harness.Report("text", CLAIM, options)
     experiment = Experiment(options.full)
     teacher = experiment.teacher()
     report.add({"way": "teachers"}, experiment.scores(teacher))
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for seed, way in itertools.product(range(SEEDS if options.full else 1), WAYS):
+    for seed, way in itertools.product(range(options.seeds if options.full else 1), WAYS):
         found[way].append(experiment.cell(way, seed, teacher))
     means = {
         way: {task: statistics.mean(cell[task] for cell in cells) for task in cells[0]} for way, cells in found.items()

@@ -106,39 +106,36 @@ def average_precision(model, examples, classes):
     return 100.0 * float(judge.stats[1])
 
 
-def run(train, test, classes, widths=(32, 6), epochs=40, seed=0, teacher=None):
-    """Train a teacher and a student in two ways; return AP50 by name, and the teacher."""
-    y = targets(train.labels, train.inputs.shape[1] // STRIDE, train.inputs.shape[2] // STRIDE, classes)
-    steps = epochs * -(-len(train) // 8)
+def fit(model, train, classes, epochs):
+    """Train a detector, or a distiller of one, in place."""
+    y = targets(train.labels, *(each // STRIDE for each in train.inputs.shape[1:3]), classes)
+    rate = keras.optimizers.schedules.CosineDecay(4e-3, epochs * -(-len(train) // 8))
+    model.compile(keras.optimizers.Adam(rate), {"heat": focal, "size": sizes}, jit_compile=False)
+    model.fit(train.inputs, y, batch_size=8, epochs=epochs, verbose=0)
+    return model
 
-    def fit(model):
-        rate = keras.optimizers.schedules.CosineDecay(4e-3, steps)
-        model.compile(keras.optimizers.Adam(rate), {"heat": focal, "size": sizes}, jit_compile=False)
-        model.fit(train.inputs, y, batch_size=8, epochs=epochs, verbose=0)
 
-    if teacher is None:
-        teacher = detector(train.inputs.shape[1:], classes, widths[0], 100)
-        fit(teacher)
-    alone, student = (detector(train.inputs.shape[1:], classes, widths[1], seed) for _ in range(2))
-    fit(alone)
+def distiller(teacher, student):
+    """Heatmaps, boxes and features: the weights were set once, before any figure."""
     heat = FeatureDistillation(losses.CenterHeatmaps(), "heat", "heat")
     boxes = FeatureDistillation(losses.CenterBoxes(), ["heat", "size"], ["heat", "size"])
     neck = FeatureDistillation(losses.NormalizedFeatures(), "neck", "neck", adapter="auto")
-    fit(Distiller(teacher, student, [heat, boxes, neck], [10.0, 1.0, 2.0], student_loss_weight=0.5))
-    models = {"teacher": teacher, "alone": alone, "distilled": student}.items()
-    return {name: average_precision(model, test, classes) for name, model in models}, teacher
+    return Distiller(teacher, student, [heat, boxes, neck], [10.0, 1.0, 2.0], student_loss_weight=0.5)
 
 
 def main():
-    """Train, and print AP50."""
+    """Train a teacher, and a student in two ways; print AP50."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true")
-    if parser.parse_args().smoke:
-        found, teacher = run(drawn(32, 0), drawn(16, 1), 3, epochs=6)
-    else:
-        bccd = data.load("bccd")
-        found, teacher = run(*(halved(each) for each in (bccd.train, bccd.test)), 3)
-    print(f"teacher {teacher.count_params()} parameters; AP50: { ({k: round(v, 1) for k, v in found.items()}) }")
+    smoke = parser.parse_args().smoke
+    bccd = None if smoke else data.load("bccd")
+    train, test = [drawn(32, 0), drawn(16, 1)] if bccd is None else map(halved, (bccd.train, bccd.test))
+    shape, epochs = train.inputs.shape[1:], 6 if smoke else 40
+    teacher = fit(detector(shape, 3, 32, 100), train, 3, epochs)
+    alone, student = fit(detector(shape, 3, 6, 0), train, 3, epochs), detector(shape, 3, 6, 0)
+    fit(distiller(teacher, student), train, 3, epochs)
+    for name, model in (("teacher", teacher), ("alone", alone), ("distilled", student)):
+        print(f"{name:10} {model.count_params():8,} parameters  AP50 {average_precision(model, test, 3):5.1f}")
 
 
 def halved(examples):

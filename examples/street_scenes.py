@@ -32,8 +32,10 @@ def unet(shape, classes, width, seed):
     half = block(image, width, 2)
     quarter = block(half, 2 * width, 2)
     eighth = block(quarter, 4 * width, 2)
-    h = block(layers.Concatenate()([layers.UpSampling2D(2)(eighth), quarter]), 2 * width)
-    h = block(layers.Concatenate()([layers.UpSampling2D(2)(h), half]), width)
+    h = eighth
+    for skip, filters in ((quarter, 2 * width), (half, width)):  # resized, because odd sizes do not halve evenly
+        up = layers.Resizing(*skip.shape[1:3], interpolation="nearest")(h)
+        h = block(layers.Concatenate()([up, skip]), filters)
     return keras.Model(image, layers.Conv2D(classes, 1, name="map")(h))
 
 
@@ -63,29 +65,33 @@ def drawn(count, seed):
     return data.Examples(images.astype("float32"), labels)
 
 
-def run(train, test, classes, widths, epochs, seed=0, teacher=None):
-    """Train a teacher and a student in two ways; return the models by name."""
-    steps = epochs * -(-len(train) // 8)
+def fit(model, train, epochs, seed=0):
+    """Train a U-Net, or a distiller of one, on flipped pictures."""
+    rate = keras.optimizers.schedules.CosineDecay(5e-3, epochs * -(-len(train) // 8))
+    model.compile(keras.optimizers.Adam(rate), Pixels(), jit_compile=False)
+    flip = data.augment([layers.RandomFlip("horizontal")]).live(
+        tf.data.Dataset.from_tensor_slices((train.inputs, train.labels)).shuffle(len(train), seed=seed),
+        seed=seed, masks=True,
+    )  # fmt: skip
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    model.fit(flip.batch(8).prefetch(2).with_options(options), epochs=epochs, verbose=0)
+    return model
 
-    def fit(model):
-        rate = keras.optimizers.schedules.CosineDecay(5e-3, steps)
-        model.compile(keras.optimizers.Adam(rate), Pixels(), jit_compile=False)
-        flip = data.augment([layers.RandomFlip("horizontal")]).live(
-            tf.data.Dataset.from_tensor_slices((train.inputs, train.labels)).shuffle(len(train), seed=seed),
-            seed=seed, masks=True,
-        )  # fmt: skip
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        model.fit(flip.batch(8).prefetch(2).with_options(options), epochs=epochs, verbose=0)
 
-    if teacher is None:
-        teacher = unet(train.inputs.shape[1:], classes, widths[0], 100)
-        fit(teacher)
-    alone, student = (unet(train.inputs.shape[1:], classes, widths[1], seed) for _ in range(2))
-    fit(alone)
+def distiller(teacher, student):
+    """Maps pixel by pixel, and where each class is."""
     pixels = terms.PixelDistillation(2.0, ignore_label=VOID)
     channels = FeatureDistillation(losses.ChannelDistributions(2.0), "map", "map", ignore_label=VOID)
-    fit(Distiller(teacher, student, [pixels, channels], [1.0, 0.5], student_loss_weight=0.5))
+    return Distiller(teacher, student, [pixels, channels], [1.0, 0.5], student_loss_weight=0.5)
+
+
+def run(train, test, classes, widths, epochs, seed=0):
+    """Train a teacher and a student in two ways; return the models by name."""
+    teacher = fit(unet(train.inputs.shape[1:], classes, widths[0], 100), train, epochs, seed)
+    alone, student = (unet(train.inputs.shape[1:], classes, widths[1], seed) for _ in range(2))
+    fit(alone, train, epochs, seed)
+    fit(distiller(teacher, student), train, epochs, seed)
     return {"teacher": teacher, "alone": alone, "distilled": student}
 
 
