@@ -91,6 +91,7 @@ FORMULAS = {
     "augment_tokens": "H7",
     "TeacherAnnealing": "H1",
     "DynamicWeightAverage": "H1",
+    "LearnedWeights": "H1",
     "task_probabilities": "H1",
     "crf_negative_log_likelihood": "H7",
     "crf_log_marginals": "H7",

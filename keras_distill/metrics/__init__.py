@@ -22,6 +22,7 @@ from keras_distill.metrics._agreement import (
     teacher_kl,
     top_k_agreement,
 )
+from keras_distill.metrics._alignment import Alignment, ctc_align
 from keras_distill.metrics._bins import ReliabilityBins
 from keras_distill.metrics._calibration import ExpectedCalibrationError, expected_calibration_error, reliability_bins
 from keras_distill.metrics._classwise import ClasswiseCalibrationError, classwise_calibration_error
@@ -80,6 +81,7 @@ from keras_distill.metrics._uncertainty import (
 __all__ = [
     "AdaptiveCalibrationError",
     "AgreementOnErrors",
+    "Alignment",
     "AreaUnderGeneralizedRiskCoverage",
     "AreaUnderRiskCoverage",
     "BrierComponent",
@@ -120,6 +122,7 @@ __all__ = [
     "character_error_rate",
     "classwise_calibration_error",
     "coverage_at_risk",
+    "ctc_align",
     "ctc_beam_decode",
     "ctc_greedy_decode",
     "decision_cost",

@@ -10,6 +10,7 @@ from keras_distill.terms._domains import DomainAdversary, DomainAlignment
 from keras_distill.terms._experts import ExpertDistillation
 from keras_distill.terms._features import FeatureDistillation
 from keras_distill.terms._hierarchical import HierarchicalDistillation
+from keras_distill.terms._learned_weights import LearnedWeights
 from keras_distill.terms._logits import LogitsDistillation
 from keras_distill.terms._memory import ContrastiveMemory
 from keras_distill.terms._pixels import PixelDistillation
@@ -30,6 +31,7 @@ __all__ = [
     "FeatureDistillation",
     "ForegroundDistillation",
     "HierarchicalDistillation",
+    "LearnedWeights",
     "LogitsDistillation",
     "PixelDistillation",
     "ReviewDistillation",

@@ -218,6 +218,11 @@ def pairs_of_layers():
     return [taught(term=terms.HierarchicalDistillation([("dense_0", "hidden")], adapter="auto"))]
 
 
+@case("LearnedWeights")
+def a_learned_weight():
+    return [taught(term=terms.LearnedWeights(terms.FeatureDistillation("mse", "dense_0", "hidden", adapter="auto")))]
+
+
 @case("ExpertDistillation")
 def experts():
     return [taught(term=terms.ExpertDistillation("dense_0", "hidden", num_experts=2))]

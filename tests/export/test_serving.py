@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_distill import export
+from keras_distill import adapters, export, metrics
 from keras_distill.export import _capi
 from keras_distill.export._signatures import serialize_example
 
@@ -228,6 +228,23 @@ def test_text_signature_with_a_preprocessing_layer(tmp_path):
         got = session.run({"text": texts}, "text")["logits"]
         assert len(export.replay_warmup(session, export.read_warmup(exported))) == 2
     np.testing.assert_allclose(got, student(vectorize(texts), training=False), atol=1e-6)
+
+
+def test_a_recogniser_takes_samples_through_the_c_api_and_hears_the_same_words(tmp_path):
+    keras.utils.set_random_seed(0)
+    waveform = keras.Input((2400,), name="waveform")
+    frames = adapters.LogMel(8000, 12, step_seconds=0.02)(waveform)
+    frames = keras.layers.Bidirectional(keras.layers.GRU(5, return_sequences=True))(frames)
+    student = keras.Model(waveform, keras.layers.Dense(4)(frames))
+    sounds = np.random.default_rng(0).normal(0, 0.2, (6, 2400)).astype("float32")
+    sounds[1, 1500:], sounds[2] = 0.0, 0.0  # padded, and silent throughout
+    expected = student.predict(sounds, verbose=0)
+    exported = export.saved_model(student, tmp_path / "recogniser", check_inputs=sounds[:2], warmup_batch_sizes=())
+    with export.ServingSession(exported) as opened:
+        got = opened.run({"waveform": sounds})["logits"]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    heard = [metrics.ctc_greedy_decode(each).numpy().tolist() for each in (got, expected)]
+    assert heard[0] == heard[1] and any(row[0] > 0 for row in heard[0])
 
 
 def test_regress_from_examples_of_strings_and_numbers(tmp_path):

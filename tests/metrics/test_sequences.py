@@ -1,5 +1,7 @@
 """Decoding, error rates and spans, against enumeration, jiwer and seqeval."""
 
+import itertools
+
 import jiwer
 import keras
 import numpy as np
@@ -29,6 +31,29 @@ def test_a_narrow_beam_gives_lower_bounds_and_mostly_the_best_sequence():
         assert np.exp(found[0].log_probability) <= exact[found[0].labels] * (1 + 1e-9)
         hits += found[0].labels == max(exact, key=exact.get)
     assert hits >= 18
+
+
+def test_an_alignment_is_the_likeliest_of_all_paths_that_say_the_labels():
+    logits, mask = random_logits((6, 7, 3), seed=4), np.ones((6, 7), bool)
+    mask[3:, [1, 4]] = False
+    labels = np.array([[1, 2, -1], [1, 1, -1], [0, 2, 0], [2, 1, 2], [-1, -1, -1], [1, 2, 2]])
+    found = metrics.ctc_align(labels, logits, mask=mask)
+    for row, each, keep, path, score in zip(labels, logits, mask, *found, strict=True):
+        log_q = oracles.log_softmax(each[keep])
+        wanted = tuple(oracles.real(row))
+        allowed = [a for a in itertools.product(range(3), repeat=len(log_q)) if oracles.collapse(a) == wanted]
+        values = {a: log_q[np.arange(len(a)), list(a)].sum() for a in allowed}
+        best = max(values, key=values.get)
+        assert tuple(path[keep]) == best and (path[~keep] == -1).all()
+        np.testing.assert_allclose(score, values[best], rtol=1e-6)
+
+
+def test_a_keras_mask_leaves_padding_out_of_the_alignment():
+    model = keras.Sequential([keras.Input((None, 3)), keras.layers.Masking(), keras.layers.Dense(3)])
+    x = random_logits((2, 5, 3))
+    x[1, 3:] = 0.0
+    found = metrics.ctc_align([[1, 2], [2, -1]], model(x))
+    assert (found.frames == -1).tolist() == [[False] * 5, [False] * 3 + [True] * 2]
 
 
 def test_greedy_is_the_collapsed_best_path_and_masked_frames_do_not_exist():
@@ -130,6 +155,13 @@ def test_span_calibration_is_zero_for_a_model_that_knows_how_often_it_is_right()
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda: metrics.ctc_align([[1, 1]], np.zeros((1, 2, 2))),
+            r"ctc_align: expected at least 3 frames for 2 labels, got 2 in sequence 0\. Drop the example",
+        ),
+        (lambda: metrics.ctc_align([[2]], np.zeros((1, 2, 2))), r"expected labels from 0 to 1, got 2 in sequence 0\."),
+        (lambda: metrics.ctc_align([1], np.zeros((1, 2, 2))), r"expected labels of shape \(batch, labels\), one row"),
+        (lambda: metrics.ctc_align([[1]], np.full((1, 2, 2), np.nan)), r"expected logits that are numbers, got NaN"),
         (
             lambda: metrics.ctc_greedy_decode([[1.0]]),
             r"ctc_greedy_decode: expected logits of shape \(batch, frames, cl",
