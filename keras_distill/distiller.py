@@ -89,7 +89,9 @@ class Distiller(HasObjective):
         teacher.trainable = False
         self.supports_jit = all(layer.supports_jit for layer in teacher._flatten_layers())  # not of another runtime
         self.student = student
-        self._student_feature_extractor = Taps(student, objective.taps("student"), owner="Distiller")
+        # A teacher that is made of what the student says answers with the student's own layers, too.
+        of_teacher = objective.taps("teacher") if self._frozen.teacher.hears_student else []
+        self._student_feature_extractor = Taps(student, [*objective.taps("student"), *of_teacher], owner="Distiller")
         self._track_objective(objective, student)
         self._teacher_parts = list(self._frozen.teacher.trainable_parts)  # a learned gate, trained with the student
         self._guard = Guard(self, "Distiller", "The student keeps its", [self._frozen.teacher])

@@ -6,6 +6,7 @@ from keras_distill.regimes._base import Measured, Regime, Round
 from keras_distill.regimes._chain import AssistantChain
 from keras_distill.regimes._data_free import DataFree
 from keras_distill.regimes._driver import Alone
+from keras_distill.regimes._exchange import PeerExchange
 from keras_distill.regimes._folds import CrossValidation, OutOfFold, cross_fit, cross_validate
 from keras_distill.regimes._fusion import Amalgamation, amalgamate, fuse
 from keras_distill.regimes._generations import BornAgain
@@ -31,6 +32,7 @@ __all__ = [
     "Measured",
     "MutualLearning",
     "OutOfFold",
+    "PeerExchange",
     "PolicyDistiller",
     "PolicyReturn",
     "PrivacyReport",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -12,6 +12,7 @@ from keras import ops
 from keras_distill import losses
 from keras_distill._checks import choice, error, number
 from keras_distill.taps import walk
+from keras_distill.teachers import Ensemble, Single
 
 
 class Shown(NamedTuple):
@@ -26,6 +27,15 @@ class Shown(NamedTuple):
     teacher: Any
     student: Any
     taps: dict[str, Any]
+
+
+def _layers_of(teacher: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+    """Yield the name of each tap that ``Teacher.listen`` knows, and its layer."""
+    if isinstance(teacher, Ensemble):
+        for number_of, member in enumerate(teacher.models):
+            yield from _layers_of(member, f"{prefix}{number_of}/")
+    else:
+        yield from walk(teacher.model if isinstance(teacher, Single) else teacher, prefix)
 
 
 class GeneratorObjective(abc.ABC):
@@ -190,7 +200,7 @@ class BatchStatistics(GeneratorObjective):
     @staticmethod
     def _layers(teacher: keras.Model) -> dict[str, Any]:
         kind = keras.layers.BatchNormalization
-        found = {f"{name}:input": layer for name, layer in walk(teacher) if isinstance(layer, kind)}
+        found = {f"{name}:input": layer for name, layer in _layers_of(teacher) if isinstance(layer, kind)}
         if not found:
             advice = "Use Disagreement or ClassInversion"
             raise error("BatchStatistics", "a teacher with BatchNormalization", f"{teacher.name!r}, without", advice)

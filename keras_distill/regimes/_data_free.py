@@ -15,8 +15,8 @@ from keras_distill._typing import Structure
 from keras_distill.regimes._adversaries import Disagreement, GeneratorObjective, Shown
 from keras_distill.regimes._base import Measured, Regime, Round
 from keras_distill.regimes._generators import input_shape, make_generator
-from keras_distill.taps import Taps
-from keras_distill.teachers import Ensemble, Single, Teacher
+from keras_distill.teachers import Ensemble, Single, Teacher, as_teacher
+from keras_distill.teachers._base import resolved
 from keras_distill.training import Batch
 from keras_distill.training._trainer import add_to_mean, num_examples
 
@@ -89,7 +89,8 @@ class DataFree(Regime):
         self.student_steps = integer(self.owner, "student_steps", student_steps, low=1)
         self.noise = keras.random.SeedGenerator(integer(self.owner, "seed", seed, low=0))
         self._shape = self._check_shapes(teacher, student, generator)
-        object.__setattr__(self, "_teacher_taps", Taps(teacher, self.objective.taps(teacher), owner=self.owner))
+        self._taps = tuple(self.objective.taps(teacher))
+        object.__setattr__(self, "_listening", as_teacher(teacher, self.owner))  # the teacher itself is hidden already
 
     def _check_shapes(self, teacher: Any, student: Any, generator: Any) -> tuple[int, ...]:
         if len(generator.input_shape) != 2:
@@ -134,14 +135,15 @@ class DataFree(Regime):
 
     def _teach(self, batch: Batch, training: bool) -> Measured:
         examples = ops.stop_gradient(self._examples(batch, training))
-        teacher = ops.stop_gradient(self._teacher_taps.model(examples, training=False))
+        teacher = resolved(self._listening.listen(examples)[0])
         student = self.student(examples, training=training)
         loss = ops.cast(self.objective.student_loss(Shown(teacher, student, {})), "float32")
         return Measured({"student": loss}, (("student_loss", loss),), student)
 
     def _generate(self, batch: Batch, training: bool) -> Measured:
         examples = self._examples(batch, training)
-        teacher, taps = self._teacher_taps(examples, training=False)
+        teacher, taps = self._listening.listen(examples, self._taps, differentiable=True)
+        teacher = resolved(teacher)
         # In training mode as for the student's own update, so that both see one function.
         student = self.student(examples, training=training) if self.objective.needs_student else teacher
         loss = ops.cast(self.objective.generator_loss(Shown(teacher, student, taps), self.teacher), "float32")

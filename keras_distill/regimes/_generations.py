@@ -7,12 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_distill._checks import choice, error, integer
 from keras_distill.distiller import Distiller
+from keras_distill.losses._numerics import replicas
+from keras_distill.losses._numerics.distributions import class_ids, surprise
 from keras_distill.regimes._driver import Alone, Driver, Training, made
 from keras_distill.teachers import Ensemble, PermutedDarkKnowledge
 from keras_distill.terms import DistillationLoss, LogitsDistillation
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class LabelsByConfidence(DistillationLoss):
+    """Cross-entropy to the labels, each example weighted by its teacher's largest probability; see ``BornAgain``."""
+
+    def values(
+        self,
+        teacher_outputs: Any,
+        student_outputs: Any,
+        *,
+        labels: Any = None,
+        mask: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Return the weighted cross-entropy of each example; the weights have mean 1 over the global batch."""
+        labels = class_ids("BornAgain with knowledge='confidence'", labels, student_outputs, mask)
+        confidence = ops.max(ops.softmax(ops.cast(teacher_outputs, "float32"), axis=-1), axis=-1)
+        weights = confidence / ops.mean(replicas.gather(confidence))
+        return weights * surprise(ops.cast(student_outputs, "float32"), labels)
 
 
 class BornAgain(Driver):
@@ -22,7 +45,8 @@ class BornAgain(Driver):
     the ensemble of all generations gains more. It costs one training per generation, plus the teacher's passes.
 
     Formula: generation 0 minimises CE(y); generation k minimises share * CE(y) + (1 - share) * KL(p_{k-1} || p_k) at
-    temperature 1, with share 0.5.
+    temperature 1, with share 0.5. With ``knowledge="confidence"`` the KL is replaced by w / mean(w) * CE(y), where w is
+    the largest probability that generation k - 1 gives the example, and the mean is that of the batch.
 
     Args:
         make_student: returns a fresh, built model; called once for every generation.
@@ -30,9 +54,11 @@ class BornAgain(Driver):
             ``teacher``.
         teacher: a trained model that teaches the first generation instead of generation 0; None trains one.
         term: how a student is compared with the generation before; ``LogitsDistillation(1.0)`` if None.
-        student_loss_weight: 0 to 1, the share of the labels.
+        student_loss_weight: 0 to 1, the share of the labels; None: 0.5, and 0 with ``knowledge="confidence"``.
         knowledge: ``"all"``; ``"permuted"``: the teacher's probabilities of all classes but its first are permuted
-            anew for each example (DKPP), which keeps its confidence and removes what it says of the other classes.
+            anew for each example (DKPP), which keeps its confidence and removes what it says of the other classes;
+            ``"confidence"``: only how sure the teacher is of each example, as its weight in the batch (CWTM). The
+            last two are controls: what they gain too is not what the teacher knows of the other classes.
         directory: where a killed run finds what it had finished; None keeps nothing.
         seed: >= 0, for weights and orders of the data; None leaves Keras' random state alone.
 
@@ -41,7 +67,8 @@ class BornAgain(Driver):
         histories: the history of each training, by name (``"generation_0"`` and so on).
 
     Raises:
-        ValueError: if an argument is out of bounds, or ``make_student`` returns no built model.
+        ValueError: if an argument is out of bounds, ``make_student`` returns no built model, or a term is given that
+            ``knowledge`` does not use.
 
     Example:
         >>> import keras, numpy as np
@@ -66,7 +93,7 @@ class BornAgain(Driver):
         *,
         teacher: Any = None,
         term: DistillationLoss | None = None,
-        student_loss_weight: float = 0.5,
+        student_loss_weight: float | None = None,
         knowledge: str = "all",
         directory: str | Path | None = None,
         seed: int | None = None,
@@ -78,8 +105,13 @@ class BornAgain(Driver):
         self.num_generations = integer(self.owner, "num_generations", num_generations, low=1)
         self.teacher = teacher
         self.term = term
-        self.student_loss_weight = student_loss_weight
-        self.knowledge = choice(self.owner, "knowledge", knowledge, ("all", "permuted"))
+        self.knowledge = choice(self.owner, "knowledge", knowledge, ("all", "permuted", "confidence"))
+        by_confidence = self.knowledge == "confidence"
+        if by_confidence and term is not None:
+            advice = "Only the labels are compared: leave term out"
+            raise error(self.owner, "no term with knowledge='confidence'", term, advice)
+        usual = 0.0 if by_confidence else 0.5
+        self.student_loss_weight = usual if student_loss_weight is None else student_loss_weight
 
     def trainings(self) -> Iterable[Training]:
         """Return generation 0, unless there is a teacher, and those that are taught."""
@@ -93,8 +125,10 @@ class BornAgain(Driver):
         if self.knowledge == "permuted":
             teacher = PermutedDarkKnowledge(teacher)
         student = made(self.owner, self.make_student, "make_student")
-        # A copy, because a term belongs to one distiller.
-        term = LogitsDistillation(1.0) if self.term is None else type(self.term).from_config(self.term.get_config())
+        if self.knowledge == "confidence":
+            term: DistillationLoss = LabelsByConfidence(name="labels_by_confidence")
+        else:  # a copy, because a term belongs to one distiller
+            term = LogitsDistillation(1.0) if self.term is None else type(self.term).from_config(self.term.get_config())
         return Distiller(teacher, student, term, student_loss_weight=self.student_loss_weight)
 
     def ensemble(self) -> Ensemble:

@@ -10,7 +10,9 @@ from keras import ops
 
 from keras_distill._checks import choice, error, number
 from keras_distill.regimes._base import Measured, Regime, Round
+from keras_distill.regimes._exchange import Exchanging, PeerExchange, checked_exchange
 from keras_distill.settings import Setting, from_config
+from keras_distill.teachers import Snapshot
 from keras_distill.terms import DistillationLoss, LogitsDistillation
 from keras_distill.training import Batch
 
@@ -32,11 +34,17 @@ class MutualLearning(Regime):
         update: ``"together"``: one pass of each and one update of all; ``"in_turn"``, the paper's: each student is
             updated before the next one looks at it again. The others then run in inference mode, so that BatchNorm
             moves once per step.
+        exchange_every_steps: >= 1: peers hear each other's answers of the weights at the last multiple of so many
+            steps, in inference mode (co-distillation); None: of the present weights. Old weights teach nearly as well,
+            and need to be sent only so often. Costs one more pass of each student.
+        exchange: a ``regimes.PeerExchange``: this process trains one of the students and takes the others' weights
+            from their own processes every ``exchange_every_steps``; None trains them all here.
         name: name of this model.
 
     Attributes:
-        students: the students: after ``fit``, ordinary Keras models.
-        student: the first of them, whose outputs metrics and callbacks see.
+        students: the students: after ``fit``, ordinary Keras models. With ``exchange`` those of other processes are as
+            they were at the last exchange.
+        student: the first of them that is trained here, whose outputs metrics and callbacks see.
         mutual_weight: assign a number at any time; the next step uses it.
 
     Raises:
@@ -53,8 +61,10 @@ class MutualLearning(Regime):
         ['loss', 'mutual_loss', 'student_0_loss', 'student_1_loss', 'total_loss']
 
     Reference:
-        Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", CVPR 2018, arXiv:1706.00384, eq. 4-6.
-        Differs: peers that stand still in a student's turn run in inference mode.
+        Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", CVPR 2018, arXiv:1706.00384, eq. 4-6; Anil et al., "Large
+        Scale Distributed Neural Network Training through Online Distillation", ICLR 2018, arXiv:1804.03235 (exchange).
+        Differs: peers that stand still in a student's turn run in inference mode; workers wait for each other at an
+        exchange. For the second paper's start without distillation make ``mutual_weight`` a schedule.
     """
 
     owner = "MutualLearning"
@@ -65,6 +75,8 @@ class MutualLearning(Regime):
         term: DistillationLoss | None = None,
         mutual_weight: Any = 1.0,
         update: str = "together",
+        exchange_every_steps: int | None = None,
+        exchange: PeerExchange | None = None,
         name: str = "mutual_learning",
     ) -> None:
         if not isinstance(students, (list, tuple)) or len(students) < 2:
@@ -72,9 +84,17 @@ class MutualLearning(Regime):
             raise error(self.owner, "at least 2 students", count, "One student alone has no peer")
         _check_outputs(self.owner, students)
         self.update = choice(self.owner, "update", update, ("together", "in_turn"))
-        names = [f"student_{index}" for index in range(len(students))]
-        parts = [*(f"{each}_loss" for each in names), "mutual_loss"]
-        super().__init__(dict(zip(names, students, strict=True)), part_names=parts, name=name)
+        self.exchange_every_steps = checked_exchange(self.owner, students, update, exchange_every_steps, exchange)
+        every = {f"student_{index}": student for index, student in enumerate(students)}
+        self._names = list(every)
+        self.exchange = exchange
+        own = every if exchange is None else {f"student_{exchange.index}": students[exchange.index]}
+        echoes = {}
+        if exchange_every_steps is not None:  # what the peers listen to: copies that move every so many steps
+            heard = [name for name in every if exchange is None or name not in own]
+            echoes = {f"echo_of_{name}": Snapshot(every[name], 0.0, exchange_every_steps) for name in heard}
+        parts = [*(f"{each}_loss" for each in own), "mutual_loss"]
+        super().__init__(own, teachers=echoes, part_names=parts, name=name)
         self.term = LogitsDistillation(temperature=1.0) if term is None else term
         if not isinstance(self.term, DistillationLoss) or self.term.student_taps or self.term.teacher_taps:
             raise error(self.owner, "a term on final outputs, such as LogitsDistillation(1.0)", self.term)
@@ -90,12 +110,14 @@ class MutualLearning(Regime):
     @property
     def students(self) -> list[keras.Model]:
         """The students, in the order in which they were given."""
-        return list(self.players.values())
+        if self.exchange is None:
+            return list(self.players.values())
+        return [self.players.get(name) or self._member(f"echo_of_{name}").model for name in self._names]
 
     @property
     def student(self) -> keras.Model:
-        """The first student, whose outputs metrics and callbacks see."""
-        return self.players["student_0"]
+        """The first student that is trained here, whose outputs metrics and callbacks see."""
+        return next(iter(self.players.values()))
 
     @property
     def mutual_weight(self) -> float:
@@ -117,9 +139,43 @@ class MutualLearning(Regime):
             return [Round(tuple(self.players), self._together)]
         return [Round((name,), self._turn_of(name)) for name in self.players]
 
-    def _loss_of(self, batch: Batch, name: str, outputs: dict[str, Any], training: bool) -> tuple[Any, Any]:
-        """Return the supervised and the mutual loss of one student."""
-        heard = [keras.tree.map_structure(ops.stop_gradient, outputs[other]) for other in outputs if other != name]
+    def after_update(self, step: Any) -> None:
+        """Let the copies that peers listen to catch up with their students, where they are trained here.
+
+        Args:
+            step: number of steps so far.
+        """
+        if self.exchange_every_steps is not None and self.exchange is None:
+            for name, student in self.players.items():
+                self._member(f"echo_of_{name}").after_update(student, step)
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Train, meeting the other workers where there is an ``exchange``; arguments and result are as in Keras.
+
+        Args:
+            x: as in Keras.
+            y: as in Keras.
+            *args: as in Keras.
+            **kwargs: as in Keras.
+
+        Returns:
+            The history.
+        """
+        if self.exchange is not None and self.exchange_every_steps is not None:
+            if self.exchange_every_steps % self.steps_per_execution:
+                expected = f"exchange_every_steps to be a multiple of steps_per_execution={self.steps_per_execution}"
+                raise error(self.owner, expected, self.exchange_every_steps)
+            copies = {each: member.model for each, member in self._hidden.members.items()}
+            meeting = Exchanging(self.exchange, self.student, copies, self.exchange_every_steps)
+            # Before a backup, which would otherwise be made of weights that have not met.
+            kwargs["callbacks"] = [meeting, *(kwargs.get("callbacks") or [])]
+        return super().fit(x, y, *args, **kwargs)
+
+    def _loss_of(
+        self, batch: Batch, name: str, outputs: dict[str, Any], said: dict[str, Any], training: bool
+    ) -> tuple[Any, Any]:
+        """Return the supervised and the mutual loss of one student, to whom the others have said something."""
+        heard = [keras.tree.map_structure(ops.stop_gradient, said[other]) for other in said if other != name]
         values = [
             self.term.compute_loss(
                 each, outputs[name], labels=batch.labels, sample_weight=batch.weights, training=training
@@ -130,18 +186,22 @@ class MutualLearning(Regime):
 
     def _together(self, batch: Batch, training: bool) -> Measured:
         outputs = {name: model(batch.inputs, training=training) for name, model in self.players.items()}
-        each = {name: self._loss_of(batch, name, outputs, training) for name in outputs}
+        said = outputs
+        if self.exchange_every_steps is not None:
+            echoes = {name: self._hidden.members.get(f"echo_of_{name}") for name in self._names}
+            said = {name: echo.listen(batch.inputs)[0] for name, echo in echoes.items() if echo is not None}
+        each = {name: self._loss_of(batch, name, outputs, said, training) for name in outputs}
         losses = {name: own + self._mutual.tensor * mutual for name, (own, mutual) in each.items()}
         parts = [(f"{name}_loss", own) for name, (own, _) in each.items()]
         mutual = ops.mean(ops.stack([value for _, value in each.values()]))
-        return Measured(losses, (*parts, ("mutual_loss", mutual)), outputs["student_0"])
+        return Measured(losses, (*parts, ("mutual_loss", mutual)), next(iter(outputs.values())))
 
     def _turn_of(self, name: str) -> Any:
         def measure(batch: Batch, training: bool) -> Measured:
             outputs = {
                 other: model(batch.inputs, training=training and other == name) for other, model in self.players.items()
             }
-            own, mutual = self._loss_of(batch, name, outputs, training)
+            own, mutual = self._loss_of(batch, name, outputs, outputs, training)
             parts = ((f"{name}_loss", own), ("mutual_loss", mutual))
             return Measured({name: own + self._mutual.tensor * mutual}, parts, outputs[name])
 
@@ -156,6 +216,8 @@ class MutualLearning(Regime):
             "term": serialize(self.term),
             "mutual_weight": self._mutual.config,
             "update": self.update,
+            "exchange_every_steps": self.exchange_every_steps,
+            "exchange": None if self.exchange is None else serialize(self.exchange),
         }
 
     @classmethod
@@ -164,6 +226,7 @@ class MutualLearning(Regime):
         deserialize = keras.saving.deserialize_keras_object
         students = [deserialize(each, custom_objects) for each in config["students"]]
         made = {"students": students, "term": deserialize(config["term"], custom_objects)}
+        made["exchange"] = deserialize(config["exchange"], custom_objects) if config.get("exchange") else None
         return cls(**{**config, **made, "mutual_weight": from_config(config["mutual_weight"])})
 
 

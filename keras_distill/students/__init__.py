@@ -2,7 +2,7 @@
 
 from keras_distill.students._built import Budget, Built
 from keras_distill.students._cost import Cost, cost
-from keras_distill.students._exits import with_exits
+from keras_distill.students._exits import with_exits, with_gate
 from keras_distill.students._factorize import factorize
 from keras_distill.students._fold import fold_batch_normalization
 from keras_distill.students._from_teacher import from_teacher
@@ -71,6 +71,7 @@ __all__ = [
     "soft_tree_loss",
     "tree_figure",
     "with_exits",
+    "with_gate",
     "with_uncertainties",
     "with_uncertainty_head",
 ]

@@ -36,15 +36,22 @@ class Teacher(keras.Model):
         """Return what the student sees of a batch's inputs, and what the teacher sees."""
         return x, x
 
-    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
-        """Run the teacher once, in inference mode and without gradients.
+    def listen(
+        self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
+        """Run the teacher once, in inference mode.
 
         Args:
             teacher_x: what ``split`` gave for the teacher.
             taps: names of layers whose outputs are wanted as well.
+            differentiable: whether a gradient flows through the answers to ``teacher_x``, as the training of a
+                generator needs it; False stops it. The teacher's own weights are never trained.
 
         Returns:
             The outputs (a tensor, a structure, or ``Members``) and a dict from tap name to tensor.
+
+        Raises:
+            ValueError: if a gradient is asked for and the answers are not computed from ``teacher_x``.
         """
         raise NotImplementedError(f"{type(self).__name__} must define listen().")
 
@@ -131,9 +138,24 @@ def resolved(outputs: Structure) -> Any:
     return keras.tree.map_structure(lambda each: each.predictive() if isinstance(each, Members) else each, outputs)
 
 
-def silent(outputs: Structure) -> Any:
-    """Stop the gradient of each tensor in a structure."""
+def silent(outputs: Structure, differentiable: bool = False) -> Any:
+    """Stop the gradient of each tensor in a structure, unless it is asked for."""
+    if differentiable:
+        return outputs
     return keras.tree.map_structure(ops.stop_gradient, outputs)
+
+
+def gradient(differentiable: bool) -> dict[str, bool]:
+    """Return what to hand on to an inner teacher's ``listen``, which may be older than the argument."""
+    return {"differentiable": True} if differentiable else {}
+
+
+def refuse_gradient(teacher: Teacher, differentiable: bool) -> None:
+    """Raise ``ValueError`` where a gradient is asked for from a teacher that Keras does not run on the inputs."""
+    if differentiable:
+        owner = type(teacher).__name__
+        advice = "Give the Keras model itself"
+        raise error(owner, "a gradient to the inputs only of a teacher that Keras runs on them", owner, advice)
 
 
 def as_teacher(model: Any, owner: str = "teachers") -> Teacher:
@@ -187,10 +209,12 @@ class Single(Teacher):
             raise error(type(self).__name__, "a keras.Model", type(model).__name__)
         self.model = model
 
-    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+    def listen(
+        self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
         """Run the model once with ``training=False``; see ``Teacher.listen``."""
         outputs, tapped = taps_room.Taps(self.model, taps, owner=type(self).__name__)(teacher_x, training=False)
-        return silent(outputs), silent(tapped)
+        return silent(outputs, differentiable), silent(tapped, differentiable)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
@@ -218,9 +242,11 @@ class Around(Teacher):
         """Split as the inner teacher does."""
         return self.model.split(x)
 
-    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+    def listen(
+        self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
         """Run the inner teacher once; see ``Teacher.listen``."""
-        return self.model.listen(teacher_x, taps)
+        return self.model.listen(teacher_x, taps, **gradient(differentiable))
 
     @property
     def runs(self) -> bool:

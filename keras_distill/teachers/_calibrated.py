@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_distill._checks import error
-from keras_distill.teachers._base import Around, refuse_probabilities, resolved
+from keras_distill.teachers._base import Around, gradient, refuse_probabilities, resolved
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -52,9 +52,11 @@ class Calibrated(Around):
             scaler = make()
         self.scaling = scaler
 
-    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+    def listen(
+        self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
         """Run the inner teacher and scale its combined logits; see ``Teacher.listen``."""
-        outputs, tapped = self.model.listen(teacher_x, taps)
+        outputs, tapped = self.model.listen(teacher_x, taps, **gradient(differentiable))
         outputs = resolved(outputs)
         if keras.tree.is_nested(outputs):
             raise error("Calibrated", "a teacher with one output", f"{len(keras.tree.flatten(outputs))} outputs")

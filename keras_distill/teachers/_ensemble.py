@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_distill._checks import choice, error, nearest, number
 from keras_distill.teachers import _combine
-from keras_distill.teachers._base import Teacher, as_teacher, refuse_probabilities, resolved
+from keras_distill.teachers._base import Teacher, as_teacher, gradient, refuse_probabilities, resolved
 from keras_distill.teachers._class_map import ClassMap
 from keras_distill.teachers._gate import LearnedGate
 from keras_distill.teachers._members import Members
@@ -122,14 +122,16 @@ class Ensemble(Teacher):
             advice = "Use combine='mean_probs': a mean of logits rules out what one member does not know"
             raise error("Ensemble", "class maps that reach every class for 'mean_logits'", f"gaps in {gaps}", advice)
 
-    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+    def listen(
+        self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
         """Run the members once each (only the drawn one for ``"stochastic"``); see ``Teacher.listen``."""
         wanted = self._per_member(taps)
         if isinstance(self.combine, _combine.Stochastic):
             if taps:
                 raise error("Ensemble", "no feature taps with combine='stochastic'", list(taps), "Use 'mean_loss'")
-            return self._one_of(self.combine, teacher_x), {}
-        answers = [self._ask(m, teacher_x, wanted[m]) for m in range(len(self.models))]
+            return self._one_of(self.combine, teacher_x, differentiable), {}
+        answers = [self._ask(m, teacher_x, wanted[m], differentiable) for m in range(len(self.models))]
         tapped = {f"{m}/{name}": tensor for m, answer in enumerate(answers) for name, tensor in answer[1].items()}
         structure = answers[0][0]
         leaves = [keras.tree.flatten(answer[0]) for answer in answers]
@@ -148,9 +150,11 @@ class Ensemble(Teacher):
             wanted[int(member)].append(rest)
         return wanted
 
-    def _ask(self, m: int, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+    def _ask(
+        self, m: int, teacher_x: Any, taps: Sequence[str] = (), differentiable: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
         member = self.models[m]
-        outputs, tapped = member.listen(member.split(teacher_x)[1], taps)
+        outputs, tapped = member.listen(member.split(teacher_x)[1], taps, **gradient(differentiable))
 
         def translate(output: Any) -> Any:
             if isinstance(output, Members):
@@ -161,12 +165,12 @@ class Ensemble(Teacher):
 
         return keras.tree.map_structure(translate, outputs), tapped
 
-    def _one_of(self, rule: _combine.Stochastic, teacher_x: Any) -> Any:
+    def _one_of(self, rule: _combine.Stochastic, teacher_x: Any, differentiable: bool) -> Any:
         drawn = rule.draw(len(self.models), self.draws)
 
         def branch(m: int) -> Any:
             return lambda: keras.tree.map_structure(
-                lambda t: ops.cast(t, "float32"), resolved(self._ask(m, teacher_x)[0])
+                lambda t: ops.cast(t, "float32"), resolved(self._ask(m, teacher_x, (), differentiable)[0])
             )
 
         outputs = ops.switch(drawn, [branch(m) for m in range(len(self.models))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,15 +58,18 @@ class Fast(Single):
         self.jit_compile_teacher = bool(jit_compile)
         object.__setattr__(self, "_runs", {})  # one compiled function per set of taps; not to be tracked by Keras
 
-    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+    def listen(
+        self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
         """Run the copy once; see ``Teacher.listen``. Outputs and taps are float32."""
         names = tuple(taps)
-        if names not in self._runs:
-            run: Callable[..., Any] = super().listen
-            self._runs[names] = tf.function(run, jit_compile=True) if self.jit_compile_teacher else run
-        outputs, tapped = self._runs[names](teacher_x, names)
+        key = (names, differentiable)
+        if key not in self._runs:
+            run: Callable[..., Any] = functools.partial(super().listen, taps=names, differentiable=differentiable)
+            self._runs[key] = tf.function(run, jit_compile=True) if self.jit_compile_teacher else run
+        outputs, tapped = self._runs[key](teacher_x)
         wide = [keras.tree.map_structure(lambda t: keras.ops.cast(t, "float32"), each) for each in (outputs, tapped)]
-        return silent(wide[0]), silent(wide[1])
+        return silent(wide[0], differentiable), silent(wide[1], differentiable)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import error
-from keras_distill.teachers._base import Around
+from keras_distill.teachers._base import Around, gradient
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -41,10 +41,14 @@ class Indexed(Around):
         student, teacher = self.model.split(inputs)
         return student, (teacher, index)
 
-    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+    def listen(
+        self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
         """Run the model once; the tap ``":index"`` is the index, (batch,) int32. See ``Teacher.listen``."""
         inputs, index = teacher_x
-        outputs, tapped = self.model.listen(inputs, [tap for tap in taps if tap != self.index_name])
+        outputs, tapped = self.model.listen(
+            inputs, [tap for tap in taps if tap != self.index_name], **gradient(differentiable)
+        )
         return outputs, {**tapped, self.index_name: ops.reshape(ops.cast(index, "int32"), (-1,))}
 
     def get_config(self) -> dict[str, Any]:

@@ -134,7 +134,9 @@ class MonteCarloDropout(Teacher):
                 got = f"noise_shape={layer.noise_shape} in layer {layer.name!r}"
                 raise error(owner, "one dropout mask per example", got, "Let noise_shape start with None")
 
-    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+    def listen(
+        self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
         """Run the model once on ``num_samples`` copies of the batch; features are the mean over the samples."""
         count = self.num_samples
         copies = keras.tree.map_structure(lambda t: ops.repeat(ops.convert_to_tensor(t), count, axis=0), teacher_x)
@@ -144,7 +146,7 @@ class MonteCarloDropout(Teacher):
 
         with _dropping(dropout_layers(self.model, self.also), self.masks):
             outputs, tapped = taps_room.Taps(self.model, taps, owner="MonteCarloDropout")(copies, training=False)
-        outputs, tapped = silent(outputs), silent(tapped)
+        outputs, tapped = silent(outputs, differentiable), silent(tapped, differentiable)
         features = keras.tree.map_structure(lambda t: ops.mean(apart(t), axis=1), tapped)
         return keras.tree.map_structure(lambda t: Members(apart(t), self.combine), outputs), features
 

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_distill._checks import choice, error, integer, number
 from keras_distill._typing import Tensor
-from keras_distill.teachers._base import Around, refuse_probabilities, resolved
+from keras_distill.teachers._base import Around, gradient, refuse_probabilities, resolved
 
 _PACKAGE = "keras_distill"
 
@@ -28,9 +28,11 @@ class _Reworded(Around):
         """Return the new logits for the inner teacher's, (..., classes) float32."""
         raise NotImplementedError(f"{type(self).__name__} must define reword().")
 
-    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+    def listen(
+        self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
         """Run the inner teacher and rewrite its combined logits; see ``Teacher.listen``."""
-        outputs, tapped = self.model.listen(teacher_x, taps)
+        outputs, tapped = self.model.listen(teacher_x, taps, **gradient(differentiable))
         outputs = resolved(outputs)
         if keras.tree.is_nested(outputs):
             owner = type(self).__name__

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_distill._checks import choice, error
 from keras_distill._typing import Structure
-from keras_distill.teachers._base import Teacher
+from keras_distill.teachers._base import Teacher, silent
 from keras_distill.teachers._combine import MeanLoss, MeanProbs
 from keras_distill.teachers._members import Members
 
@@ -23,7 +23,7 @@ class HearsStudent(Teacher, abc.ABC):
         """True: it answers through ``listen_to``."""
         return True
 
-    def listen(self, teacher_x: Any, taps: Any = ()) -> tuple[Any, dict[str, Any]]:
+    def listen(self, teacher_x: Any, taps: Any = (), *, differentiable: bool = False) -> tuple[Any, dict[str, Any]]:
         """Raise: it has nothing to say before the student has."""
         raise error(type(self).__name__, "to be the teacher of a Distiller", "a call without a student")
 
@@ -35,7 +35,7 @@ class HearsStudent(Teacher, abc.ABC):
         if len(flat) < 2:
             raise error(type(self).__name__, "a student with two or more outputs", len(flat))
         answers = self.answers([ops.stop_gradient(tensor) for tensor in flat])
-        return keras.tree.pack_sequence_as(student_outputs, answers), {}
+        return keras.tree.pack_sequence_as(student_outputs, answers), silent(taps)
 
     @abc.abstractmethod
     def answers(self, outputs: list[Any]) -> list[Any]:
@@ -97,7 +97,8 @@ class DeepestExit(HearsStudent):
     """The last output of a student teaches its earlier ones (be your own teacher, BYOT).
 
     Choose it with ``students.with_exits``: one training gives a model and cheaper versions of it. Give the terms
-    ``None`` for the last output, which learns from the labels alone.
+    ``None`` for the last output, which learns from the labels alone. A ``FeatureDistillation`` names layers of the
+    student on both sides: the hint is ``FeatureDistillation("mse", "<bottleneck>", "features_<layer>")``.
 
     Args:
         **kwargs: passed on to ``keras.Model`` (``name``).
@@ -112,7 +113,7 @@ class DeepestExit(HearsStudent):
 
     Reference:
         Zhang et al., "Be Your Own Teacher", ICCV 2019, arXiv:1905.08094, eq. 1-3. Differs: the hint between features is
-        a ``FeatureDistillation`` of your own.
+        a term of your own, with a weight of your own.
     """
 
     def answers(self, outputs: list[Any]) -> list[Any]:
@@ -128,8 +129,9 @@ class DeepestExit(HearsStudent):
 class GatedPeers(HearsStudent):
     """A gated ensemble of a student's outputs teaches each of them (on-the-fly native ensemble, ONE).
 
-    The student's last output is the gate: its logits over the other outputs, (batch, branches); it gets no lesson. The
-    gate learns through the supervised loss of ``ensemble(outputs)``, which ``students.with_gate`` adds as an output.
+    The student's last output is the gate: its logits over the branches, (batch, branches); it gets no lesson. The gate
+    learns through the supervised loss of the mixture, an output between branches and gate that ``students.with_gate``
+    adds; without one the gate stands still.
 
     Formula: teacher = log sum_m softmax(gate)_m * softmax(logits_m), the same for every branch.
 
@@ -149,13 +151,13 @@ class GatedPeers(HearsStudent):
     """
 
     def answers(self, outputs: list[Any]) -> list[Any]:
-        """Return the gated ensemble for every branch; the gate hears itself, which is no lesson."""
-        *branches, gate = outputs
-        if gate.shape[-1] != len(branches):
-            expected = f"the student's last output to be a gate over its {len(branches)} other outputs"
-            raise error("GatedPeers", expected, f"{gate.shape[-1]} columns")
-        teacher = self.ensemble(branches, gate)
-        return [*[teacher] * len(branches), gate]
+        """Return the gated ensemble for every branch and the mixture; the gate hears itself, which is no lesson."""
+        *others, gate = outputs
+        if gate.shape[-1] not in (len(others), len(others) - 1):
+            expected = f"the student's last output to be a gate over its {len(others)} other outputs"
+            raise error("GatedPeers", expected, f"{gate.shape[-1]} columns", "See students.with_gate")
+        teacher = self.ensemble(others[: gate.shape[-1]], gate)
+        return [*[teacher] * len(others), gate]
 
     @staticmethod
     def ensemble(branches: list[Any], gate: Any) -> Any:

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_distill._checks import integer
 from keras_distill._typing import Tensor
-from keras_distill.teachers._base import Around, resolved, silent
+from keras_distill.teachers._base import Around, gradient, resolved, silent
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -41,10 +41,13 @@ class PermutedDarkKnowledge(Around):
         self.seed = integer("PermutedDarkKnowledge", "seed", seed, low=0)
         self.orders = keras.random.SeedGenerator(self.seed)
 
-    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+    def listen(
+        self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
         """Run the teacher once and permute what it says; see ``Teacher.listen``."""
-        outputs, tapped = self.model.listen(teacher_x, taps)
-        return silent(keras.tree.map_structure(self._permuted, resolved(outputs))), tapped
+        outputs, tapped = self.model.listen(teacher_x, taps, **gradient(differentiable))
+        permuted = keras.tree.map_structure(self._permuted, resolved(outputs))
+        return silent(permuted, differentiable), tapped
 
     def _permuted(self, logits: Tensor) -> Any:
         top = ops.one_hot(ops.argmax(logits, axis=-1), logits.shape[-1], dtype="bool")

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_distill._checks import error
 from keras_distill._typing import Structure
-from keras_distill.teachers._base import Teacher, silent
+from keras_distill.teachers._base import Teacher, refuse_gradient, silent
 
 _OWNER = "Precomputed"
 _UNKNOWN = "Precomputed: an example is not among the inputs given"
@@ -89,8 +89,11 @@ class Precomputed(Teacher):
             return x[0], x[1]
         return x, None  # to predict, nobody asks the teacher
 
-    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+    def listen(
+        self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
         """Return the rows of these examples; see ``Teacher.listen``."""
+        refuse_gradient(self, differentiable)
         if taps:
             advice = "Store features with teachers.label(..., features=[...])"
             raise error(_OWNER, "terms on outputs alone", f"one on layer {taps[0]!r}", advice)

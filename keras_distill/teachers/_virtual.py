@@ -56,7 +56,7 @@ class VirtualTeacher(Teacher):
         """True: the student's outputs say how many classes there are."""
         return True
 
-    def listen(self, teacher_x: Any, taps: Any = ()) -> tuple[Any, dict[str, Any]]:
+    def listen(self, teacher_x: Any, taps: Any = (), *, differentiable: bool = False) -> tuple[Any, dict[str, Any]]:
         """Raise: it knows labels, not inputs."""
         raise error("VirtualTeacher", "to be the teacher of a Distiller", "a call without labels")
 

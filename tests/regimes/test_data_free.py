@@ -84,6 +84,20 @@ def test_the_generators_step_is_the_gradient_through_the_frozen_teacher():
         np.testing.assert_array_equal(one, two)
 
 
+def test_an_ensemble_of_one_trains_the_generator_as_its_model_does():
+    weights = []
+    for wrap in (lambda model: model, teachers.Single, lambda m: teachers.Ensemble([m], combine="mean_logits")):
+        objective = regimes.ClassInversion(1.0, 1.0) + regimes.BatchStatistics()  # all through the teacher
+        regime = regimes.DataFree(wrap(normalized(1)), mlp(8, 4, seed=2), generator(), objective, 1)
+        regime.compile(keras.optimizers.SGD(0.1))
+        regime.fit(steps=2, epochs=1, batch_size=8, verbose=0)
+        weights.append(regime.generator.get_weights())
+    for first, *others in zip(*weights, strict=True):
+        for other in others:
+            np.testing.assert_allclose(first, other, atol=1e-6)
+    assert np.abs(weights[0][0] - generator().get_weights()[0]).max() > 0
+
+
 @pytest.mark.parametrize("mode", [{}, {"jit_compile": True}, {"steps_per_execution": 2}], ids=str)
 def test_a_student_comes_closer_to_its_teacher_on_real_data(mode):
     regime = made(regimes.Disagreement() + regimes.ClassInversion(0.0, 1.0) + regimes.BatchStatistics(0.01))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_distill import Distiller, FeatureDistillation, LogitsDistillation, regimes, teachers
-from tests.models import batch, copy_of, mlp
+from tests.models import batch, copy_of, mlp, replicas, softmax
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 X, Y = batch(24)
@@ -170,6 +170,10 @@ def test_killed_anywhere_and_started_again_it_ends_with_the_same_bits(kind, tmp_
     [
         (lambda: regimes.BornAgain("model"), "BornAgain: expected make_student to be a function"),
         (lambda: regimes.BornAgain(counted(1), 0), "expected num_generations to be an integer >= 1, got 0"),
+        (
+            lambda: regimes.BornAgain(counted(1), term=LogitsDistillation(2.0), knowledge="confidence"),
+            "BornAgain: expected no term with knowledge='confidence'",
+        ),
         (lambda: regimes.AssistantChain(mlp(4), [], mlp(4), guides="all"), "expected assistants with guides='all'"),
         (lambda: regimes.AssistantChain(mlp(4), ["m"], mlp(4)), "expected Keras models as teacher, assistants"),
         (lambda: regimes.Stages([]), "Stages: expected a list of regimes.Stage objects"),
@@ -203,3 +207,20 @@ def test_a_directory_of_another_run_is_refused(tmp_path):
     other.compile("sgd", CROSS_ENTROPY)
     with pytest.raises(ValueError, match=r"expected a directory of this run .* got one of BornAgain"):
         other.fit(X, Y, **FIT)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_knowledge_of_confidence_weighs_the_labels(count):
+    with replicas(count).scope():
+        teacher, student = mlp(8, 4, seed=1), mlp(4, seed=2)
+        kernel, bias = (w.astype("float64") for w in student.get_weights())
+        sure = softmax(teacher(X)).max(-1)
+        weights, p = sure / sure.mean(), softmax(student(X))
+        born_again = regimes.BornAgain(lambda: student, teacher=teacher, knowledge="confidence")
+        born_again.compile(keras.optimizers.SGD(0.5), CROSS_ENTROPY)
+        born_again.fit(X, Y, batch_size=24, verbose=0)
+    expected = np.mean(weights * -np.log(p[np.arange(24), Y]))
+    pull = weights[:, None] * (p - np.eye(4)[Y]) / 24
+    assert born_again.histories["generation_1"]["loss"][0] == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(student.get_weights()[0], kernel - 0.5 * X.T @ pull, atol=2e-6)
+    np.testing.assert_allclose(student.get_weights()[1], bias - 0.5 * pull.sum(0), atol=2e-6)

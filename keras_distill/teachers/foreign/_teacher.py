@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_distill._checks import choice, error, integer, nearest
 from keras_distill._typing import Tensor
-from keras_distill.teachers._base import Teacher, silent
+from keras_distill.teachers._base import Teacher, refuse_gradient, silent
 from keras_distill.teachers.foreign import _engines
 from keras_distill.teachers.foreign._files import checked, digest, digest_of_function
 
@@ -140,8 +140,11 @@ class Foreign(Teacher):
 
     # ------------------------------------------------------------------------------------- what the Distiller calls
 
-    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+    def listen(
+        self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
         """Run the model once; taps are names of its outputs. See ``Teacher.listen``."""
+        refuse_gradient(self, differentiable)
         given = self._given
         x = teacher_x if given["preprocess"] is None else given["preprocess"](teacher_x)
         feeds = self._feeds(x)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill._checks import error
-from keras_distill.teachers._base import StoredTeacherError, Teacher, silent
+from keras_distill.teachers._base import StoredTeacherError, Teacher, refuse_gradient, silent
 from keras_distill.teachers._combine import Combine, Stochastic
 from keras_distill.teachers._ensemble import combine_rule
 from keras_distill.teachers._gate import LearnedGate
@@ -131,8 +131,11 @@ class Stored(Teacher):
             return x[_INPUTS], x[_STORED]
         return x, None
 
-    def listen(self, teacher_x: Any, taps: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+    def listen(
+        self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
         """Decode the stored outputs; see ``Teacher.listen``."""
+        refuse_gradient(self, differentiable)
         if teacher_x is None:
             advice = "Train on stored.attach(dataset); label validation data into a store of its own"
             raise files.stored_error("inputs that carry the teacher's outputs", "plain inputs", advice)

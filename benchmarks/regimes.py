@@ -1,0 +1,202 @@
+"""What each regime gains on a small convolutional student, beside label smoothing and ensembles of equal cost.
+
+Fashion-MNIST, 10,000 training images, a student of 24,000 parameters, 10 epochs of Adam with a cosine decay; the
+assistants' row is CIFAR-10 (10,000 images, JPEG), the hints' row MNIST (10,000). The last epoch counts. Settings are
+those of the papers or the defaults of this package; none was tuned. Rows are trained one by one and kept, so that they
+may be asked for in pieces::
+
+    python -m benchmarks.regimes --full --rows baselines,mutual   # these rows, and a report of what is known
+    python -m benchmarks.regimes --full                           # every row that is missing, then the report
+    python -m benchmarks.regimes --full --rows none               # only the report
+
+Seed after seed goes through all rows, so that a killed run leaves whole tables of fewer seeds.
+
+``cost`` measures a step of ``MutualLearning`` against its forward and backward passes alone, in turns.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import _harness, _resume
+
+# isort: split
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks import _regime_rows as trained
+from benchmarks import step_time
+from keras_distill import regimes
+
+CLAIM = "Each regime beats the same student trained alone by the margin of its paper's idea, and costs what it trains."
+Mean = Callable[[str, str], float]
+
+
+class Found:
+    """Means over seeds of what the rows measured.
+
+    Args:
+        runs: row to one result for each seed.
+    """
+
+    def __init__(self, runs: Mapping[str, list[trained.Scores]]) -> None:
+        self.by_way: dict[str, list[dict[str, float]]] = {}
+        for several in runs.values():
+            for run in several:
+                for way, scores in run.items():
+                    self.by_way.setdefault(way, []).append(scores)
+
+    def values(self, way: str, key: str = "accuracy") -> np.ndarray:
+        """Return one number for each seed."""
+        return np.array([scores[key] for scores in self.by_way[way]])
+
+    def gain(self, way: str, over: str) -> float:
+        """Points of accuracy that a way has over another in the mean over the seeds that both have."""
+        one, two = self.values(way), self.values(over)
+        count = min(len(one), len(two))
+        return float(np.mean(one[:count]) - np.mean(two[:count]))
+
+    def ratio(self, way: str, over: str) -> float:
+        """A way's negative log-likelihood over another's."""
+        one, two = self.values(way, "nll"), self.values(over, "nll")
+        count = min(len(one), len(two))
+        return float(np.mean(one[:count]) / np.mean(two[:count]))
+
+
+def verdicts(report: _harness.Report, found: Found) -> None:
+    """Judge every target whose rows are known."""
+
+    def judge(ways: list[str], target: str, value: Callable[[], float], **bound: float) -> None:
+        if all(way in found.by_way for way in ways):
+            report.verdict(target, round(value(), 4), **bound)
+
+    def gain(way: str, over: str, points: float) -> None:
+        judge([way, over], f"points of {way} over {over}", lambda: found.gain(way, over), at_least=points)
+
+    def ratio(way: str, over: str, most: float) -> None:
+        judge([way, over], f"NLL of {way} over that of {over}", lambda: found.ratio(way, over), at_most=most)
+
+    gain("mutual: mean peer", "alone", 0.5)
+    ratio("mutual: mean peer", "alone", 0.85)
+    gain("gated peers: ensemble", "gated peers: best branch", 0.0)
+    gain("exits taught: deepest", "alone", 0.0)
+    gain("exits taught: mean of exits", "alone", 1.0)
+    ratio("born again: generation 1", "alone", 0.96)
+    gain("born again: ensemble of 3", "alone", 0.6)
+    gain("virtual teacher", "alone", 0.5)
+    gain("500 labels: mean teacher's student", "500 labels: alone", 1.0)
+    gain("FitNet: hints, then logits", "FitNet: logits alone", 0.0)
+    ratio("folds: student out of fold", "folds: student in fold", 1.0)
+    gain("fusion: fused", "fusion: average of weights", 0.0)
+    ways = [f"chain: student {way}" for way in ("alone", "teacher's", "assistant's")]
+
+    def ordered() -> float:
+        alone, taught, chained = (found.values(way) for way in ways)
+        return float(np.mean((alone < taught) & (taught <= chained)))
+
+    judge(ways, "share of seeds with alone < teacher's <= chain's", ordered, at_least=0.8)
+    for baseline in ("label smoothing", "ensemble of 2 alone"):
+        gain("mutual: mean peer", baseline, 0.0)
+        gain("mutual: ensemble of 2", baseline, 0.0)
+    for way in ("exits taught: deepest", "gated peers: ensemble", "born again: generation 1"):
+        gain(way, "label smoothing", 0.0)
+    for way in ("born again: ensemble of 3", "gated peers: ensemble"):
+        gain(way, "ensemble of 3 alone", 0.0)
+
+
+def cost(report: _harness.Report, full: bool) -> None:
+    """Measure a step of two peers against the passes it is made of, and against these with their updates."""
+    peers = [trained.network() for _ in range(2)]
+    regime = regimes.MutualLearning(peers)
+    data = step_time.batches((28, 28, 1), trained.BATCH)
+    steps = 20 if full else 2
+    step = step_time.training(regime, data, steps, xla=False, steps_per_execution=1)
+    bare = [trained.network() for _ in range(2)]
+    optimizers = [keras.optimizers.Adam(1e-4) for _ in bare]
+    for model, optimizer in zip(bare, optimizers, strict=True):
+        optimizer.build(model.trainable_variables)
+
+    def passes(update: bool) -> Callable[[], int]:
+        iterator = iter(data)
+
+        @tf.function
+        def once(x: Any, y: Any) -> Any:
+            weights = [model.trainable_variables for model in bare]
+            with tf.GradientTape() as tape:
+                logits = [model(x, training=True) for model in bare]
+                hard = [tf.nn.sparse_softmax_cross_entropy_with_logits(y, each) for each in logits]
+                logs = [tf.nn.log_softmax(each) for each in logits]
+                soft = [
+                    tf.reduce_sum(tf.exp(tf.stop_gradient(a)) * (tf.stop_gradient(a) - b), -1)
+                    for a, b in (logs, logs[::-1])
+                ]
+                loss = tf.reduce_mean(tf.add_n([*hard, *soft]))
+            gradients = tape.gradient(loss, weights)
+            for optimizer, own, each in zip(optimizers, weights, gradients, strict=True):
+                if update:
+                    optimizer.apply_gradients(zip(each, own, strict=True))
+            return loss + sum(tf.reduce_sum(g[..., 0]) for each in gradients for g in each if g.shape.rank == 4)
+
+        def run() -> int:
+            for _ in range(steps):
+                last = once(*next(iterator))
+            float(last)
+            return steps
+
+        return run
+
+    programs = {"regime": step, "passes": passes(False), "passes and updates": passes(True)}
+    samples = _harness.paired(programs, rounds=15 if full else 2)
+    for name in programs:
+        seconds = samples.seconds(name, "cpu")
+        report.add({"program": name}, {"cpu_ms": round(1e3 * seconds.median, 3)})
+    for name in ("passes", "passes and updates"):
+        ratio = samples.ratio("regime", name, "cpu")
+        report.add({"step over": name}, {"ratio": str(ratio)})
+        report.verdict(f"a step of two peers over its {name}, processor time", round(ratio.median, 4), at_most=1.05)
+
+
+def main() -> None:
+    """Train what is missing, then report everything that is known."""
+    names = [*trained.ROWS, "cost"]
+    options = _harness.arguments(
+        __doc__,
+        rows={"default": ",".join(names)},
+        seeds={"type": int, "default": 3},
+        held_out={"action": "store_true"},
+        keep={"type": Path, "default": Path(tempfile.gettempdir()) / "keras_distill_regimes"},
+    )
+    chosen = options.rows.split(",")
+    for name in chosen:
+        if name not in (*names, "none"):
+            raise SystemExit(f"rows: {', '.join(names)}; got {name}")
+    kind = ("full" if options.full else "quick") + ("_held_out" if options.held_out else "")
+    runs = _resume.Runs(options.out / f"regimes_runs_{kind}.json")
+    for seed in range(options.seeds if options.full else 1):
+        for name in (each for each in trained.ROWS if each in chosen):
+            source, run = trained.ROWS[name]
+            task = trained.Task.load(source, options.full, options.held_out)
+            kept = trained.Kept(options.keep / kind, task)
+            runs(f"{name}/{seed}", lambda run=run, task=task, kept=kept, seed=seed: run(task, kept, seed))
+            keras.backend.clear_session()
+    report = _harness.Report("regimes", CLAIM, options)
+    known = {
+        name: [runs.known[key] for key in sorted(runs.known) if key.split("/")[0] == name] for name in trained.ROWS
+    }
+    found = Found(known)
+    for way, scores in found.by_way.items():
+        mean = {key: round(float(np.mean(found.values(way, key))), 4) for key in ("accuracy", "nll")}
+        spread = {f"{key}_sd": round(float(np.std(found.values(way, key))), 4) for key in ("accuracy", "nll")}
+        report.add({"way": way, "seeds": len(scores)}, {**mean, **spread})
+    if "cost" in chosen:
+        cost(report, options.full)
+    verdicts(report, found)
+    report.write()
+
+
+if __name__ == "__main__":
+    main()
