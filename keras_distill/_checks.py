@@ -113,7 +113,8 @@ def choice(owner: str, name: str, value: Any, options: Iterable[Any]) -> Any:
         ValueError: if ``value`` is not among ``options``.
     """
     known = list(options)
-    if value not in known:
+    # An array compares element by element.
+    if getattr(value, "shape", ()) != () or value not in known:
         raise error(owner, f"{name} to be one of {', '.join(map(repr, known))}", value)
     return value
 

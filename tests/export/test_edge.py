@@ -247,6 +247,7 @@ def test_missing_runtime_names_its_extra(kind, digits, tmp_path, monkeypatch):
 
 BAD = [
     (dict(quantize="int4"), "expected quantize to be one of None, 'float16', 'dynamic', 'int8', got int4"),
+    (dict(quantize=np.zeros((2, 3))), r"expected quantize to be one of None, .*, got array"),
     (dict(quantize="int8"), "expected representative_data for quantize='int8', and only for it"),
     (
         dict(quantize="dynamic", representative_data=[[0.0]]),

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -245,6 +246,14 @@ def test_the_workflow_runs_what_ci_runs_on_every_python_that_is_promised(facts):
     oldest = dict(re.findall(r"^(\w+)==([\d.]+)$", (ROOT / ".ci" / "oldest.txt").read_text(), re.MULTILINE))
     for library, bound in re.findall(r"^(\w+)>=([\d.]+)", facts["options"]["install_requires"].strip(), re.MULTILINE):
         assert oldest[library].startswith(f"{bound}."), library
+
+
+def test_every_extra_that_users_install_has_a_use_that_is_checked_before_a_release(facts):
+    check = runpy.run_path(str(ROOT / ".ci" / "check_extras.py"))
+    assert set(check["USES"]) == set(check["extras"]())
+    assert check["TOOLS"] <= set(facts["options.extras_require"])
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert "python .ci/check_extras.py dist" in workflow["jobs"]["extras"]["steps"][-1]["run"]
 
 
 def test_the_citation_is_of_this_version():
