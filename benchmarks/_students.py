@@ -94,7 +94,7 @@ class Training:
         for epoch in range(self.epochs):
             if ranges and self.epochs > 1 and epoch == self.epochs - 1:
                 students.freeze_quantization(self.model)
-            self.trained.fit(batches, epochs=1, verbose=0)
+            self.trained.fit(batches, epochs=1, shuffle=False, verbose=0)
         return self.model
 
 

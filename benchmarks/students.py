@@ -1,10 +1,12 @@
 """Small models from their teachers: built, factorised, quantised, each distilled and not, on real data.
 
-The Fashion-MNIST rows have one teacher, a residual network of 152k parameters trained on 40000 labelled pictures:
+The Fashion-MNIST rows have one teacher, a residual network of 152k parameters trained on 30000 labelled pictures:
 
 - ``few``: a quarter of its parameters, built from it or made at random, with its answers or with labels alone (2000
-  pictures, 8 epochs); and with its answers to 20000 pictures without labels (2 epochs).
-- ``low_rank``: a third of its parameters by low rank, untrained, and after 2 epochs on its answers.
+  pictures, 8 epochs); and with its answers to 20000 pictures without labels (2 epochs). The channels are chosen by
+  magnitude, by activation and at random.
+- ``low_rank``: a third of its parameters by low rank, untrained, and after 2 epochs on its answers; and each kernel at
+  a third, written in three ways.
 - ``bits``: weights of 4 and 3 bits, trained on its answers to the 2000 pictures for 3 epochs; 3 bits only rounded.
 - ``side``: built, low rank and int8 at a quarter of its size, with 2000 and with 20000 labels, with and without its
   answers, and with its answers to pictures without labels. Each builder has its own number of epochs, since an int8
@@ -28,7 +30,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from benchmarks import _students_more
+from benchmarks import _kernels, _students_more
 from benchmarks._students import Answers, Training, accuracy, folder, plain, predict, random_weights, residual
 from keras_distill import data, students
 
@@ -53,7 +55,7 @@ class Fashion:
         if not path.exists():
             keras.utils.set_random_seed(0)
             teacher = residual((28, 28, 1))
-            seen = loaded.train.take(40000 if full else many)
+            seen = loaded.train.take(30000 if full else many)
             Training(teacher, plain(seen), len(seen), 6 if full else 1).run(0, teacher.get_weights()).save(path)
         self.teacher = keras.saving.load_model(path)
         self.size = self.teacher.count_params()
@@ -121,7 +123,30 @@ def few(task: Fashion, table: Table) -> None:
         table.way(f"{name}, distilled", lambda r=random: way(task.taught(model, task.few_answers, 8, 0.1), r), **size)
         table.way(f"{name}, labels", lambda r=random: way(task.alone(model, False, 8), r), **size)
         table.way(f"{name}, unlabelled", lambda r=random: way(task.taught(model, task.many_answers, 2, 0.0), r), **size)
+
+    def chosen(score: str, seed: int) -> list[np.ndarray]:
+        other = students.from_teacher(
+            task.teacher,
+            budget=students.Budget(parameters=task.size // 4),
+            score=score,
+            data=task.few.inputs[:512],
+            seed=seed,
+        )
+        return other.model.get_weights()
+
+    def by(score: str) -> Callable[[int], list[float]]:
+        training = task.taught(model, task.few_answers, 8, 0.1)
+        return lambda seed: task.judged(training.run(seed, chosen(score, seed)))
+
+    for score in ("activation", "random"):
+        table.way(f"built by {score}, distilled", lambda score=score: by(score), **size)
     mean, verdict = table.mean, table.report.verdict
+    chance = mean["built by random, distilled"]
+    for score, value in (
+        ("magnitude", mean["built, distilled"]),
+        ("activation", mean["built by activation, distilled"]),
+    ):
+        verdict(f"channels by {score}, points over channels at random", value - chance, at_least=0.0)
     verdict("parameters over the teacher's", built.cost.parameters / task.size, at_most=0.25)
     verdict("budget used", built.cost.parameters / (task.size // 4), at_least=0.98)
     verdict(
@@ -153,6 +178,11 @@ def low_rank(task: Fashion, table: Table) -> None:
         return lambda seed: task.judged(training.run(seed, start))
 
     table.way("distilled, 2 epochs", make, parameters=built.cost.parameters)
+    shapes = table.runs(
+        "shapes", lambda: _kernels.compare(task.teacher, task.few.inputs[:512], lambda m: accuracy(m, task.test))
+    )
+    for name, right in shapes.items():
+        table.report.add({"way": f"each 3 x 3 kernel at a third: {name}, untrained"}, {"accuracy": right})
     verdict = table.report.verdict
     verdict("parameters over the teacher's", built.cost.parameters / task.size, at_most=1 / 3)
     verdict("untrained, percent right", untrained, at_least=85.0)

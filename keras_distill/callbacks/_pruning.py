@@ -18,7 +18,8 @@ class MagnitudePruning(keras.callbacks.Callback):
     """Set the smallest weights of each layer to zero, more of them step by step, and keep them there.
 
     Choose it for a smaller file: zeros compress. It does not make a model faster: LiteRT and TensorFlow multiply by
-    zeros at the same speed, and gzip saves as much as their sparse formats. For speed take ``students.from_teacher``.
+    zeros at the same speed, and gzip saves as much as their sparse formats. ``students.sparsity(model)`` measures both.
+    For speed take ``students.from_teacher``.
 
     Formula: sparsity(t) = final + (initial - final) * (1 - (t - begin) / (end - begin))**3 for begin <= t <= end, per
     weight; t counts optimizer steps. The smallest absolute values become zero, and a weight that is zero stays zero.

@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
         "shrink",
         help="make a trained classifier smaller or faster: build, factorise, quantise, with distillation between",
         description="Builds a student from the teacher within a budget, distils it after each step, and writes "
-        "student.keras, student.tflite and shrink.json with accuracy, calibration, size and measured latency.",
+        "student.keras, student.tflite, and shrink.json and report.html with accuracy, calibration, size and latency.",
         allow_abbrev=False,
     )
     parser.add_argument("teacher", metavar="FILE", help="the teacher, a .keras file that gives logits")
@@ -31,6 +31,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--file-bytes", type=int, metavar="N", help="most bytes of the float LiteRT file")
     parser.add_argument("--steps", default="build,quantize", metavar="A,B", help="of build, factorize, quantize")
     parser.add_argument("--epochs", type=int, default=3, metavar="N", help="of distillation after each step (3)")
+    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="of building, distilled after each (1)")
     parser.add_argument("--examples", type=int, metavar="N", help="training examples to use (all)")
     parser.add_argument("--out", default="shrink_output", metavar="DIR", help="where to write (shrink_output)")
     parser.set_defaults(run=run)
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: if no limit is given, the teacher does not fit the data, or nothing meets the budget.
     """
-    from keras_distill import data, export, students
+    from keras_distill import data, export, report, students
 
     limits = {
         "latency_ratio": options.latency,
@@ -60,10 +61,17 @@ def run(options: argparse.Namespace) -> None:
     loaded = data.load(options.data)
     train = loaded.train if options.examples is None else loaded.train.take(options.examples)
     pairs = ((train.inputs, train.labels), (loaded.test.inputs, loaded.test.labels))
-    made = students.shrink(teacher, pairs, budget, options.steps.split(","), epochs=options.epochs)
+    made = students.shrink(
+        teacher, pairs, budget, options.steps.split(","), epochs=options.epochs, rounds=options.rounds
+    )
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     made.model.save(folder / "student.keras")
     (folder / "student.tflite").write_bytes(made.litert)
     (folder / "shrink.json").write_text(made.to_json() + "\n")
+    notes = [
+        f"Teacher: {Path(options.teacher).name}. Data: {options.data}, {len(train):,} training and "
+        f"{len(loaded.test):,} test examples; {options.epochs} epochs after each step, one seed."
+    ]
+    report.write_shrink_page(made, folder / "report.html", title=f"A smaller model of {options.data}", notes=notes)
     sys.stdout.write(f"{made.table()}\nwritten to {folder}\n")

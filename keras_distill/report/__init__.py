@@ -7,6 +7,7 @@ from keras_distill.report._page import write_page
 from keras_distill.report._report import Entry, Report, Score
 from keras_distill.report._segmentation import SegmentationEntry, SegmentationReport, overlays, segmentation
 from keras_distill.report._segmentation_page import write_segmentation_page
+from keras_distill.report._shrink_page import shrink_steps, write_shrink_page
 from keras_distill.report._table import table
 from keras_distill.report._uncertainty import (
     detection_histograms,
@@ -31,10 +32,12 @@ __all__ = [
     "reliability_diagram",
     "risk_coverage",
     "segmentation",
+    "shrink_steps",
     "table",
     "temperature_scaling",
     "training_curves",
     "uncertainty_maps",
     "write_page",
     "write_segmentation_page",
+    "write_shrink_page",
 ]

@@ -32,6 +32,7 @@ from keras_distill.students._soft_tree import (
     soft_tree_loss,
     tree_figure,
 )
+from keras_distill.students._sparsity import Sparsity, sparsity
 from keras_distill.students._unsure import UncertaintySplit, hydra, with_uncertainties, with_uncertainty_head
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "ShrinkStep",
     "Shrunk",
     "SoftDecisionTree",
+    "Sparsity",
     "TreePaths",
     "TreePicture",
     "TreeWithPath",
@@ -69,6 +71,7 @@ __all__ = [
     "served_model",
     "shrink",
     "soft_tree_loss",
+    "sparsity",
     "tree_figure",
     "with_exits",
     "with_gate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable
 
 import keras
@@ -16,6 +17,7 @@ _PARTS = 8
 _STEPS = (8, 4, 2, 1)
 #: A limit that is met to within this fraction ends the search: counted ones closely, a file or a time to two per cent.
 _CLOSE = {"parameters": 0.995, "macs": 0.995, "file_bytes": 0.99, "latency_ratio": 0.98}
+_NEAR = 0.1
 
 
 def fit_budget(
@@ -99,10 +101,17 @@ class _Gauge:
             if "latency_ratio" in self.limits and not self._exceeded(found):
                 if self._reference is None:
                     self._reference = _litert.convert("from_teacher", self.source)
-                found["latency_ratio"] = round(self.stop_watch(content, self._reference), 3)
+                found["latency_ratio"] = round(self._ratio(content, self._reference), 3)
         exceeded = self._exceeded(found)
         self.close = not exceeded and any(found[name] >= _CLOSE[name] * limit for name, limit in self.limits.items())
         return exceeded
+
+    def _ratio(self, content: bytes, reference: bytes) -> float:
+        """Return the time over the reference's; near the limit, where noise decides, the median of three."""
+        first = self.stop_watch(content, reference)
+        if abs(first / self.limits["latency_ratio"] - 1) > _NEAR:
+            return first
+        return statistics.median([first, *(self.stop_watch(content, reference) for _ in range(2))])
 
     def _exceeded(self, found: dict[str, float]) -> dict[str, float]:
         return {name: found[name] for name, limit in self.limits.items() if found.get(name, 0) > limit}

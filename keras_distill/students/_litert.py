@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ import tensorflow as tf
 
 from keras_distill._checks import error
 from keras_distill.students import _graph
+
+_TURN = 3.0
 
 
 def convert(owner: str, model: keras.Model, optimize: bool = False) -> bytes:
@@ -88,16 +91,20 @@ def predict(content: bytes, batches: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def times(contents: Sequence[bytes], rounds: int = 12, repeats: int = 10) -> list[float]:
-    """Return milliseconds of each file: tenth percentile over rounds that run every file in turn on one thread."""
+    """Return milliseconds of each file: tenth percentile over rounds that run every file in turn on one thread.
+
+    A turn takes at least ``_TURN`` milliseconds, so that what the file before it left in the caches does not count.
+    """
     runs = [Runner(content) for content in contents]
+    counts = []
     for run in runs:
         values = [np.zeros(detail["shape"], detail["dtype"]) for detail in run.inputs]
         run(values)
-        run.milliseconds(3)
+        counts.append(max(repeats, math.ceil(_TURN / min(run.milliseconds(3)))))
     taken: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
-        for run, found in zip(runs, taken, strict=True):
-            found += run.milliseconds(repeats)
+        for run, count, found in zip(runs, counts, taken, strict=True):
+            found += run.milliseconds(count)
     return [float(np.percentile(found, 10)) for found in taken]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -103,6 +103,7 @@ def shrink(
     learning_rate: float = 1e-3,
     temperature: float = 2.0,
     student_loss_weight: float = 0.1,
+    rounds: int = 1,
     seed: int = 0,
 ) -> Shrunk:
     """Make a classifier smaller until a budget is met, distilling it from the teacher after each step.
@@ -123,6 +124,8 @@ def shrink(
         learning_rate: of Adam; a fifth of it after ``"quantize"``.
         temperature: of the distillation.
         student_loss_weight: weight of the labels, 0 to 1; the rest is the teacher's.
+        rounds: how often ``"build"`` is done, each time from the student of the round before and distilled after it;
+            the limits fall by the same factor from round to round.
         seed: of the order of examples.
 
     Returns:
@@ -138,6 +141,7 @@ def shrink(
     if not wanted or wanted != [step for step in STEPS if step in wanted]:
         raise error(_OWNER, f"steps in the order of {', '.join(STEPS)}, each once", str(list(steps)))
     integer(_OWNER, "epochs", epochs, low=0)
+    integer(_OWNER, "rounds", rounds, low=1)
     integer(_OWNER, "batch_size", batch_size, low=1)
     number(_OWNER, "learning_rate", learning_rate, above=0)
     (x, y), (test_x, test_y) = _examples(data)
@@ -146,11 +150,14 @@ def shrink(
     found = [_measure("teacher", teacher, None, truth, truth, test_y)]
     files = [_litert.convert(_OWNER, teacher)]
     model = teacher
-    for step in wanted:
-        model = _step(step, model, x, budget, wanted, teacher)
+    plan = [(step, turn) for step in wanted for turn in range(1, 1 + (rounds if step == "build" else 1))]
+    for step, turn in plan:
+        limits = _limits(budget, teacher, wanted, turn, rounds) if step == "build" else budget.limits
+        model = _step(step, model, x, limits)
         before = _accuracy(_logits(model, test_x), test_y)
         _distil(teacher, model, x, y, training, quantized=step == "quantize")
-        found.append(_measure(step, model, before, _logits(model, test_x), truth, test_y))
+        name = f"{step} {turn}" if step == "build" and rounds > 1 else step
+        found.append(_measure(name, model, before, _logits(model, test_x), truth, test_y))
         quantized = step == "quantize"
         files.append(quantized_litert(_OWNER, model) if quantized else _litert.convert(_OWNER, model))
     times = _litert.times(files)
@@ -174,19 +181,26 @@ def _examples(data: Any) -> Any:
     return data
 
 
-def _step(
-    step: str, model: keras.Model, x: Any, budget: Budget, wanted: Sequence[str], teacher: keras.Model
-) -> keras.Model:
-    counted: dict[str, Any] = {name: value for name, value in budget.limits.items() if name != "latency_ratio"}
+def _limits(budget: Budget, teacher: keras.Model, wanted: Sequence[str], turn: int, rounds: int) -> Mapping[str, Any]:
+    """Return the limits of one round of building: of counted limits, equal factors from the teacher's size down."""
+    limits: dict[str, Any] = dict(budget.limits)
+    whole = cost(teacher)
+    size = {"parameters": whole.parameters, "macs": whole.macs, "file_bytes": whole.bytes}
+    # If factorising follows, half of the way, on a scale of ratios, is left to it.
+    share = turn / rounds * (0.5 if "factorize" in wanted else 1.0)
+    for name, value in budget.limits.items():
+        if name == "latency_ratio":  # measured against the student of the round before
+            limits[name] = value ** (1 / rounds)
+        else:
+            limits[name] = math.ceil(value * max(1.0, size[name] / value) ** (1 - share))
+    return limits
+
+
+def _step(step: str, model: keras.Model, x: Any, limits: Mapping[str, Any]) -> keras.Model:
     if step == "build":
-        limits: dict[str, Any] = dict(budget.limits)
-        if "factorize" in wanted and counted:
-            # Half of the way, on a scale of ratios, is left to the next step.
-            whole = cost(teacher)
-            size = {"parameters": whole.parameters, "macs": whole.macs, "file_bytes": whole.bytes}
-            limits |= {name: math.ceil(math.sqrt(value * max(size[name], value))) for name, value in counted.items()}
         return from_teacher(model, budget=Budget(**limits)).model
     if step == "factorize":
+        counted = {name: value for name, value in limits.items() if name != "latency_ratio"}
         options: Any = {"budget": Budget(**counted)} if counted else {"energy": 0.95}
         return factorize(model, x[:512], **options).model
     return quantization_aware(model, data=x[:512])
@@ -205,7 +219,7 @@ def _distil(teacher: Any, model: Any, x: Any, y: Any, training: Sequence[Any], *
     for epoch in range(epochs):
         if quantized and epoch == epochs - 1:
             freeze_quantization(model)
-        distiller.fit(examples, epochs=1, verbose=0)
+        distiller.fit(examples, epochs=1, shuffle=False, verbose=0)
     teacher.trainable = trainable
 
 

@@ -39,18 +39,29 @@ def channels(count):
 
 
 def test_a_time_is_measured_on_each_file_and_met_within_two_per_cent():
-    small, make = channels(96)
+    small, make = channels(32)
     asked = []
 
     def stop_watch(content, reference):  # a machine whose time is the size of the file: it repeats exactly
         asked.append(len(content))
         return len(content) / len(reference)
 
-    built = fit_budget("test", make, students.Budget(latency_ratio=0.4), small, stop_watch=stop_watch)
+    built = fit_budget("test", make, students.Budget(latency_ratio=0.6), small, stop_watch=stop_watch)
     ratio = len(convert("test", built.model)) / len(convert("test", small))
-    assert 0.98 * 0.4 <= ratio <= 0.4
+    assert 0.98 * 0.6 <= ratio <= 0.6
     assert len(convert("test", built.model)) in asked
-    assert len(asked) <= 12
+    assert len(set(asked)) <= 12
+
+
+def test_a_time_near_the_limit_is_the_median_of_three():
+    small, make = channels(8)
+    readings = iter([0.52, 0.44, 0.49])  # of the model itself: a disturbed reading, a lucky one, and the truth
+
+    def stop_watch(content, reference):
+        return next(readings)
+
+    built = fit_budget("test", make, students.Budget(latency_ratio=0.5), small, stop_watch=stop_watch)
+    assert built.cost.parameters == small.count_params()
 
 
 def test_a_time_that_no_width_meets_is_refused_with_the_nearest():

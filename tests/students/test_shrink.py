@@ -61,6 +61,7 @@ def test_the_command_writes_student_file_and_report(trained, tmp_path, capsys):
     assert report["steps"][-1]["parameters"] <= 9000
     assert (tmp_path / "out" / "student.tflite").stat().st_size == report["steps"][-1]["file_bytes"]
     assert keras.saving.load_model(tmp_path / "out" / "student.keras").count_params() <= 9000
+    assert "A smaller model of digits" in (tmp_path / "out" / "report.html").read_text()
     assert "build" in capsys.readouterr().out
     assert main(["shrink", str(tmp_path / "teacher.keras"), "--data", "digits"]) == 2
     assert "expected one of --latency, --parameters, --macs and --file-bytes" in capsys.readouterr().err
@@ -81,3 +82,64 @@ def test_bad_input_is_refused_in_one_sentence(trained, change, text):
     options = {"data": data, "budget": students.Budget(parameters=5000), "steps": ["build"], **change}
     with pytest.raises(ValueError, match=text):
         students.shrink(teacher, **options)
+
+
+def tiny():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((20,)), L.Dense(64, activation="relu", name="hidden"), L.Dense(3)])
+
+
+def points():
+    x = np.random.default_rng(0).normal(size=(64, 20)).astype("float32")
+    return x, x[:, :3].argmax(-1)
+
+
+def test_rounds_go_down_by_equal_factors_to_the_budget():
+    pytest.importorskip("ai_edge_litert")
+    teacher = tiny()
+    whole = teacher.count_params()
+    made = students.shrink(
+        teacher, (points(), points()), students.Budget(parameters=whole // 4), ["build"], epochs=1, rounds=2
+    )
+    assert [step.name for step in made.steps] == ["teacher", "build 1", "build 2"]
+    assert 0.96 * whole / 2 <= made.steps[1].parameters <= whole / 2 + 1
+    assert 0.9 * whole / 4 <= made.steps[2].parameters <= whole // 4  # one channel is 2% of so small a model
+
+
+def test_the_page_says_what_was_asked_what_came_and_where_training_brought_nothing(tmp_path):
+    from keras_distill import report
+
+    step = students.ShrinkStep("teacher", 0.9, None, 0.02, 1.0, 4000, 9000, 16000, 0.4, 1.0)
+    built = students.ShrinkStep("build", 0.88, 0.6, 0.03, 0.95, 2000, 4000, 8000, 0.2, 0.5)
+    last = students.ShrinkStep("quantize", 0.87, 0.87, 0.03, 0.94, 2000, 4000, 2000, 0.1, 0.25)
+    shrunk = students.Shrunk(None, b"", (step, built, last), students.Budget(latency_ratio=0.5))
+    text = report.write_shrink_page(shrunk, tmp_path / "report.html", title="<b>", notes=["One seed."]).read_text()
+    assert "Asked for: at most 0.50 of the teacher&#x27;s time in float." in text
+    assert "8.0 times smaller than the teacher&#x27;s, and it runs 4.0 times as fast, with 3.00 points of" in text
+    assert "Training brought no accuracy after: quantize." in text
+    assert "<h1>&lt;b&gt;</h1>" in text and "<p>One seed.</p>" in text
+    assert '<svg role="img" aria-label="Steps"' in text
+
+
+def test_zeros_make_a_smaller_file_but_not_a_faster_model():
+    pytest.importorskip("ai_edge_litert")
+    model = tiny()
+    kernel = model.layers[0].get_weights()[0]
+    limit = np.quantile(np.abs(kernel), 0.8)
+    model.layers[0].set_weights([kernel * (np.abs(kernel) > limit), np.zeros(64)])
+    found = students.sparsity(model)
+    zeros = int((model.layers[0].get_weights()[0] == 0).sum())
+    assert found.zeros == pytest.approx(zeros / (20 * 64 + 64 * 3))
+    assert found.gzip_bytes < 0.6 * found.dense_gzip_bytes
+    assert found.latency_ratio > 0.5  # zeros are multiplied as other numbers are
+    honest = students.Sparsity(0.9, 151_000, 102_000, 140_000, 1.0)
+    assert str(honest) == (
+        "90% zeros: a smaller file (102,000 bytes after gzip, 140,000 without zeros), not faster (1.00 of the time)"
+    )
+
+
+def test_zeros_of_a_model_without_kernels_are_refused():
+    x = keras.Input((3,))
+    model = keras.Model(x, L.BatchNormalization()(x), name="flat")
+    with pytest.raises(ValueError, match=r"sparsity: expected a model with weights of two or more axes, got 'flat'"):
+        students.sparsity(model)
