@@ -44,7 +44,7 @@ def shrink_steps(shrunk: Shrunk) -> Figure:
         >>> half = ShrinkStep("build", 0.88, 0.6, 0.03, 0.95, 2000, 4000, 8000, 0.2, 0.5)
         >>> figure = shrink_steps(Shrunk(None, b"", (whole, half), Budget(parameters=2000)))
         >>> [axes.get_xlabel() for axes in figure.axes]
-        ['kB of the LiteRT file', 'ms of one example, one thread']
+        ['kB of the LiteRT file, logarithmic', 'ms of one example, one thread, logarithmic']
     """
     figure, grid = _panels("shrink_steps", 2, rows=1, width=4.2, height=3.2, ratios=(1,))
     for axes, label, values in (
@@ -59,9 +59,11 @@ def shrink_steps(shrunk: Shrunk) -> Figure:
                 axes.plot([x, x], [100 * step.accuracy_before, y], ":", color=_RED, linewidth=1)
                 axes.plot(x, 100 * step.accuracy_before, "o", markerfacecolor="none", color=_RED)
         axes.plot([], [], "o", markerfacecolor="none", color=_RED, label="before distillation")
-        axes.set(xlabel=label)
-        axes.set_xlim(left=0)
-        axes.margins(x=0.15, y=0.12)
+        axes.set(xlabel=f"{label}, logarithmic", xscale="log")
+        axes.margins(x=0.2, y=0.12)
+        axes.set_ylim(top=min(axes.get_ylim()[1], 101.0))
+        axes.set_xticks(values, [f"{value:.3g}" for value in values])
+        axes.set_xticks([], minor=True)
     grid[0][0].set_ylabel("test accuracy, %")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable
 
@@ -51,7 +52,8 @@ def fit_budget(
     if over:
         name, value = next(iter(over.items()))
         expected = f"a budget that some size meets: {name} <= {budget.limits[name]:g}"
-        raise error(owner, expected, f"{value:g} at the smallest", f"Allow {name}={value:g} or more, or reduce depth")
+        shown = f"{math.ceil(1000 * value) / 1000:.10g}"  # rounded up, since it is advice
+        raise error(owner, expected, f"{shown} at the smallest", f"Allow {name}={shown} or more, or reduce depth")
     for _ in range(_ROUNDS):
         size = (low + high) / 2
         built = make(size)
@@ -101,7 +103,7 @@ class _Gauge:
             if "latency_ratio" in self.limits and not self._exceeded(found):
                 if self._reference is None:
                     self._reference = _litert.convert("from_teacher", self.source)
-                found["latency_ratio"] = round(self._ratio(content, self._reference), 3)
+                found["latency_ratio"] = self._ratio(content, self._reference)
         exceeded = self._exceeded(found)
         self.close = not exceeded and any(found[name] >= _CLOSE[name] * limit for name, limit in self.limits.items())
         return exceeded

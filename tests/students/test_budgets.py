@@ -39,7 +39,7 @@ def channels(count):
 
 
 def test_a_time_is_measured_on_each_file_and_met_within_two_per_cent():
-    small, make = channels(32)
+    small, make = channels(64)
     asked = []
 
     def stop_watch(content, reference):  # a machine whose time is the size of the file: it repeats exactly
