@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_distill._checks import error
+from keras_distill.students._quantizers import PLAIN, ActivationQuantizer
 
 #: ``visit(path, node, args, kwargs) -> results``, one for each output of the node.
 Visit = Callable[[str, Any, Any, Any], Sequence[Any]]
@@ -47,6 +48,9 @@ def check_graph(owner: str, model: Any) -> None:
         if getattr(layer, "quantization_mode", None) is not None:
             got = f"{layer.name!r}, which is quantised already"
             raise error(owner, "layers in floating point", got, "Begin with the float model")
+        if type(layer) in PLAIN or isinstance(layer, ActivationQuantizer):
+            got = f"{model.name!r}, which is from quantization_aware already"
+            raise error(owner, "a float model", got, "Begin with the float model")
 
 
 def run(model: Any, inputs: Sequence[Any], visit: Visit, prefix: str = "") -> list[Any]:

@@ -85,7 +85,6 @@ def quantization_aware(
     choice(_OWNER, "weight_bits", weight_bits, BITS)
     choice(_OWNER, "activation_bits", activation_bits, (8, None))
     _graph.check_graph(_OWNER, model)
-    _refuse_quantized(model)
     folded = fold_batch_normalization(model)
     if not any(type(layer) in QUANTIZED for layer in folded._flatten_layers(include_self=False)):
         got = f"{model.name!r}, which has none"
@@ -230,12 +229,6 @@ def _on_grid(model: keras.Model, bits: int | None) -> keras.Model:
         return builder.apply(operation, builder.once(operation, make), values, args, kwargs)
 
     return _graph.Builder(model, replace).build()
-
-
-def _refuse_quantized(model: keras.Model) -> None:
-    if quantized_bits(model) is not None:
-        got = f"{model.name!r}, which is from quantization_aware already"
-        raise error(_OWNER, "a float model", got, "Begin with the float model")
 
 
 class _Maker:

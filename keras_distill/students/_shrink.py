@@ -21,6 +21,7 @@ from keras_distill.students._built import Budget
 from keras_distill.students._cost import cost
 from keras_distill.students._factorize import factorize
 from keras_distill.students._from_teacher import from_teacher
+from keras_distill.students._inputs import check_inputs
 from keras_distill.students._quantization import freeze_quantization, quantization_aware, quantized_litert
 from keras_distill.terms import LogitsDistillation
 
@@ -145,6 +146,7 @@ def shrink(
     integer(_OWNER, "batch_size", batch_size, low=1)
     number(_OWNER, "learning_rate", learning_rate, above=0)
     (x, y), (test_x, test_y) = _examples(data)
+    _check_fit(teacher, (x, y), (test_x, test_y))
     training = (epochs, batch_size, learning_rate, temperature, student_loss_weight, seed)
     truth = _logits(teacher, test_x)
     found = [_measure("teacher", teacher, None, truth, truth, test_y)]
@@ -179,6 +181,22 @@ def _examples(data: Any) -> Any:
         if len(inputs) != len(labels) or not len(inputs):
             raise error(_OWNER, "as many labels as inputs", f"{len(inputs)} inputs and {len(labels)} labels")
     return data
+
+
+def _check_fit(teacher: keras.Model, *pairs: tuple[Any, Any]) -> None:
+    shape = teacher.output_shape
+    if isinstance(shape, list | dict) or len(shape) != 2:
+        got = f"outputs of shape {shape}"
+        raise error(_OWNER, "a classifier with one output of shape (examples, classes)", got)
+    for inputs, labels in pairs:
+        check_inputs(_OWNER, teacher, keras.tree.map_structure(lambda array: array[:1], inputs))
+        found = np.asarray(labels)
+        if not np.issubdtype(found.dtype, np.integer) or found.ndim != 1:
+            got = f"{found.dtype} labels of shape {found.shape}"
+            raise error(_OWNER, "one integer label for each example", got, "Use argmax of one-hot labels")
+        if found.min() < 0 or found.max() >= shape[-1]:
+            got = f"labels from {found.min()} to {found.max()}"
+            raise error(_OWNER, f"labels from 0 to {shape[-1] - 1}, the teacher's classes", got)
 
 
 def _limits(budget: Budget, teacher: keras.Model, wanted: Sequence[str], turn: int, rounds: int) -> Mapping[str, Any]:

@@ -162,3 +162,18 @@ def test_freezing_needs_ranges():
         ValueError, match=r"freeze_quantization: expected a model with quantised activations, got 'plain'"
     ):
         students.freeze_quantization(keras.Sequential([keras.Input((2,)), L.Dense(2)], name="plain"))
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda model: students.from_teacher(model, width=0.5),
+        lambda model: students.factorize(model, np.ones((4, 4)), energy=0.9),
+        students.fold_batch_normalization,
+        students.quantization_aware,
+        students.sparsity,
+    ],
+)
+def test_a_student_of_few_bits_is_refused_by_every_builder(again):
+    with pytest.raises(ValueError, match=r"expected a float model, got 'small', which is from quantization_aware"):
+        again(quantized())

@@ -73,6 +73,23 @@ def test_the_command_writes_student_file_and_report(trained, tmp_path, capsys):
         ({"steps": ["quantize", "build"]}, r"shrink: expected steps in the order of build, factorize, quantize"),
         ({"steps": ["prune"]}, r"shrink: expected steps to be one of 'build', 'factorize', 'quantize', got prune"),
         ({"data": np.ones((3, 8, 8, 1))}, r"shrink: expected data.Data, or \(\(inputs, labels\), .*, got ndarray"),
+        (
+            {"data": ((np.ones((3, 8, 8)), np.zeros(3, int)),) * 2},
+            r"shrink: expected data of shape \(None, 8, 8, 1\) for input .*, got \(1, 8, 8\)",
+        ),
+        (
+            {"data": ((np.ones((3, 8, 8, 1)), np.zeros(2, int)),) * 2},
+            r"shrink: expected as many labels as inputs, got 3 inputs and 2 labels",
+        ),
+        (
+            {"data": ((np.ones((3, 8, 8, 1)), np.eye(3)),) * 2},
+            r"shrink: expected one integer label for each example, got float64 labels of shape \(3, 3\)",
+        ),
+        (
+            {"data": ((np.ones((3, 8, 8, 1)), np.array([0, 3, 10])),) * 2},
+            r"shrink: expected labels from 0 to 9, the teacher's classes, got labels from 0 to 10",
+        ),
+        ({"rounds": 0}, r"shrink: expected rounds to be an integer >= 1, got 0"),
         ({"budget": 0.5}, r"shrink: expected budget to be a students.Budget, got 0.5"),
         ({"budget": students.Budget(parameters=20)}, r"expected a budget that some size meets: parameters <= 20"),
     ],
