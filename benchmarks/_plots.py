@@ -85,8 +85,24 @@ def pytorch(kept: dict[str, Any], axes: Any) -> None:
     axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
 
 
+def regimes(kept: dict[str, Any], axes: Any) -> None:
+    """Accuracy of every way on Fashion-MNIST against that of the student alone."""
+    others = ("chain", "500", "FitNet", "folds", "fusion", "exits untaught")
+    found = [each for each in rows(kept, "way", "accuracy") if not each["way"].startswith(others)]
+    alone = next(each["accuracy"] for each in found if each["way"] == "alone")
+    found = [each for each in found if each["way"] != "alone"][::-1]
+    baselines = ("ensemble of", "label smoothing", "virtual teacher")
+    colors = [OTHER if each["way"].startswith(baselines) else OURS for each in found]
+    gains = [each["accuracy"] - alone for each in found]
+    spreads = [each["accuracy_sd"] for each in found]
+    axes.barh([each["way"] for each in found], gains, xerr=spreads, color=colors, capsize=3)
+    axes.axvline(0.0, color="black", linewidth=0.8)
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_xlabel("points of accuracy over the student alone (grey: baselines)")
+
+
 PLOTS: dict[str, Callable[[dict[str, Any], Any], None]] = {
-    each.__name__: each for each in (hinton_mnist, against_builtin, pytorch, scaling, soak)
+    each.__name__: each for each in (hinton_mnist, against_builtin, pytorch, regimes, scaling, soak)
 }
 
 

@@ -385,10 +385,10 @@ ROWS: dict[str, tuple[str, Callable[[Task, Kept, int], Scores]]] = {
     "mutual": ("fashion_mnist", mutual),
     "born_again": ("fashion_mnist", born_again),
     "exits": ("fashion_mnist", exits),
-    "mean_teacher": ("fashion_mnist", mean_teacher),
-    "folds": ("fashion_mnist", folds),
     "gated": ("fashion_mnist", gated),
-    "stages": ("mnist", stages),
+    "folds": ("fashion_mnist", folds),
     "fusion": ("fashion_mnist", fusion),
+    "stages": ("mnist", stages),
+    "mean_teacher": ("fashion_mnist", mean_teacher),
     "chain": ("cifar10_jpeg", chain),
 }

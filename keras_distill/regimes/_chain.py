@@ -35,6 +35,7 @@ class AssistantChain(Driver):
         student_loss_weight: 0 to 1, the share of the labels.
         directory: where a killed run finds what it had finished; None keeps nothing.
         seed: >= 0, for the orders of the data; None leaves Keras' random state alone.
+        store_answers: ask each model once about all of ``x``, an array, instead of in every epoch.
 
     Attributes:
         students: the trained assistants, then the student; ``student`` is the last one.
@@ -73,8 +74,9 @@ class AssistantChain(Driver):
         student_loss_weight: float = 0.5,
         directory: str | Path | None = None,
         seed: int | None = None,
+        store_answers: bool = False,
     ) -> None:
-        super().__init__(directory, seed)
+        super().__init__(directory, seed, store_answers)
         self.teacher = teacher
         self.assistants = list(assistants)
         self.guides = choice(self.owner, "guides", guides, ("nearest", "all"))
@@ -105,7 +107,7 @@ class AssistantChain(Driver):
             yield Training(name, functools.partial(self._taught, model))
 
     def _taught(self, model: keras.Model, done: list[keras.Model]) -> Distiller:
-        larger = [self.teacher, *done]
+        larger = [self.heard(f"teacher_{number}", each) for number, each in enumerate([self.teacher, *done])]
         guide = larger[-1] if self.guides == "nearest" or len(larger) == 1 else Ensemble(larger, combine="mean_loss")
         term = LogitsDistillation(4.0) if self.term is None else type(self.term).from_config(self.term.get_config())
         return Distiller(guide, model, term, student_loss_weight=self.student_loss_weight)

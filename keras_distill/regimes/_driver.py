@@ -15,6 +15,8 @@ from keras import ops
 
 from keras_distill._checks import error, integer
 from keras_distill.callbacks import Backup
+from keras_distill.distiller import Distiller
+from keras_distill.regimes._answers import Answers
 from keras_distill.regimes._base import Measured, Regime, Round
 from keras_distill.training import Batch
 
@@ -45,11 +47,17 @@ class Driver(abc.ABC):
             arguments, redoes at most the running epoch; None keeps nothing.
         seed: >= 0. Every training starts from ``keras.utils.set_random_seed(seed + its number)``, so that a resumed
             driver makes the same weights and orders; None leaves Keras' random state alone.
+        store_answers: ask every teacher once about all of ``x``, before the training that it teaches, and look its
+            answers up afterwards; they are kept in ``directory`` as well. For data that is one array and the same in
+            every epoch. Validation then shows the loss on the labels alone.
     """
 
     owner = "Driver"
 
-    def __init__(self, directory: str | Path | None = None, seed: int | None = None) -> None:
+    def __init__(
+        self, directory: str | Path | None = None, seed: int | None = None, store_answers: bool = False
+    ) -> None:
+        self._answers = Answers(self.owner, directory) if store_answers else None
         self.directory = None if directory is None else Path(directory)
         self.seed = None if seed is None else integer(self.owner, "seed", seed, low=0)
         self.histories: dict[str, dict[str, list[float]]] = {}
@@ -94,6 +102,8 @@ class Driver(abc.ABC):
         """
         if self._compile_arguments is None:
             raise error(self.owner, "compile to be called before fit", "fit")
+        if self._answers is not None:
+            self._answers.begin(x)
         trainings = list(self.trainings())
         self.histories, self.students = self._finished([each.name for each in trainings])
         history = keras.callbacks.History()
@@ -105,6 +115,15 @@ class Driver(abc.ABC):
                 keras.utils.set_random_seed(self.seed + number)
             history = self._run(each, x, y, kwargs)
         return history
+
+    def heard(self, name: str, teacher: Any) -> Any:
+        """Return what a training listens to: the teacher, or its stored answers where they are wanted.
+
+        Args:
+            name: of the teacher, the same in every run.
+            teacher: a trained model or teacher.
+        """
+        return teacher if self._answers is None else self._answers.of(name, teacher)
 
     def prepared(self, each: Training, trainer: keras.Model) -> contextlib.AbstractContextManager[Any]:
         """Return what surrounds a training's ``compile`` and ``fit``; nothing by default.
@@ -127,6 +146,8 @@ class Driver(abc.ABC):
     def _run(self, each: Training, x: Any, y: Any, kwargs: dict[str, Any]) -> keras.callbacks.History:
         trainer = each.make(self.students)
         arguments = {**(self._compile_arguments or {}), **each.compile_arguments}
+        if self._answers is not None and isinstance(trainer, Distiller):
+            arguments.setdefault("evaluate_distillation", False)  # nobody has asked about other examples
         fit = {**kwargs, **each.fit_arguments}
         if self.directory is not None:
             backup = Backup(self.directory / f"{each.name}.backup")

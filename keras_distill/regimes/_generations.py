@@ -61,6 +61,7 @@ class BornAgain(Driver):
             last two are controls: what they gain too is not what the teacher knows of the other classes.
         directory: where a killed run finds what it had finished; None keeps nothing.
         seed: >= 0, for weights and orders of the data; None leaves Keras' random state alone.
+        store_answers: ask each generation once about all of ``x``, an array, instead of in every epoch.
 
     Attributes:
         students: every generation that was trained, the oldest first; ``student`` is the last one.
@@ -97,8 +98,9 @@ class BornAgain(Driver):
         knowledge: str = "all",
         directory: str | Path | None = None,
         seed: int | None = None,
+        store_answers: bool = False,
     ) -> None:
-        super().__init__(directory, seed)
+        super().__init__(directory, seed, store_answers)
         if not callable(make_student):
             raise error(self.owner, "make_student to be a function that returns a model", make_student)
         self.make_student = make_student
@@ -121,7 +123,8 @@ class BornAgain(Driver):
             yield Training(f"generation_{number}", self._taught)
 
     def _taught(self, students: list[keras.Model]) -> Distiller:
-        teacher = students[-1] if students else self.teacher
+        number = len(students) - (self.teacher is None)  # of the generation that teaches; 0 is a given teacher
+        teacher = self.heard(f"teacher_{number}", students[-1] if students else self.teacher)
         if self.knowledge == "permuted":
             teacher = PermutedDarkKnowledge(teacher)
         student = made(self.owner, self.make_student, "make_student")

@@ -1,5 +1,6 @@
 """What a model is worth: measured, drawn and written on one page. Needs ``keras-distill[demo]`` for the figures."""
 
+from keras_distill.report._comparison import Comparison, Method, comparison
 from keras_distill.report._evaluate import evaluate
 from keras_distill.report._figures import confusion_matrices, layer_attention, reliability_diagram, training_curves
 from keras_distill.report._membership import Membership, membership
@@ -17,12 +18,15 @@ from keras_distill.report._uncertainty import (
 )
 
 __all__ = [
+    "Comparison",
     "Entry",
     "Membership",
+    "Method",
     "Report",
     "Score",
     "SegmentationEntry",
     "SegmentationReport",
+    "comparison",
     "confusion_matrices",
     "detection_histograms",
     "evaluate",

@@ -28,6 +28,7 @@ from keras_distill.metrics import (
     risk_coverage_curve,
     uncertainty_score,
 )
+from keras_distill.report._comparison import Comparison
 from keras_distill.report._explained import explained
 from keras_distill.report._membership import Audit
 from keras_distill.report._report import Entry, Histories, Report, Score
@@ -51,6 +52,7 @@ def evaluate(
     members: Any = None,
     non_members: Any = None,
     shadow_models: Sequence[keras.Model] = (),
+    comparison: Comparison | None = None,
 ) -> Report:
     """Measure classifiers on the same examples: accuracy, honesty, agreement, size and speed.
 
@@ -77,6 +79,7 @@ def evaluate(
             membership audit of the first model of each entry, see ``membership``.
         non_members: examples of the same distribution that no model has seen.
         shadow_models: models of the same kind that saw neither; they calibrate the audit.
+        comparison: ``report.comparison(...)`` of a cross-validation, to be shown and kept with the rest.
 
     Returns:
         The frozen report: ``report.write_page`` shows it, ``report.to_json()`` keeps it.
@@ -152,6 +155,7 @@ def evaluate(
         settings=dict(settings or {}),
         environment=_environment(),
         histories=dict(histories or {}),
+        comparison=comparison,
         explanations=explained(owner, groups, reference, inputs, labels) if explain else (),
     )
 

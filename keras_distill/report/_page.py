@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_distill import _files
+from keras_distill.report._comparison import Comparison
 from keras_distill.report._explained_page import EXPLAINED_STYLE, explanations
 from keras_distill.report._figures import confusion_matrices, reliability_diagram, training_curves
 from keras_distill.report._html import escaped, figure_html
@@ -101,6 +102,8 @@ def _page(report: Report) -> str:
     if certain:
         shown = figure_html(risk_coverage(certain), "Coverage and risk", _CAPTIONS["coverage"] + pooled)
         parts += ["<h2>Do they know where they err?</h2>", shown]
+    if report.comparison is not None:
+        parts += ["<h2>Do they differ on the same examples?</h2>", _comparison(report.comparison)]
     parts += explanations(report.explanations, report.class_names)
     if report.histories:
         curves = figure_html(training_curves(report.histories), "Training curves", _CAPTIONS["curves"])
@@ -118,6 +121,24 @@ def _page(report: Report) -> str:
 def numbers(report: Report) -> str:
     """Return the table of a report as HTML."""
     header, rows = table(report)
+    runs = max(len(entry.accuracy.values) for entry in report.entries)
+    spread = f" Mean ± standard deviation over {runs} runs." if runs > 1 else ""
+    return (
+        f'<div class="scroll">{_rows(header, rows)}</div>\n'
+        f"<p>Measured on {report.num_examples:,} test examples. ↑ more is better, ↓ less is better.{spread}</p>"
+    )
+
+
+def _comparison(comparison: Comparison) -> str:
+    header, rows = comparison.cells()
+    facts = f"{comparison.num_examples:,} examples, each held out once in {comparison.num_folds} folds"
+    return (
+        f'<div class="scroll">{_rows(header, rows)}</div>\n<p>{facts}. Differences are paired over examples; '
+        "their intervals speak of other examples, not of other trainings.</p>"
+    )
+
+
+def _rows(header: list[str], rows: list[list[str]]) -> str:
     head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
     body = "\n".join(
         f'<tr><th scope="row">{escaped(row[0])}</th>'
@@ -125,12 +146,7 @@ def numbers(report: Report) -> str:
         + "</tr>"
         for row in rows
     )
-    runs = max(len(entry.accuracy.values) for entry in report.entries)
-    spread = f" Mean ± standard deviation over {runs} runs." if runs > 1 else ""
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>\n'
-        f"<p>Measured on {report.num_examples:,} test examples. ↑ more is better, ↓ less is better.{spread}</p>"
-    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

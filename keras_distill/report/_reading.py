@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_distill._checks import error
 from keras_distill.metrics import ReliabilityBins
+from keras_distill.report._comparison import comparison_of
 from keras_distill.report._explained_reading import explained_of
 from keras_distill.report._membership import membership_of
 from keras_distill.report._report import Entry, Report, Score
@@ -18,7 +19,7 @@ _SCORES = ("accuracy", "negative_log_likelihood", "expected_calibration_error", 
 _COUNTS = ("num_parameters", "size_bytes", "batch_size")
 _ENTRY = {"name", *_SCORES, "agreement", *_COUNTS, "milliseconds_per_example", "reliability", "confusion"}
 _REPORT = {"title", "entries", "reference", "class_names", "num_examples", "notes", "settings", "environment",
-           "histories", "explanations"}  # fmt: skip
+           "histories", "explanations", "comparison"}  # fmt: skip
 
 
 def report_of(text: str) -> Report:
@@ -57,6 +58,7 @@ def report_of(text: str) -> Report:
         class_names=tuple(fields["class_names"]),
         num_examples=fields["num_examples"],
         notes=tuple(fields.get("notes", ())),
+        comparison=comparison_of(fields.get("comparison"), _need),
         explanations=explained_of(fields.get("explanations", []), len(fields["class_names"]), _need),
         **rest,
     )

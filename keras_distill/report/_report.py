@@ -18,6 +18,7 @@ import numpy as np
 from keras_distill import _files
 from keras_distill._checks import choice, error, nearest, printable
 from keras_distill.metrics import ReliabilityBins
+from keras_distill.report._comparison import Comparison
 from keras_distill.report._membership import Membership
 
 Histories = Mapping[str, Sequence[Mapping[str, Sequence[float]]]]
@@ -104,6 +105,7 @@ class Report:
         environment: versions and machine, filled in by ``evaluate``.
         histories: training curves: entry -> one dictionary per model -> name -> one value per epoch.
         explanations: what ``evaluate(..., explain=True)`` found of each student; none otherwise.
+        comparison: methods of a cross-validation against one of them, where ``evaluate`` was given one; else None.
     """
 
     title: str
@@ -116,6 +118,7 @@ class Report:
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     histories: Histories = dataclasses.field(default_factory=dict)
     explanations: tuple[Any, ...] = ()
+    comparison: Comparison | None = None
 
     def __getitem__(self, name: str) -> Entry:
         """Return the entry of that name."""

@@ -165,6 +165,37 @@ def test_killed_anywhere_and_started_again_it_ends_with_the_same_bits(kind, tmp_
     same(whole.student, again.student)
 
 
+def storing(kind, store_answers, directory=None):
+    if kind == "generations":
+        made = regimes.BornAgain(lambda: mlp(8, 4, seed=5), 2, directory=directory, seed=3, store_answers=store_answers)
+    else:
+        models = [mlp(16, 4, seed=1), [mlp(8, 4, seed=2)], mlp(4, 4, seed=3)]
+        made = regimes.AssistantChain(*models, guides=kind, directory=directory, store_answers=store_answers)
+    made.compile(sgd(), CROSS_ENTROPY)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["generations", "nearest", "all"])
+def test_stored_answers_teach_as_their_models_do_and_are_asked_for_once(kind, tmp_path):
+    live, stored = storing(kind, False), storing(kind, True, tmp_path)
+    live.fit(X, Y, **FIT)
+    with pytest.raises(Killed):
+        stored.fit(X, Y, **FIT, callbacks=[KillAfter(5 if kind == "generations" else 3)])  # in the last training
+    files = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("answers-*.npy")}
+    assert len(files) == 2
+    resumed = storing(kind, True, tmp_path)
+    history = resumed.fit(X, Y, **FIT, validation_data=batch(8, seed=9)).history
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("answers-*.npy")} == files
+    for one, two in zip(live.student.get_weights(), resumed.student.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+    assert "val_student_loss" in history and "val_distillation_loss" not in history
+    first = np.load(next(tmp_path.glob("answers-teacher_0-*")))
+    teacher = resumed.students[0] if kind == "generations" else mlp(16, 4, seed=1)
+    np.testing.assert_allclose(first, teacher(X), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="expected x to be one NumPy array with store_answers=True, got list"):
+        storing(kind, True).fit([X, X], Y)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
