@@ -241,8 +241,9 @@ def reasons(report: _harness.Report, cells: Cells, seeds: int, full: bool) -> No
             rows = slice(0, 10000) if kind == "distilled, unlabelled" else some
             passes = max(1, epochs * few // len(x)) if kind == "distilled, unlabelled" else epochs  # as many steps
             models, terms = (teacher, student), [LogitsDistillation(temperature=4.0)]
-            if kind == "attribution matched":
-                models = tuple(explain.with_attribution(model) for model in models)
+            if kind.endswith("matched"):
+                method = "gradient" if kind.startswith("attribution") else "grad_cam"
+                models = tuple(explain.with_attribution(model, method) for model in models)
                 terms.append(AttributionMatching())
             if kind == "log gaps":
                 models = (teachers.SortedDifferences(teacher, "log"), student)
@@ -265,7 +266,8 @@ def reasons(report: _harness.Report, cells: Cells, seeds: int, full: bool) -> No
         }
 
     means = {}
-    for kind in ("labels", "distilled", "distilled, unlabelled", "attribution matched", "log gaps", "order"):
+    kinds = ("labels", "distilled", "distilled, unlabelled", "attribution matched", "class activation matched")
+    for kind in (*kinds, "log gaps", "order"):
         runs = [cells(f"reasons, {kind}, seed {seed}", lambda k=kind, s=seed: one(k, s)) for seed in range(seeds)]
         mean = means[kind] = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
         line = f"reasons, {kind:22} accuracy {mean['accuracy']:.2f}  ECE {mean['ece']:.2f}"
@@ -277,8 +279,9 @@ def reasons(report: _harness.Report, cells: Cells, seeds: int, full: bool) -> No
     report.verdict("Spearman of attributions, distilled minus labels", rise, at_least=0.0)
     look = means["attribution matched"]["spearman, student"] - means["distilled"]["spearman, student"]
     report.verdict("Spearman, attribution matched minus distilled", look, at_least=0.0)
-    help_ = means["attribution matched"]["accuracy"] - means["distilled"]["accuracy"]
-    report.verdict("accuracy, attribution matched minus distilled, points", help_, at_least=0.0)
+    for kind in ("attribution matched", "class activation matched"):
+        help_ = means[kind]["accuracy"] - means["distilled"]["accuracy"]
+        report.verdict(f"accuracy, {kind} minus distilled, points", help_, at_least=0.0)
 
 
 def main() -> None:
