@@ -56,8 +56,13 @@ def fresh_names():
         _trim(0)  # hand freed memory back to the system
 
 
+# With tests of half a minute and more. They go first, so that no worker waits for one of them at the end.
+LONG = ("tests/batteries/test_faults.py", "tests/batteries/test_keras_suite.py", "tests/teachers/store/", "tests/cli/")
+
+
 def pytest_collection_modifyitems(items):
-    """Leave out the doctests of formats that this Keras cannot write."""
+    """Put the files with long tests first, and leave out the doctests of formats that this Keras cannot write."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
     from tests.formats import LEAST_KERAS, too_old_for  # not before the devices are set
 
     for item in items:

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_distill import FeatureDistillation, adapters, losses
 from tests.golden.record_features import Case
+from tests.models import batches
 
 # adapter, input shape (batch included; a list for two inputs)
 ADAPTERS = [
@@ -213,7 +214,7 @@ def test_paraphraser_learns_to_reconstruct_with_the_weights_that_the_factor_uses
     model = layer.autoencoder((3, 3, 4))
     before = layer(features)
     model.compile(keras.optimizers.Adam(0.01), "mse")
-    history = model.fit(features, features, epochs=30, batch_size=16, verbose=0).history["loss"]
+    history = model.fit(batches(features, features, size=16), epochs=30, verbose=0).history["loss"]
     assert history[-1] < 0.7 * history[0]
     assert before.shape == (16, 3, 3, 2) and np.abs(layer(features) - before).max() > 1e-3
     np.testing.assert_allclose(model(features), layer.reconstruct(layer(features)), rtol=1e-6)

@@ -254,7 +254,7 @@ def test_graph_and_half_precision_are_eager(row):
     student, teacher = draw(row)
     value, gradients = gradient(row, student, teacher)
     unknown = [change(side, lambda x: tf.TensorSpec((None, *x.shape[1:]), tf.float32)) for side in (student, teacher)]
-    traced = tf.function(lambda s, t: gradient(row, s, t), input_signature=unknown)
+    traced = tf.function(lambda s, t: gradient(row, s, t), input_signature=unknown, autograph=False)
     graph_value, graph_gradients = traced(student, teacher)
     np.testing.assert_allclose(graph_value, value, rtol=2e-6, atol=1e-9)
     for got, wanted in zip(graph_gradients, gradients, strict=True):
@@ -269,7 +269,7 @@ def test_graph_and_half_precision_are_eager(row):
 def test_xla_is_eager(row):
     student, teacher = draw(row)
     value, gradients = gradient(row, student, teacher)
-    compiled = tf.function(lambda s, t: gradient(row, s, t), jit_compile=True)
+    compiled = tf.function(lambda s, t: gradient(row, s, t), jit_compile=True, autograph=False)
     got_value, got = compiled(student, teacher)
     np.testing.assert_allclose(got_value, value, rtol=1e-5, atol=1e-8)
     for got_layer, wanted in zip(got, gradients, strict=True):

@@ -174,7 +174,7 @@ def test_graph_and_half_precision_are_eager(row):
     members, student = draw(row)
     plain = gradients(row, members, student, 2.0)
     shapes = [tf.TensorSpec((None, *array.shape[1:]), tf.float32) for array in (members, student)]
-    got = tf.function(lambda m, s: gradients(row, m, s, 2.0), input_signature=shapes)(members, student)
+    got = tf.function(lambda m, s: gradients(row, m, s, 2.0), input_signature=shapes, autograph=False)(members, student)
     np.testing.assert_allclose(got[0], plain[0], rtol=2e-6)
     np.testing.assert_allclose(got[1], plain[1], atol=2e-6 * np.abs(plain[1]).max())
     halves = [tf.cast(side, "bfloat16") for side in (members, student)]
@@ -188,7 +188,7 @@ def test_graph_and_half_precision_are_eager(row):
 def test_xla_is_eager(row):
     members, student = draw(row)
     plain = gradients(row, members, student, 2.0)
-    got = tf.function(lambda m, s: gradients(row, m, s, 2.0), jit_compile=True)(members, student)
+    got = tf.function(lambda m, s: gradients(row, m, s, 2.0), jit_compile=True, autograph=False)(members, student)
     np.testing.assert_allclose(got[0], plain[0], rtol=2e-6)
     np.testing.assert_allclose(got[1], plain[1], atol=5e-6 * np.abs(plain[1]).max())
 

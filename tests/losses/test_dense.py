@@ -129,7 +129,9 @@ def test_foreground_features_are_the_papers_formula():
         foreground_weight=2.0, background_weight=0.7, attention_weight=0.3,
     )  # fmt: skip
     np.testing.assert_allclose(got, expected, rtol=1e-5)
-    traced = tf.function(losses.box_masks, jit_compile=True)(boxes=tf.constant(boxes, "float32"), size=(4, 4))
+    traced = tf.function(losses.box_masks, jit_compile=True, autograph=False)(
+        boxes=tf.constant(boxes, "float32"), size=(4, 4)
+    )
     np.testing.assert_array_equal(traced[0], inside)
     np.testing.assert_allclose(traced[1], scale, rtol=1e-6)
 

@@ -23,7 +23,11 @@ every = test_contracts.rows(in_blocks)
 FIRST = {type(row.loss): row for row in reversed(test_contracts.ROWS)}
 one_of_each = test_contracts.rows(lambda row: row is FIRST[type(row.loss)] and in_blocks(row))
 modes = pytest.mark.parametrize("mode", ["eager", "graph", pytest.param("xla", marks=pytest.mark.slow)])
-RUN = {"eager": lambda f: f, "graph": tf.function, "xla": lambda f: tf.function(f, jit_compile=True)}
+RUN = {
+    "eager": lambda f: f,
+    "graph": lambda f: tf.function(f, autograph=False),
+    "xla": lambda f: tf.function(f, jit_compile=True, autograph=False),
+}
 
 
 def draw(*shape, seed=0):
@@ -101,6 +105,9 @@ def test_the_laws_of_the_contracts_hold_in_blocks(row, blocks, monkeypatch):
     test_contracts.test_values_are_the_oracles_to_1e_6(row, 4.0)  # of 64 rows, so in longer blocks
     monkeypatch.setattr(row_blocks, "EAGER_CHUNK_ELEMENTS", 13)
     test_contracts.test_gradients_are_those_of_the_oracle(row, 5.0)
+    assert blocks, "not taken block by block"
+    if row is not FIRST[type(row.loss)]:
+        return  # its other options give in blocks what they give in one piece: see above
     test_contracts.test_masked_positions_never_count(row)
     if not row.loss.needs_batch:
         test_contracts.test_weight_0_removes_an_example_and_weight_2_counts_it_twice(row)
@@ -112,7 +119,6 @@ def test_the_laws_of_the_contracts_hold_in_blocks(row, blocks, monkeypatch):
         test_contracts.test_zero_where_student_is_teacher(row)
     if row.extreme:
         test_contracts.test_logits_of_1e4_are_exact_in_value_and_gradient(row, 3.0)
-    assert blocks, "not taken block by block"
 
 
 @one_of_each
@@ -131,7 +137,7 @@ def test_compiled_alone_it_gives_what_op_by_op_gives(row, monkeypatch):
         def slopes(t, s, each, options=options):
             return weighted_slopes(row, t, s, each, labels, **options)
 
-        alone = tf.function(slopes)(teacher, student, temperature)
+        alone = tf.function(slopes, autograph=False)(teacher, student, temperature)
         assert any(programs)
         programs.clear()
         whole = slopes(teacher, student, temperature)
@@ -146,7 +152,7 @@ def test_compiled_alone_it_gives_what_op_by_op_gives(row, monkeypatch):
 def test_a_second_derivative_of_what_is_compiled_alone_is_refused(row, monkeypatch):
     monkeypatch.setattr(row_blocks, "FUSED_FROM_CLASSES", 50)
 
-    @tf.function
+    @tf.function(autograph=False)
     def second():
         outer, gradient, student = first_derivative(row)
         return outer.gradient(gradient, student)
@@ -159,7 +165,7 @@ def test_what_is_compiled_alone():
     def fuses(*shape):
         return row_blocks.fuses(tf.TensorSpec(shape))
 
-    @tf.function
+    @tf.function(autograph=False)
     def graph():
         assert fuses(None, 512)
         assert fuses(8, 16, 1000)
@@ -187,6 +193,7 @@ def test_sizes_that_are_known_only_when_the_graph_runs(row, spec, blocks):
     traced = tf.function(
         lambda t, s, y: weighted_slopes(row, t, s, tf.constant(3.0), y),
         input_signature=[*[tf.TensorSpec(spec)] * 2, tf.TensorSpec(spec[:-1], tf.int64)],
+        autograph=False,
     )
     value, gradient, _ = traced(teacher, student, labels)
     assert blocks
@@ -196,8 +203,7 @@ def test_sizes_that_are_known_only_when_the_graph_runs(row, spec, blocks):
 
 
 @one_of_each
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize(("dtype", "mode"), [("float16", "eager"), ("bfloat16", "graph")])
 def test_half_precision_is_widened_within_the_blocks(row, dtype, mode, blocks, monkeypatch):
     teacher, student = (tf.cast(each, dtype) for each in draw(5, 60))
     labels = np.random.default_rng(1).integers(0, 60, 5)
@@ -312,7 +318,7 @@ def test_a_vocabulary_of_32000(row, monkeypatch):
     labels = np.random.default_rng(1).integers(0, 32_000, (1, 20))
     mask = np.arange(20)[None] != 3
     temperature = tf.constant(2.0)
-    run = tf.function(lambda t, s, each: weighted_slopes(row, t, s, each, labels, mask=mask))
+    run = tf.function(lambda t, s, each: weighted_slopes(row, t, s, each, labels, mask=mask), autograph=False)
     value, gradient, to_temperature = run(teacher, student, temperature)
     options = test_contracts.given(row, labels[:, mask[0]])
     kept = [side.numpy()[:, mask[0]] for side in (teacher, student)]
@@ -336,7 +342,9 @@ def test_a_vocabulary_of_32000(row, monkeypatch):
 
 def test_soft_targets_over_32000_classes_against_float64():
     teacher, student = draw(1, 40, 32_000)
-    run = tf.function(lambda t, s: weighted_slopes(FIRST[losses.SoftTargets], t, s, tf.constant(2.0), None))
+    run = tf.function(
+        lambda t, s: weighted_slopes(FIRST[losses.SoftTargets], t, s, tf.constant(2.0), None), autograph=False
+    )
     value, gradient, _ = run(teacher, student)
     np.testing.assert_allclose(value, oracles.soft_targets(teacher, student, 2.0), rtol=1e-6)
     p, q = (np.exp(oracles.log_softmax(side / 2.0)) for side in (teacher, student))
@@ -351,7 +359,7 @@ def test_a_flat_teacher_is_summed_exactly_by_xla(classes):
     teacher[:, 7] = 5.0
     student = draw(4, classes)[1]
     loss = losses.SoftTargets()
-    compiled = tf.function(lambda t, s: loss.values(t, s, temperature=2.0), jit_compile=True)
+    compiled = tf.function(lambda t, s: loss.values(t, s, temperature=2.0), jit_compile=True, autograph=False)
     np.testing.assert_allclose(compiled(teacher, student), oracles.soft_targets(teacher, student, 2.0), rtol=1e-6)
 
 

@@ -165,7 +165,7 @@ def test_angle_gradient_against_automatic_differentiation_of_all_triples():
 
 def test_angles_need_no_memory_of_all_triples():
     """No tensor of the traced step has batch**3 entries."""
-    step = tf.function(pair(losses.relational_angle)).get_concrete_function(
+    step = tf.function(pair(losses.relational_angle), autograph=False).get_concrete_function(
         tf.TensorSpec((64, 4)), tf.TensorSpec((64, 4))
     )
     bodies = (getattr(function, "graph", None) for function in step.graph._functions.values())
@@ -299,7 +299,7 @@ def test_two_replicas_that_gather_are_one_big_batch(loss):
         for side in (inputs, teacher)
     ]
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(rows, targets):
         def replica(rows, targets):
             with tf.GradientTape() as tape:

@@ -41,6 +41,7 @@ def test_frames_and_labels_of_unknown_number_give_the_same_in_a_graph():
     graph = tf.function(
         lambda y, z: losses.ctc(labels=y, logits=z),
         input_signature=[tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((None, None, 3))],
+        autograph=False,
     )
     np.testing.assert_array_equal(graph(labels, logits), losses.ctc(labels=labels, logits=logits))
 
@@ -59,7 +60,7 @@ def test_impossible_labels_are_refused_and_in_a_graph_are_infinite_without_a_gra
     with pytest.raises(ValueError, match=r"Ctc: expected at least 5 frames for the labels \[1, 1, 1\], got 3\. Drop"):
         losses.Ctc()(labels, logits)
 
-    @tf.function
+    @tf.function(autograph=False)
     def in_a_graph(labels, logits):
         with tf.GradientTape() as tape:
             tape.watch(logits)

@@ -6,6 +6,7 @@ import pytest
 from scipy.special import expit, log_softmax, logsumexp, softmax
 
 from keras_distill import Distiller, LogitsDistillation, students
+from tests.models import batches
 
 ROW, J, K = np.arange(4)[:, None], np.arange(5)[None], np.arange(6)[None]
 FS = np.sin(0.3 * (ROW + 1) * (K + 1))
@@ -147,7 +148,7 @@ def test_it_learns_alone_and_in_a_distiller_and_is_saved(tmp_path):
     tree = students.SoftDecisionTree(3, 2)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     tree.compile(keras.optimizers.Adam(0.08), loss, jit_compile=False)
-    tree.fit(x, y, batch_size=64, epochs=20, verbose=0)
+    tree.fit(batches(x, y, size=64), epochs=20, verbose=0)
     assert np.mean(tree.predict(x, verbose=0).argmax(-1) == y) > 0.95
     tree.save(tmp_path / "tree.keras")
     loaded = keras.models.load_model(tmp_path / "tree.keras")
@@ -156,7 +157,7 @@ def test_it_learns_alone_and_in_a_distiller_and_is_saved(tmp_path):
     student = students.SoftDecisionTree(2, 2)
     distiller = Distiller(teacher, student, LogitsDistillation(temperature=1.0), student_loss_weight=0.0)
     distiller.compile(keras.optimizers.Adam(0.05), jit_compile=False)
-    distiller.fit(x, batch_size=64, epochs=10, verbose=0)
+    distiller.fit(batches(x, size=64), epochs=10, verbose=0)
     agreed = student.predict(x, verbose=0).argmax(-1) == teacher.predict(x, verbose=0).argmax(-1)
     assert agreed.mean() > 0.9
 

@@ -6,6 +6,7 @@ import pytest
 from scipy import special, stats
 
 from keras_distill import losses, metrics, students
+from tests.models import batches
 
 
 def small(outputs=3, sequential=True):
@@ -31,7 +32,7 @@ def test_hydra_starts_as_the_student_and_trains_each_head(sequential, tmp_path):
     members = np.random.default_rng(1).normal(size=(6, 4, 3)).astype("float32")
     model.compile(keras.optimizers.Adam(0.05), loss=losses.MemberSoftTargets())
     before = model.evaluate(x, members, verbose=0)
-    model.fit(x, members, epochs=150, verbose=0)
+    model.fit(batches(x, members), epochs=150, verbose=0)
     assert model.evaluate(x, members, verbose=0) < 0.2 * before
     model.save(tmp_path / "hydra.keras")
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "hydra.keras")(x), model(x))
@@ -72,7 +73,7 @@ def test_a_gaussian_head_learns_the_noise_that_there_is():
     y = (x + rng.normal(size=x.shape) * np.where(x > 0, 2.0, 0.5)).astype("float32")
     model = keras.Sequential([keras.Input((1,)), students.GaussianHead(1)])
     model.compile(keras.optimizers.Adam(0.05), loss=losses.GaussianLikelihood(), jit_compile=False)
-    model.fit(x, y, epochs=20, batch_size=200, verbose=0)
+    model.fit(batches(x, y, size=200), epochs=20, verbose=0)
     got = np.exp(0.5 * np.asarray(model(np.float32([[0.0], [1.0]])))[:, 1])
     np.testing.assert_allclose(got, [0.5, 2.0], rtol=0.1)
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_distill import Distiller
 from keras_distill.terms import Discriminator
-from tests.models import batch, copy_of, mlp
+from tests.models import batch, batches, copy_of, mlp
 
 X, _ = batch(16)
 TEACHER, STUDENT = mlp(8, 4, seed=1), mlp(8, 4, seed=2)
@@ -68,7 +68,7 @@ def _rows(z):
 def test_spectral_norms_are_bounded_and_a_saved_run_goes_on(mode, tmp_path):
     distiller = Distiller(TEACHER, copy_of(STUDENT), made(), student_loss_weight=0.0)
     distiller.compile(keras.optimizers.Adam(0.01), **mode)
-    distiller.fit(X, epochs=30, batch_size=16, verbose=0)
+    distiller.fit(batches(X, size=16), epochs=30, verbose=0)
     term = distiller.distillation_losses[0]
     for layer in term.judges:
         assert np.linalg.norm(layer.layer.kernel, 2) < 1.3  # one step behind the norm that is taken off

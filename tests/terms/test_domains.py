@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_distill import Distiller, terms
 from keras_distill.training import Batch
+from tests.models import batches
 
 
 def drawn(seed=0):
@@ -92,7 +93,7 @@ def test_training_makes_the_domains_alike_through_a_real_distiller(kind, tmp_pat
     distiller.compile(keras.optimizers.Adam(0.02))
     data = {"row": x, "domain": domain}
     before = distiller.evaluate(data, batch_size=128, verbose=0, return_dict=True)["distillation_loss"]
-    history = distiller.fit(data, batch_size=64, epochs=30, verbose=0).history
+    history = distiller.fit(batches(data, size=64), epochs=30, verbose=0).history
     after = distiller.evaluate(data, batch_size=128, verbose=0, return_dict=True)["distillation_loss"]
     if kind == "adversary":
         np.testing.assert_allclose(history["reversal_strength"][-1], 2 / (1 + np.exp(-10)) - 1, rtol=1e-5)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_distill import Distiller, adapters, terms
+from tests.models import batches
 
 
 def test_the_mixture_is_the_formula_and_the_gate_sees_the_teacher():
@@ -43,7 +44,7 @@ def test_a_distiller_with_experts_learns_is_saved_and_goes_on(tmp_path):
     distiller = Distiller(teacher, student, term, student_loss_weight=0.0)
     distiller.compile(keras.optimizers.Adam(0.05), jit_compile=False)
     x, y = np.arange(20)[:, None].astype("int32"), np.zeros((20, 1), "int32")
-    history = distiller.fit(x, y, epochs=30, batch_size=20, verbose=0).history["distillation_loss"]
+    history = distiller.fit(batches(x, y, size=20), epochs=30, verbose=0).history["distillation_loss"]
     assert history[-1] < 0.6 * history[0]
     distiller.save(tmp_path / "d.keras")
     again = keras.models.load_model(tmp_path / "d.keras")

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_distill import Distiller, FeatureDistillation, LogitsDistillation, adapters, losses
 from keras_distill.terms import HierarchicalDistillation
-from tests.models import batch, mlp
+from tests.models import batch, batches, mlp
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -45,7 +45,7 @@ def test_an_automatic_adapter_fits_any_two_maps_and_says_what_it_chose(caplog, m
     teacher, student = conv(8, seed=1, stride=2), conv(3, seed=2)
     with caplog.at_level("INFO", "keras_distill"):
         distiller = distilled(teacher, student, term)
-        history = distiller.fit(x, y, epochs=60, verbose=0).history["distillation_loss"]
+        history = distiller.fit(batches(x, y), epochs=60, verbose=0).history["distillation_loss"]
     assert (
         "hint: student (None, 8, 8, 3) to teacher (None, 4, 4, 8): AdaptiveAveragePool((4, 4)), Conv1x1(8)"
         in caplog.text
@@ -104,7 +104,7 @@ def test_hierarchical_adapters_learn_for_every_stage():
     pairs = [("dense_0", "dense_0"), ("dense_1", "dense_1")]
     term = HierarchicalDistillation(pairs, losses.HintMatching(), adapter="auto")
     distiller = distilled(mlp(8, 7, 4, seed=1), mlp(5, 6, 4, seed=2), term)
-    history = distiller.fit(x, y, epochs=60, verbose=0).history["distillation_loss"]
+    history = distiller.fit(batches(x, y), epochs=60, verbose=0).history["distillation_loss"]
     assert history[-1] < 0.5 * history[0]
     assert [stage.adapter.units for stage in term.stages] == [8, 7]
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_distill import Distiller, teachers
 from keras_distill.terms import ContrastiveMemory
 from tests.golden.record_features import Case
-from tests.models import batch, mlp
+from tests.models import batch, batches, mlp
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -67,7 +67,7 @@ def test_it_learns_to_tell_examples_apart_and_writes_only_in_training(jit_compil
     distiller = distilled(term, jit_compile)
     before = distiller.evaluate(x, y, verbose=0, return_dict=True)
     assert float(term.memory_of_student.constant) == 0.0  # evaluation fixes nothing
-    history = distiller.fit(x, y, epochs=40, batch_size=10, verbose=0).history["distillation_loss"]
+    history = distiller.fit(batches(x, y, size=10), epochs=40, verbose=0).history["distillation_loss"]
     assert history[-1] < 0.6 * history[0]
     memories = [np.array(bank.memory) for bank in (term.memory_of_student, term.memory_of_teacher)]
     for memory in memories:

@@ -9,6 +9,7 @@ import pytest
 
 from keras_distill import Distiller
 from keras_distill.terms import CrossLayerAttention, ReviewDistillation
+from tests.models import batches
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -47,7 +48,7 @@ def test_it_learns_and_comes_back_from_a_file(name, tmp_path):
     x = images()
     teacher, student = network((6, 8, 5), 1, (1, 2, 2)), network((3, 4), 2)
     distiller = distilled(teacher, student, TERMS[name]())
-    history = distiller.fit(x, epochs=25, batch_size=16, verbose=0).history["distillation_loss"]
+    history = distiller.fit(batches(x, size=16), epochs=25, verbose=0).history["distillation_loss"]
     assert history[-1] < 0.6 * history[0]
     distiller.save(tmp_path / "d.keras")
     loaded = keras.saving.load_model(tmp_path / "d.keras")
@@ -87,7 +88,7 @@ def test_attention_finds_the_layer_that_teaches():
     teacher = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Concatenate()(pooled)))
     term = CrossLayerAttention(["noise", "silent"], ["stage_1"], units=8)
     distiller = distilled(teacher, network((3, 4), 2), term)
-    distiller.fit(x, epochs=15, batch_size=16, verbose=0)
+    distiller.fit(batches(x, size=16), epochs=15, verbose=0)
     np.testing.assert_allclose(term.attention.sum(axis=1), 1.0, rtol=1e-5)
     assert term.attention[0, 1] > 0.65  # 0.88 is the most that two vectors of length 1 can give
 

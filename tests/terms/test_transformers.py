@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_distill import Distiller, FeatureDistillation, adapters, losses, taps, teachers
 from keras_distill.terms import HierarchicalDistillation
-from tests.models import batch, mlp, softmax
+from tests.models import batch, batches, mlp, softmax
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 TOKENS = np.array([[1, 2, 3, 4, 0], [4, 1, 0, 0, 0], [2, 2, 2, 1, 3]])
@@ -102,7 +102,7 @@ def test_a_term_with_scores_and_mask_is_saved_and_learns(tmp_path):
     distiller = Distiller(encoder(8, 1), encoder(4, 2), [term, hidden])
     distiller.compile(keras.optimizers.Adam(0.02), CROSS_ENTROPY)
     labels = np.array([0, 1, 2])
-    history = distiller.fit(X, labels, epochs=40, verbose=0).history["distillation_loss"]
+    history = distiller.fit(batches(X, labels), epochs=40, verbose=0).history["distillation_loss"]
     assert history[-1] < 0.5 * history[0]
     distiller.save(tmp_path / "d.keras")
     loaded = keras.saving.load_model(tmp_path / "d.keras")
@@ -155,14 +155,14 @@ def test_factor_transfer_with_a_paraphraser_trained_before(tmp_path):
         term.build_from(keras.KerasTensor((None, 4, 4, 8)), keras.KerasTensor((None, 4, 4, 3)))
     auto_encoder = paraphraser.autoencoder((4, 4, 8))
     auto_encoder.compile(keras.optimizers.Adam(0.01), "mse")
-    losses_seen = auto_encoder.fit(features, features, epochs=60, verbose=0).history["loss"]
+    losses_seen = auto_encoder.fit(batches(features, features), epochs=60, verbose=0).history["loss"]
     assert losses_seen[-1] < 0.5 * losses_seen[0]
     paraphraser.trainable = False
     kept = paraphraser.get_weights()
     term = FeatureDistillation(losses.FactorTransfer(), "conv", "conv", **arguments)
     distiller = Distiller(teacher, convolution(3), term)
     distiller.compile(keras.optimizers.Adam(0.01), CROSS_ENTROPY)
-    history = distiller.fit(x, np.arange(16) % 2, epochs=20, verbose=0).history["distillation_loss"]
+    history = distiller.fit(batches(x, np.arange(16) % 2), epochs=20, verbose=0).history["distillation_loss"]
     assert history[-1] < 0.8 * history[0]
     for old, new in zip(kept, paraphraser.get_weights(), strict=True):
         np.testing.assert_array_equal(new, old)

@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras_distill import Distiller, LogitsDistillation, losses, metrics, schedules, students, teachers
 from keras_distill.calibration import TemperatureScaler, VectorScaler
 from keras_distill.terms import UncertaintyDistillation
+from tests.models import batches
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(32, 4)).astype("float32")
@@ -114,10 +115,10 @@ def test_xla_trains_as_the_graph_does(loss):
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_half_precision_learns(policy):
     made = distiller(ensemble(), LogitsDistillation(1.0, losses.ProxyDirichlet()), small(9, dtype=policy))
-    losses_seen = made.fit(X, Y, epochs=30, batch_size=8, verbose=0).history["distillation_loss"]
+    losses_seen = made.fit(batches(X, Y, size=8), epochs=30, verbose=0).history["distillation_loss"]
     assert losses_seen[-1] < losses_seen[0]
     plain = distiller(ensemble(), LogitsDistillation(1.0, losses.ProxyDirichlet()), small(9))
-    plain.fit(X, Y, epochs=30, batch_size=8, verbose=0)
+    plain.fit(batches(X, Y, size=8), epochs=30, verbose=0)
     reached = plain.evaluate(X, Y, verbose=0, return_dict=True)["distillation_loss"]
     assert losses_seen[-1] == pytest.approx(reached, abs=0.05)
 
@@ -126,7 +127,7 @@ def test_hydra_keeps_the_members_apart():
     teacher = ensemble()
     made = distiller(teacher, LogitsDistillation(1.0, losses.MemberSoftTargets()), students.hydra(small(9), 4))
     made.optimizer.learning_rate = 0.05
-    made.fit(X, Y, epochs=150, verbose=0)
+    made.fit(batches(X, Y), epochs=150, verbose=0)
     members = np.stack([np.asarray(model(X)) for model in teacher.models], 1)
     truth = metrics.ensemble_uncertainty(members, from_logits=True).knowledge
     said = metrics.ensemble_uncertainty(made.student(X), from_logits=True).knowledge
@@ -166,7 +167,7 @@ def test_regression_students_learn_an_ensembles_variance(loss, head):
     student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(32, "relu"), head])
     made = distiller(teacher, LogitsDistillation(1.0, loss), student)
     made.optimizer.learning_rate = 0.02
-    made.fit(X, epochs=300, batch_size=32, verbose=0)
+    made.fit(batches(X), epochs=300, verbose=0)
     members = np.stack([np.asarray(model(X)) for model in teacher.models], 1)
     truth = metrics.mixture_uncertainty(members[..., :1], members[..., 1:])
     source = {"GaussianHead": "gaussian", "MixtureHead": "mixture"}
@@ -182,7 +183,7 @@ def test_uncertainty_labels_teach_a_head_beside_the_labels(tmp_path):
     made = distiller(ensemble(), term, student, loss=loss, share=0.1)
     made.optimizer.learning_rate = 0.03
     x = 3 * X  # far out the members disagree more
-    made.fit(x, {"logits": Y}, epochs=400, verbose=0)
+    made.fit(batches(x, {"logits": Y}), epochs=400, verbose=0)
     members = np.stack([np.asarray(model(x)) for model in made.teacher.models], 1)
     truth = metrics.ensemble_uncertainty(members, from_logits=True)
     said = made.student(x)["uncertainty"].numpy()

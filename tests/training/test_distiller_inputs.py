@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_distill import Distiller, FeatureDistillation, LogitsDistillation
-from tests.models import batch, copy_of, kd, log_softmax, mlp
+from tests.models import batch, batches, copy_of, kd, log_softmax, mlp
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -113,7 +113,7 @@ def nested(units):
 def test_every_kind_of_model_teaches_and_learns(make):
     x, y = batch(24)
     teacher, student = make(9), make(3)
-    distiller, history = trained(teacher, student, x, y, weight=0.0, epochs=40)
+    distiller, history = trained(teacher, student, batches(x, y), weight=0.0, epochs=40)
     assert history["distillation_loss"][-1] < 0.5 * history["distillation_loss"][0]
     each = kd(teacher(x).numpy(), student(x).numpy(), 2.0)
     got = distiller.evaluate(x, y, verbose=0, return_dict=True)["distillation_loss"]

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_distill import DistillationLoss, Distiller, LogitsDistillation, NonFiniteLossError
-from tests.models import batch, copy_of, mlp
+from tests.models import batch, batches, copy_of, mlp
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 MODES = [{}, {"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 3}]
@@ -97,7 +97,7 @@ def test_a_class_that_cannot_occur_is_no_failure():
     teacher.layers[-1].bias.assign([0.0, 0.0, 0.0, -np.inf])
     distiller = Distiller(teacher, model, LogitsDistillation(2.0))
     distiller.compile(keras.optimizers.SGD(0.05), CROSS_ENTROPY)
-    first, last = (distiller.fit(x, y, verbose=0, epochs=30).history["loss"][i] for i in (0, -1))
+    first, last = (distiller.fit(batches(x, y), verbose=0, epochs=30).history["loss"][i] for i in (0, -1))
     assert last < first
 
 
@@ -119,6 +119,6 @@ def test_float16_overflow_lowers_the_loss_scale_and_training_goes_on():
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=2.0**30)
     distiller.compile(optimizer, CROSS_ENTROPY)
     before = copy_of(model)
-    distiller.fit(x, y, epochs=60, verbose=0)
+    distiller.fit(batches(x, y), epochs=60, verbose=0)
     assert float(optimizer.dynamic_scale.numpy()) < 2.0**30
     assert not np.array_equal(before.get_weights()[0], model.get_weights()[0])

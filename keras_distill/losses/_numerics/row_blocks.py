@@ -20,7 +20,7 @@ from keras import ops, tree
 from keras_distill import _checks
 from keras_distill._typing import Tensor
 from keras_distill.losses._numerics import arguments
-from keras_distill.losses._numerics.xla import compiled, eager
+from keras_distill.losses._numerics.xla import as_written, compiled, eager
 
 CHUNKED_FROM_CLASSES = 32_000
 FUSED_FROM_CLASSES = 512
@@ -66,7 +66,8 @@ def over_blocks(
     """
     if rows is None:
         return fused(function, parts[0], *parts)
-    results = ops.map(lambda block: compiled(function)(*block), tuple(cut(x, rows, leading) for x in parts))
+    blocks = tuple(cut(x, rows, leading) for x in parts)
+    results = ops.map(as_written(lambda block: compiled(function)(*block)), blocks)
     return tuple(ops.reshape(x, leading + tuple(ops.shape(x))[2:]) for x in results)
 
 

@@ -22,3 +22,13 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     import tensorflow as tf
 
     return function if eager() else tf.function(function, jit_compile=True, autograph=False)
+
+
+def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function``, as code that AutoGraph leaves alone: rewriting all it calls costs several times the calls.
+
+    TensorFlow's map converts what it is given even in eager mode.
+    """
+    import tensorflow as tf
+
+    return tf.autograph.experimental.do_not_convert(function)
