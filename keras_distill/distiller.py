@@ -159,10 +159,8 @@ class Distiller(HasObjective):
         self._students_own_loss = isinstance(loss, str) and loss == "student"
         if self._students_own_loss and not self.student.compiled:
             raise error("Distiller", "a compiled student for loss='student'", "one that is not", "Call student.compile")
-        self._compile_loss = None
-        self._compile_metrics = None
-        super().compile(
-            optimizer=optimizer,
+        self._configure(
+            [optimizer],
             loss=None if self._students_own_loss else loss,
             loss_weights=loss_weights,
             metrics=metrics,
@@ -170,16 +168,13 @@ class Distiller(HasObjective):
             run_eagerly=run_eagerly,
             steps_per_execution=steps_per_execution,
             jit_compile=jit_compile,
-            auto_scale_loss=False,
+            stop_on_non_finite=stop_on_non_finite,
         )
         self._learner = Learner(self.student, [self], self.optimizer)
         self.evaluate_distillation = bool(evaluate_distillation)
-        self.stop_on_non_finite = bool(stop_on_non_finite)
         self._check_supervision()
         self._check_strategy()
         warn_of_probabilities(loss, self.student)
-        if self.stop_on_non_finite and self.jit_compile:
-            self._guard.create()
 
     def call(self, inputs: Structure, training: bool | None = None) -> Any:
         """Return the student's outputs."""

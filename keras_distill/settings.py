@@ -21,7 +21,8 @@ class Setting:
     """One scalar behind an ordinary attribute: a float32 variable once its owner is built, so no trace freezes it.
 
     Args:
-        value: a number, or a ``LearningRateSchedule`` that gives the number from the optimizer's step.
+        value: a number, a ``LearningRateSchedule`` that gives the number from the optimizer's step, or what ``config``
+            made of one.
         check: returns the number as a float, or raises the error that says what was expected.
     """
 
@@ -35,6 +36,7 @@ class Setting:
 
     def assign(self, value: Any) -> None:
         """Set a number (which ends a schedule) or a schedule; the next step uses it, nothing is traced again."""
+        value = from_config(value)
         if isinstance(value, LearningRateSchedule):
             if self._variable is not None:
                 raise ValueError(

@@ -139,19 +139,16 @@ class Regime(Trainer, abc.ABC):
             ValueError: if a player has no optimizer, or an optimizer no player.
         """
         optimizers = self._optimizers_for(optimizer)
-        self._compile_loss = self._compile_metrics = None
-        super().compile(
-            optimizer=next(iter(optimizers.values())),
+        self._configure(
+            list(optimizers.values()),
             loss=loss,
             metrics=metrics,
             weighted_metrics=weighted_metrics,
             run_eagerly=run_eagerly,
             steps_per_execution=steps_per_execution,
             jit_compile=jit_compile,
-            auto_scale_loss=False,
+            stop_on_non_finite=stop_on_non_finite,
         )
-        self.stop_on_non_finite = bool(stop_on_non_finite)
-        self._check_accumulation(self.owner, list(optimizers.values()))
         self._player_optimizers = list(optimizers.values())
         self._learners = {
             name: Learner(model, self.parts_of(name), optimizers[name], name) for name, model in self.players.items()
@@ -160,8 +157,6 @@ class Regime(Trainer, abc.ABC):
             if not learner.weights:
                 raise error(self.owner, f"{learner.name} with something to train", "no trainable weights")
             learner.optimizer.build(learner.weights)
-        if self.jit_compile:
-            self._guard.create()
 
     def parts_of(self, player: str) -> Sequence[keras.layers.Layer]:
         """Return further layers that are trained along with a player; none by default.

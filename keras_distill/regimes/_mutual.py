@@ -11,7 +11,7 @@ from keras import ops
 from keras_distill._checks import choice, error, number
 from keras_distill.regimes._base import Measured, Regime, Round
 from keras_distill.regimes._exchange import Exchanging, PeerExchange, checked_exchange
-from keras_distill.settings import Setting, from_config
+from keras_distill.settings import Setting
 from keras_distill.teachers import Snapshot
 from keras_distill.terms import DistillationLoss, LogitsDistillation
 from keras_distill.training import Batch
@@ -227,7 +227,7 @@ class MutualLearning(Regime):
         students = [deserialize(each, custom_objects) for each in config["students"]]
         made = {"students": students, "term": deserialize(config["term"], custom_objects)}
         made["exchange"] = deserialize(config["exchange"], custom_objects) if config.get("exchange") else None
-        return cls(**{**config, **made, "mutual_weight": from_config(config["mutual_weight"])})
+        return cls(**{**config, **made})
 
 
 def _check_outputs(owner: str, students: Sequence[Any]) -> None:

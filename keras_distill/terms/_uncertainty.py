@@ -12,7 +12,7 @@ from keras_distill import losses, metrics, teachers
 from keras_distill._checks import choice, error, number
 from keras_distill._typing import Structure, Tensor
 from keras_distill.losses._numerics import arguments
-from keras_distill.settings import Setting, from_config
+from keras_distill.settings import Setting
 from keras_distill.terms._base import DistillationLoss, mask_of, weighted_mean
 
 _KINDS = ("total", "data", "knowledge", "variance")
@@ -184,8 +184,3 @@ class UncertaintyDistillation(DistillationLoss):
             "loss": self.loss,
             "outputs": list(self.outputs),
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> UncertaintyDistillation:
-        """Make the term that ``get_config`` described."""
-        return cls(**{**config, "temperature": from_config(config["temperature"])})

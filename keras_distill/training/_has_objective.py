@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_distill._checks import error
 from keras_distill._typing import Structure
-from keras_distill.settings import Setting, from_config
+from keras_distill.settings import Setting
 from keras_distill.taps import Taps
 from keras_distill.terms import DistillationLoss
 from keras_distill.training._batch import Batch, Heard
@@ -223,7 +223,6 @@ class HasObjective(Trainer):
         if foreign and self.distribute_strategy.num_replicas_in_sync > 1:
             got = f"{type(foreign[0]).__module__}.{type(foreign[0]).__name__}"
             raise error("Distiller", "terms of keras_distill under several replicas", got, "Its scale is not defined")
-        self._check_accumulation("Distiller", [self.optimizer])
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs to make this model again."""
@@ -254,9 +253,7 @@ class HasObjective(Trainer):
                 config[key] = keras.saving.deserialize_keras_object(config[key])
             terms = config["distillation_losses"]
             config["distillation_losses"] = [keras.saving.deserialize_keras_object(term) for term in terms]
-        config["distillation_loss_weights"] = [from_config(each) for each in config["distillation_loss_weights"]]
-        config["student_loss_weight"] = from_config(config["student_loss_weight"])
-        return cls(**config)
+            return cls(**config)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Return what ``compile_from_config`` needs."""

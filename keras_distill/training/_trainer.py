@@ -35,6 +35,8 @@ class Trainer(SavesTraining):
     owner = "Trainer"
     built: bool
     _guard: Guard
+    _compile_loss: Any
+    _compile_metrics: Any
 
     # ------------------------------------------------------------------ what callbacks may rely on
 
@@ -73,6 +75,21 @@ class Trainer(SavesTraining):
     def is_supervised(self) -> bool:
         """Whether a loss between labels and outputs was given to ``compile``."""
         return self._compile_loss is not None
+
+    def _configure(self, optimizers: Sequence[Any], *, stop_on_non_finite: bool, **options: Any) -> None:
+        """Compile afresh as Keras does, with the first optimizer, and prepare the guard.
+
+        Args:
+            optimizers: all that this trainer steps, each scaling its own loss where it must.
+            stop_on_non_finite: see ``Trainer``.
+            **options: of ``keras.Model.compile``.
+        """
+        self._compile_loss = self._compile_metrics = None
+        super().compile(optimizer=optimizers[0], auto_scale_loss=False, **options)
+        self.stop_on_non_finite = bool(stop_on_non_finite)
+        self._check_accumulation(self.owner, optimizers)
+        if self.stop_on_non_finite and self.jit_compile:
+            self._guard.create()
 
     # ------------------------------------------------------------------ numbers and logs
 
