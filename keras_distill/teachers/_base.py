@@ -226,6 +226,17 @@ class Single(Teacher):
         return cls(**{**config, "model": keras.saving.deserialize_keras_object(config["model"], custom_objects)})
 
 
+def known_model(teacher: Any) -> keras.Model | None:
+    """Return the one Keras model whose layers and outputs may be looked at; None for a teacher of another kind.
+
+    Args:
+        teacher: a ``keras.Model`` or a ``Teacher``.
+    """
+    if isinstance(teacher, Single):
+        return known_model(teacher.model)
+    return None if isinstance(teacher, Teacher) else teacher
+
+
 class Around(Teacher):
     """Base of teachers that change what one other hears or says, and leave the rest to it.
 

@@ -7,10 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill import taps, teachers
+from keras_distill import taps
 from keras_distill._checks import error
 from keras_distill._typing import Structure, Tensor
 from keras_distill.losses._features.maps import pool
+from keras_distill.teachers._base import known_model
 from keras_distill.terms._base import DistillationLoss
 
 
@@ -65,13 +66,14 @@ class AttributionMatching(DistillationLoss):
             ("teacher", teacher, self.teacher_layer_name),
             ("student", student, self.student_layer_name),
         ):
-            if isinstance(model, teachers.Teacher):
+            known = known_model(model)
+            if known is None:
                 advice = "Wrap one of its models with explain.with_attribution and teach with that"
                 raise error(
                     type(self).__name__, f"a {who} with gradients", f"the teacher {type(model).__name__}", advice
                 )
             try:
-                taps.Taps(model, [tap], owner=f"{type(self).__name__} ({who})")
+                taps.Taps(known, [tap], owner=f"{type(self).__name__} ({who})")
             except ValueError as problem:
                 advice = f"Pass explain.with_attribution({who})"
                 got = f"{model.name!r} without one"

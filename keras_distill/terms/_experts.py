@@ -7,10 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill import adapters, taps, teachers
+from keras_distill import adapters
 from keras_distill._checks import error
 from keras_distill._typing import Structure, Tensor
 from keras_distill.terms._base import DistillationLoss
+from keras_distill.terms._structures import check_layers
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -66,10 +67,7 @@ class ExpertDistillation(DistillationLoss):
 
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
         """Raise ``ValueError`` where a named layer does not exist."""
-        owner = type(self).__name__
-        if not isinstance(teacher, teachers.Teacher):
-            taps.Taps(teacher, self.teacher_taps, owner=f"{owner} (teacher)")
-        taps.Taps(student, self.student_taps, owner=f"{owner} (student)")
+        check_layers(type(self).__name__, teacher, self.teacher_taps, student, self.student_taps)
 
     def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Raise nothing: experts fit any two widths."""

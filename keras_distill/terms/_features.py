@@ -8,13 +8,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill import taps, teachers
 from keras_distill._checks import choice, error
 from keras_distill._typing import Structure, Tensor
 from keras_distill.losses._base import FeatureLoss
 from keras_distill.losses._features.maps import pool
 from keras_distill.terms._base import DistillationLoss, mask_of, names_of
-from keras_distill.terms._structures import deserialized, flat_as, flat_with_none, is_leaf, map_with_none
+from keras_distill.terms._structures import check_layers, deserialized, flat_as, flat_with_none, is_leaf, map_with_none
 
 _log = logging.getLogger(__name__)
 
@@ -185,10 +184,7 @@ class FeatureDistillation(DistillationLoss):
 
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
         """Raise ``ValueError`` where a named layer does not exist."""
-        owner = type(self).__name__
-        if not isinstance(teacher, teachers.Teacher):
-            taps.Taps(teacher, self.teacher_taps, owner=f"{owner} (teacher)")
-        taps.Taps(student, self.student_taps, owner=f"{owner} (student)")
+        check_layers(type(self).__name__, teacher, self.teacher_taps, student, self.student_taps)
 
     def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Raise ``ValueError`` where the two structures differ, or the losses have another one."""

@@ -15,6 +15,7 @@ from keras_distill._typing import Structure, Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._numerics import arguments
 from keras_distill.settings import Setting
+from keras_distill.teachers._base import known_model
 from keras_distill.terms._base import DistillationLoss
 from keras_distill.terms._loss_names import KerasLossOnLogits, _SoftCrossEntropy, as_logits_loss
 from keras_distill.terms._structures import deserialized, flat_as, flat_with_none, is_leaf, map_with_none, output_shapes
@@ -143,8 +144,8 @@ class LogitsDistillation(DistillationLoss):
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
         """Refuse softmax heads, one-logit heads and different class counts, as far as they are known by now."""
         owner = type(self).__name__
-        for role, model in (("teacher", teacher), ("student", student)):
-            if isinstance(model, teachers.Teacher):
+        for role, model in (("teacher", known_model(teacher)), ("student", student)):
+            if model is None:
                 continue
             if not self.from_logits and taps.gives_logits(model):
                 advice = "Leave from_logits=True, which compares softmax(logits / temperature)"

@@ -8,10 +8,10 @@ from typing import Any
 
 import keras
 
-from keras_distill import taps, teachers
 from keras_distill._checks import error
 from keras_distill._typing import Structure
 from keras_distill.terms._base import DistillationLoss
+from keras_distill.terms._structures import check_layers
 
 
 class StagesDistillation(DistillationLoss, abc.ABC):
@@ -37,9 +37,7 @@ class StagesDistillation(DistillationLoss, abc.ABC):
 
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
         """Raise ``ValueError`` where a named layer does not exist."""
-        if not isinstance(teacher, teachers.Teacher):
-            taps.Taps(teacher, self.teacher_taps, owner=f"{type(self).__name__} (teacher)")
-        taps.Taps(student, self.student_taps, owner=f"{type(self).__name__} (student)")
+        check_layers(type(self).__name__, teacher, self.teacher_taps, student, self.student_taps)
 
     def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Make what is learned from the sizes of the layers."""

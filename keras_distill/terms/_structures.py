@@ -6,9 +6,10 @@ from typing import Any
 
 import keras
 
-from keras_distill import teachers
+from keras_distill import taps
 from keras_distill._checks import error
 from keras_distill._typing import Structure
+from keras_distill.teachers._base import known_model
 
 
 def flat_with_none(structure: Any) -> list[Any]:
@@ -57,6 +58,23 @@ def deserialized(config: Any) -> Any:
 
 def output_shapes(model: Any) -> list[tuple[int | None, ...]] | None:
     """Return the shapes of a model's outputs; None where they are not known before it is called."""
-    if isinstance(model, teachers.Teacher) or not getattr(model, "outputs", None):
+    model = known_model(model)
+    if model is None or not getattr(model, "outputs", None):
         return None
     return [tuple(tensor.shape) for tensor in model.outputs]
+
+
+def check_layers(owner: str, teacher: Any, teacher_names: list[str], student: Any, student_names: list[str]) -> None:
+    """Raise ``ValueError`` where a named layer does not exist; a teacher of several models checks its own names.
+
+    Args:
+        owner: name shown in the error message.
+        teacher: a model or a teacher.
+        teacher_names: taps of the teacher.
+        student: a model.
+        student_names: taps of the student.
+    """
+    model = known_model(teacher)
+    if model is not None:
+        taps.Taps(model, teacher_names, owner=f"{owner} (teacher)")
+    taps.Taps(student, student_names, owner=f"{owner} (student)")
