@@ -14,7 +14,7 @@ def error(owner: str, expected: str, got: Any, advice: str = "") -> ValueError:
     """Make the package's error: ``Owner: expected <expected>, got <got>. <advice>``.
 
     Args:
-        owner: who complains: a class or function name.
+        owner: the class or function, named in the message.
         expected: what was expected of which argument.
         got: what came instead; shown with ``str`` if it is text, else with ``repr``.
         advice: what to do, one sentence without a full stop at its end; may be empty.
@@ -40,7 +40,7 @@ def number(
     """Return ``value`` as a finite float within the bounds, or raise the error that names them.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         name: the argument's name.
         value: a real number (bool and NaN are refused).
         low: least value allowed, inclusive.
@@ -80,7 +80,7 @@ def integer(owner: str, name: str, value: Any, *, low: int, advice: str = "") ->
     """Return ``value`` as an int of at least ``low``, or raise the error that says so.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         name: the argument's name.
         value: an integer (bool is refused).
         low: least value allowed, inclusive.
@@ -101,7 +101,7 @@ def choice(owner: str, name: str, value: Any, options: Iterable[Any]) -> Any:
     """Return ``value`` if it is one of ``options``, else raise the error that lists them.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         name: the argument's name.
         value: what the user gave.
         options: what is allowed.

@@ -59,7 +59,7 @@ class Taps:
     Args:
         model: any built or unbuilt ``keras.Model``: Functional, Sequential, nested or subclassed.
         names: what to tap, see the module's first paragraph; ``list_taps(model)`` shows what there is.
-        owner: who complains in error messages.
+        owner: name shown in the error message in error messages.
 
     Raises:
         ValueError: if a name is unknown (the message lists the nearest ones) or stands for two different layers.
@@ -83,7 +83,7 @@ class Taps:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of what one pass gives: the final output, then each tap."""
+        """Names of the tensors that one pass returns: the final output, then each tap."""
         return ("final_output", *self.names)
 
     def _find(self) -> dict[str, keras.layers.Layer]:

@@ -50,7 +50,7 @@ class ConformalIntervals(keras.layers.Layer):
 
 
 def conformal_scores(owner: str, kind: str, outputs: Any, labels: Any) -> np.ndarray:
-    """Return how far each label lies outside of what a model said, (examples, outputs) float64.
+    """Return how far each label lies from the model's prediction, (examples, outputs) float64.
 
     Args:
         owner: name shown in the error message.

@@ -51,13 +51,13 @@ class Policy(keras.callbacks.Callback, abc.ABC):
     def state(self) -> dict[str, Any]:
         """What is remembered: a dictionary of plain numbers, ready for JSON. Assign one to go on from there."""
         if self._memory is None:
-            raise error(self._owner, "to be given to fit before it has a state", "nothing yet")
+            raise error(self._owner, "fit to have been called with the callback before its state is read", "no call")
         return self._memory.states[self._name]
 
     @state.setter
     def state(self, value: dict[str, Any]) -> None:
         if self._memory is None:
-            raise error(self._owner, "to be given to fit before it has a state", "nothing yet")
+            raise error(self._owner, "fit to have been called with the callback before its state is read", "no call")
         self._memory.states[self._name] = dict(value)
 
     def set_model(self, model: Any) -> None:
@@ -99,7 +99,7 @@ class Plateau:
     """Hysteresis: says when a number has not improved for long enough, and then rests.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         monitor: what is watched.
         mode: "min", "max", or "auto": "max" for accuracies, agreement, AUC, precision, recall and F1, else "min".
         patience: >= 1, epochs without improvement until it says so.
@@ -148,7 +148,7 @@ class Probe:
     """Looks at a distiller's losses, or their gradients, on held-out data; changes nothing.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         data: (x,), (x, y) or (x, y, sample_weight) of arrays, or a ``tf.data.Dataset`` or ``PyDataset`` of batches.
         batch_size: >= 1, for arrays.
         steps: number of batches to look at; None looks at all.

@@ -209,7 +209,7 @@ def augment(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 def student_view(inputs: Any) -> Any:
-    """Return the student's view of what ``augment`` made.
+    """Return the student's view of a batch that ``augment`` made.
 
     Args:
         inputs: ``{"student": ..., "teacher": ...}``.
@@ -219,7 +219,7 @@ def student_view(inputs: Any) -> Any:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 def teacher_view(inputs: Any) -> Any:
-    """Return the teacher's view of what ``augment`` made.
+    """Return the teacher's view of a batch that ``augment`` made.
 
     Args:
         inputs: ``{"student": ..., "teacher": ...}``.

@@ -249,7 +249,7 @@ def synthetic_rows(
 
 
 def outside_range(columns: Mapping[str, Any], reference: Mapping[str, Any]) -> np.ndarray:
-    """Return which rows a teacher should not be asked about: outside the range of what it was trained on.
+    """Return the rows on which a teacher should not be asked, because they lie outside the range of its training data.
 
     Args:
         columns: name to (rows,) array.

@@ -89,7 +89,7 @@ def check_card(owner: str, card: Any) -> None:
     """Refuse a card of the wrong kind before anything is converted.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         card: what the user gave.
 
     Raises:
@@ -179,7 +179,7 @@ def read_card(owner: str, folder: Path) -> dict[str, Any]:
     """Read the ``distillation.json`` of a directory.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         folder: the directory.
 
     Returns:

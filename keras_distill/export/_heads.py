@@ -113,7 +113,7 @@ class Head:
         """Refuse outputs that contradict what was stated, or that look like probabilities of an opaque model.
 
         Args:
-            owner: who complains.
+            owner: name shown in the error message.
             raw: what the Keras student gives for the check inputs.
 
         Raises:
@@ -200,7 +200,7 @@ def describe_heads(
     """Say how each output of ``student`` is to be read, from the arguments or from its last layers.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         student: a built model.
         output_specs: shape and dtype by output name, in order; one entry for a student with one output.
         task: one of ``TASKS`` for every output, or a dictionary by output name; None decides from the model.

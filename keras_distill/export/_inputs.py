@@ -47,7 +47,7 @@ class Inputs:
         """Turn what a user calls the student with into one array per name, of the dtype of its spec.
 
         Args:
-            owner: who complains.
+            owner: name shown in the error message.
             inputs: array, or structure of arrays, or dictionary by input name.
             argument: what the user calls them.
 
@@ -134,7 +134,7 @@ def describe_inputs(owner: str, student: keras.Model, input_signature: Any, chec
     """Find names, shapes and dtypes of the student's inputs; only the batch dimension is made unknown.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         student: a built model.
         input_signature: structure of ``keras.InputSpec`` that overrides what the model says, or None.
         check_inputs: example inputs, used where the model itself does not know (subclassed models), or None.

@@ -53,7 +53,7 @@ def read_arrays(owner: str, path: Path, expected: str) -> dict[str, np.ndarray]:
     """Read an ``.npy`` or ``.npz`` file of numbers and text; nothing in it is unpickled.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         path: the file.
         expected: what it should be, for the error message.
 

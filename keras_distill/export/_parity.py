@@ -101,7 +101,7 @@ def tolerance_for(owner: str, tolerance: float | None, student: keras.Model) -> 
     """Return the stated tolerance, or the one that fits the precision the student computes in.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         tolerance: what the user gave.
         student: the model.
 
@@ -126,7 +126,7 @@ def compare(
     """Compare what an export gives with what the Keras student gives on the same inputs.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         kind: format name.
         path: where the export will be.
         heads: how each output is read.

@@ -28,7 +28,7 @@ def open_runtime(owner: str, path: str | os.PathLike[str], num_threads: int | No
     """Load a ``.tflite``, ``.onnx`` or ``.xml`` file in its own runtime.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         path: the file.
         num_threads: for the runtime; None leaves the choice to it (LiteRT: one thread).
 
@@ -101,7 +101,7 @@ def flat_outputs(owner: str, out: Mapping[str, np.ndarray], names: Sequence[str]
     """Put a runtime's outputs into the student's order: by name where the names were kept, else by position.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         out: what the runtime gave.
         names: of the student's outputs, in order.
 

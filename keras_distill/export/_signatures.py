@@ -114,7 +114,7 @@ def image_endpoint(owner: str, image: Any, inputs: Inputs, serve: Callable[..., 
     """Make the signature ``image_bytes``: encoded images in, the outputs of ``serving_default`` out.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         image: an ``ImageBytes``.
         inputs: the student's inputs.
         serve: the function behind ``serving_default``.
@@ -154,7 +154,7 @@ def text_endpoint(owner: str, text: Any, inputs: Inputs, serve: Callable[..., di
     """Make the signature ``text``: a string per example in, the outputs of ``serving_default`` out.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         text: a layer or function from strings (batch,) to what the student takes, or True for a student that takes
             strings itself.
         inputs: the student's inputs.
@@ -200,7 +200,7 @@ def example_endpoint(
     TensorFlow Serving's Classify call asks; ``regress`` gives ``outputs``.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         inputs: the student's inputs.
         heads: how its outputs are read; one only.
         serve: the function behind ``serving_default``.
@@ -275,7 +275,7 @@ def check_endpoint(
     """Compare a further signature with ``serving_default`` on the same examples.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         endpoint: the signature.
         served: what it gave.
         expected: what ``serving_default`` gives for ``endpoint.student_inputs``.

@@ -16,7 +16,7 @@ def make_directory(owner: str, directory: str | os.PathLike[str]) -> tuple[Path,
     """Create ``directory`` with its parents and prove that it can be written to.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         directory: path to create; may exist.
 
     Returns:
@@ -78,7 +78,7 @@ def staged_version(owner: str, directory: str | os.PathLike[str], version: int |
     The aside name is hidden and not numeric, so a server that polls ``directory`` ignores it. An error leaves nothing.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         directory: base path of the model.
         version: number of the version; None takes the next one.
 
@@ -113,7 +113,7 @@ def staged_files(owner: str, path: str | os.PathLike[str], suffix: str) -> Itera
     """Yield an aside path with the final name; every file beside it is moved to its place at the end.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         path: the final file; it is replaced if it exists.
         suffix: what its name must end with, dot included.
 

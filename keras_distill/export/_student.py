@@ -20,7 +20,7 @@ def check_student(owner: str, student: Any) -> None:
     """Refuse what is not a built student alone.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         student: what the user gave.
 
     Raises:
@@ -38,7 +38,7 @@ def temperature_value(owner: str, temperature: Any) -> float:
     """Read a calibration temperature from a number or from a scaler that holds one.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         temperature: None, a number, or an object with a ``temperature``.
 
     Returns:
@@ -61,7 +61,7 @@ def run_student(
     """Run the Keras student as ``model(x, training=False)``.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         student: the model.
         inputs: its description.
         examples: one array per input.
@@ -115,7 +115,7 @@ def in_float32(owner: str, student: keras.Model) -> keras.Model:
     """Return a student that computes in float32: itself, or a copy with the same weights where it uses 16 bits.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         student: the model.
 
     Returns:

@@ -24,7 +24,7 @@ def load_extra(owner: str, module: str, extra: str) -> Any:
     """Import an optional package, or say which extra brings it.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         module: dotted name.
         extra: of this package.
 
@@ -46,7 +46,7 @@ def predict_log(owner: str, model: str, signature: str, feeds: Mapping[str, np.n
     """Make a PredictionLog of a Predict call.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         model: name of the model.
         signature: name of the signature.
         feeds: arrays by input name.
@@ -68,7 +68,7 @@ def example_log(owner: str, model: str, signature: str, serialized: Sequence[byt
     """Make a PredictionLog of a Classify or Regress call.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         model: name of the model.
         signature: ``"classify"`` or ``"regress"``.
         serialized: ``tf.train.Example`` protos.
@@ -90,7 +90,7 @@ def write_warmup(owner: str, version_directory: str | os.PathLike[str], logs: Se
     """Write the records where TensorFlow Serving looks for them.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         version_directory: of the SavedModel.
         logs: ``PredictionLog`` protos.
 

@@ -39,7 +39,7 @@ def _layers_of(teacher: keras.Model, prefix: str = "") -> Iterator[tuple[str, ke
 
 
 class GeneratorObjective(abc.ABC):
-    """Base of what a generator minimises. Objectives are added up: ``ClassInversion() + BatchStatistics()``."""
+    """Base of the objectives of a generator. They are added up: ``ClassInversion() + BatchStatistics()``."""
 
     needs_student = False
 

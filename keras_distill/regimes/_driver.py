@@ -162,7 +162,7 @@ class Driver(abc.ABC):
         return history
 
     def _keep(self, name: str) -> None:
-        """Write the finished student, then the list of what is finished; each appears whole or not at all."""
+        """Write the finished student, then the list of finished students; each file appears whole or not at all."""
         if self.directory is None:
             return
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,7 @@ class Ledger:
 
     @property
     def spent(self) -> Spent:
-        """A copy of what was spent so far."""
+        """A copy of the privacy budget spent so far."""
         return dict(self._spent)
 
     def write(self, spent: Spent) -> None:

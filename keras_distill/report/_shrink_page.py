@@ -131,7 +131,7 @@ def _row(step: ShrinkStep) -> list[str]:
 
 
 def _summary(shrunk: Shrunk) -> list[str]:
-    """Say in words what was asked, what came, and where distillation brought nothing."""
+    """Describe the budget, the result, and the steps in which distillation did not help."""
     first, last = shrunk.steps[0], shrunk.steps[-1]
     asked = " and ".join(
         f"at most {_LIMITS[name][1].format(value)} {_LIMITS[name][0]}" for name, value in shrunk.budget.limits.items()

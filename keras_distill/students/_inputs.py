@@ -1,4 +1,4 @@
-"""Inputs out of what users hand in: arrays, structures of arrays, datasets of batches."""
+"""Inputs in the forms that users give: arrays, structures of arrays, datasets of batches."""
 
 from __future__ import annotations
 

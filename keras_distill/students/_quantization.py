@@ -1,4 +1,4 @@
-"""Quantisation-aware students: what is trained is what the LiteRT file runs."""
+"""Quantisation-aware students: training computes the same quantised values as the LiteRT file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers that compute with quantised weights, and the quantiser of what flows between layers."""
+"""Layers that compute with quantised weights, and the quantiser of activations."""
 
 from __future__ import annotations
 

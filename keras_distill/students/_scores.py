@@ -61,7 +61,7 @@ def _norms(value: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _mean_sizes(model: keras.Model, data: Any) -> dict[int, np.ndarray]:
-    """Return for each layer the mean absolute value of what it reads, by channel."""
+    """Return the mean absolute value of each layer's inputs, by channel."""
     sums: dict[int, Any] = {}
     counts: dict[int, int] = {}
 

@@ -163,7 +163,7 @@ def as_teacher(model: Any, owner: str = "teachers") -> Teacher:
 
     Args:
         model: a ``keras.Model`` or a ``teachers.Teacher``.
-        owner: who complains.
+        owner: name shown in the error message.
 
     Returns:
         A teacher.

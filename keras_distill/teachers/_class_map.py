@@ -20,7 +20,7 @@ class ClassMap:
         classes: for each class of the teacher the student's class, -1 for one that the student does not know (its
             probability is shared out over the rest); or a (teacher classes, student classes) matrix of shares >= 0.
         num_classes: the student's number of classes; None takes it from ``classes``.
-        owner: who complains.
+        owner: name shown in the error message.
 
     Attributes:
         complete: True where every class of the student has a source in the teacher.

@@ -215,7 +215,7 @@ class Ensemble(Teacher):
         return own + [generator for member in self.models for generator in member.seed_generators]
 
     def get_build_config(self) -> dict[str, Any]:
-        """Return the shape of what the learned gate looks at, so that a loaded one can take its weights."""
+        """Return the input shape of the learned gate, so that its saved weights can be loaded."""
         return {"gate_inputs": self.gate.input_shape_seen} if self.gate is not None and self.gate.built else {}
 
     def build_from_config(self, config: dict[str, Any]) -> None:

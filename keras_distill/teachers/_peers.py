@@ -1,4 +1,4 @@
-"""Teachers made of what the student itself has just said: its other outputs, or its deepest one."""
+"""Teachers made of the student's own outputs in the same pass: its other outputs, or its deepest one."""
 
 from __future__ import annotations
 

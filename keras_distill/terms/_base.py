@@ -123,7 +123,7 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
             super().validate_outputs(teacher_outputs, student_outputs)
 
     def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Make what this term trains, once, from tensors or specs of what it compares.
+        """Create the weights of this term, once, from the tensors it compares or from their specs.
 
         Args:
             teacher_outputs: structure of objects with ``shape`` and ``dtype``.

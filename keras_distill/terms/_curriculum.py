@@ -80,7 +80,7 @@ class _OwnTemperature(LogitsDistillation, abc.ABC):
     @temperature.setter
     def temperature(self, value: Any) -> None:
         owner = type(self).__name__
-        raise error(owner, "its temperature to be left to itself", value, "Use LogitsDistillation to set one")
+        raise error(owner, "no temperature, because the term sets its own", value, "Use LogitsDistillation to set one")
 
     def _mean_seen(self) -> float:
         return float(self._seen.result()) if float(self._seen.count) else self._start
@@ -237,7 +237,7 @@ class CurriculumTemperature(_OwnTemperature):
         return self._low + (self._high - self._low) * ops.sigmoid(theta)
 
     def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Make what is trained: theta, or the network that gives it for each example."""
+        """Create the trained weights: theta, or the network that gives it for each example."""
         super().build_from(teacher_outputs, student_outputs)
         if not self.per_example:
             theta = keras.initializers.Constant(self._theta_of(self._start))

@@ -259,7 +259,7 @@ def _sum(values: list[Any]) -> Any:
 
 
 def _taps(term: Any, role: str) -> list[str]:
-    """Names of what a term wants from one side; empty where that is the final outputs."""
+    """Return the names of the tensors that a term compares on one side; empty for the final outputs."""
     if isinstance(term, DistillationLoss):
         return list(getattr(term, f"{role}_taps"))
     name = getattr(term, f"{role}_layer_name", None)

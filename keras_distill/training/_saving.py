@@ -134,7 +134,7 @@ _STATES = ("random_state_", "teacher_state_")
 
 
 def states_of_training(layers: Any, teachers: Any) -> dict[str, Any]:
-    """Return the random states of what is trained, and the states of training of its teachers.
+    """Return the random states of the trained layers, and what their teachers remember between steps.
 
     Args:
         layers: models and terms that are trained.

@@ -18,7 +18,7 @@ from keras_distill.training._saving import SavesTraining
 
 
 class Trainer(SavesTraining):
-    """Base of what is compiled and fitted: one or several models, trained by one step.
+    """Base of every model that is compiled and fitted: it trains one or several models in one step.
 
     A subclass sets ``_guard`` in its constructor and defines ``student``, ``settings``, ``measure`` and Keras' steps.
 

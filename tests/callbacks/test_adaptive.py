@@ -310,7 +310,7 @@ def test_weights_are_smoothed_bounded_and_move_only_when_it_matters():
             "uncertainty of term 1 >= 0, got -0",
         ),
         (lambda: fit(distiller(two_terms()), AdaptiveWeights((X[:0], Y[:0]))), "at least one batch"),
-        (lambda: AdaptiveTemperature("x").state, "to be given to fit before it has a state"),
+        (lambda: AdaptiveTemperature("x").state, "fit to have been called with the callback before its state is read"),
     ],
 )
 def test_bad_arguments(make, message):

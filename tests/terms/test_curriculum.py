@@ -318,7 +318,10 @@ def test_an_ensemble_of_one_is_its_member(term):
         (lambda: EntropyMatchedTemperature(entropy_fraction=0.0), "entropy_fraction > 0 and <= 1, got 0.0"),
         (lambda: EntropyMatchedTemperature(entropy_fraction=1.0), "entropy_fraction < 1, got 1.0"),
         (lambda: EntropyMatchedTemperature(max_temperature=0.1), "max_temperature > 0.25, got 0.1"),
-        (lambda: setattr(EntropyMatchedTemperature(), "temperature", 2.0), "its temperature to be left to itself"),
+        (
+            lambda: setattr(EntropyMatchedTemperature(), "temperature", 2.0),
+            "no temperature, because the term sets its own",
+        ),
         (
             lambda: CurriculumTemperature(per_example=True).build_from(*[[keras.KerasTensor((None, 5))] * 2] * 2),
             "one output for per_example=True, got 2",

@@ -149,7 +149,7 @@ class Rules(Fitted):
 
 
 def _worth(kinds: np.ndarray, classes: int) -> float:
-    """How much a rule is worth: the lower end of its precision's interval, times the root of what it covers."""
+    """Score a rule: the lower bound of its precision times the square root of its coverage."""
     most = np.bincount(kinds, minlength=classes).max()
     return (wilson(float(most), len(kinds))[0] - 1 / classes) * len(kinds) ** 0.5
 

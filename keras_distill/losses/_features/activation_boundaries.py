@@ -118,7 +118,7 @@ class ActivationBoundaries(FeatureTwin):
 
 
 def negative_mean(*, gamma: Any, beta: Any) -> np.ndarray:
-    """Mean of what batch norm puts below zero, per channel: the margin of ``margin_relu``.
+    """Mean of the negative part of batch normalisation's output, per channel: the margin of ``margin_relu``.
 
     Formula: beta - |gamma| * phi(beta / |gamma|) / Phi(-beta / |gamma|), the mean of the negative part of a Gaussian;
     -3 |gamma| where that part holds 0.001 or less.

@@ -21,7 +21,7 @@ def pair(
     """Return both tensors as float32, the teacher's outside the gradient.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         teacher: the teacher's features.
         student: the student's features.
         ranks: the ranks that the owner's maths allows, the batch axis counted.
@@ -58,7 +58,7 @@ def matching(
     """Return ``pair`` with the larger map pooled to the smaller one's size, axis by axis.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         teacher: (batch, ..., channels).
         student: same rank.
         ranks: the ranks that the owner's maths allows.
@@ -90,7 +90,7 @@ def lists(owner: str, teacher: Tensor, student: Tensor, *, least: int = 1) -> tu
     """Return both sides as equally long lists of layers; a single tensor is a list of one.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         teacher: a tensor or a list of tensors.
         student: a tensor or a list of tensors.
         least: how many layers the owner needs.
@@ -231,7 +231,7 @@ def masked(owner: str, teacher: Tensor, student: Tensor, mask: Tensor) -> tuple[
     """Return both features with zeros at masked positions, and the mask as bool or None.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         teacher: (batch, ..., channels).
         student: (batch, ..., channels), the same positions.
         mask: the features' shape without the channels, or None.

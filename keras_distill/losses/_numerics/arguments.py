@@ -72,7 +72,7 @@ def temperature_like(owner: str, temperature: Tensor, logits: Tensor) -> Tensor:
     """Check ``temperature`` and return it as a Python float, a scalar, or a tensor of the leading shape of ``logits``.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         temperature: a number > 0, or a tensor of shape (), or one that matches the leading axes of ``logits`` from the
             left: (batch,), (batch, 1), (batch, time).
         logits: (..., classes).

@@ -18,7 +18,7 @@ def inputs(
     """Check the arguments that all logit losses share.
 
     Args:
-        owner: who complains.
+        owner: name shown in the error message.
         teacher: (..., classes).
         student: same shape.
         temperature: > 0, see ``soft_targets``.

@@ -61,7 +61,7 @@ def bregman(x: Tensor) -> Tensor:
 
 
 def times(weight: Tensor, x: Tensor) -> Tensor:
-    """Return weight * x with 0 * anything = 0: a class of probability 0 counts nothing, however far its logit is."""
+    """Return weight * x with 0 * anything = 0: a class of probability 0 contributes nothing, even if x is infinite."""
     return ops.where(ops.equal(weight, 0.0), 0.0, weight * x)
 
 
@@ -73,8 +73,8 @@ def row_sum(x: Tensor) -> Tensor:
 def long_sum(x: Tensor) -> Tensor:
     """Return ``row_sum``, of many classes in two steps.
 
-    XLA adds one number to the next: of thousands that are nearly equal, as those of a flat teacher are, each sum would
-    be rounded the same way, and the last be 1e-5 off.
+    XLA sums sequentially; over thousands of nearly equal terms, such as a flat teacher's, the rounding errors share a
+    sign and reach 1e-5.
     """
     classes = x.shape[-1]
     if classes is None or classes < LONG:

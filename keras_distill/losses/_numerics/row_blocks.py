@@ -1,12 +1,13 @@
-"""Many classes: rows of logits are taken block by block, so that nothing of the logits' size is made but the gradient.
+"""Row-blocked evaluation for wide logits: apart from the gradient, no intermediate is as large as the logits.
 
-A loss hands over a function of rows. Below FUSED_FROM_CLASSES classes it is called once, on all of them, and automatic
-differentiation does the rest. From there on a graph runs it, and the gradient with it, as one program of XLA's, whether
-or not the step around it is compiled; an eager call does not. From CHUNKED_FROM_CLASSES on it is mapped over blocks of
-rows, in a graph one such program after the other, which give the student's gradient with the value: on the way back it
-is only scaled. Half precision has no room for that: there, as for a temperature, the way back computes blocks again.
+A loss passes a function of rows. Below FUSED_FROM_CLASSES classes the function is called once on all rows, and
+automatic differentiation does the rest. From FUSED_FROM_CLASSES on, a graph compiles the function and its gradient into
+one XLA program, whether or not the surrounding step is compiled; an eager call does not. From CHUNKED_FROM_CLASSES on,
+the function is mapped over blocks of rows, in a graph with one such program per block. Each block returns the student's
+gradient together with the value, so the backward pass only scales it. In half precision, or for a learned temperature,
+the backward pass recomputes each block instead.
 
-What is made in one program or in blocks has one derivative; a second one is refused.
+Where blocks or compiled programs are used, only first derivatives are supported; requesting a second raises.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ def all_in_one_pass(function: Callable[..., Any], student: Tensor, temperature: 
                 return fused(temperature_slope, still[0], upstream, still[-1], *still[:count], *others), refuse
 
             upstream = args[0] if args else upstream
-            # Each apart from the other: a graph leaves out the one that nobody asks for.
+            # Kept separate so that graph pruning drops unused gradients.
             to_each = to_students(upstream, *watched)
             return (*to_each, to_temperature(upstream, *watched)) if learned else to_each
 
@@ -281,7 +282,7 @@ def by_rows(function: Callable[..., Any], student: Tensor, temperature: Tensor, 
         def grad(*args: Any, upstream: Tensor = None) -> tuple[Tensor, ...]:
             upstream = args[0] if args else upstream
             mine, column = watched[: len(students)], watched[len(students) :]
-            # Each apart from the other: a graph leaves out the one that nobody asks for.
+            # Kept separate so that graph pruning drops unused gradients.
             if in_one_pass:
                 to_students = tuple(_scale(slope, upstream, watched, rows, leading) for slope in slopes)
             else:

@@ -131,7 +131,7 @@ def extra(owner: str, module: str, name: str) -> Any:
 
 
 def digest_of_function(function: Any) -> str:
-    """Return a SHA-256 of what can be seen of a function: its code and the objects that it holds on to.
+    """Return a SHA-256 of a function's code and of the objects that it refers to.
 
     The bound object, default values and closure count with their pickled bytes, where they can be pickled; global
     variables do not count. Nothing is unpickled.

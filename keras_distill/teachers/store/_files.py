@@ -187,7 +187,7 @@ def _at(stream: Any, position: int) -> bytes:
 
 
 def settings_digest(settings: dict[str, Any]) -> str:
-    """Return the digest of what makes two stores the same, as in the first record of a shard.
+    """Return the digest that identifies a store, as in the first record of a shard.
 
     Args:
         settings: a manifest, or ``Labeller.settings()``.
