@@ -25,11 +25,15 @@ FEATURES = (
     "tests/batteries/test_contracts_features.py tests/losses/test_features.py tests/losses/test_attention.py "
     "tests/losses/test_relations.py tests/terms/test_transformers.py"
 )
-LOGITS = "tests/batteries/test_contracts.py tests/losses/test_logits.py tests/losses/test_large.py"
+LOGITS = (
+    "tests/batteries/test_contracts.py tests/losses/test_logits.py tests/losses/test_logits_arguments.py "
+    "tests/losses/test_large.py"
+)
 MEMBERS = "tests/batteries/test_contracts_members.py tests/losses/test_uncertainty.py tests/terms/test_uncertainty.py"
 METRICS = (
     "tests/metrics/test_adaptive.py tests/metrics/test_agreement.py tests/metrics/test_calibration.py "
-    "tests/metrics/test_ranking.py tests/metrics/test_uncertainty.py tests/report/test_uncertainty.py"
+    "tests/metrics/test_proper_scores.py tests/metrics/test_ranking.py tests/metrics/test_uncertainty.py "
+    "tests/report/test_uncertainty.py"
 )
 TESTS = {
     FEATURES: "_attention _boundaries _contrast _features _flow _geometry _levels _relations _replicas _tensors "

@@ -66,7 +66,7 @@ class Fast(Single):
         key = (names, differentiable)
         if key not in self._runs:
             run: Callable[..., Any] = functools.partial(super().listen, taps=names, differentiable=differentiable)
-            self._runs[key] = tf.function(run, jit_compile=True) if self.jit_compile_teacher else run
+            self._runs[key] = tf.function(run, jit_compile=True, autograph=False) if self.jit_compile_teacher else run
         outputs, tapped = self._runs[key](teacher_x)
         wide = [keras.tree.map_structure(lambda t: keras.ops.cast(t, "float32"), each) for each in (outputs, tapped)]
         return silent(wide[0], differentiable), silent(wide[1], differentiable)
@@ -169,7 +169,7 @@ def agreement(teacher: keras.Model, exact: keras.Model, dataset: tf.data.Dataset
         Agreement(top1=1.0, mean_kl=0.0, max_probability_gap=0.0, num_examples=4)
     """
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def compare(x: Any) -> tuple[tf.Tensor, ...]:
         log_p, log_q = (log_probabilities(model(x, training=False)) for model in (exact, teacher))
         p, q = tf.exp(log_p), tf.exp(log_q)

@@ -121,6 +121,6 @@ def _exact(logits: Tensor, labels: np.ndarray, mask: Tensor, blank: int, found: 
     return np.where(there, np.stack(columns, axis=1).astype("float64"), -np.inf)
 
 
-@tf.function(reduce_retracing=True)
+@tf.function(reduce_retracing=True, autograph=False)
 def _log_likelihood(labels: Any, logits: Tensor, mask: Tensor, blank: int) -> Any:
     return -losses.ctc(labels=labels, logits=logits, mask=mask, blank=blank)
