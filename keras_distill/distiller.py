@@ -170,6 +170,7 @@ class Distiller(HasObjective):
             jit_compile=jit_compile,
             stop_on_non_finite=stop_on_non_finite,
         )
+        self._objective.ignored = tuple(getattr(each, "ignore_class", None) for each in keras.tree.flatten(loss))
         self._learner = Learner(self.student, [self], self.optimizer)
         self.evaluate_distillation = bool(evaluate_distillation)
         self._check_supervision()

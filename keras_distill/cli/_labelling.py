@@ -31,9 +31,14 @@ def dataset_of(arguments: argparse.Namespace) -> Any:
 
 
 def summary(path: Path, stored: Any) -> str:
-    """Return one line about a finished store."""
+    """Return one line about a finished store, and one for each output of whose classes only some are kept."""
     size = sum(file.stat().st_size for file in path.iterdir())
-    return f"{path}: {stored.num_examples} examples, {stored.bytes_per_example} bytes each, {size / 1e6:.1f} MB in all"
+    lines = [
+        f"{path}: {stored.num_examples} examples, {stored.bytes_per_example} bytes each, {size / 1e6:.1f} MB in all"
+    ]
+    for name, nats in stored.divergence.items():
+        lines.append(f"{name}: the classes that were left out cost {nats:.3g} nats of KL; see losses.TopKSoftTargets")
+    return "\n".join(lines)
 
 
 def say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""What every term is, and how the values of its examples become one number."""
+"""What every term is."""
 
 from __future__ import annotations
 
@@ -6,53 +6,19 @@ import inspect
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_distill._checks import error, integer, nearest
 from keras_distill._typing import Structure, Tensor
 from keras_distill.settings import Setting
-
-
-def mask_of(tensor: Tensor) -> Any:
-    """Return the padding mask that Keras layers have put on a tensor, or None."""
-    return getattr(tensor, "_keras_mask", None)
-
-
-def weighted_mean(values: Tensor, sample_weight: Structure = None, mask: Tensor = None) -> Any:
-    """Mean over examples as Keras takes it: weighted values, divided by their number or by that of unmasked positions.
-
-    Args:
-        values: (batch, ...) or a scalar, which is returned as it is (a loss that needs the whole batch).
-        sample_weight: (batch,) or (batch, ...), or None.
-        mask: (batch, ...) bool, or None; masked positions never count.
-
-    Returns:
-        A scalar, float32; 0 where nothing counts.
-    """
-    values = ops.cast(values, "float32")
-    if len(values.shape) == 0:
-        return values
-    count = ops.cast(ops.prod(ops.shape(values)), "float32")
-    if mask is not None and len(mask.shape) <= len(values.shape):
-        mask = _to_rank(ops.cast(mask, "float32"), len(values.shape)) * ops.ones_like(values)
-        # Not `values * mask`: a masked NaN must not count either.
-        values = ops.where(mask > 0, values, 0.0)
-        count = ops.sum(mask)
-    if sample_weight is not None:
-        weight = _to_rank(ops.cast(sample_weight, "float32"), len(values.shape))
-        while len(weight.shape) > len(values.shape):  # a weight per position, a value per example
-            weight = ops.mean(weight, axis=-1)
-        values = values * weight
-    return ops.divide_no_nan(ops.sum(values), count)
-
-
-def _to_rank(tensor: Tensor, rank: int) -> Any:
-    while len(tensor.shape) > rank and tensor.shape[-1] == 1:
-        tensor = ops.squeeze(tensor, -1)
-    while len(tensor.shape) < rank:
-        tensor = ops.expand_dims(tensor, -1)
-    return tensor
+from keras_distill.terms._positions import (
+    mask_of,
+    warn_of_padding,
+    weighted_mean,
+    with_input_mask,
+    without_unlabelled,
+    without_void,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -66,7 +32,11 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
     Args:
         name: shown in logs and error messages; unique within one distiller.
         ignore_label: the label of positions that never count (void pixels, tokens without a label), for outputs and
-            features with positions; labels of another resolution are taken at the nearest place. None: all count.
+            features with positions; labels of another resolution are taken at the nearest place. ``"auto"``: for
+            outputs, the ``ignore_class`` of the supervised loss, where each position has a label. None: all count.
+        mask_input: the input, (batch, time), that is true where a sequence counts, for models that hand their mask on
+            without Keras (those of keras-hub). ``"auto"`` takes ``padding_mask``, ``decoder_padding_mask`` or
+            ``attention_mask``, and warns where tokens come without a mask. None: no input is looked at.
         **kwargs: as for ``keras.layers.Layer``.
 
     Attributes:
@@ -82,16 +52,26 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
     needs_shapes: bool = False
     masks_values: bool = False
 
-    def __init__(self, name: str | None = None, ignore_label: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        ignore_label: int | str | None = "auto",
+        mask_input: str | None = "auto",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(name=name, **kwargs)
-        if ignore_label is not None:
+        if ignore_label is not None and ignore_label != "auto":
             ignore_label = integer(type(self).__name__, "ignore_label", ignore_label, low=-(2**31))
+        if mask_input is not None and not isinstance(mask_input, str):
+            raise error(type(self).__name__, "mask_input to be the name of an input, 'auto' or None", mask_input)
         self.ignore_label = ignore_label
+        self.mask_input = mask_input
+        self._warned_of_padding = False
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs to make this term again."""
-        void = {} if self.ignore_label is None else {"ignore_label": self.ignore_label}
-        return {**super().get_config(), **void}
+        positions = {"ignore_label": self.ignore_label, "mask_input": self.mask_input}
+        return {**super().get_config(), **{name: value for name, value in positions.items() if value != "auto"}}
 
     @property
     def teacher_taps(self) -> list[str]:
@@ -216,8 +196,15 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         """
         if not self.built:  # inside Keras' own Distiller nobody else builds it
             self.build_from(teacher_outputs, student_outputs)
-        if self.ignore_label is not None:
+        student_outputs, unknown = with_input_mask(type(self).__name__, student_outputs, batch, self.mask_input)
+        if isinstance(self.ignore_label, int):
             student_outputs, labels = without_void(type(self).__name__, student_outputs, labels, self.ignore_label)
+        elif self.ignore_label is not None and batch is not None and batch.ignored and not self.student_taps:
+            student_outputs, labels = without_unlabelled(student_outputs, labels, batch.ignored)
+            unknown = unknown and any(mask_of(tensor) is None for tensor in keras.tree.flatten(student_outputs))
+        if unknown and sample_weight is None and self.mask_input == "auto" and not self._warned_of_padding:
+            self._warned_of_padding = True
+            warn_of_padding(type(self).__name__, self.name)
         students = keras.tree.flatten(student_outputs)
         mask = mask_of(students[0]) if len(students) == 1 else [mask_of(tensor) for tensor in students]
         more = {"batch": batch} if "batch" in inspect.signature(self.values).parameters else {}
@@ -230,7 +217,7 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         names = [""] if len(values) == 1 else list(keys)
         count = students[0].shape[0] if students[0].shape[0] is not None else ops.shape(students[0])[0]
         return {
-            name: _of_some(weighted_mean(value, weight, None if self.masks_values else each_mask), count)
+            name: _of_some(weighted_mean(value, weight, each_mask, masked=self.masks_values), count)
             for name, value, weight, each_mask in zip(names, values, weights, mask, strict=True)
             if value is not None
         }
@@ -239,50 +226,6 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
 def _of_some(mean: Any, count: Any) -> Any:
     """Return the loss of a batch, and 0 for the empty one that a replica may get at the end of an epoch."""
     return mean if isinstance(count, int) and count > 0 else ops.where(ops.greater(count, 0), mean, 0.0)
-
-
-def without_void(owner: str, outputs: Structure, labels: Structure, ignore_label: int) -> tuple[Any, Any]:
-    """Return the outputs with a mask of the positions that have a label, and labels with 0 in place of the void.
-
-    Args:
-        owner: name shown in the error message.
-        outputs: the student's outputs or features, (batch, ..., channels), or a structure of them.
-        labels: (batch, ...), integer, one map for all outputs or one each.
-        ignore_label: the label of the void.
-
-    Returns:
-        Both, of the same structure.
-
-    Raises:
-        ValueError: if there are no labels, or their rank fits no output.
-    """
-    leaves, given = keras.tree.flatten(outputs), keras.tree.flatten(labels)
-    if labels is None or len(given) not in (1, len(leaves)):
-        got = "no labels" if labels is None else f"{len(given)} for {len(leaves)} outputs"
-        raise error(owner, "one map of labels, or one for each output, for ignore_label", got)
-    masked, maps = [], given * len(leaves) if len(given) == 1 else given
-    for tensor, label in zip(leaves, maps, strict=True):
-        label = ops.squeeze(label, -1) if len(label.shape) == len(tensor.shape) and label.shape[-1] == 1 else label
-        if len(label.shape) < 2 or len(label.shape) != len(tensor.shape) - 1:
-            advice = "Labels have one class id for each position"
-            got = f"{tuple(label.shape)} for outputs {tuple(tensor.shape)}"
-            raise error(owner, "a map of labels with the positions of the outputs for ignore_label", got, advice)
-        kept = nearest_positions(ops.not_equal(label, ignore_label), tensor.shape[1:-1])
-        own = mask_of(tensor)
-        tensor = ops.copy(tensor)
-        tensor._keras_mask = kept if own is None else ops.logical_and(kept, own)
-        masked.append(tensor)
-    clean = [ops.where(ops.equal(label, ignore_label), ops.zeros_like(label), label) for label in given]
-    return keras.tree.pack_sequence_as(outputs, masked), keras.tree.pack_sequence_as(labels, clean)
-
-
-def nearest_positions(positions: Any, size: Any) -> Any:
-    """Return (batch, *size): the nearest entry of (batch, ...) for each new position; unknown sizes stay."""
-    for axis, (old, new) in enumerate(zip(positions.shape[1:], size, strict=True), start=1):
-        if None not in (old, new) and old != new:
-            index = np.minimum(((np.arange(new) + 0.5) * old / new).astype("int32"), old - 1)
-            positions = ops.take(positions, index, axis=axis)
-    return positions
 
 
 def field_of(owner: str, batch: Any, name: str) -> Any:

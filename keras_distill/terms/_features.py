@@ -12,7 +12,9 @@ from keras_distill._checks import choice, error
 from keras_distill._typing import Structure, Tensor
 from keras_distill.losses._base import FeatureLoss
 from keras_distill.losses._features.maps import pool
-from keras_distill.terms._base import DistillationLoss, mask_of, names_of
+from keras_distill.losses._numerics import replicas
+from keras_distill.terms._base import DistillationLoss, names_of
+from keras_distill.terms._positions import mask_of
 from keras_distill.terms._structures import check_layers, deserialized, flat_as, flat_with_none, is_leaf, map_with_none
 
 _log = logging.getLogger(__name__)
@@ -80,7 +82,8 @@ class _KerasLossOnFeatures(FeatureLoss):
             return ops.mean(values, axis=-1)
         # Each position counts the same whatever example it is in, as Keras' masked losses have it.
         kept = ops.cast(mask, "float32")
-        scale = ops.divide_no_nan(ops.cast(ops.shape(values)[0], "float32"), ops.sum(kept))
+        examples, count = replicas.everywhere(ops.cast(ops.shape(values)[0], "float32"), ops.sum(kept))
+        scale = ops.divide_no_nan(examples, count)
         return ops.sum(ops.where(kept > 0, values, 0.0), axis=-1) * scale
 
 

@@ -10,8 +10,9 @@ from keras import ops
 
 from keras_distill._checks import error, number
 from keras_distill._typing import Structure, Tensor
-from keras_distill.terms._base import DistillationLoss, mask_of
+from keras_distill.terms._base import DistillationLoss
 from keras_distill.terms._features import FeatureDistillation
+from keras_distill.terms._positions import mask_of
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

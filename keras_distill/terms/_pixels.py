@@ -10,8 +10,8 @@ from keras import ops
 from keras_distill import losses as losses_room
 from keras_distill._checks import choice, error, integer, number
 from keras_distill._typing import Structure, Tensor
-from keras_distill.terms._base import nearest_positions
 from keras_distill.terms._logits import LogitsDistillation
+from keras_distill.terms._positions import nearest_positions
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -28,7 +28,8 @@ class PixelDistillation(LogitsDistillation):
         resize: which side is brought to the other's height and width where they differ: "student" or "teacher".
         boundary_weight: >= 0: how much a pixel counts that is near another class's, in the labels; 1 for all alike.
         boundary_radius: >= 1, in pixels of the label map.
-        ignore_label: the label of void pixels; None: there are none.
+        ignore_label: the label of void pixels; ``"auto"``: the ``ignore_class`` of the supervised loss; None:
+            there are none.
         name: shown in logs and error messages.
         **kwargs: as for ``LogitsDistillation``.
 
@@ -56,7 +57,7 @@ class PixelDistillation(LogitsDistillation):
         resize: str = "student",
         boundary_weight: float = 1.0,
         boundary_radius: int = 2,
-        ignore_label: int | None = None,
+        ignore_label: int | str | None = "auto",
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -94,7 +95,7 @@ class PixelDistillation(LogitsDistillation):
                 labels=ids,
                 radius=self.boundary_radius,
                 boundary_weight=self.boundary_weight,
-                ignore_label=self.ignore_label,
+                ignore_label=self._void(batch),
             )
             weights = nearest_positions(weights, size)
             given = 1.0 if sample_weight is None else ops.cast(sample_weight, "float32")
@@ -109,6 +110,12 @@ class PixelDistillation(LogitsDistillation):
             training=training,
             batch=batch,
         )
+
+    def _void(self, batch: Any) -> int | None:
+        """Return the label of the void: the one given, or what the supervised loss ignores."""
+        if isinstance(self.ignore_label, int) or self.ignore_label is None:
+            return self.ignore_label
+        return batch.ignored[0] if batch is not None and batch.ignored else None
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs to make this term again."""

@@ -13,7 +13,8 @@ from keras_distill._checks import choice, error, number
 from keras_distill._typing import Structure, Tensor
 from keras_distill.losses._numerics import arguments
 from keras_distill.settings import Setting
-from keras_distill.terms._base import DistillationLoss, mask_of, weighted_mean
+from keras_distill.terms._base import DistillationLoss
+from keras_distill.terms._positions import mask_of, weighted_mean
 
 _KINDS = ("total", "data", "knowledge", "variance")
 _LOSSES = ("mae", "mse")
@@ -172,7 +173,7 @@ class UncertaintyDistillation(DistillationLoss):
             self.build_from(teacher_outputs, student_outputs)
         mask = mask_of(student_outputs[self.outputs[0]])
         values = self.values(teacher_outputs, student_outputs, labels=labels, mask=mask, training=training)
-        return weighted_mean(values, sample_weight)
+        return weighted_mean(values, sample_weight, mask, masked=True)
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs to make this term again."""

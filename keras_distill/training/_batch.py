@@ -17,12 +17,15 @@ class Batch(NamedTuple):
         labels: the targets, or None.
         weights: the sample weights, or None.
         extra: fields of a dictionary of inputs that the student does not take (boxes, domains, lengths), by name.
+        ignored: the class that the supervised loss of each output ignores (``ignore_class``), or one for all outputs;
+            None for a loss that ignores none. Empty: nothing is known.
     """
 
     inputs: Any
     labels: Any = None
     weights: Any = None
     extra: dict[str, Any] = {}  # noqa: RUF012 -- never written to
+    ignored: tuple[int | None, ...] = ()
 
     @classmethod
     def of(cls, data: Structure, model: keras.Model | None = None) -> Batch:

@@ -13,6 +13,7 @@ from keras_distill._checks import error
 from keras_distill._typing import Structure
 from keras_distill.taps import gives_logits
 from keras_distill.teachers import Teacher
+from keras_distill.training._batch import extra_fields
 
 _SPARSE = {"sparse_categorical_crossentropy", "sparsecategoricalcrossentropy"}
 _DENSE = {"categorical_crossentropy", "categoricalcrossentropy"}
@@ -35,6 +36,7 @@ def check_data(distiller: Any, x: Any, y: Any, where: str, sample_weight: Struct
     targets: Any = y
     if x is None:
         raise error(owner, "data", "None")
+    _check_text_inputs(distiller.student, x, owner)
     if isinstance(x, tf.data.Dataset):
         if x.cardinality().numpy() == 0:
             raise error(owner, "at least one batch of data", "an empty dataset")
@@ -156,10 +158,34 @@ def _check_weights(sample_weight: Structure, owner: str) -> None:
             raise error(owner, "sample_weight without NaN", f"{int(np.isnan(each).sum())} NaN", "Use 0 to leave out")
 
 
+def _is_text(value: Any) -> bool:
+    kind = getattr(value, "dtype", None)
+    return isinstance(value, (str, bytes)) or (
+        kind is not None and (kind == tf.string or getattr(kind, "kind", "") in ("U", "S", "O"))
+    )
+
+
+def _check_text_inputs(student: Any, x: Any, owner: str) -> None:
+    """Refuse texts for a student whose inputs are numbers."""
+    inputs = getattr(student, "inputs", None)
+    if not inputs or any(keras.backend.standardize_dtype(each.dtype) == "string" for each in inputs):
+        return
+    if isinstance(x, tf.data.Dataset):
+        x = x.element_spec[0] if isinstance(x.element_spec, tuple) else x.element_spec
+    x = x["inputs"] if isinstance(x, dict) and set(x) == {"inputs", "stored_teacher"} else x
+    if isinstance(x, dict):  # fields that the student does not take may be of any kind
+        other = extra_fields(x, student)
+        x = {name: value for name, value in x.items() if name not in other}
+    first = x[:1] if isinstance(x, list) else []
+    given = first if any(map(_is_text, first)) else x  # a list may hold very many texts
+    if any(_is_text(each) for each in keras.tree.flatten(given)):
+        advice = "Number the words first: data.tokens with keras.layers.TextVectorization, or keras-hub's preprocessor"
+        raise error(owner, f"numbers as inputs of {student.name!r}", "text", advice)
+
+
 def _check_text(targets: Any, owner: str) -> None:
     for each in keras.tree.flatten(targets):
-        kind = getattr(each, "dtype", None)
-        if kind is not None and (kind == tf.string or getattr(kind, "kind", "") in ("U", "S", "O")):
+        if _is_text(each):
             advice = "Number the classes: keras.layers.StringLookup, or np.unique(y, return_inverse=True)"
             raise error(owner, "numeric labels", "text", advice)
 

@@ -63,6 +63,7 @@ class Objective:
         self._check_count(weights)
         self.share = Setting(share, lambda value: number(owner, "student_loss_weight", value, low=0.0, high=1.0))
         self.weights = tuple(Setting(weight, self._weight) for weight in weights)
+        self.ignored: tuple[int | None, ...] = ()  # the classes that the supervised losses ignore, known by compile
 
     def _weight(self, value: Any) -> float:
         return number(self.owner, "each of distillation_loss_weights", value, low=0.0)
@@ -178,6 +179,7 @@ class Objective:
             The parts.
         """
         distillation, each = ops.zeros((), "float32"), []
+        batch = batch._replace(ignored=self.ignored)
         outputs: dict[str, Any] = {}
         for index, term in enumerate(self.terms):
             if teacher is None:

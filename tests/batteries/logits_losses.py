@@ -79,6 +79,7 @@ ROWS = [
         bind(oracles.top_k_soft_targets, k=3, missing="ignore"),
         zero=False,
     ),
+    Row(losses.TopKSoftTargets(2, "tail"), bind(oracles.top_k_soft_targets, k=2, missing="tail")),
     Row(losses.ClassCorrelation(), oracles.class_correlation, zero=False),
     Row(
         losses.ClassCorrelation(2.0, 0.5),

@@ -147,6 +147,14 @@ def top_k(teacher, k, missing):
 
 
 def top_k_soft_targets(teacher, student, temperature=1.0, k=5, missing="spread"):
+    if missing == "tail":  # one class for all that the teacher's k likeliest are not, on both sides
+        order = np.argsort(-np.asarray(teacher, "float64"), axis=-1, kind="stable")
+
+        def joined(logits):
+            sorted_ = np.take_along_axis(np.asarray(logits, "float64"), order, -1)
+            return np.concatenate([sorted_[..., :k], logsumexp(sorted_[..., k:], axis=-1, keepdims=True)], -1)
+
+        return soft_targets(joined(teacher), joined(student), temperature)
     return soft_targets(top_k(teacher, k, missing), student, temperature)
 
 

@@ -129,6 +129,33 @@ def test_relations_over_gathered_replicas_equal_one_big_batch():
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
 
 
+def tagger(width, seed):
+    init = keras.initializers.GlorotUniform(seed=seed)
+    inputs = keras.Input((6,), dtype="int32")
+    states = keras.layers.Embedding(9, width, mask_zero=True, embeddings_initializer=init, name="states")(inputs)
+    return keras.Model(inputs, keras.layers.Dense(5, kernel_initializer=init)(states))
+
+
+@pytest.mark.slow
+def test_the_positions_that_count_are_those_of_the_global_batch():
+    """Short texts on one replica, long ones on the other: each token counts the same, whatever replica it is on."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 9, (12, 6))
+    tokens[np.arange(6)[None] >= np.where(np.arange(12) % 4 < 2, 1, 6)[:, None]] = 0
+    weights = np.where(tokens > 0, 1.0 + tokens % 2, 0.0).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((tokens, tokens, weights)).batch(4)
+    results = []
+    for count in (1, 2):
+        with replicas(count).scope():
+            terms = [LogitsDistillation(2.0), FeatureDistillation(losses.HiddenStates(), "states", "states")]
+            terms.append(FeatureDistillation("mse", "states", "states"))
+            distiller = Distiller(tagger(4, 1), tagger(4, 2), terms, student_loss_weight=0.0)
+            distiller.compile(keras.optimizers.SGD(1.0))
+        history = distiller.fit(data, epochs=2, verbose=0).history
+        results.append((distiller, history))
+    assert_same(*results)
+
+
 def test_gradient_accumulation_under_two_replicas_is_refused():
     with replicas(2).scope():
         distiller = Distiller(mlp(8, 4), mlp(5, 4), LogitsDistillation())

@@ -212,6 +212,9 @@ def test_data_that_cannot_be_right_are_answered():
         distiller.fit(X, np.array(["cat"] * 16))
     with pytest.raises(ValueError, match=r"expected sample_weight without NaN, got 1 NaN"):
         distiller.fit(X, Y, sample_weight=np.array([np.nan] + [1.0] * 15))
+    for texts in (["a cat", "a dog"], np.array(["a cat"]), tf.data.Dataset.from_tensors((tf.constant(["a"]), [0]))):
+        with pytest.raises(ValueError, match=r"expected numbers as inputs of .*, got text\. Number the words first"):
+            distiller.fit(texts)
     with pytest.warns(UserWarning, match="is not built, so it has no trained weights yet"):
         Distiller(keras.Sequential([keras.layers.Dense(4)]), mlp(4, seed=2), LogitsDistillation())
     frozen = copy_of(mlp(4, seed=3))

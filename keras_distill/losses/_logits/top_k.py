@@ -16,6 +16,7 @@ from keras_distill.losses._numerics import arguments, log_ratio, row_blocks
 from keras_distill.losses._numerics.distributions import inputs, per_row
 
 _MISSING = ("spread", "ignore")
+_TAIL = (*_MISSING, "tail")  # of a loss, which can look at the student's tail as well
 
 
 def from_top_k(values: Tensor, indices: Tensor, classes: int, missing: str = "spread") -> Tensor:
@@ -43,14 +44,17 @@ def from_top_k(values: Tensor, indices: Tensor, classes: int, missing: str = "sp
         Shen, Xing, "A Fast Knowledge Distillation Framework for Visual Recognition", ECCV 2022, arXiv:2112.01528,
         section 3.2. Differs: log-probabilities, so that a temperature can follow.
     """
-    values, indices, missing = _checked("from_top_k", values, indices, classes, missing)
+    classes = _checks.integer("from_top_k", "classes", classes, low=1)
+    missing = _checks.choice("from_top_k", "missing", missing, _MISSING)
+    values, indices = _checked("from_top_k", values, indices, classes)
     return _dense(values, indices, classes, missing)
 
 
-def _checked(owner: str, values: Tensor, indices: Tensor, classes: int, missing: str) -> tuple[Any, Any, str]:
-    """Return what ``from_top_k`` was given as float32, int32 and a known name, or raise."""
-    missing = _checks.choice(owner, "missing", missing, _MISSING)
-    values, indices = arguments.float32(values), ops.cast(ops.convert_to_tensor(indices), "int32")
+def _checked(owner: str, values: Tensor, indices: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Return what ``from_top_k`` was given as float32 and int32, or raise."""
+    values, indices = arguments.float32(values), arguments.integers(owner, "indices", indices)
+    if len(values.shape) == 0:
+        raise _checks.error(owner, "values of rank >= 1", f"shape {tuple(values.shape)}")
     k = values.shape[-1]
     if tuple(values.shape) != tuple(indices.shape):
         raise _checks.error(owner, "values and indices of one shape", f"{tuple(values.shape)}, {tuple(indices.shape)}")
@@ -60,7 +64,7 @@ def _checked(owner: str, values: Tensor, indices: Tensor, classes: int, missing:
     if known is not None and (known > 1.0 + 1e-2).any():
         advice = "Give log-probabilities: logits minus their log-sum-exp over all classes"
         raise _checks.error(owner, "kept probabilities that sum to at most 1", f"a sum of {known.max():.4g}", advice)
-    return values, indices, missing
+    return values, indices
 
 
 def _dense(values: Tensor, indices: Tensor, classes: int, missing: str) -> Tensor:
@@ -93,7 +97,9 @@ def top_k_soft_targets(
         teacher_logits: (values, indices), each (..., k): log-probabilities at temperature 1, and integer classes.
         student_logits: (..., classes), float.
         temperature: as in ``soft_targets``.
-        missing: "spread" or "ignore": what becomes of the mass that was not kept; see ``from_top_k``.
+        missing: what becomes of the mass that was not kept: "spread" or "ignore", see ``from_top_k``; "tail": it is the
+            mass of one class more, of the teacher and of the student, which nobody has to guess how to share out. At
+            temperature 1 that is a lower bound of the exact divergence.
         mask: as in ``soft_targets``.
 
     Returns:
@@ -117,17 +123,48 @@ def top_k_soft_targets(
         got = type(teacher_logits).__name__
         raise _checks.error("top_k_soft_targets", "teacher_logits to be a pair (values, indices)", got)
     owner = "top_k_soft_targets"
+    missing = _checks.choice(owner, "missing", missing, _TAIL)
     student = arguments.floating(student_logits)
-    values, indices, missing = _checked(owner, *teacher_logits, student.shape[-1], missing)
+    if len(student.shape) == 0:
+        raise _checks.error(owner, "student_logits of rank >= 1", f"shape {tuple(student.shape)}")
+    values, indices = _checked(owner, *teacher_logits, student.shape[-1])
     arguments.check_same_shape(owner, values[..., :1], student[..., :1])
     t = arguments.temperature_like(owner, temperature, student)
 
     def rows(student: Tensor, t: Tensor, values: Tensor, indices: Tensor) -> Tensor:
+        if missing == "tail":
+            rest = ops.maximum(1.0 - ops.sum(ops.exp(values), axis=-1, keepdims=True), 1e-38)
+            return _with_tail(values, ops.log(rest), indices, student, t)
         dense = _dense(values, indices, student.shape[-1], missing)
         return log_ratio.divergence(KERNEL, dense, student, per_row(t))
 
     mask = arguments.check_mask(owner, mask, student)
     return row_blocks.by_rows(rows, student, t, mask, ops.stop_gradient(values), indices)
+
+
+def _with_tail(values: Tensor, rest: Tensor, indices: Tensor, student: Tensor, t: Tensor) -> Tensor:
+    """Return the divergence over the kept classes and one that stands for all others; rest: (..., 1), log-mass."""
+    classes = student.shape[-1]
+    # A common offset changes nothing, and a sum of logits of 1e4 would lose digits.
+    student = student - ops.stop_gradient(ops.max(student, axis=-1, keepdims=True))
+    mine = ops.take_along_axis(student, indices, axis=-1)
+    if values.shape[-1] < classes:
+        hot = ops.any(ops.equal(indices[..., None], ops.arange(classes, dtype="int32")), axis=-2)
+        # No infinities: of a student that excludes all others, the gradient would be NaN.
+        others = ops.logsumexp(ops.where(hot, -1e30, student), axis=-1, keepdims=True)
+        values, mine = ops.concatenate([values, rest], axis=-1), ops.concatenate([mine, others], axis=-1)
+    return log_ratio.divergence(KERNEL, values, mine, per_row(t))
+
+
+def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the k greatest logits, the log-sum-exp of the rest, and the classes of the former."""
+    if k > logits.shape[-1]:
+        raise _checks.error("TopKSoftTargets", f"k of at most {logits.shape[-1]} classes", k)
+    logits = logits - ops.max(logits, axis=-1, keepdims=True)
+    values, indices = ops.top_k(logits, k)
+    indices = ops.cast(indices, "int32")
+    hot = ops.any(ops.equal(indices[..., None], ops.arange(logits.shape[-1], dtype="int32")), axis=-2)
+    return values, ops.logsumexp(ops.where(hot, -1e30, logits), axis=-1, keepdims=True), indices
 
 
 def _kept(logits: Tensor, k: int, missing: str) -> Tensor:
@@ -150,7 +187,7 @@ class TopKSoftTargets(LogitsLoss):
 
     Args:
         k: >= 1, how many classes are kept of a dense teacher.
-        missing: "spread" or "ignore".
+        missing: "spread", "ignore" or "tail"; see ``top_k_soft_targets``. "tail" is right for a store of the same k.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
@@ -167,7 +204,7 @@ class TopKSoftTargets(LogitsLoss):
     ) -> None:
         super().__init__(reduction=reduction, name=name)
         self.k = _checks.integer("TopKSoftTargets", "k", k, low=1)
-        self.missing = _checks.choice("TopKSoftTargets", "missing", missing, _MISSING)
+        self.missing = _checks.choice("TopKSoftTargets", "missing", missing, _TAIL)
 
     def values(
         self,
@@ -183,6 +220,8 @@ class TopKSoftTargets(LogitsLoss):
             teacher, student, t, mask = inputs("TopKSoftTargets", teacher_logits, student_logits, temperature, mask)
 
             def rows(student: Tensor, t: Tensor, teacher: Tensor) -> Tensor:
+                if self.missing == "tail":
+                    return _with_tail(*_top(teacher, self.k), student, t)
                 dense = _kept(teacher, self.k, self.missing)
                 return log_ratio.divergence(KERNEL, dense, student, per_row(t))
 

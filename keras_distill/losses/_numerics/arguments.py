@@ -11,11 +11,22 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
+from keras_distill.losses._numerics import replicas
 
 
 def float32(x: Tensor) -> Tensor:
     """Return ``x`` as a float32 tensor, whatever it was."""
     return ops.cast(_checks.tensor("losses", x, ops.convert_to_tensor), "float32")
+
+
+def integers(owner: str, name: str, x: Tensor) -> Tensor:
+    """Return ``x`` as an int32 tensor, or raise unless it holds whole numbers."""
+    x = _checks.tensor(owner, x, ops.convert_to_tensor)
+    if is_float(x):
+        known = concrete(x)
+        if known is None or not (np.isfinite(known).all() and (known == np.round(known)).all()):
+            raise _checks.error(owner, f"{name} to be integers", f"{x.dtype.name} numbers")
+    return ops.cast(x, "int32")
 
 
 def concrete(x: Tensor) -> np.ndarray | None:
@@ -120,13 +131,16 @@ def check_mask(owner: str, mask: Tensor, logits: Tensor) -> Tensor:
 
 
 def apply_mask(values: Tensor, mask: Tensor) -> Tensor:
-    """Zero the masked ``values``, scale the rest by positions / unmasked: a plain mean is then the masked mean."""
+    """Zero the masked ``values``, scale the rest by positions / unmasked: a plain mean is then the masked mean.
+
+    Both are counted over all replicas, so that the mean over a global batch is that over its unmasked positions,
+    wherever they lie.
+    """
     if mask is None:
         return values
     kept = ops.cast(mask, "float32")
-    count = ops.sum(kept)
-    scale = ops.cast(ops.size(kept), "float32") / ops.maximum(count, 1.0)
-    return ops.where(mask, values * scale, 0.0)
+    size, count = replicas.everywhere(ops.cast(ops.size(kept), "float32"), ops.sum(kept))
+    return ops.where(mask, values * (size / ops.maximum(count, 1.0)), 0.0)
 
 
 def clean(logits: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The global batch under ``tf.distribute``, for losses that compare examples with each other."""
+"""The global batch under ``tf.distribute``: for losses that compare examples, and for what positions are divided by."""
 
 from __future__ import annotations
 
@@ -33,6 +33,19 @@ def share(count: Tensor) -> Tensor:
     """
     context = _context()
     return ops.ones_like(count) if context is None else ops.divide_no_nan(count, context.all_reduce("SUM", count))
+
+
+def everywhere(*counts: Tensor) -> list[Tensor]:
+    """Return the sum of each count over all replicas; outside a replica, or with one replica, the counts as they are.
+
+    Args:
+        *counts: float32 scalars.
+    """
+    context = _context()
+    if context is None:
+        return list(counts)
+    sums = context.all_reduce("SUM", ops.stack(counts))
+    return [sums[index] for index in range(len(counts))]
 
 
 def _context() -> Any:

@@ -103,6 +103,21 @@ class OutputSpec:
         dense = tf.tensor_scatter_nd_update(dense, tf.stack([rows, flat], -1), tf.reshape(values, (-1, self.top_k)))
         return tf.reshape(dense, (-1, *self.shape))
 
+    def divergence(self, tensor: tf.Tensor, encoded: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Return (batch,): KL from the exact distribution to the one that ``decode`` makes of it, at temperature 1.
+
+        Args:
+            tensor: (batch, *shape), the logits that were encoded.
+            encoded: the fields that ``encode`` made of them.
+
+        Returns:
+            Nats, float32, the mean over an example's rows.
+        """
+        fields = dict(zip((field.name for field in self.fields), encoded, strict=True))
+        p, q = (tf.nn.log_softmax(tf.cast(each, tf.float32)) for each in (tensor, self.decode(fields)))
+        each = tf.reduce_sum(tf.where(tf.math.is_finite(p), tf.exp(p) * (p - q), 0.0), axis=-1)
+        return tf.reduce_mean(tf.reshape(each, (tf.shape(tensor)[0], -1)), axis=1)
+
     def config(self) -> dict[str, Any]:
         """Return what the manifest says about this output."""
         return {**dataclasses.asdict(self), "shape": list(self.shape)}

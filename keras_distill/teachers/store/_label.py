@@ -43,10 +43,12 @@ def label(
     Args:
         teacher: a Keras model or any of ``keras_distill.teachers``.
         dataset: yields x, (x, y) or (x, y, sample_weight), batched, in an order that repeats. Only x is looked at.
+            Batches may differ in length where the outputs do not (texts, one answer each); else pad all to one.
         path: a directory; made if it is not there.
         top_k: keep this many classes of each output, and the sum of the others' probabilities, which are then taken as
-            equal. None keeps all. Exact at temperature 1, an approximation at others: above 1 and with many classes,
-            train with ``losses.TopKSoftTargets(k, missing="ignore")``.
+            equal; what that costs stands in the manifest and in ``Stored.divergence``. None keeps all. Train with
+            ``losses.TopKSoftTargets(k, missing="tail")``, which compares the others' sum alone; above temperature 1 and
+            with many classes, also ``missing="ignore"``.
         dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"int8"`` (256 levels between least and greatest).
         features: names of layers whose outputs are stored as well, for feature terms.
         members: store each member of an ensemble (exact at every temperature), or False: only their combination.

@@ -85,9 +85,37 @@ class Labeller:
         self.block = layout.rows_per_block(self.length)
         wanted = self.options["examples_per_shard"] or min(_SHARD_EXAMPLES, max(1, _SHARD_BYTES // self.length))
         self.batches_per_shard = max(1, integer(_OWNER, "examples_per_shard", wanted, low=1) // self.batch_size)
-        signature = [tf.TensorSpec((None, *s["shape"]), s["dtype"]) for s in self.inputs]
         self._structure = x
-        self._records = tf.function(self._to_records, input_signature=signature)
+        self._records: dict[tuple[Any, ...], Any] = {}
+
+    def _records_of(self, x: Any) -> Any:
+        """Return ``_to_records`` of a batch; those of other lengths than the first share a second graph."""
+        leaves = keras.tree.flatten(x)
+        lengths = tuple(tuple(leaf.shape[1:]) for leaf in leaves)
+        if lengths not in self._records:
+            seen = tuple(tuple(each["shape"]) for each in self.inputs)
+            if lengths != seen:
+                self._check_lengths(x, lengths)
+            of_any = tuple(
+                tuple(size if size == own else None for size, own in zip(*pair, strict=True))
+                for pair in zip(seen, lengths, strict=True)
+            )
+            self._records[lengths] = self._records.setdefault(of_any, self._graph_for(of_any))
+        return self._records[lengths](*leaves)
+
+    def _graph_for(self, lengths: tuple[Any, ...]) -> Any:
+        dtypes = (each["dtype"] for each in self.inputs)
+        signature = [tf.TensorSpec((None, *sizes), dtype) for sizes, dtype in zip(lengths, dtypes, strict=True)]
+        return tf.function(self._to_records, input_signature=signature)
+
+    def _check_lengths(self, x: Any, lengths: tuple[Any, ...]) -> None:
+        """Raise unless the answers to a batch of another length have the shape of all others: rows have one length."""
+        for spec, tensor in zip(self.specs, self._leaves(*self._ask(x)), strict=True):
+            if tuple(tensor.shape[1:]) != spec.shape:
+                expected = f"{spec.name} of shape {spec.shape} for every example, as for the first batch"
+                got = f"{tuple(tensor.shape[1:])} for a batch of inputs {', '.join(map(str, lengths))}"
+                advice = "Pad all batches to one length: dataset.padded_batch(size, padded_shapes=...)"
+                raise error(_OWNER, expected, got, advice)
 
     def _inputs(self) -> tf.data.Dataset:
         """The inputs alone, view after view."""
@@ -134,14 +162,21 @@ class Labeller:
                         if isinstance(each, Members) else [each])  # fmt: skip
         yield from (tapped[name] for name in self.features)
 
-    def _to_records(self, *x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Return (batch, length) uint8 records, (batch,) fingerprints, (outputs, batch) bool: fit to be stored."""
+    def _to_records(self, *x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+        """Return what is stored of a batch, and whether it is fit to be.
+
+        Returns:
+            (batch, length) uint8 records, (batch,) fingerprints, (outputs, batch) bool, and by name of an output of
+            whose classes only some are kept (batch,): the divergence that this costs.
+        """
         x = keras.tree.pack_sequence_as(self._structure, x)
         found = layout.fingerprint(x)
-        fields, fine = [], []
+        fields, fine, lost = [], [], {}
         for spec, tensor in zip(self.specs, self._leaves(*self._ask(x)), strict=True):
             encoded = spec.encode(tf.ensure_shape(tensor, (None, *spec.shape)))
             fields += encoded
+            if spec.top_k is not None:
+                lost[spec.name] = spec.divergence(tensor, encoded)
             wide = tf.reshape(tf.cast(tensor, tf.float32), (tf.shape(tensor)[0], -1))
             good = tf.reduce_all(tf.math.logical_not(tf.math.is_nan(wide)), axis=1)
             if spec.dtype == "int8":
@@ -150,7 +185,7 @@ class Labeller:
                 narrow = tf.reshape(tf.cast(encoded[0], tf.float32), tf.shape(wide))
                 good &= tf.reduce_all(tf.equal(tf.math.is_finite(narrow), tf.math.is_finite(wide)), axis=1)
             fine.append(good)
-        return layout.to_bytes(found, fields), found, tf.stack(fine)
+        return layout.to_bytes(found, fields), found, tf.stack(fine), lost
 
     # -------------------------------------------------------------------------------- settings and their store
 
@@ -254,15 +289,20 @@ class Labeller:
         self.teacher.reseed(index)
         heard = []
         for x in inputs:
-            heard.append(self._records(*keras.tree.flatten(x)))
+            heard.append(self._records_of(x))
             advance(_size(x))
         parts, prints, row = [], hashlib.sha256(), 0
-        for records, found, fine in heard:
+        kept = [spec.name for spec in self.specs if spec.top_k is not None]
+        sums = dict.fromkeys(kept, 0.0)
+        for records, found, fine, lost in heard:
             self._refuse(fine.numpy(), first_row + row)
+            sums = {name: total + float(lost[name].numpy().sum(dtype="float64")) for name, total in sums.items()}
             parts.append(records.numpy())
             prints.update(found.numpy().tobytes())
             row += len(parts[-1])
         header = {"shard": index, "count": row, "inputs": prints.hexdigest(), "settings": self.settings_digest}
+        if sums:  # of few digits: the last ones differ between machines, and so would the name of the shard
+            header["divergence"] = {name: float(f"{total / max(row, 1):.4g}") for name, total in sums.items()}
         return parts, header
 
     def _refuse(self, fine: np.ndarray, first_row: int) -> None:
@@ -313,6 +353,10 @@ class Labeller:
         dataset = hashlib.sha256("".join(head["inputs"] for head in headers).encode()).hexdigest()
         rows = sum(head["count"] for head in headers)
         extra_facts = {"complete": True, "count": rows, "shards": table, "dataset": {"fingerprint": dataset}}
+        names = [spec.name for spec in self.specs if spec.top_k is not None]
+        if names and all(set(head.get("divergence", ())) == set(names) for head in headers):  # not of older versions
+            costs = {name: sum(head["divergence"][name] * head["count"] for head in headers) for name in names}
+            extra_facts["divergence"] = {name: float(cost) / rows for name, cost in costs.items()}
         files.write_manifest(path, {**files.new_manifest(self.settings()), **extra_facts})
         for file in path.glob("shard-*.tfrecord"):  # a second version of a shard, from a machine with other rounding
             if file.name not in {each["file"] for each in table}:

@@ -48,6 +48,10 @@ def check_manifest(manifest: dict[str, Any]) -> None:
             _need(match is not None and int(match[1]) == number, f"file name {each['file']!r}")
         _need(manifest.get("count") == sum(each["count"] for each in shards), "count")
         _need(_has(manifest.get("dataset"), fingerprint=_is_text), "dataset")
+        lost = manifest.get("divergence", {})
+        _need(
+            _is_dict(lost) and all(type(each) is float and math.isfinite(each) for each in lost.values()), "divergence"
+        )
 
 
 def _need(fine: bool, part: str) -> None:

@@ -123,6 +123,14 @@ class Stored(Teacher):
         """Bytes on disk for one example and view, its 8-byte fingerprint included."""
         return layout.row_bytes(self.specs)
 
+    @property
+    def divergence(self) -> dict[str, float]:
+        """What keeping ``top_k`` classes costs: output to mean KL from exact to stored answers, in nats.
+
+        At temperature 1, the mass that was not kept shared out equally; empty for a store of all classes.
+        """
+        return dict(files.read_manifest(Path(self.directory)).get("divergence", {}))
+
     # ------------------------------------------------------------------------------------- what the Distiller calls
 
     def split(self, x: Any) -> tuple[Any, Any]:
