@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
+import numpy as np
+
 
 def error(owner: str, expected: str, got: Any, advice: str = "") -> ValueError:
     """Make the package's error: ``Owner: expected <expected>, got <got>. <advice>``.
@@ -162,6 +164,34 @@ def tensor(owner: str, value: Any, convert: Callable[[Any], Any]) -> Any:
         raise error(owner, "an array or a tensor of numbers", "text", "Use class ids: numbers from 0 on")
     # A tf.Variable passes for a tensor, and lacks some of what one has.
     return found.read_value() if callable(getattr(found, "read_value", None)) else found
+
+
+def array(owner: str, value: Any, dtype: str = "float64") -> np.ndarray:
+    """Return numbers as a NumPy array, or raise the error that says which numbers were expected.
+
+    Args:
+        owner: name shown in the error message.
+        value: an array, a tensor, a variable, or nested lists of numbers.
+        dtype: of the result.
+
+    Returns:
+        The array.
+
+    Raises:
+        ValueError: if ``value`` is None, text, a mapping, or rows of different length.
+    """
+    expected = "an array or a tensor of numbers"
+    if value is None or isinstance(value, (str, bytes, Mapping, Set)):
+        raise error(owner, expected, type(value).__name__)
+    try:
+        found = np.asarray(value)
+        if found.dtype.kind in "SU":
+            raise error(owner, expected, "text", "Use class ids: numbers from 0 on")
+        return found.astype(dtype)
+    except (TypeError, ValueError) as problem:
+        if ": expected " in str(problem):
+            raise
+        raise error(owner, expected, type(value).__name__, "Rows must have one length") from problem
 
 
 # They reorder what stands beside them, so that a name can show one thing and be another.

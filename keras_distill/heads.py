@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 
 import keras
+import numpy as np
 
 from keras_distill._checks import error
+from keras_distill._typing import Tensor
 
 __all__ = ["final_activation", "gives_logits", "without_softmax"]
 
@@ -50,6 +52,33 @@ def final_activation(model: keras.Model) -> list[str | None]:
             name = getattr(activation, "__name__", type(head).__name__.lower())
             found.append(name if name in ("softmax", "sigmoid") else None)
     return found
+
+
+_PASSING = ("Cast", "EnsureShape", "Identity", "PreventGradient", "Reshape", "StopGradient")
+
+
+def activation_of(tensor: Tensor) -> str | None:
+    """Say whether a model's output is that of a softmax or a sigmoid, whatever kind of model has made it.
+
+    In a graph the operation that made it tells; of a value with several classes, that no row holds a negative number
+    and all sum to 1.
+
+    Args:
+        tensor: (..., classes), an output.
+
+    Returns:
+        ``"softmax"``, ``"sigmoid"``, or None: neither, or not known.
+    """
+    if hasattr(tensor, "numpy") and not hasattr(tensor, "_keras_history"):
+        rows = (
+            np.asarray(tensor, "float64").reshape(-1, tensor.shape[-1]) if len(tensor.shape) > 1 else np.zeros((0, 1))
+        )
+        likely = len(rows) > 1 and rows.shape[1] > 1 and (rows >= 0).all() and (rows.max(-1) < 1).any()
+        return "softmax" if likely and np.allclose(rows.sum(-1), 1.0, rtol=0.0, atol=1e-3) else None
+    operation = getattr(tensor, "op", None)
+    while operation is not None and operation.type in _PASSING:
+        operation = operation.inputs[0].op
+    return {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(getattr(operation, "type", ""))
 
 
 def gives_logits(model: keras.Model) -> bool:

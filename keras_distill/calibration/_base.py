@@ -152,6 +152,11 @@ def fitting_data(
     y = np.asarray(ops.convert_to_numpy(labels))
     if z.ndim >= 2 and z.shape[-1] > 1 and y.shape == z.shape:
         y = y.argmax(-1)
+    if z.ndim >= 2 and z.shape[-1] > 1 and z.size > z.shape[-1]:
+        # Two rows or more of logits that are all >= 0 and each sum to 1 would be a strange chance.
+        if (z >= 0).all() and np.allclose(z.sum(-1), 1.0, rtol=0.0, atol=1e-3):
+            advice = "Give what the model says before its softmax (taps.without_softmax), or np.log(probabilities)"
+            raise error(owner, "logits", "rows of probabilities, which sum to 1", advice)
     if z.ndim == 1 or z.shape[-1] == 1:  # one logit: class 1 against class 0
         z = z.reshape(-1, 1)
         z = np.concatenate([np.zeros_like(z), z], axis=-1)

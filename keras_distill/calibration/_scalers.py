@@ -26,8 +26,9 @@ class TemperatureScaler(Scaler):
 
     Args:
         temperature: > 0: known already, so that ``fit`` is not needed; None: to be fitted.
-        bounds: least and greatest temperature. On data where every prediction is right (or none better than chance)
-            the best temperature is 0 (or infinite); the bound is taken then, with a warning.
+        bounds: least and greatest temperature; the default holds for logits of any usual size. On data where every
+            prediction is right (or none better than chance) the best temperature is 0 (or infinite); the bound is taken
+            then, with a warning that says which.
 
     Attributes:
         temperature: the number.
@@ -45,7 +46,7 @@ class TemperatureScaler(Scaler):
         Differs: solved to the end instead of 50 steps of L-BFGS.
     """
 
-    def __init__(self, temperature: float | None = None, bounds: tuple[float, float] = (0.01, 100.0)) -> None:
+    def __init__(self, temperature: float | None = None, bounds: tuple[float, float] = (0.01, 10000.0)) -> None:
         low, high = (number("TemperatureScaler", "bounds", bound, above=0.0) for bound in bounds)
         if not low <= 1.0 <= high:
             raise error("TemperatureScaler", "bounds on either side of 1", bounds)
@@ -82,11 +83,18 @@ class TemperatureScaler(Scaler):
 
         low, high = np.log(self.bounds)
         if slope(low) <= 0.0 or slope(high) >= 0.0:
-            flat = slope(low) == 0.0 == slope(high)
-            self.temperature = 1.0 if flat else self.bounds[0] if slope(low) <= 0.0 else self.bounds[1]
+            if slope(low) == 0.0 == slope(high):
+                self.temperature, why = 1.0, "the logits of each row are equal, so that no temperature changes anything"
+            elif slope(low) <= 0.0:
+                self.temperature = self.bounds[0]
+                why = (
+                    "nearly every prediction is right, so that the best is 0: give held-out data with some errors in it"
+                )
+            else:
+                self.temperature = self.bounds[1]
+                why = "the logits are larger than the bounds allow for, or no better than chance: give wider bounds"
             warnings.warn(
-                f"TemperatureScaler: no best temperature inside {self.bounds}, took {self.temperature:g}. "
-                "Give held-out data with some errors in it.",
+                f"TemperatureScaler: no best temperature inside {self.bounds}, took {self.temperature:g}; {why}.",
                 RuntimeWarning,
                 stacklevel=2,
             )

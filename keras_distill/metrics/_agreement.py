@@ -286,7 +286,9 @@ def rank_correlation(a: Any, b: Any, *, kind: str = "spearman") -> float:
         1.0
     """
     choice("rank_correlation", "kind", kind, ("spearman", "kendall"))
-    first, second = (ops.reshape(float64(ops.convert_to_tensor(side)), (1, -1)) for side in (a, b))
+    first, second = (
+        ops.reshape(float64(tensor("rank_correlation", side, ops.convert_to_tensor)), (1, -1)) for side in (a, b)
+    )
     if first.shape != second.shape:
         raise error("rank_correlation", "two lists of equal length", f"{first.shape[1]} and {second.shape[1]}")
     return float(rank_correlation_rows(first, second, kind)[0])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_distill._checks import error, number
+from keras_distill._checks import array, error, number
 from keras_distill._typing import Tensor
 
 
@@ -116,7 +116,7 @@ def best_threshold(labels: Tensor, probabilities: Tensor, *, false_positive: flo
 def _checked(
     owner: str, labels: Tensor, probabilities: Tensor, *costs: Any
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
-    labels, probabilities = np.asarray(labels).ravel(), np.asarray(probabilities, "float64").ravel()
+    labels, probabilities = array(owner, labels).ravel(), array(owner, probabilities).ravel()
     if labels.shape != probabilities.shape or labels.size == 0:
         raise error(owner, "as many labels as probabilities", f"{labels.size} and {probabilities.size}")
     if not np.isin(labels, (0, 1)).all():

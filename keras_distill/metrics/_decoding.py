@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import error, integer
+from keras_distill._checks import error, integer, tensor
 from keras_distill._typing import Tensor
 from keras_distill.metrics._examples import keras_mask
 
@@ -37,7 +37,7 @@ def ctc_greedy_decode(logits: Tensor, *, mask: Tensor = None, blank: int = 0) ->
     """
     owner = "ctc_greedy_decode"
     mask = keras_mask(logits) if mask is None else mask
-    logits = ops.convert_to_tensor(logits)
+    logits = tensor(owner, logits, ops.convert_to_tensor)
     if len(logits.shape) != 3:
         raise error(owner, "logits of shape (batch, frames, classes)", str(tuple(logits.shape)))
     blank = integer(owner, "blank", blank, low=0)

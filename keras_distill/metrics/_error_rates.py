@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import choice, error, integer
+from keras_distill._checks import choice, error, integer, tensor
 from keras_distill._typing import Tensor
 from keras_distill.metrics._decoding import ctc_greedy_decode, pack_left
 from keras_distill.metrics._examples import keras_mask
@@ -29,6 +29,9 @@ def _jiwer(owner: str) -> Tensor:
 
 def _counts(owner: str, references: Sequence[str], hypotheses: Sequence[str], unit: str) -> tuple[int, int]:
     """Return errors and reference units of texts, counted by jiwer."""
+    for name, texts in (("references", references), ("hypotheses", hypotheses)):
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence | np.ndarray):
+            raise error(owner, f"{name} to be a list of texts", type(texts).__name__)
     references, hypotheses = [str(text) for text in references], [str(text) for text in hypotheses]
     if len(references) != len(hypotheses):
         raise error(owner, f"one hypothesis for each of the {len(references)} references", f"{len(hypotheses)}")
@@ -104,7 +107,15 @@ def edit_distance(references: Any, hypotheses: Any) -> Tensor:
         >>> metrics.edit_distance([[1, 2, 3]], [[1, 3, -1]]).numpy().tolist()
         [1]
     """
-    references, hypotheses = (ops.cast(ops.convert_to_tensor(x), "int32") for x in (references, hypotheses))
+    owner = "edit_distance"
+    references, hypotheses = (
+        ops.cast(tensor(owner, each, ops.convert_to_tensor), "int32") for each in (references, hypotheses)
+    )
+    shapes = tuple(references.shape), tuple(hypotheses.shape)
+    if any(len(shape) != 2 for shape in shapes) or (None not in (a := shapes[0][0], b := shapes[1][0]) and a != b):
+        raise error(owner, "references and hypotheses of shape (batch, labels)", f"{shapes[0]} and {shapes[1]}")
+    if shapes[0][0] == 0:
+        return ops.zeros((0,), dtype="int32")
     place = ops.arange(ops.shape(references)[1] + 1, dtype="int32")
     earlier, far = place <= place[:, None], 1 << 30  # XLA has no running minimum within a loop
     start = ops.broadcast_to(place, (ops.shape(references)[0], ops.shape(references)[1] + 1))

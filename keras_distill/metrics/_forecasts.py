@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_distill._checks import error, number
+from keras_distill._checks import array, error, number
 from keras_distill._typing import Tensor
 
 
 def _arrays(owner: str, **given: Any) -> list[np.ndarray]:
     """Return float64 arrays of one shape without NaN."""
-    arrays = {name: np.asarray(each, "float64") for name, each in given.items()}
+    arrays = {name: array(owner, each) for name, each in given.items()}
     shapes = {each.shape for each in arrays.values()}
     if len(shapes) > 1:
         raise error(owner, f"{' and '.join(arrays)} of one shape", " and ".join(str(s.shape) for s in arrays.values()))
@@ -84,9 +84,10 @@ def ensemble_crps(labels: Tensor, members: Tensor) -> np.ndarray:
         Differs: nothing, but for the sign.
     """
     owner = "ensemble_crps"
-    labels, members = np.asarray(labels, "float64"), np.sort(np.asarray(members, "float64"), axis=-1)
+    labels, members = array(owner, labels), array(owner, members)
     if members.ndim == 0 or members.shape[:-1] != labels.shape:
         raise error(owner, f"members of shape {(*labels.shape, 'members')}", members.shape)
+    members = np.sort(members, axis=-1)
     _arrays(owner, labels=labels)
     _arrays(owner, members=members)
     count = members.shape[-1]
@@ -117,7 +118,7 @@ def quantile_score(labels: Tensor, quantiles: Any, levels: Sequence[float]) -> n
         array([[1. , 0.1]])
     """
     owner = "quantile_score"
-    labels, quantiles, level = (np.asarray(each, "float64") for each in (labels, quantiles, levels))
+    labels, quantiles, level = (array(owner, each) for each in (labels, quantiles, levels))
     if quantiles.shape != (*labels.shape, len(level)):
         raise error(owner, f"quantiles of shape {(*labels.shape, len(level))}", quantiles.shape)
     if (level <= 0).any() or (level >= 1).any():
@@ -197,7 +198,7 @@ def mixture_quantiles(means: Any, standard_deviations: Any, levels: Sequence[flo
     """
     owner = "mixture_quantiles"
     means, spread = _arrays(owner, means=means, standard_deviations=standard_deviations)
-    wanted = np.asarray(levels, "float64")
+    wanted = array(owner, levels)
     if (spread <= 0).any():
         raise error(owner, "standard_deviations > 0", float(spread.min()))
     if wanted.ndim != 1 or (wanted <= 0).any() or (wanted >= 1).any():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import choice, error, tensor
+from keras_distill._checks import array, choice, error
 from keras_distill._typing import Tensor
 from keras_distill.metrics._examples import Examples, as_float
 from keras_distill.metrics._streaming import StreamingMetric, float64
@@ -90,13 +90,7 @@ def exact_groups(scores: Tensor, sample_weight: Tensor, *values: Tensor) -> tupl
 
 def to_float64(values: Tensor) -> np.ndarray:
     """Return an array, tensor or list as a flat float64 array."""
-    return np.asarray(ops.convert_to_numpy(tensor("metrics", values, _array)), np.float64).reshape(-1)
-
-
-def _array(values: Tensor) -> Tensor:
-    if ops.is_tensor(values) or hasattr(values, "dtype"):
-        return values
-    return np.asarray(values, np.float64)
+    return array("metrics", values).reshape(-1)
 
 
 def uncertainty_score(y_pred: Tensor, *, kind: str = "max_probability", from_logits: bool = False) -> Tensor:

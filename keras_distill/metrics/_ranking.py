@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_distill._checks import error, integer
+from keras_distill._checks import array, error, integer
 from keras_distill._typing import Tensor
 
 
@@ -58,14 +58,17 @@ def ranking_quality(scores: Tensor, relevant: Any, *, k: int = 10, exclude: Any 
         Järvelin, Kekäläinen, "Cumulated gain-based evaluation of IR techniques", 2002. Differs: binary relevance.
     """
     owner = "ranking_quality"
-    scores = np.array(scores, "float64")
+    scores = array(owner, scores).copy()
     k = integer(owner, "k", k, low=1)
     if scores.ndim != 2:
         raise error(owner, "scores of shape (lists, items)", scores.shape)
     if np.isnan(scores).any():
         raise error(owner, "scores that are numbers", "NaN", "Look at the model's weights and inputs")
-    relevant = np.asarray(relevant)
+    relevant = array(owner, relevant)
     if relevant.ndim == 1:
+        if len(relevant) != len(scores) or (relevant != np.round(relevant)).any():
+            raise error(owner, f"one item for each of the {len(scores)} lists", f"{len(relevant)} numbers")
+        relevant = relevant.astype("int64")
         if relevant.max(initial=-1) >= scores.shape[1]:
             raise error(owner, f"items from 0 to {scores.shape[1] - 1}", int(relevant.max()))
         hot = np.zeros(scores.shape, bool)

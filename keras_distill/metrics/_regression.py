@@ -51,6 +51,9 @@ def mixture_uncertainty(means: Any, log_variances: Any, *, weight_logits: Any = 
     means, log_variances = (ops.cast(as_float(each), "float32") for each in (means, log_variances))
     if len(means.shape) < 2:
         raise error("mixture_uncertainty", "means of shape (..., members, outputs)", f"shape {means.shape}")
+    if tuple(means.shape) != tuple(log_variances.shape) or means.shape[-2] == 0:
+        got = f"shapes {tuple(means.shape)} and {tuple(log_variances.shape)}"
+        raise error("mixture_uncertainty", "means and log_variances of one shape, of one member or more", got)
     weights: Any
     if weight_logits is None:
         weights = 1.0 / means.shape[-2]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import error, integer
+from keras_distill._checks import array, error, integer
 from keras_distill._typing import Tensor
 from keras_distill.metrics._bins import bin_index, bin_sums, error_of_sums
 
@@ -83,7 +83,7 @@ def span_confidences(
         SpanConfidences(confidence=array([0.4]), correct=array([ True]))
     """
     owner = "span_confidences"
-    values = np.asarray(ops.convert_to_numpy(probabilities), "float64")
+    values = array(owner, probabilities)
     if values.ndim != 3:
         raise error(owner, "probabilities of shape (batch, tokens, tags)", str(values.shape))
     right, found = _tags(owner, references, values, tag_names, mask)
@@ -147,8 +147,11 @@ def _tags(
             got = "lists of other lengths"
             raise error(owner, "one predicted tag for each reference tag", got, "Give tag_names=[...] for integer tags")
         return lists[0], lists[1]
-    right, found = (np.asarray(ops.convert_to_numpy(side)) for side in (references, predictions))
-    found = found.argmax(axis=-1) if found.ndim == right.ndim + 1 else found
+    right, found = (array(owner, side, "float64") for side in (references, predictions))
+    if (right != np.round(right)).any():
+        raise error(owner, "references that are numbers of tags", "others", "tag_names[i] is the name of tag i")
+    right = right.astype("int64")
+    found = found.argmax(axis=-1) if found.ndim == right.ndim + 1 else found.astype("int64")
     if right.ndim != 2 or right.shape != found.shape:
         raise error(owner, "references and predictions of shape (batch, tokens)", f"{right.shape} and {found.shape}")
     kept = _kept(right, mask)

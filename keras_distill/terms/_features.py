@@ -165,6 +165,14 @@ class FeatureDistillation(DistillationLoss):
         self.adapter = None if isinstance(adapter, str) else adapter
         self.teacher_adapter = teacher_adapter
         self._auto = isinstance(adapter, str)
+        self._reason = "chosen when the shapes are known" if self._auto else ""
+
+    def __repr__(self) -> str:
+        """Show what is compared, and which adapter ``"auto"`` has chosen and why."""
+        chosen = type(self.adapter).__name__ if self.adapter is not None else "None"
+        adapter = f"'auto' ({self._reason})" if self._reason else chosen
+        sides = f"{self.teacher_layer_name!r} -> {self._student_names!r}"
+        return f"<{type(self).__name__} {self.name!r}, {sides}, adapter={adapter}>"
 
     @property
     def student_layer_name(self) -> Any:
@@ -208,6 +216,7 @@ class FeatureDistillation(DistillationLoss):
             from keras_distill import adapters
 
             self.adapter, self.adapter_side, reason = adapters.auto(*(shape.sizes for shape in shapes))
+            self._reason = reason
             _log.info("%s: %s", self.name, reason)
         for index, adapter in enumerate(self._adapters()):
             if adapter is None:

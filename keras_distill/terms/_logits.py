@@ -12,6 +12,7 @@ from keras_distill import losses as losses_room
 from keras_distill import taps, teachers
 from keras_distill._checks import error, number
 from keras_distill._typing import Structure, Tensor
+from keras_distill.heads import activation_of
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._numerics import arguments
 from keras_distill.settings import Setting
@@ -107,6 +108,7 @@ class LogitsDistillation(DistillationLoss):
         )
         # Around Keras' tracking, which would wrap the lists and dictionaries in classes of its own.
         object.__setattr__(self, "_spec", {"losses": losses, "temperatures": settings, "loss": loss})
+        object.__setattr__(self, "_looked_at", {})
         self.from_logits = bool(from_logits)
         self.class_map = None if class_map is None else [int(index) for index in class_map]
         self.standardize = bool(standardize)
@@ -255,10 +257,22 @@ class LogitsDistillation(DistillationLoss):
         if isinstance(teacher, teachers.Members):
             return self._members(loss, teacher, student, temperature, labels, mask)
         self._check_classes(loss, teacher.shape[-1], student.shape[-1])
+        self._refuse_probabilities(teacher=teacher, student=student)
         teacher, student = self._logits(teacher, mask), self._logits(student, mask)
         if self.class_map is not None:
             teacher = losses_room.select_classes(teacher, self.class_map)
         return self._compare(loss, teacher, student, temperature, labels, mask)
+
+    def _refuse_probabilities(self, **outputs: Tensor) -> None:
+        """Raise where an output is that of a softmax, of models too whose last layer is not known (subclassed ones)."""
+        for role, tensor in outputs.items():
+            if self.from_logits and not self._looked_at.get(role):
+                activation = activation_of(tensor)
+                if activation is not None:
+                    expected, got = f"a {role} that gives logits", f"outputs of a {activation}"
+                    advice = f"Let the {role} return logits, or give from_logits=False if both give probabilities"
+                    raise error(type(self).__name__, expected, got, advice)
+                self._looked_at[role] = hasattr(tensor, "numpy")  # one batch of values is enough
 
     def _compare(
         self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Structure, mask: Tensor

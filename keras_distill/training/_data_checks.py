@@ -85,6 +85,19 @@ def check_models(teacher: Any, student: Any) -> None:
     if shared:
         advice = "Training the student would change the teacher: give it layers of its own"
         raise error("Distiller", "a student that shares no weights with its teacher", f"{len(shared)} shared", advice)
+    frozen = [
+        layer.name
+        for layer in student._flatten_layers(include_self=False)
+        if getattr(layer, "quantization_mode", None) not in (None, "float8")
+        and not getattr(layer, "lora_enabled", False)
+    ]
+    if frozen:
+        some = ", ".join(map(repr, frozen[:3])) + (", ..." if len(frozen) > 3 else "")
+        warnings.warn(
+            f"Distiller: {len(frozen)} layers of the student are quantised ({some}): their kernels are frozen and "
+            "learn nothing. Distil first and quantise afterwards, or use students.quantization_aware.",
+            stacklevel=4,
+        )
     if not isinstance(teacher, Teacher) and not teacher.built:
         warnings.warn(
             f"Distiller: the teacher {teacher.name!r} is not built, so it has no trained weights yet. "

@@ -15,25 +15,6 @@ from hypothesis import strategies as st
 from keras_distill import losses, metrics
 
 DRAWS = 8
-# Still to be hardened: what they raise for some arguments comes from inside Keras, TensorFlow or NumPy.
-ROUGH = {
-    "losses": {
-        "boundary_weights", "box_overlaps", "check_anchors", "contrastive_representation",
-        "from_top_k", "gaussian_likelihood",
-        "layer_attention", "negative_mean",
-        "relational_distance",
-        "relaxed_order", "semantic_calibration",
-        "variational_information",
-    },
-    "metrics": {
-        "average_precision", "best_threshold", "character_error_rate",
-        "ctc_greedy_decode", "decision_cost",
-        "edit_distance", "ensemble_crps", "fpr_at_recall", "gaussian_crps",
-        "mixture_quantiles", "mixture_uncertainty",
-        "rank_correlation", "ranking_quality",
-        "risk_coverage_curve", "span_confidences",
-    },
-}  # fmt: skip
 
 
 def normal(*shape, scale=1.0, dtype="float32"):
@@ -73,13 +54,7 @@ def functions(module):
     for each in module.__all__:
         function = getattr(module, each)
         if inspect.isfunction(function):
-            rough = each in ROUGH[name]
-            marks = (
-                pytest.mark.xfail(reason="some bad arguments still end in an error of Keras, not ours", strict=False)
-                if rough
-                else ()
-            )
-            yield pytest.param(function, id=f"{name}.{each}", marks=marks)
+            yield pytest.param(function, id=f"{name}.{each}")
 
 
 def usual(function):

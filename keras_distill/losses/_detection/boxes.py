@@ -33,6 +33,15 @@ def real(boxes: Tensor) -> Tensor:
     return ops.logical_and(boxes[..., 2] > boxes[..., 0], boxes[..., 3] > boxes[..., 1])
 
 
+def _known_boxes(owner: str, boxes: Tensor, more: bool = False) -> Tensor:
+    """Return boxes as float32, or raise unless they are (..., boxes, 4), or ``more`` numbers each."""
+    boxes = float32(boxes)
+    shape = tuple(boxes.shape)
+    if len(shape) < 2 or not (shape[-1] == 4 or (more and (shape[-1] or 0) > 4)):
+        raise _checks.error(owner, "boxes (..., boxes, 4): x_min, y_min, x_max, y_max", f"shape {shape}")
+    return boxes
+
+
 def box_masks(*, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Foreground of a feature map and the weight that makes every box count the same, whatever its size (FGD).
 
@@ -99,7 +108,12 @@ def box_overlaps(*, boxes: Tensor, others: Any) -> Tensor:
         >>> overlap.numpy().tolist()
         [[0.5]]
     """
-    one, other = float32(boxes)[..., :, None, :], float32(others)[..., None, :, :]
+    boxes, others = _known_boxes("box_overlaps", boxes), _known_boxes("box_overlaps", others)
+    pairs = zip(reversed(boxes.shape[:-2]), reversed(others.shape[:-2]), strict=False)
+    if any(None not in pair and 1 not in pair and pair[0] != pair[1] for pair in pairs):
+        got = f"shapes {tuple(boxes.shape)} and {tuple(others.shape)}"
+        raise _checks.error("box_overlaps", "boxes and others of as many images", got)
+    one, other = boxes[..., :, None, :], others[..., None, :, :]
     low, high = ops.maximum(one[..., :2], other[..., :2]), ops.minimum(one[..., 2:], other[..., 2:])
     both = ops.prod(ops.maximum(high - low, 0.0), axis=-1)
     areas = [ops.prod(ops.maximum(each[..., 2:] - each[..., :2], 0.0), axis=-1) for each in (one, other)]
@@ -184,7 +198,7 @@ def check_anchors(*, anchors: Tensor, boxes: Tensor, positive_overlap: float = 0
     """
     owner = "check_anchors"
     high = _checks.number(owner, "positive_overlap", positive_overlap, above=0.0, high=1.0)
-    boxes = float32(boxes)[..., :4]
+    boxes = _known_boxes(owner, boxes, more=True)[..., :4]
     kept = ops.convert_to_numpy(ops.reshape(boxes, (-1, 4)))[ops.convert_to_numpy(ops.reshape(real(boxes), (-1,)))]
     if not len(kept):
         raise _checks.error(owner, "at least one box with an area", "none")

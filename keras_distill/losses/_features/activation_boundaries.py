@@ -138,7 +138,12 @@ def negative_mean(*, gamma: Any, beta: Any) -> np.ndarray:
         Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv:1904.01866, eq. 4.
         Differs: -3 |gamma| for channels that hardly ever are negative, as in the authors' code.
     """
-    scale, mean = np.abs(np.asarray(gamma, "float64")), np.asarray(beta, "float64")
+    scale, mean = (_checks.array("negative_mean", each) for each in (gamma, beta))
+    if scale.ndim != 1 or scale.shape != mean.shape:
+        raise _checks.error(
+            "negative_mean", "gamma and beta of one shape (channels,)", f"{scale.shape} and {mean.shape}"
+        )
+    scale = np.abs(scale)
     out = np.minimum(mean, 0.0)  # a channel without spread
     for channel in np.flatnonzero(scale > 0.0):
         ratio = mean[channel] / scale[channel]

@@ -288,7 +288,7 @@ def boundary_weights(
     owner = "boundary_weights"
     _checks.integer(owner, "radius", radius, low=1)
     boundary_weight = _checks.number(owner, "boundary_weight", boundary_weight, low=0.0)
-    labels = ops.convert_to_tensor(labels)
+    labels = _checks.tensor(owner, labels, ops.convert_to_tensor)
     if len(labels.shape) != 3 or "float" in keras.backend.standardize_dtype(labels.dtype):
         raise _checks.error(
             owner, "labels (batch, height, width) of integer class ids", f"{labels.dtype} of {labels.shape}"

@@ -11,6 +11,7 @@ from keras_distill import _checks
 from keras_distill._typing import Tensor
 from keras_distill.losses._base import FeatureLoss, FeatureTwin
 from keras_distill.losses._features import maps
+from keras_distill.losses._numerics import arguments
 
 _DISTANCES = ("mse", "mae", "cosine", "huber")
 
@@ -152,7 +153,14 @@ def variational_information(
     min_variance = _checks.number(owner, "min_variance", min_variance, above=0.0)
     teacher, mean = maps.matching(owner, teacher_features, student_features)
     teacher, mean, mask = maps.masked(owner, teacher, mean, mask)
-    variance = ops.softplus(ops.cast(raw_variance, "float32")) + min_variance
+    raw = arguments.float32(raw_variance)
+    pairs = zip(reversed(raw.shape), reversed(mean.shape), strict=False)
+    if len(raw.shape) > len(mean.shape) or any(a not in (1, None, b) and b is not None for a, b in pairs):
+        expected = f"raw_variance that fits features of shape {tuple(mean.shape)}"
+        raise _checks.error(
+            owner, expected, f"shape {tuple(raw.shape)}", "Give one for each channel, or for each value"
+        )
+    variance = ops.softplus(raw) + min_variance
     each = 0.5 * (ops.square(mean - teacher) / variance + ops.log(variance))
     return maps.position_mean(ops.mean(each, axis=-1), mask)
 

@@ -31,13 +31,16 @@ def pair(
         (teacher, student).
 
     Raises:
-        ValueError: if a rank is not allowed or the ranks differ.
+        ValueError: if a rank is not allowed, or the numbers of examples differ.
     """
     teacher, student = arguments.float32(teacher), arguments.float32(student)
     allowed = " or ".join(map(str, ranks))
     for side, tensor in (("teacher", teacher), ("student", student)):
         if len(tensor.shape) not in ranks:
             raise _checks.error(owner, f"{side}_features of rank {allowed}", f"shape {tuple(tensor.shape)}")
+    count = teacher.shape[0], student.shape[0]
+    if None not in count and count[0] != count[1]:
+        raise _checks.error(owner, "features of as many examples on both sides", f"{count[0]} and {count[1]}")
     return teacher if teacher_gradient else ops.stop_gradient(teacher), student
 
 

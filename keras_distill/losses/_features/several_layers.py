@@ -142,7 +142,13 @@ def layer_attention(*, queries: Tensor, keys: Any) -> Tensor:
         Chen et al., "Cross-Layer Distillation with Semantic Calibration", AAAI 2021, arXiv:2012.03236, eq. 5.
         Differs: nothing.
     """
-    scores = ops.einsum("bsd,btd->bst", arguments.float32(queries), arguments.float32(keys))
+    queries, keys = arguments.float32(queries), arguments.float32(keys)
+    shapes = tuple(queries.shape), tuple(keys.shape)
+    agree = all(None in pair or pair[0] == pair[1] for pair in zip(*(shape[::2] for shape in shapes), strict=False))
+    if len(shapes[0]) != 3 or len(shapes[1]) != 3 or not agree:
+        expected = "queries (batch, student layers, width) and keys (batch, teacher layers, width)"
+        raise _checks.error("layer_attention", expected, f"shapes {shapes[0]} and {shapes[1]}")
+    scores = ops.einsum("bsd,btd->bst", queries, keys)
     return ops.softmax(scores, axis=-1)
 
 
@@ -179,6 +185,17 @@ def semantic_calibration(*, teacher_features: Tensor, student_features: Tensor, 
     """
     owner = "semantic_calibration"
     attention = arguments.float32(attention)
+    if len(attention.shape) != 3:
+        expected = "attention of shape (batch, student layers, teacher layers)"
+        raise _checks.error(owner, expected, f"shape {tuple(attention.shape)}")
+    lists = [
+        teacher_features,
+        student_features,
+        *(student_features if isinstance(student_features, (list, tuple)) else []),
+    ]
+    if not all(isinstance(each, (list, tuple)) for each in lists):
+        advice = "student_features[i][j] is the student's layer i as adapted to the teacher's layer j"
+        raise _checks.error(owner, "a list of teacher layers and a list of lists of student layers", "others", advice)
     got = (len(student_features), *{len(row) for row in student_features})
     if got != (attention.shape[1], attention.shape[2]) or len(teacher_features) != attention.shape[2]:
         expected = f"one adapted student layer for each entry of an attention of {tuple(attention.shape)}"

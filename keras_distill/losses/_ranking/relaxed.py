@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_distill import _checks
 from keras_distill._typing import Tensor
+from keras_distill.losses._numerics import arguments
 from keras_distill.losses._ranking import order
 
 
@@ -38,7 +39,9 @@ def relaxed_order(*, interesting: Any, uninteresting: Any) -> Tensor:
         Kang et al., "DE-RRD: A Knowledge Distillation Framework for Recommender System", CIKM 2020, arXiv:2012.04357,
         eq. 7. Differs: nothing; the reference sums over the users of a batch.
     """
-    interesting, uninteresting = (ops.cast(ops.convert_to_tensor(x), "float32") for x in (interesting, uninteresting))
+    interesting, uninteresting = (arguments.float32(x) for x in (interesting, uninteresting))
+    if 0 in (len(interesting.shape), len(uninteresting.shape)):
+        raise _checks.error("relaxed_order", "lists of scores", "a number")
     if tuple(interesting.shape)[:-1] != tuple(uninteresting.shape)[:-1]:
         got = f"{tuple(interesting.shape)} and {tuple(uninteresting.shape)}"
         raise _checks.error("relaxed_order", "scores of as many lists of each kind", got)

@@ -60,7 +60,13 @@ def _labels_and_parts(
     owner: str, labels: Tensor, student: Tensor, mask: Tensor, parts: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     student, labels = arguments.float32(student), arguments.float32(labels)
+    if len(student.shape) == 0:
+        raise _checks.error(owner, "student_outputs of rank >= 1", "a number")
     labels = labels[..., None] if len(labels.shape) < len(student.shape) else labels
+    if len(labels.shape) != len(student.shape):
+        raise _checks.error(
+            owner, "labels of the rank of student_outputs", f"shapes {tuple(labels.shape)}, {tuple(student.shape)}"
+        )
     if student.shape[-1] != parts * labels.shape[-1]:
         expected = f"{parts} numbers for each of the {labels.shape[-1]} labels"
         raise _checks.error(owner, expected, f"{student.shape[-1]} outputs")
