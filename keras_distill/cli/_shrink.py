@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from keras_distill import _files
 from keras_distill._checks import error
 
 
@@ -67,8 +68,8 @@ def run(options: argparse.Namespace) -> None:
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     made.model.save(folder / "student.keras")
-    (folder / "student.tflite").write_bytes(made.litert)
-    (folder / "shrink.json").write_text(made.to_json() + "\n")
+    _files.put(folder / "student.tflite", made.litert)
+    _files.put(folder / "shrink.json", f"{made.to_json()}\n".encode())
     notes = [
         f"Teacher: {Path(options.teacher).name}. Data: {options.data}, {len(train):,} training and "
         f"{len(loaded.test):,} test examples; {options.epochs} epochs after each step, one seed."

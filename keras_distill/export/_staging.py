@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from keras_distill import _files
 from keras_distill._checks import error, integer
 
 
@@ -33,12 +32,12 @@ def make_directory(owner: str, directory: str | os.PathLike[str]) -> tuple[Path,
         probe = probe.parent
     advice = "Give a directory that you may create and write to"
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        _files.make_folder(path, parents=True, exist_ok=True)
     except OSError as problem:
         raise error(owner, "a writable output directory", f"{path} ({problem.strerror})", advice) from problem
-    trial = path / f".writing-{uuid.uuid4().hex}"
+    trial = path / f"{_files.WRITING}{_files.writer_name()}"
     try:
-        trial.mkdir()
+        _files.make_folder(trial)
         trial.rmdir()
     except OSError as problem:
         remove_empty(created)
@@ -72,6 +71,19 @@ def versions(directory: Path) -> list[int]:
 
 
 @contextlib.contextmanager
+def _whole(owner: str, aside: Path, final: Path) -> Iterator[None]:
+    """Make the folder ``aside``, and remove it at the end with what is left in it; a disk's refusal is one sentence."""
+    try:
+        _files.make_folder(aside)
+        yield
+    except OSError as problem:
+        raise error(owner, f"to write {final}", str(problem), "Make room, and export again") from problem
+    finally:
+        with contextlib.suppress(OSError):
+            _files.remove_tree(aside)
+
+
+@contextlib.contextmanager
 def staged_version(owner: str, directory: str | os.PathLike[str], version: int | None) -> Iterator[tuple[Path, Path]]:
     """Yield an aside path to fill, renamed to ``directory/<version>`` when the block ends without an error.
 
@@ -96,13 +108,10 @@ def staged_version(owner: str, directory: str | os.PathLike[str], version: int |
         final = base / str(chosen)
         if final.exists():
             raise error(owner, "a version that does not exist yet", f"{final}", "Leave version out for the next one")
-        aside = base / f".writing-{uuid.uuid4().hex}"
-        try:
-            aside.mkdir()
+        aside = base / f"{_files.WRITING}{_files.writer_name()}"
+        with _whole(owner, aside, final):
             yield aside, final
-            os.rename(aside, final)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            _files.rename(aside, final)
     except BaseException:
         remove_empty(created)
         raise
@@ -127,15 +136,12 @@ def staged_files(owner: str, path: str | os.PathLike[str], suffix: str) -> Itera
     if final.suffix != suffix:
         raise error(owner, f"a path that ends in {suffix}", str(final))
     base, created = make_directory(owner, final.parent)
-    aside = base / f".writing-{uuid.uuid4().hex}"
+    aside = base / f"{_files.WRITING}{_files.writer_name()}"
     try:
-        aside.mkdir()
-        try:
+        with _whole(owner, aside, final):
             yield aside / final.name
             for part in sorted(aside.iterdir(), key=lambda p: p.name == final.name):
-                os.replace(part, base / part.name)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+                _files.rename(part, base / part.name)
     except BaseException:
         remove_empty(created)
         raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_distill import _files
 from keras_distill._checks import error, integer
 from keras_distill.callbacks import Backup
 from keras_distill.distiller import Distiller
@@ -165,13 +165,13 @@ class Driver(abc.ABC):
         """Write the finished student, then the list of finished students; each file appears whole or not at all."""
         if self.directory is None:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
+        _files.make_folder(self.directory, parents=True, exist_ok=True)
         aside = self.directory / f".{name}.keras"
-        self.students[-1].save(aside)
-        os.replace(aside, self.directory / f"{name}.keras")
+        _files.fill(aside, lambda: self.students[-1].save(aside))
+        _files.flush(aside)
+        _files.rename(aside, self.directory / f"{name}.keras")
         text = json.dumps({"owner": self.owner, "histories": self.histories})
-        (self.directory / f".{_FINISHED}").write_text(text, encoding="utf-8")
-        os.replace(self.directory / f".{_FINISHED}", self.directory / _FINISHED)
+        _files.put(self.directory / _FINISHED, text.encode())
 
     def _finished(self, names: list[str]) -> tuple[dict[str, Any], list[keras.Model]]:
         if self.directory is None or not (self.directory / _FINISHED).is_file():

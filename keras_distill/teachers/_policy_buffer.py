@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_distill import _files
 from keras_distill._checks import error, integer, number
 
 _OWNER = "PolicyBuffer"
@@ -85,7 +87,7 @@ class PolicyBuffer:
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []
         self._numbers: list[int] = []
         if self.path is not None:
-            self.path.mkdir(parents=True, exist_ok=True)
+            _files.make_folder(self.path, parents=True, exist_ok=True)
             for file in sorted(self.path.glob("values-*.npy")):
                 part = int(file.stem.split("-")[1])
                 self._open(part)
@@ -156,19 +158,19 @@ class PolicyBuffer:
         else:
             part = self._numbers[-1] + 1 if self._numbers else 0
             for file, array in zip(self._files(part), (states, values), strict=True):  # the values come last: complete
-                aside = file.with_suffix(f".{os.getpid()}.tmp")
-                with aside.open("wb") as stream:
-                    np.save(stream, array)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                aside.replace(file)
+                content = io.BytesIO()
+                np.save(content, array)
+                try:
+                    _files.put(file, content.getvalue())
+                except OSError as problem:
+                    raise error(_OWNER, f"to write {file}", str(problem), "Make room, and gather again") from problem
             self._open(part)
         while len(self._parts) > 1 and len(self) - len(self._parts[0][0]) >= self.capacity:
             self._parts.pop(0)
             oldest = self._numbers.pop(0)
             if self.path is not None:
                 for file in reversed(self._files(oldest)):
-                    file.unlink()
+                    _files.remove(file)
 
     def gather(
         self,
