@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import keras
+import tensorflow as tf
 
+from keras_distill._checks import error
 from keras_distill._typing import Structure
 
 
@@ -37,8 +39,12 @@ class Batch(NamedTuple):
 
         Returns:
             The batch.
+
+        Raises:
+            ValueError: if it is known to hold no example, unless it is a replica's part of a larger batch.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        _refuse_empty(x)
         return cls(x, y, sample_weight, extra_fields(x, model))
 
 
@@ -67,3 +73,12 @@ def extra_fields(inputs: Structure, model: keras.Model | None) -> dict[str, Any]
     taken = set(structure) if isinstance(structure, dict) else set()
     taken |= {tensor.name for tensor in model.inputs}
     return {name: value for name, value in inputs.items() if name not in taken}
+
+
+def _refuse_empty(inputs: Any) -> None:
+    """Raise where a batch has no example: its mean is not defined, and layers fail on it each in a way of its own."""
+    lengths = [each.shape[0] for each in keras.tree.flatten(inputs) if len(getattr(each, "shape", ())) > 0]
+    if lengths and all(length == 0 for length in lengths):
+        if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+            advice = "Drop empty batches: dataset.unbatch().batch(32)"
+            raise error("Distiller", "at least one example in every batch", "an empty batch", advice)

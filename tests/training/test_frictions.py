@@ -90,3 +90,11 @@ def test_a_temperature_beyond_a_hundred_is_found_and_bounds_are_explained():
     probabilities = np.exp(logits / found - np.log(np.exp(logits / found).sum(-1, keepdims=True)))
     with pytest.raises(ValueError, match=r"TemperatureScaler: expected logits, got rows of probabilities.*log\(prob"):
         TemperatureScaler().fit(probabilities, labels)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_an_empty_batch_is_one_sentence(eager):
+    distiller = Distiller(mlp(4, seed=1), mlp(4, seed=2), LogitsDistillation(), student_loss_weight=0.0)
+    distiller.compile("sgd", run_eagerly=eager)
+    with pytest.raises(ValueError, match=r"expected at least one example in every batch, got an empty batch\. Drop"):
+        distiller.train_on_batch(X[:0])
