@@ -72,7 +72,7 @@ def test_a_term_shows_the_adapter_that_it_chose():
 
 def test_a_temperature_beyond_a_hundred_is_found_and_bounds_are_explained():
     rng = np.random.default_rng(0)
-    logits = 150.0 * rng.normal(size=(2000, 10))
+    logits = 300.0 * rng.normal(size=(2000, 10))
     labels = np.where(rng.random(2000) < 0.69, logits.argmax(-1), rng.integers(0, 10, 2000))
     scaler = TemperatureScaler().fit(logits, labels)
     found = scaler.temperature
