@@ -10,7 +10,7 @@ import numpy as np
 from keras_distill._checks import error
 from keras_distill._typing import Tensor
 
-__all__ = ["final_activation", "gives_logits", "without_softmax"]
+__all__ = ["activation_of", "final_activation", "gives_logits", "without_softmax"]
 
 
 def _head_layers(model: keras.Model) -> list[keras.layers.Layer] | None:
@@ -68,6 +68,11 @@ def activation_of(tensor: Tensor) -> str | None:
 
     Returns:
         ``"softmax"``, ``"sigmoid"``, or None: neither, or not known.
+
+    Example:
+        >>> from keras import ops
+        >>> activation_of(ops.softmax(ops.convert_to_tensor([[2.0, 1.0], [0.0, 3.0]])))
+        'softmax'
     """
     if hasattr(tensor, "numpy") and not hasattr(tensor, "_keras_history"):
         rows = (
