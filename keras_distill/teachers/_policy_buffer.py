@@ -67,7 +67,7 @@ class PolicyBuffer:
         capacity: >= 1, how many states are kept; the oldest calls of ``gather`` are dropped beyond it.
 
     Raises:
-        ValueError: if capacity is below 1, or the files at path do not fit each other.
+        ValueError: if capacity is below 1, path cannot be written to, or the files there do not fit each other.
 
     Example:
         >>> buffer = PolicyBuffer()
@@ -87,7 +87,11 @@ class PolicyBuffer:
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []
         self._numbers: list[int] = []
         if self.path is not None:
-            _files.make_folder(self.path, parents=True, exist_ok=True)
+            try:
+                _files.make_folder(self.path, parents=True, exist_ok=True)
+            except OSError as problem:
+                advice = "Give a directory that you may write to"
+                raise error(_OWNER, f"to write into {self.path}", str(problem), advice) from problem
             for file in sorted(self.path.glob("values-*.npy")):
                 part = int(file.stem.split("-")[1])
                 self._open(part)
