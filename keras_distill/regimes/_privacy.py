@@ -94,13 +94,13 @@ def add(spent: Mapping[Noises, tuple[int, int]], noises: Noises, asked: int, ans
 
 
 class Ledger:
-    """What was spent, in memory, or in a directory where it survives a kill.
+    """What was spent, in memory, or in a directory where it survives a kill, together with the labels it bought.
 
     Only one process may hold the ledger at a time: use it as a context, which reads the file again.
 
     Args:
         owner: name shown in the error messages.
-        directory: where to keep the counters; made if it is missing. None keeps them in memory.
+        directory: where to keep counters and labels; made if it is missing. None keeps the counters in memory.
     """
 
     def __init__(self, owner: str, directory: Any = None) -> None:
@@ -108,43 +108,61 @@ class Ledger:
         self._path = None if directory is None else Path(directory) / _FILE
         self._lock: _files.Lock | None = None
         self._spent: Spent = {}
+        self._labels: dict[str, dict[str, int]] = {}
         if self._path is not None:
             _files.make_folder(self._path.parent, parents=True, exist_ok=True)
-            self._spent = self._read()
+            self._read()
 
     @property
     def spent(self) -> Spent:
         """A copy of the privacy budget spent so far."""
         return dict(self._spent)
 
-    def write(self, spent: Spent) -> None:
-        """Set what was spent; returns when it has reached the disk."""
+    def labels(self, kind: str) -> dict[str, int]:
+        """Return the labels that were given to queries, -1 where the threshold was not passed; none in memory.
+
+        Args:
+            kind: noises and threshold of these queries.
+        """
+        return dict(self._labels.get(kind, {}))
+
+    def write(self, spent: Spent, kind: str, labels: dict[str, int]) -> None:
+        """Set what was spent, and add the labels it bought; returns when both have reached the disk, in one file.
+
+        Args:
+            spent: all counters.
+            kind: noises and threshold of the labels.
+            labels: fingerprint of a query to its label.
+        """
         if self._path is not None:
             rows = [
                 {"selection_noise": noises[0], "answer_noise": noises[1], "num_asked": asked, "num_answered": answered}
                 for noises, (asked, answered) in spent.items()
             ]
-            _files.put(self._path, json.dumps({"version": 1, "spent": rows}, indent=1).encode())
+            kept = {**self._labels, kind: {**self._labels.get(kind, {}), **labels}}
+            _files.put(self._path, json.dumps({"version": 2, "spent": rows, "labels": kept}, indent=1).encode())
+            self._labels = kept
         self._spent = dict(spent)
 
-    def _read(self) -> Spent:
+    def _read(self) -> None:
         if self._path is None or not self._path.exists():
-            return dict(self._spent)
+            return
         try:
             content = json.loads(_files.read(self._path))
-            rows = content["spent"]
+            rows, labels = content["spent"], content.get("labels", {})  # version 1 kept no labels
             pairs = {(row["selection_noise"], row["answer_noise"]): (row["num_asked"], row["num_answered"])
                      for row in rows}  # fmt: skip
-            sound = content["version"] == 1 and len(pairs) == len(rows)
+            sound = content["version"] in (1, 2) and len(pairs) == len(rows)
             for (selection_noise, answer_noise), counts in pairs.items():
                 sound &= all(isinstance(count, int) for count in counts) and 0 <= counts[1] <= counts[0]
                 sound &= answer_noise > 0 and (selection_noise is None or selection_noise > 0)
-        except (ValueError, KeyError, TypeError):
+            sound &= all(type(label) is int and label >= -1 for each in labels.values() for label in each.values())
+        except (ValueError, KeyError, TypeError, AttributeError):
             sound = False
         if not sound:
             advice = "Restore it from a backup: without it nobody knows what the answers have revealed"
             raise error(self._owner, f"the counters of earlier queries in {_FILE}", "a damaged file", advice)
-        return pairs
+        self._spent, self._labels = pairs, labels
 
     def __enter__(self) -> Ledger:
         if self._path is not None:
@@ -153,7 +171,7 @@ class Ledger:
             except BlockingIOError:
                 advice = "Wait until it has ended"
                 raise error(self._owner, "a directory of its own", "one that another process uses", advice) from None
-            self._spent = self._read()
+            self._read()
         return self
 
     def __exit__(self, *problem: object) -> None:

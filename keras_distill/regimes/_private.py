@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 from keras_distill._checks import error, integer, number
 from keras_distill._typing import Structure
 from keras_distill.regimes import _privacy
+from keras_distill.regimes._fingerprints import check_disjoint, fingerprints
 from keras_distill.regimes._privacy import PrivacyReport
 
 _OWNER = "PrivateVotes"
@@ -56,8 +55,9 @@ class PrivateVotes:
         answer_noise: > 0, in votes: standard deviation of the noise of each class.
         shards: the private training data of each teacher, to check that they are disjoint: for each teacher an array,
             or a tuple of inputs and labels. Only compared by their inputs' fingerprints, never kept. None trusts you.
-        directory: where the counters are kept, so that they survive a kill; all votes about the same private data must
-            share one directory. None keeps them in this object.
+        directory: where counters and labels are kept, so that they survive a kill; all votes about the same private
+            data must share one directory. A query that was paid for there gets its label again, at no cost. None keeps
+            the counters in this object, and no labels.
         seed: None draws the noise from the operating system's source for cryptography. An integer makes it repeatable:
             for tests only, because whoever knows the seed can take the noise away.
         batch_size: >= 1, of the teachers' predictions.
@@ -111,7 +111,7 @@ class PrivateVotes:
         self.seed = None if seed is None else integer(_OWNER, "seed", seed, low=0)
         self.batch_size = integer(_OWNER, "batch_size", batch_size, low=1)
         if shards is not None:
-            _check_disjoint(shards, len(self.teachers))
+            check_disjoint(_OWNER, shards, len(self.teachers))
         self._ledger = _privacy.Ledger(_OWNER, directory)
 
     def report(self, delta: float) -> PrivacyReport:
@@ -131,7 +131,8 @@ class PrivateVotes:
     def label(self, x: Any, *, max_epsilon: float, delta: float) -> PrivateLabels:
         """Label examples until the next query could exceed ``max_epsilon``; the remaining ones are refused.
 
-        The counters are on disk before a label is returned: a kill may waste privacy, but is never undercounted.
+        Counters and labels are on disk before a label is returned: a kill is never undercounted, and after one the same
+        call returns what was paid for and asks only the rest. Equal rows of ``x`` are queries of their own.
 
         Args:
             x: public examples, an array with one query per row; asked in this order.
@@ -156,21 +157,26 @@ class PrivateVotes:
         with self._ledger as ledger:
             spent = ledger.spent
             first = sum(asked for asked, _ in spent.values())
+            kind = f"{self.threshold} {self.selection_noise} {self.answer_noise}"
+            names, known = fingerprints(x, apart=True), ledger.labels(kind)
+            asked = np.array([name in known for name in names], bool)
+            labels = np.array([known.get(name, -1) for name in names], "int64")
+            new = np.flatnonzero(~asked)
             # Without room for one query nobody is asked.
-            room = self._room(spent, len(x), max_epsilon, delta)
-            counts = self._votes(x) if room else np.zeros((len(x), 1))
+            room = self._room(spent, len(new), max_epsilon, delta)
+            counts = self._votes(x[new]) if room else np.zeros((len(new), 1))
             passes, noisy = self._noisy(counts, first)
             num_asked = 0
             while room:
                 found = int(passes[num_asked : num_asked + room].sum())
                 spent = _privacy.add(spent, (self.selection_noise, self.answer_noise), room, found)
                 num_asked += room
-                room = self._room(spent, len(x) - num_asked, max_epsilon, delta)
-            ledger.write(spent)
-        asked = np.arange(len(x)) < num_asked
-        answered = passes & asked
-        labels = np.where(answered, noisy.argmax(-1), -1).astype("int64")
-        return PrivateLabels(labels, answered, asked, _privacy.report(_OWNER, spent, delta))
+                room = self._room(spent, len(new) - num_asked, max_epsilon, delta)
+            paid = new[:num_asked]
+            asked[paid] = True
+            labels[paid] = np.where(passes, noisy.argmax(-1), -1)[:num_asked]
+            ledger.write(spent, kind, {names[index]: int(labels[index]) for index in paid})
+        return PrivateLabels(labels, labels >= 0, asked, _privacy.report(_OWNER, spent, delta))
 
     def _room(self, spent: _privacy.Spent, most: int, max_epsilon: float, delta: float) -> int:
         """Return how many more queries can be asked even if all of them are answered, at most ``most``."""
@@ -223,36 +229,3 @@ def _secure_normal(shape: tuple[int, ...]) -> np.ndarray:
     bits = np.frombuffer(os.urandom(16 * size), "uint64").reshape(2, size) >> np.uint64(11)
     uniform = (bits.astype("float64") + 0.5) / 2.0**53
     return (np.sqrt(-2.0 * np.log(uniform[0])) * np.cos(2.0 * np.pi * uniform[1])).reshape(shape)
-
-
-def _check_disjoint(shards: Sequence[Any], num_teachers: int) -> None:
-    """Raise an error if there is not one shard per teacher, or an example is in two of them."""
-    shards = list(shards)
-    if len(shards) != num_teachers:
-        raise error(_OWNER, f"one shard for each of {num_teachers} teachers", f"{len(shards)} shards")
-    owners: dict[bytes, int] = {}
-    overlaps: collections.Counter[tuple[int, int]] = collections.Counter()
-    for index, shard in enumerate(shards):
-        inputs = shard[0] if isinstance(shard, tuple) else shard
-        for fingerprint in fingerprints(inputs):
-            other = owners.setdefault(fingerprint, index)
-            if other != index:
-                overlaps[other, index] += 1
-    if overlaps:
-        (one, two), count = min(overlaps.items())
-        got = f"{count} example{'s' if count > 1 else ''} in both shard {one} and shard {two}"
-        raise error(_OWNER, "disjoint shards", got, "Remove duplicates first, then give each example to one teacher")
-
-
-def fingerprints(inputs: Structure) -> list[bytes]:
-    """Return a digest of each example: equal arrays of equal kind have equal digests.
-
-    Args:
-        inputs: an array with one example per row.
-
-    Returns:
-        One digest per row.
-    """
-    rows = np.ascontiguousarray(inputs)
-    kind = f"{rows.dtype.str}{rows.shape[1:]}".encode()
-    return [hashlib.blake2b(kind + row.tobytes(), digest_size=16).digest() for row in rows]

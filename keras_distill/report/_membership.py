@@ -137,7 +137,7 @@ class Audit:
         num_resamples: int = 1000,
         seed: int = 0,
     ) -> None:
-        from keras_distill.regimes._private import fingerprints
+        from keras_distill.regimes._fingerprints import fingerprints
         from keras_distill.report._evaluate import _arrays, _groups  # it uses what this module defines
 
         self.owner, self.from_logits, self.batch_size = owner, from_logits, batch_size

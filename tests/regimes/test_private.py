@@ -143,8 +143,8 @@ JOB = textwrap.dedent("""
                 os.kill(os.getpid(), signal.SIGKILL)
             original(*args)
         _files.rename = rename
-    for _ in range(3):
-        result = votes.label(np.zeros((10, 1)), max_epsilon=50.0, delta=1e-5)
+    for turn in range(3):
+        result = votes.label(np.full((10, 1), turn), max_epsilon=50.0, delta=1e-5)
         print(result.answered.sum(), flush=True)
 """)
 
@@ -164,6 +164,40 @@ def test_a_kill_never_undercounts(tmp_path, moment, expected):
     events = [(gaussian(30.0 / math.sqrt(2)), expected), (gaussian(40.0 / math.sqrt(2)), 4)]
     assert found.epsilon == pytest.approx(accountant(events, 1e-5), abs=1e-9)
     assert votes.label(X[:1], max_epsilon=50.0, delta=1e-5).report.num_asked == expected + 5
+    # What was paid for is there, even if the process died before it got it; the rest is asked.
+    turns = np.repeat(np.arange(3), 10)[:, None]
+    result = votes.label(turns, max_epsilon=50.0, delta=1e-5)
+    assert result.answered.all() and result.report.num_asked == expected + 5 + (30 - expected)
+
+
+def test_what_was_paid_for_is_given_again_and_costs_nothing(tmp_path):
+    def votes(**more):
+        settings = {"threshold": 52.0, "selection_noise": 20.0, "answer_noise": 20.0, "directory": tmp_path, **more}
+        return regimes.PrivateVotes([constant(0)] * 50 + [constant(1)] * 50, **settings)
+
+    twice = np.repeat(X[:40], 2, axis=0)  # equal rows are queries of their own
+    first = votes().label(twice, max_epsilon=50.0, delta=1e-5)
+    assert 0 < first.answered.sum() < 80 and not (first.labels[::2] == first.labels[1::2]).all()
+
+    def forbidden(x):
+        raise AssertionError("asked")
+
+    again = votes()
+    again.teachers[0] = forbidden
+    order = np.random.default_rng(0).permutation(40)
+    found = again.label(twice.reshape(40, 2, 5)[order].reshape(80, 5), max_epsilon=0.1, delta=1e-5)
+    np.testing.assert_array_equal(found.labels, first.labels.reshape(40, 2)[order].ravel())
+    assert found.report == first.report and found.asked.all()
+    more = votes().label(np.concatenate([twice, X[40:50]]), max_epsilon=50.0, delta=1e-5)
+    np.testing.assert_array_equal(more.labels[:80], first.labels)
+    assert more.report.num_asked == 90
+    assert votes(threshold=53.0).label(X[:3], max_epsilon=50.0, delta=1e-5).report.num_asked == 93
+    content = json.loads((tmp_path / "privacy.json").read_text())
+    (tmp_path / "privacy.json").write_text(json.dumps({"version": 1, "spent": content["spent"]}))  # of an older version
+    assert votes().report(1e-5).num_asked == 93
+    (tmp_path / "privacy.json").write_text(json.dumps({**content, "labels": {"a": {"b": "c"}}}))
+    with pytest.raises(ValueError, match="got a damaged file"):
+        votes()
 
 
 def test_a_damaged_file_and_a_second_process_are_errors(tmp_path):
