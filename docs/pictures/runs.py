@@ -138,5 +138,10 @@ def no_data():
     return figure
 
 
+def robust():
+    """Accuracy and calibration error of the guide's two students on worse and worse images."""
+    return report.shift_curves({entry.name: entry.robustness for entry in guide("robust")["both"].entries})
+
+
 if __name__ == "__main__":
-    draw([images, segmentation, explanations, speech, detection, no_data])
+    draw([images, segmentation, explanations, speech, detection, no_data, robust])

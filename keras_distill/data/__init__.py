@@ -2,6 +2,7 @@
 
 from keras_distill.data import _image_sets  # noqa: F401 -- more names for load()
 from keras_distill.data._augment import Augment, augment, mix, student_view, teacher_view
+from keras_distill.data._corruptions import corrupt
 from keras_distill.data._images import domains, images
 from keras_distill.data._interactions import Interactions, leave_one_out, pad_lists, sample_unseen
 from keras_distill.data._named import Data, Examples, load, names
@@ -21,6 +22,7 @@ __all__ = [
     "Windows",
     "augment",
     "augment_tokens",
+    "corrupt",
     "domains",
     "fitting_labels",
     "forecast_windows",

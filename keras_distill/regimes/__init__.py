@@ -1,9 +1,11 @@
 """Who teaches whom, and when: peers, generations, chains, stages, folds, policies, and models fused into one."""
 
 from keras_distill.regimes._adversaries import BatchStatistics, ClassInversion, Disagreement, GeneratorObjective, Shown
+from keras_distill.regimes._attacks import ProjectedGradient, fast_gradient_sign
 from keras_distill.regimes._averaging import average_weights, greedy_soup
 from keras_distill.regimes._base import Measured, Regime, Round
 from keras_distill.regimes._chain import AssistantChain
+from keras_distill.regimes._contrast import Contrastive
 from keras_distill.regimes._data_free import DataFree
 from keras_distill.regimes._driver import Alone
 from keras_distill.regimes._exchange import PeerExchange
@@ -11,20 +13,24 @@ from keras_distill.regimes._folds import CrossValidation, OutOfFold, cross_fit, 
 from keras_distill.regimes._fusion import Amalgamation, amalgamate, fuse
 from keras_distill.regimes._generations import BornAgain
 from keras_distill.regimes._generators import make_generator, synthesize
+from keras_distill.regimes._impressions import data_impressions
 from keras_distill.regimes._mutual import MutualLearning
 from keras_distill.regimes._policies import PolicyDistiller, PolicyReturn, policy_return
 from keras_distill.regimes._privacy import PrivacyReport
 from keras_distill.regimes._private import PrivateLabels, PrivateVotes
+from keras_distill.regimes._robust import AdversarialTraining, ard, rslad
 from keras_distill.regimes._stages import Stage, Stages
 from keras_distill.regimes._text import TinyBert, bert_to_bilstm, distilbert, every_other, minilm, tinybert
 
 __all__ = [
+    "AdversarialTraining",
     "Alone",
     "Amalgamation",
     "AssistantChain",
     "BatchStatistics",
     "BornAgain",
     "ClassInversion",
+    "Contrastive",
     "CrossValidation",
     "DataFree",
     "Disagreement",
@@ -38,6 +44,7 @@ __all__ = [
     "PrivacyReport",
     "PrivateLabels",
     "PrivateVotes",
+    "ProjectedGradient",
     "Regime",
     "Round",
     "Shown",
@@ -45,17 +52,21 @@ __all__ = [
     "Stages",
     "TinyBert",
     "amalgamate",
+    "ard",
     "average_weights",
     "bert_to_bilstm",
     "cross_fit",
     "cross_validate",
+    "data_impressions",
     "distilbert",
     "every_other",
+    "fast_gradient_sign",
     "fuse",
     "greedy_soup",
     "make_generator",
     "minilm",
     "policy_return",
+    "rslad",
     "synthesize",
     "tinybert",
 ]

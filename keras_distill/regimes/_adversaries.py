@@ -22,11 +22,13 @@ class Shown(NamedTuple):
         teacher: the teacher's logits, (batch, classes).
         student: the student's logits, (batch, classes).
         taps: the teacher's tensors that the objective asked for, by name.
+        examples: the examples themselves.
     """
 
     teacher: Any
     student: Any
     taps: dict[str, Any]
+    examples: Any = None
 
 
 def _layers_of(teacher: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
@@ -48,6 +50,15 @@ class GeneratorObjective(abc.ABC):
 
         Args:
             teacher: the frozen model.
+        """
+        return []
+
+    def states(self, teacher: keras.Model, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+        """Return layers that hold what the objective remembers from step to step; none by default.
+
+        Args:
+            teacher: the frozen model.
+            shape: of one example.
         """
         return []
 
@@ -80,6 +91,9 @@ class _Sum(GeneratorObjective):
 
     def taps(self, teacher: keras.Model) -> list[str]:
         return list(dict.fromkeys(name for part in self.parts for name in part.taps(teacher)))
+
+    def states(self, teacher: keras.Model, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+        return [layer for part in self.parts for layer in part.states(teacher, shape)]
 
     def generator_loss(self, shown: Shown, teacher: keras.Model) -> Any:
         return sum(part.generator_loss(shown, teacher) for part in self.parts)

@@ -91,6 +91,7 @@ class DataFree(Regime):
         self._shape = self._check_shapes(teacher, student, generator)
         self._taps = tuple(self.objective.taps(teacher))
         object.__setattr__(self, "_listening", as_teacher(teacher, self.owner))  # the teacher itself is hidden already
+        self.states = self.objective.states(self.teacher, self._shape)
 
     def _check_shapes(self, teacher: Any, student: Any, generator: Any) -> tuple[int, ...]:
         if len(generator.input_shape) != 2:
@@ -137,7 +138,7 @@ class DataFree(Regime):
         examples = ops.stop_gradient(self._examples(batch, training))
         teacher = resolved(self._listening.listen(examples)[0])
         student = self.student(examples, training=training)
-        loss = ops.cast(self.objective.student_loss(Shown(teacher, student, {})), "float32")
+        loss = ops.cast(self.objective.student_loss(Shown(teacher, student, {}, examples)), "float32")
         return Measured({"student": loss}, (("student_loss", loss),), student)
 
     def _generate(self, batch: Batch, training: bool) -> Measured:
@@ -146,7 +147,7 @@ class DataFree(Regime):
         teacher = resolved(teacher)
         # In training mode as for the student's own update, so that both see one function.
         student = self.student(examples, training=training) if self.objective.needs_student else teacher
-        loss = ops.cast(self.objective.generator_loss(Shown(teacher, student, taps), self.teacher), "float32")
+        loss = ops.cast(self.objective.generator_loss(Shown(teacher, student, taps, examples), self.teacher), "float32")
         share = ops.mean(ops.softmax(ops.cast(teacher, "float32"), axis=-1), axis=0)
         balance = -ops.sum(share * ops.log(ops.maximum(share, 1e-30))) / math.log(teacher.shape[-1])
         parts = (("generator_loss", loss), ("class_balance", ops.stop_gradient(balance)))

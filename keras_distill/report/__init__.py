@@ -6,6 +6,8 @@ from keras_distill.report._figures import confusion_matrices, layer_attention, r
 from keras_distill.report._membership import Membership, membership
 from keras_distill.report._page import write_page
 from keras_distill.report._report import Entry, Report, Score
+from keras_distill.report._robustness import Robustness, Shift
+from keras_distill.report._safety_page import shift_curves
 from keras_distill.report._segmentation import SegmentationEntry, SegmentationReport, overlays, segmentation
 from keras_distill.report._segmentation_page import write_segmentation_page
 from keras_distill.report._shrink_page import shrink_steps, write_shrink_page
@@ -23,10 +25,12 @@ __all__ = [
     "Membership",
     "Method",
     "Report",
+    "Robustness",
     "Score",
     "SegmentationEntry",
     "SegmentationReport",
     "comparison",
+    "Shift",
     "confusion_matrices",
     "detection_histograms",
     "evaluate",
@@ -36,6 +40,7 @@ __all__ = [
     "reliability_diagram",
     "risk_coverage",
     "segmentation",
+    "shift_curves",
     "shrink_steps",
     "table",
     "temperature_scaling",

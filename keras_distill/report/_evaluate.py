@@ -10,7 +10,7 @@ import pathlib
 import platform
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -32,6 +32,7 @@ from keras_distill.report._comparison import Comparison
 from keras_distill.report._explained import explained
 from keras_distill.report._membership import Audit
 from keras_distill.report._report import Entry, Histories, Report, Score
+from keras_distill.report._robustness import Trial
 
 
 def evaluate(
@@ -53,6 +54,8 @@ def evaluate(
     non_members: Any = None,
     shadow_models: Sequence[keras.Model] = (),
     comparison: Comparison | None = None,
+    attack: Callable[..., Any] | None = None,
+    corruptions: Sequence[str] | Mapping[str, Callable[[Any], Any]] = (),
 ) -> Report:
     """Measure classifiers on the same examples: accuracy, honesty, agreement, size and speed.
 
@@ -80,6 +83,10 @@ def evaluate(
         non_members: examples of the same distribution that no model has seen.
         shadow_models: models of the same kind that saw neither; they calibrate the audit.
         comparison: ``report.comparison(...)`` of a cross-validation, to be shown and kept with the rest.
+        attack: ``regimes.ProjectedGradient(...)``, or a function from model, inputs and labels to moved inputs (another
+            library's AutoAttack, say): the accuracy on what it makes of the data then stands in the table.
+        corruptions: of "noise", "blur" and "contrast" (``data.corrupt``, severities 1, 3 and 5), or functions of the
+            inputs by name: accuracy and calibration error on worse inputs.
 
     Returns:
         The frozen report: ``report.write_page`` shows it, ``report.to_json()`` keeps it.
@@ -109,6 +116,10 @@ def evaluate(
     audit = Audit(owner, members, non_members, shadow_models, from_logits, batch_size) if audited else None
     outputs = {name: [_outputs(owner, each, inputs, batch_size) for each in group] for name, group in groups.items()}
     num_classes = _num_classes(owner, outputs, labels)
+    trial = None
+    if attack is not None or len(corruptions):
+        settings = {"from_logits": from_logits, "batch_size": batch_size, "num_bins": num_bins}
+        trial = Trial(owner, attack, corruptions, inputs, labels, _outputs, **settings)
     if class_names is None:
         class_names = data.class_names if isinstance(data, Data) else [str(i) for i in range(num_classes)]
     if len(class_names) != num_classes:
@@ -142,6 +153,7 @@ def evaluate(
                 confusion=_confusion(np.concatenate(answers[name]), pooled[1], num_classes),
                 risk_coverage=_risk_coverage(pooled[0], pooled[1], from_logits),
                 membership=None if audit is None else audit(group[0]),
+                robustness=None if trial is None else trial(group),
                 expected_cost=None if costs is None else _cost(owner, outputs[name], labels, from_logits, costs),
             )
         )

@@ -13,6 +13,7 @@ from keras_distill.report._explained_page import EXPLAINED_STYLE, explanations
 from keras_distill.report._figures import confusion_matrices, reliability_diagram, training_curves
 from keras_distill.report._html import escaped, figure_html
 from keras_distill.report._report import Report
+from keras_distill.report._safety_page import safety
 from keras_distill.report._table import table
 from keras_distill.report._uncertainty import risk_coverage
 
@@ -104,6 +105,7 @@ def _page(report: Report) -> str:
         parts += ["<h2>Do they know where they err?</h2>", shown]
     if report.comparison is not None:
         parts += ["<h2>Do they differ on the same examples?</h2>", _comparison(report.comparison)]
+    parts += safety(report)
     parts += explanations(report.explanations, report.class_names)
     if report.histories:
         curves = figure_html(training_curves(report.histories), "Training curves", _CAPTIONS["curves"])

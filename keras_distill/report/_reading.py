@@ -14,10 +14,12 @@ from keras_distill.report._comparison import comparison_of
 from keras_distill.report._explained_reading import explained_of
 from keras_distill.report._membership import membership_of
 from keras_distill.report._report import Entry, Report, Score
+from keras_distill.report._robustness import robustness_of
 
 _SCORES = ("accuracy", "negative_log_likelihood", "expected_calibration_error", "brier_score")
 _COUNTS = ("num_parameters", "size_bytes", "batch_size")
 _ENTRY = {"name", *_SCORES, "agreement", *_COUNTS, "milliseconds_per_example", "reliability", "confusion"}
+_LATER = ("risk_coverage", "expected_cost", "membership", "robustness")  # not in reports of older versions
 _REPORT = {"title", "entries", "reference", "class_names", "num_examples", "notes", "settings", "environment",
            "histories", "explanations", "comparison"}  # fmt: skip
 
@@ -66,7 +68,7 @@ def report_of(text: str) -> Report:
 
 def _entry(fields: Any, num_classes: int) -> Entry:
     _need(
-        isinstance(fields, dict) and _ENTRY <= set(fields) <= {*_ENTRY, "risk_coverage", "expected_cost", "membership"},
+        isinstance(fields, dict) and _ENTRY <= set(fields) <= {*_ENTRY, *_LATER},
         "an entry's parts",
     )
     _need(isinstance(fields["name"], str), "an entry's name")
@@ -99,6 +101,7 @@ def _entry(fields: Any, num_classes: int) -> Entry:
         risk_coverage=np.stack([_floats(each) for each in curve]),
         expected_cost=None if cost is None else _score(cost, "expected_cost"),
         membership=membership_of(fields.get("membership"), _need),
+        robustness=robustness_of(fields.get("robustness"), _need),
     )
 
 

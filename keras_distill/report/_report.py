@@ -20,6 +20,7 @@ from keras_distill._checks import choice, error, nearest, printable
 from keras_distill.metrics import ReliabilityBins
 from keras_distill.report._comparison import Comparison
 from keras_distill.report._membership import Membership
+from keras_distill.report._robustness import Robustness
 
 Histories = Mapping[str, Sequence[Mapping[str, Sequence[float]]]]
 
@@ -71,6 +72,7 @@ class Entry:
             examples of all models of this entry; none in reports from before there was one.
         expected_cost: mean cost of decisions per example, where ``evaluate`` was given costs; else None.
         membership: audit of the first model, where ``evaluate`` was given members; else None.
+        robustness: under attack and on inputs made worse, where ``evaluate`` was given either; else None.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Entry:
     risk_coverage: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((2, 0)))
     expected_cost: Score | None = None
     membership: Membership | None = None
+    robustness: Robustness | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
     if not report.entries:
         raise error("report.table", "at least one entry", "none")
     batch = report.entries[0].batch_size
+    attacks = [entry.robustness.attack for entry in report.entries if entry.robustness and entry.robustness.attack]
     columns = []
     for entry in report.entries:
         columns.append(
@@ -34,9 +35,10 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
                 f"{entry.size_bytes / 1024:,.0f}",
                 f"{entry.milliseconds_per_example:.4f}",
                 "–" if entry.expected_cost is None else _score(entry.expected_cost, 1, 4),
+                "–" if entry.membership is None else with_interval(entry.membership.auc, entry.membership.auc_interval),
                 "–"
-                if entry.membership is None
-                else _with_interval(entry.membership.auc, entry.membership.auc_interval),
+                if entry.robustness is None or not entry.robustness.robust_accuracy
+                else _score(Score(entry.robustness.robust_accuracy), 100, 2),
             ]
         )
     names = [
@@ -50,6 +52,7 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
         f"ms per example (batch {batch})",
         "expected cost ↓",
         "membership AUC ↓",
+        f"accuracy under {attacks[0]}, % ↑" if attacks else "attacked",
     ]
     rows = [[name, *(column[i] for column in columns)] for i, name in enumerate(names)]
     if report.reference is None:
@@ -58,6 +61,7 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
         rows = [row for row in rows if row[0] != "expected cost ↓"]
     if all(entry.membership is None for entry in report.entries):
         rows = [row for row in rows if row[0] != "membership AUC ↓"]
+    rows = [row for row in rows if row[0] != "attacked"]
     return ["", *(entry.name for entry in report.entries)], rows
 
 
@@ -66,7 +70,8 @@ def _score(score: Score, factor: float, digits: int) -> str:
     return mean if score.spread is None else f"{mean} ± {factor * score.spread:.{digits}f}"
 
 
-def _with_interval(value: float, interval: tuple[float, float]) -> str:
+def with_interval(value: float, interval: tuple[float, float]) -> str:
+    """Return a value with the bounds of its interval."""
     return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
 
 

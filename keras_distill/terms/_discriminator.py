@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill import losses
+from keras_distill import losses, teachers
 from keras_distill._checks import error, integer, number
 from keras_distill._typing import Structure, Tensor
 from keras_distill.terms._base import DistillationLoss
@@ -25,13 +25,16 @@ class Discriminator(DistillationLoss):
     discriminator's. Each row is centred and scaled to variance 1 before it is judged.
 
     Formula: -log D(v_t) - log(1 - D(v_s)) for the discriminator, -student_weight * log D(v_s) for the student, per
-    example; D is the sigmoid of a network of dense layers with spectral normalisation and leaky ReLUs.
+    example; D is the sigmoid of a network of dense layers with spectral normalisation and leaky ReLUs. With a
+    gradient penalty there is no normalisation; gradient_penalty / 2 * ||d logit D(v_t) / d v_t||**2 is added to the
+    discriminator's part. Of an ensemble every member is a v_t, and the mean over the members is taken.
 
     Args:
         teacher_layer_name: the tap that is judged; positions are averaged. None: the outputs.
         student_layer_name: the same for the student; it must have as many channels.
         hidden_units: units of the hidden layers, each >= 1.
         student_weight: >= 0, weight of the student's part.
+        gradient_penalty: >= 0, weight of the penalty; None keeps the discriminator smooth by spectral normalisation.
         name: shown in logs and error messages.
         **kwargs: as for ``keras.layers.Layer``.
 
@@ -50,7 +53,9 @@ class Discriminator(DistillationLoss):
     Reference:
         Wang et al., "KDGAN", NeurIPS 2018; Shen, He, Xue, "MEAL: Multi-Model Ensemble via Adversarial Learning", AAAI
         2019, arXiv:1812.02425, eq. 6-7; Chung et al., "Feature-map-level Online Adversarial Knowledge Distillation",
-        ICML 2020, arXiv:2002.01775. Differs: both parts are minimised in one step, on the same examples.
+        ICML 2020, arXiv:2002.01775; Mescheder, Geiger, Nowozin, "Which Training Methods for GANs do actually
+        Converge?", ICML 2018, arXiv:1801.04406, eq. 9 (the penalty). Differs: both parts are minimised in one step, on
+        the same examples; MEAL draws one member of its ensemble for each batch, where all are heard here.
     """
 
     needs_shapes = True
@@ -61,6 +66,7 @@ class Discriminator(DistillationLoss):
         student_layer_name: str | None = None,
         hidden_units: Sequence[int] = (64, 64),
         student_weight: float = 1.0,
+        gradient_penalty: float | None = None,
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -77,11 +83,19 @@ class Discriminator(DistillationLoss):
             keras.layers.Dense(units, dtype="float32", name=f"judge_{index}")
             for index, units in enumerate([*self.hidden_units, 1])
         ]
-        self.judges = [keras.layers.SpectralNormalization(layer, dtype="float32", name=layer.name) for layer in dense]
+        self.gradient_penalty = gradient_penalty
+        self.judges = dense
+        if gradient_penalty is None:
+            normal = keras.layers.SpectralNormalization
+            self.judges = [normal(layer, dtype="float32", name=layer.name) for layer in dense]
+        else:
+            self.gradient_penalty = number(owner, "gradient_penalty", gradient_penalty, low=0.0)
 
     def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Raise ``ValueError`` where the two are not single tensors of as many channels."""
         owner = type(self).__name__
+        if isinstance(teacher_outputs, teachers.Members):
+            teacher_outputs = teacher_outputs.members[:, 0]
         for role, outputs in (("teacher", teacher_outputs), ("student", student_outputs)):
             if keras.tree.is_nested(outputs) or not hasattr(outputs, "shape"):
                 raise error(owner, f"a single tensor of the {role}", type(outputs).__name__)
@@ -101,7 +115,7 @@ class Discriminator(DistillationLoss):
 
     def get_build_config(self) -> dict[str, Any] | None:
         """Return what ``build_from_config`` needs to make the discriminator again before its weights are loaded."""
-        return {"channels": self.judges[0].layer.kernel.shape[0]} if self.built else None
+        return {"channels": _weights(self.judges[0])[0].shape[0]} if self.built else None
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Make the discriminator's weights."""
@@ -121,11 +135,31 @@ class Discriminator(DistillationLoss):
         for index, layer in enumerate(self.judges):
             rows = ops.leaky_relu(rows, 0.2) if index else rows
             if learn:
-                rows = layer(rows, training=training)
+                rows = layer(rows, training=training) if self.gradient_penalty is None else layer(rows)
             else:
-                kernel, bias = (ops.stop_gradient(ops.convert_to_tensor(w)) for w in layer.layer.trainable_variables)
+                kernel, bias = (ops.stop_gradient(ops.convert_to_tensor(w)) for w in _weights(layer))
                 rows = ops.matmul(rows, kernel) + bias
         return rows[:, 0]
+
+    def slope(self, rows: Any) -> Any:
+        """Return the gradient of ``judge`` with respect to its rows, which itself has a gradient to the weights.
+
+        Args:
+            rows: (batch, channels), float.
+
+        Returns:
+            (batch, channels), float32.
+        """
+        pairs = [[ops.convert_to_tensor(each) for each in _weights(layer)] for layer in self.judges]
+        factors = []
+        for kernel, bias in pairs[:-1]:
+            rows = ops.matmul(rows, kernel) + bias
+            factors.append(ops.where(rows > 0, 1.0, 0.2))
+            rows = ops.leaky_relu(rows, 0.2)
+        found = ops.transpose(pairs[-1][0]) * ops.ones_like(rows[:, :1])
+        for (kernel, _), factor in zip(pairs[-2::-1], factors[::-1], strict=True):
+            found = ops.matmul(found * factor, ops.transpose(kernel))
+        return found
 
     def values(
         self,
@@ -137,8 +171,14 @@ class Discriminator(DistillationLoss):
         training: bool = True,
     ) -> Any:
         """Return the discriminator's and the student's loss of each example, summed."""
-        theirs, own = (_rows(each) for each in (teacher_outputs, student_outputs))
-        told = ops.softplus(-self.judge(ops.stop_gradient(theirs), training=training))
+        members = [teacher_outputs]
+        if isinstance(teacher_outputs, teachers.Members):
+            members = [teacher_outputs.members[:, index] for index in range(teacher_outputs.num_members)]
+        theirs, own = [ops.stop_gradient(_rows(each)) for each in members], _rows(student_outputs)
+        told = sum(ops.softplus(-self.judge(each, training=training)) for each in theirs) / len(theirs)
+        if self.gradient_penalty:
+            steep = sum(ops.sum(ops.square(self.slope(each)), axis=-1) for each in theirs) / len(theirs)
+            told = told + 0.5 * self.gradient_penalty * steep
         told = told + ops.softplus(self.judge(ops.stop_gradient(own), training=False))
         return told + self.student_weight * ops.softplus(-self.judge(own, learn=False))
 
@@ -150,7 +190,13 @@ class Discriminator(DistillationLoss):
             "student_layer_name": self.student_layer_name,
             "hidden_units": list(self.hidden_units),
             "student_weight": self.student_weight,
+            "gradient_penalty": self.gradient_penalty,
         }
+
+
+def _weights(layer: Any) -> Any:
+    """Return kernel and bias of a layer of the discriminator."""
+    return getattr(layer, "layer", layer).trainable_variables
 
 
 def _rows(tensor: Tensor) -> Any:

@@ -6,9 +6,12 @@ import pytest
 import tensorflow as tf
 
 from keras_distill import NonFiniteLossError, callbacks, regimes, teachers
+from keras_distill.regimes._contrast import shifted
+from keras_distill.regimes._impressions import dirichlet_targets
+from keras_distill.taps import Taps
 from tests.models import log_softmax, mlp, softmax
 
-RNG = np.random.default_rng(0)
+RNG, OTHER = np.random.default_rng(0), np.random.default_rng(1)
 T, S = (RNG.normal(size=(8, 4)).astype("float32") for _ in "ts")
 SHOWN = regimes.Shown(T, S, {"hidden": RNG.normal(size=(8, 5)).astype("float32")})
 
@@ -56,6 +59,71 @@ def test_batch_statistics_is_zero_at_the_teachers_own():
     norm.moving_mean.assign(features.mean(0))
     norm.moving_variance.assign(features.var(0))
     assert float(objective.generator_loss(shown, teacher)) == pytest.approx(0.0, abs=1e-8)
+
+
+def unit(features):
+    return features / np.linalg.norm(features, axis=-1, keepdims=True)
+
+
+def test_contrast_is_the_formula_with_a_memory_that_forgets_the_oldest():
+    teacher = normalized(3)
+    objective = regimes.Contrastive("norm", num_examples=20, temperature=0.5, weight=2.0, view=lambda x, seed: 1.1 * x)
+    (memory,) = objective.states(teacher, (6,))
+    taps = Taps(teacher, ["norm"])
+    remembered = np.zeros((0, 8))
+    for _ in range(4):
+        x = OTHER.normal(size=(8, 6)).astype("float32")
+        own, view = (unit(np.asarray(taps(scale * x)[1]["norm"], "float64")) for scale in (1.0, 1.1))
+        same = np.exp((own * view).sum(-1) / 0.5)
+        others = np.exp(own @ own.T / 0.5).sum(-1) - np.exp(1 / 0.5)
+        before = np.exp(own @ remembered.T / 0.5).sum(-1)
+        expected = -2.0 * np.log(same / (same + others + before)).mean()
+        found = objective.generator_loss(regimes.Shown(T, S, taps(x)[1], x), teacher)
+        assert float(found) == pytest.approx(expected, rel=1e-4)
+        remembered = np.concatenate([remembered, own])[-20:]
+    kept = np.asarray(memory.features)
+    assert {tuple(row.round(4)) for row in kept} == {tuple(row.astype("float32").round(4)) for row in remembered}
+    with pytest.raises(ValueError, match="Contrastive: expected to be used by DataFree"):
+        regimes.Contrastive("norm").generator_loss(SHOWN, teacher)
+
+
+def test_views_are_the_examples_a_little_moved():
+    images = OTHER.normal(size=(3, 16, 16, 2)).astype("float32")
+    seeds, found = keras.random.SeedGenerator(0), set()
+    for _ in range(20):
+        view = np.asarray(shifted(images, seeds))
+        by = [(i, j) for i in range(-2, 3) for j in range(-2, 3) if np.array_equal(
+            view[:, 4:12, 4:12], images[:, 4 + i : 12 + i, 4 + j : 12 + j])]  # fmt: skip
+        assert len(by) == 1
+        found.add(by[0])
+    assert len(found) > 8
+    noisy = np.asarray(shifted(np.zeros((500, 20), "float32"), seeds))
+    assert noisy.std() == pytest.approx(0.1, rel=0.05)
+
+
+def test_impressions_have_the_answers_that_were_drawn():
+    keras.utils.set_random_seed(0)
+    teacher = keras.Sequential([keras.Input((6,)), keras.layers.Dense(32, "tanh"), keras.layers.Dense(4)])
+    found = regimes.data_impressions(teacher, 30, temperature=2.0, steps=300, learning_rate=0.05, batch_size=16, seed=3)
+    kernel = np.asarray(teacher.layers[-1].kernel, "float64")
+    wanted = dirichlet_targets(kernel, 30, (1.0, 0.1), np.random.default_rng(3))
+    cosines = (kernel / np.linalg.norm(kernel, axis=0)).T @ (kernel / np.linalg.norm(kernel, axis=0))
+    rows = (cosines - cosines.min(-1, keepdims=True)) / (1 - cosines.min(-1, keepdims=True))
+    # Of many targets the mean is the concentration's share.
+    many = dirichlet_targets(kernel, 80_000, (1.0,), np.random.default_rng(0))
+    for k in range(4):
+        np.testing.assert_allclose(many[k::4].mean(0), rows[k] / rows[k].sum(), atol=0.015)
+
+    def gap(x):
+        q = log_softmax(np.asarray(teacher(x), "float64") / 2.0, -1)
+        return (wanted * (np.log(np.maximum(wanted, 1e-30)) - q)).sum(-1).mean()
+
+    start = np.random.default_rng(1).normal(size=(30, 6))
+    assert found.shape == (30, 6) and gap(found) < 0.3 * gap(start)
+    again = regimes.data_impressions(teacher, 30, temperature=2.0, steps=3, batch_size=16, seed=3)
+    np.testing.assert_array_equal(
+        again, regimes.data_impressions(teacher, 30, temperature=2.0, steps=3, batch_size=16, seed=3)
+    )
 
 
 def made(objective=None, **kwargs):
@@ -112,14 +180,15 @@ def test_a_student_comes_closer_to_its_teacher_on_real_data(mode):
     assert "val_generator_loss" not in history
 
 
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
+@pytest.mark.parametrize("objective", [None, "contrast"])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, objective):
     class Stop(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 1:
                 raise KeyboardInterrupt
 
     def run(*extra):
-        regime = made()
+        regime = made(regimes.Disagreement() + regimes.Contrastive("norm", 20) if objective else None)
         regime.compile("adam")
         regime.fit(steps=4, epochs=2, batch_size=8, verbose=0, callbacks=list(extra))
         return regime
@@ -170,6 +239,11 @@ def test_a_generator_fits_the_teachers_input_and_examples_repeat(shape):
         (lambda: regimes.Disagreement("l2"), "expected distance to be one of 'l1', 'kl', 'mse'"),
         (lambda: regimes.DataFree(teachers.VirtualTeacher(0.9), mlp(4)), "a teacher that is run on synthetic examples"),
         (lambda: made(student_steps=0), "expected student_steps to be an integer >= 1"),
+        (lambda: regimes.Contrastive("norm", 0), "Contrastive: expected num_examples to be an integer >= 1"),
+        (lambda: made(regimes.Contrastive("nrom")), "Contrastive: .*nrom"),
+        (lambda: regimes.data_impressions(mlp(4), 3, scales=[0.0]), "expected each of scales > 0"),
+        (lambda: regimes.data_impressions(keras.Sequential([mlp(4), keras.layers.Softmax()]), 3),
+         r"data_impressions: expected a teacher whose last layer is a Dense that gives logits, got Softmax\. A softm"),
     ],
 )  # fmt: skip
 def test_bad_input(make, message):

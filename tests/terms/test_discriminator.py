@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_distill import Distiller
+from keras_distill import Distiller, LogitsDistillation, teachers
 from keras_distill.terms import Discriminator
 from tests.models import batch, batches, copy_of, mlp
 
@@ -80,6 +80,44 @@ def test_spectral_norms_are_bounded_and_a_saved_run_goes_on(mode, tmp_path):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
 
 
+def test_the_gradient_penalty_is_the_gradients_and_moves_the_weights():
+    term = made(gradient_penalty=3.0)
+    rows, own = _rows(TEACHER(X)), standardized(STUDENT(X))
+    dense = [(np.asarray(each.kernel, "float64"), np.asarray(each.bias, "float64")) for each in term.judges]
+
+    def judged(z):
+        for index, (kernel, bias) in enumerate(dense):
+            z = np.where(z > 0, z, 0.2 * z) if index else z
+            z = z @ kernel + bias
+        return z[:, 0]
+
+    with tf.GradientTape() as tape:
+        tape.watch(rows)
+        logit = tf.reduce_sum(term.judge(rows))
+    steep = tape.gradient(logit, rows).numpy()
+    np.testing.assert_allclose(term.slope(rows), steep, atol=1e-6)
+    expected = softplus(-judged(standardized(TEACHER(X)))) + softplus(judged(own)) + softplus(-judged(own))
+    expected += 1.5 * (steep.astype("float64") ** 2).sum(-1)
+    np.testing.assert_allclose(term.values(TEACHER(X), STUDENT(X), training=False), expected, rtol=1e-4)
+    distiller = Distiller(TEACHER, copy_of(STUDENT), term, student_loss_weight=0.0)
+    distiller.compile(keras.optimizers.Adam(0.01))
+    distiller.fit(X, epochs=60, batch_size=16, verbose=0)
+    assert np.abs(term.slope(rows)).max() < 0.6 * np.abs(steep).max()
+    assert Discriminator.from_config(term.get_config()).gradient_penalty == 3.0
+
+
+def test_every_member_of_an_ensemble_is_a_teacher():
+    term, other = made(), mlp(8, 4, seed=5)
+    one, two = (term.values(each(X), STUDENT(X), training=False) for each in (TEACHER, other))
+    members = teachers.Members(tf.stack([TEACHER(X), other(X)], 1), teachers.MeanProbs())
+    found = term.values(members, STUDENT(X), training=False)
+    np.testing.assert_allclose(found, (np.asarray(one) + np.asarray(two)) / 2, rtol=1e-5)
+    ensemble = teachers.Ensemble([copy_of(TEACHER), copy_of(other)])
+    distiller = Distiller(ensemble, copy_of(STUDENT), [LogitsDistillation(), made()], [1.0, 0.1], 0.0)
+    distiller.compile("adam")
+    assert np.isfinite(distiller.fit(X, batch_size=16, verbose=0).history["total_loss"][0])
+
+
 def test_features_are_averaged_over_positions():
     maps = np.random.default_rng(0).normal(size=(2, 16, 3, 3, 4)).astype("float32")
     term = made()
@@ -94,6 +132,7 @@ def test_features_are_averaged_over_positions():
         (lambda: Discriminator("hidden"), "a layer of each model, or of neither"),
         (lambda: Discriminator(hidden_units=()), "hidden_units to be a list of numbers of units"),
         (lambda: Discriminator(student_weight=-1.0), "expected student_weight >= 0"),
+        (lambda: Discriminator(gradient_penalty=-1.0), "expected gradient_penalty >= 0"),
         (
             lambda: made().validate_outputs(np.zeros((2, 4)), np.zeros((2, 3))),
             "as many channels of teacher and student",
