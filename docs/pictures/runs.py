@@ -1,4 +1,4 @@
-"""Pictures of what a guide's own code made: ``python -m docs.pictures.runs [name ...]`` (2 minutes)."""
+"""Pictures of what a guide's own code made: ``python -m docs.pictures.runs [name ...]`` (3 minutes)."""
 
 import pathlib
 import re

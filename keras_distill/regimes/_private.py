@@ -11,7 +11,6 @@ import keras
 import numpy as np
 
 from keras_distill._checks import error, integer, number
-from keras_distill._typing import Structure
 from keras_distill.regimes import _privacy
 from keras_distill.regimes._fingerprints import check_disjoint, fingerprints
 from keras_distill.regimes._privacy import PrivacyReport

@@ -141,7 +141,7 @@ class Discriminator(DistillationLoss):
                 rows = ops.matmul(rows, kernel) + bias
         return rows[:, 0]
 
-    def slope(self, rows: Any) -> Any:
+    def slope(self, rows: Tensor) -> Any:
         """Return the gradient of ``judge`` with respect to its rows, which itself has a gradient to the weights.
 
         Args:

@@ -318,6 +318,11 @@ def a_schedule_of_the_temperature():
     return [taught(term=LogitsDistillation(schedules.Linear(4.0, 1.0, 8)))]
 
 
+@case("Discriminator")
+def a_discriminator():
+    return [taught(term=terms.Discriminator(hidden_units=(4,)))]
+
+
 @case("CurriculumTemperature")
 def a_learned_temperature():
     return [taught(term=terms.CurriculumTemperature(ramp_steps=4))]
@@ -413,6 +418,11 @@ def averaged_weights():
 @case("MutualLearning")
 def mutual_learning():
     return [compiled(regimes.MutualLearning([student(), student()]))]
+
+
+@case("AdversarialTraining")
+def adversarial_training():
+    return [compiled(regimes.AdversarialTraining(student(), regimes.ProjectedGradient(0.1, num_steps=2)))]
 
 
 @pytest.mark.parametrize("name", CASES)

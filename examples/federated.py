@@ -1,0 +1,150 @@
+"""Clients with unlike models exchange answers on public digits (FedMD, FedDF), beside averaging of their weights.
+
+Each client has its own digits, mostly of a few classes, and never shows them. FedAvg averages weights, so all clients
+need one architecture. In FedMD they exchange logits on public, unlabelled digits and learn from the mean: models may
+differ, and stay with their owners. FedDF fuses the clients' models on the server into one (``regimes.fuse``). The
+clients are a Flower ``ClientApp``; a grid in this process stands for the network. Run (2 minutes; ``--smoke``: less):
+``python examples/federated.py``. Needs scikit-learn and Flower: ``pip install flwr``.
+"""
+
+import argparse
+import uuid
+
+import keras
+import numpy as np
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from sklearn.datasets import load_digits
+
+from keras_distill import losses, regimes
+
+LOSS, NUM_CLIENTS = keras.losses.SparseCategoricalCrossentropy(from_logits=True), 4
+PUBLIC, PRIVATE, TEST, MODELS = {}, {}, {}, {}
+
+
+def network(kind: int) -> keras.Model:
+    """Return an untrained classifier; there are four kinds."""
+    keras.utils.set_random_seed(kind)
+    layers = keras.layers
+    picture = [layers.Reshape((8, 8, 1)), layers.Conv2D(8, 3, activation="relu"), layers.Flatten()]
+    two = [layers.Dense(48, "relu"), layers.Dense(24, "relu")]
+    hidden = [[layers.Dense(32, "relu")], [layers.Dense(64, "tanh")], two, picture][kind]
+    return keras.Sequential([keras.Input((64,)), *hidden, layers.Dense(10)])
+
+
+def split(seed: int) -> None:
+    """Share the digits among clients by a Dirichlet distribution per class, and keep public and test digits apart."""
+    rng = np.random.default_rng(seed)
+    x, y = load_digits(return_X_y=True)
+    order = rng.permutation(len(x))
+    x, y = (x[order] / 16).astype("float32"), y[order]
+    PUBLIC["x"], TEST["x"], TEST["y"] = x[:500], x[500:900], y[500:900]
+    owners = np.zeros(len(x) - 900, int)
+    for digit in range(10):
+        own = np.flatnonzero(y[900:] == digit)
+        owners[own] = rng.choice(NUM_CLIENTS, len(own), p=rng.dirichlet([0.3] * NUM_CLIENTS))
+    for client in range(NUM_CLIENTS):
+        PRIVATE[client] = x[900:][owners == client], y[900:][owners == client]
+
+
+def accuracy(model: keras.Model) -> float:
+    """Percent of the test digits."""
+    return 100 * float(np.mean(model.predict(TEST["x"], verbose=0).argmax(-1) == TEST["y"]))
+
+
+app = ClientApp()
+
+
+def revised(client: int) -> keras.Model:
+    """Train a client's model on its own digits."""
+    model = MODELS[client]
+    model.compile("adam", LOSS)
+    model.fit(*PRIVATE[client], batch_size=16, epochs=EPOCHS, verbose=0)
+    return model
+
+
+@app.train("weights")
+def train_weights(message: Message, context: Context) -> Message:
+    """Start from the server's weights; answer with one's own."""
+    client = int(context.node_config["partition-id"])
+    MODELS[client].set_weights(message.content["arrays"].to_numpy_ndarrays())
+    weights = revised(client).get_weights()
+    return Message(RecordDict({"arrays": ArrayRecord(weights)}), reply_to=message)
+
+
+@app.train("answers")
+def train_answers(message: Message, context: Context) -> Message:
+    """Learn the clients' mean answers on public digits, then one's own digits; answer with one's own answers."""
+    client = int(context.node_config["partition-id"])
+    heard = message.content["arrays"].to_numpy_ndarrays()
+    if heard:
+        MODELS[client].compile("adam", losses.SoftTargets())
+        MODELS[client].fit(PUBLIC["x"], heard[0], batch_size=32, epochs=EPOCHS, verbose=0)
+    answers = revised(client).predict(PUBLIC["x"], verbose=0)
+    return Message(RecordDict({"arrays": ArrayRecord([answers])}), reply_to=message)
+
+
+class OneProcess(Grid):
+    """Delivers messages within this process, where Flower's own grid reaches other machines."""
+
+    run, set_run, create_message, push_messages, pull_messages = (None,) * 5
+
+    def get_node_ids(self) -> list[int]:
+        """Return the clients."""
+        return list(range(NUM_CLIENTS))
+
+    def send_and_receive(self, messages: list[Message], *, timeout: float | None = None) -> list[Message]:
+        """Call the client app for each message."""
+        replies = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+            node = message.metadata.dst_node_id
+            context = Context(0, node, {"partition-id": node}, RecordDict(), {})
+            replies.append(app(message, context))
+        return replies
+
+
+def ask(grid: Grid, action: str, arrays: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """Send the same arrays to all clients and return theirs."""
+    sent = [
+        Message(RecordDict({"arrays": ArrayRecord(arrays)}), dst_node_id=node, message_type=f"train.{action}")
+        for node in grid.get_node_ids()
+    ]
+    return [reply.content["arrays"].to_numpy_ndarrays() for reply in grid.send_and_receive(sent)]
+
+
+def main() -> None:
+    """Run all ways on the same digits."""
+    global EPOCHS
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true")
+    rounds, EPOCHS = (2, 1) if parser.parse_args().smoke else (8, 3)
+    grid = OneProcess()
+    split(seed=0)
+    counts = np.array([len(PRIVATE[client][1]) for client in range(NUM_CLIENTS)])
+    print("digits of each client:", counts.tolist())
+    for name, kinds in (("unlike models", [0, 1, 2, 3]), ("one architecture", [0, 0, 0, 0])):
+        MODELS.update({client: network(kind) for client, kind in enumerate(kinds)})
+        answers: list[np.ndarray] = []
+        for turn in range(rounds):
+            said = ask(grid, "answers", answers)
+            if not turn:
+                print(f"{name}, alone: {np.mean([accuracy(each) for each in MODELS.values()]):.1f}%")
+            answers = [np.mean([each[0] for each in said], axis=0)]
+        print(f"{name}, FedMD: {np.mean([accuracy(each) for each in MODELS.values()]):.1f}%")
+        fused = regimes.fuse(list(MODELS.values()), PUBLIC["x"], epochs=4 * EPOCHS, verbose=0)
+        print(f"{name}, FedMD and then FedDF: {accuracy(fused):.1f}%")
+    MODELS.update({client: network(0) for client in range(NUM_CLIENTS)})
+    for fuses in (False, True):
+        server = network(0)
+        for _ in range(rounds):
+            told = ask(grid, "weights", server.get_weights())
+            server.set_weights([np.average(each, axis=0, weights=counts) for each in zip(*told, strict=True)])
+            if fuses:
+                regimes.fuse(list(MODELS.values()), PUBLIC["x"], student=server, epochs=EPOCHS, verbose=0)
+        print(f"one architecture, {'FedDF' if fuses else 'FedAvg'}: {accuracy(server):.1f}%")
+
+
+if __name__ == "__main__":
+    main()
