@@ -117,6 +117,7 @@ FORMULAS = {
     "ard": "–",
     "rslad": "–",
     "PrivateVotes": "–",
+    "DifferentiallyPrivate": "–",
     "EarlyStoppedDistillation": "A11",
     "Annealing": "A9",
     "annealing": "A9",

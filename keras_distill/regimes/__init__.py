@@ -7,6 +7,7 @@ from keras_distill.regimes._base import Measured, Regime, Round
 from keras_distill.regimes._chain import AssistantChain
 from keras_distill.regimes._contrast import Contrastive
 from keras_distill.regimes._data_free import DataFree
+from keras_distill.regimes._dp_sgd import DifferentiallyPrivate
 from keras_distill.regimes._driver import Alone
 from keras_distill.regimes._exchange import PeerExchange
 from keras_distill.regimes._folds import CrossValidation, OutOfFold, cross_fit, cross_validate
@@ -16,7 +17,7 @@ from keras_distill.regimes._generators import make_generator, synthesize
 from keras_distill.regimes._impressions import data_impressions
 from keras_distill.regimes._mutual import MutualLearning
 from keras_distill.regimes._policies import PolicyDistiller, PolicyReturn, policy_return
-from keras_distill.regimes._privacy import PrivacyReport
+from keras_distill.regimes._privacy import PrivacyReport, TrainingPrivacy
 from keras_distill.regimes._private import PrivateLabels, PrivateVotes
 from keras_distill.regimes._robust import AdversarialTraining, ard, rslad
 from keras_distill.regimes._stages import Stage, Stages
@@ -33,6 +34,7 @@ __all__ = [
     "Contrastive",
     "CrossValidation",
     "DataFree",
+    "DifferentiallyPrivate",
     "Disagreement",
     "GeneratorObjective",
     "Measured",
@@ -51,6 +53,7 @@ __all__ = [
     "Stage",
     "Stages",
     "TinyBert",
+    "TrainingPrivacy",
     "amalgamate",
     "ard",
     "average_weights",

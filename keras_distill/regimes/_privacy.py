@@ -40,6 +40,26 @@ class PrivacyReport:
     num_asked: int
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingPrivacy:
+    """What a model that was trained by ``DifferentiallyPrivate`` may reveal about one example of its training data.
+
+    Args:
+        epsilon: >= 0, the privacy loss that is not exceeded except with probability ``delta``, if an example is added
+            or removed.
+        delta: in 0..1, exclusive.
+        num_steps: updates so far.
+        sampling_rate: probability with which an example entered a step.
+        noise: standard deviation as a multiple of the clipping norm.
+    """
+
+    epsilon: float
+    delta: float
+    num_steps: int
+    sampling_rate: float
+    noise: float
+
+
 def check_delta(owner: str, delta: float) -> float:
     """Return ``delta`` as a float between 0 and 1, both exclusive, or raise the error that says so."""
     advice = "Choose less than one over the number of private examples, such as 1e-5"
@@ -72,19 +92,43 @@ def epsilon(owner: str, spent: Mapping[Noises, tuple[int, int]], delta: float) -
     Raises:
         ImportError: if dp-accounting is missing.
     """
-    try:
-        import dp_accounting
-        from dp_accounting import rdp
-    except ImportError as problem:
-        message = f"{owner} needs dp-accounting. Run: pip install 'keras-distill[privacy]'"
-        raise ImportError(message) from problem
-    accountant = rdp.RdpAccountant()
+    dp_accounting, accountant = _accountant(owner)
     for (selection_noise, answer_noise), (asked, answered) in spent.items():
         if asked and selection_noise is not None:
             accountant.compose(dp_accounting.GaussianDpEvent(selection_noise), asked)
         if answered:
             accountant.compose(dp_accounting.GaussianDpEvent(answer_noise / math.sqrt(2.0)), answered)
     return float(accountant.get_epsilon(delta))
+
+
+def training(owner: str, noise: float, sampling_rate: float, num_steps: int, delta: float) -> TrainingPrivacy:
+    """Return what steps of a subsampled Gaussian mechanism have cost, under Renyi differential privacy.
+
+    Args:
+        owner: name shown in the error message.
+        noise: as a multiple of the clipping norm.
+        sampling_rate: of Poisson sampling.
+        num_steps: >= 0.
+        delta: in 0..1.
+    """
+    delta, spent = check_delta(owner, delta), 0.0
+    dp_accounting, accountant = _accountant(owner)
+    if num_steps:
+        event = dp_accounting.PoissonSampledDpEvent(sampling_rate, dp_accounting.GaussianDpEvent(noise))
+        accountant.compose(event, num_steps)
+        spent = float(accountant.get_epsilon(delta))
+    return TrainingPrivacy(spent, delta, num_steps, sampling_rate, noise)
+
+
+def _accountant(owner: str) -> tuple[Any, Any]:
+    """Return the library and a new accountant of its."""
+    try:
+        import dp_accounting
+        from dp_accounting import rdp
+    except ImportError as problem:
+        message = f"{owner} needs dp-accounting. Run: pip install 'keras-distill[privacy]'"
+        raise ImportError(message) from problem
+    return dp_accounting, rdp.RdpAccountant()
 
 
 def add(spent: Mapping[Noises, tuple[int, int]], noises: Noises, asked: int, answered: int) -> Spent:

@@ -215,16 +215,21 @@ class PrivateVotes:
         A seeded stream starts anew for each total of queries, so that no noise is used for two answers.
         """
         stream = None if self.seed is None else np.random.default_rng([self.seed, first])
-        normal = _secure_normal if stream is None else stream.standard_normal
+        normal = secure_normal if stream is None else stream.standard_normal
         noisy = counts + self.answer_noise * normal(counts.shape)
         if self.threshold is None or self.selection_noise is None:
             return np.ones(len(counts), bool), noisy
         return counts.max(-1) + self.selection_noise * normal((len(counts),)) >= self.threshold, noisy
 
 
-def _secure_normal(shape: tuple[int, ...]) -> np.ndarray:
+def secure_uniform(count: int) -> np.ndarray:
+    """Draw uniform numbers in 0..1, exclusive, from the operating system's random bytes."""
+    bits = np.frombuffer(os.urandom(8 * count), "uint64") >> np.uint64(11)
+    return (bits.astype("float64") + 0.5) / 2.0**53
+
+
+def secure_normal(shape: tuple[int, ...]) -> np.ndarray:
     """Draw standard normal numbers from the operating system's random bytes (Box and Muller)."""
     size = int(np.prod(shape))
-    bits = np.frombuffer(os.urandom(16 * size), "uint64").reshape(2, size) >> np.uint64(11)
-    uniform = (bits.astype("float64") + 0.5) / 2.0**53
+    uniform = secure_uniform(2 * size).reshape(2, size)
     return (np.sqrt(-2.0 * np.log(uniform[0])) * np.cos(2.0 * np.pi * uniform[1])).reshape(shape)
