@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from keras_distill import losses, regimes
 
 LOSS, NUM_CLIENTS = keras.losses.SparseCategoricalCrossentropy(from_logits=True), 4
-PUBLIC, PRIVATE, TEST, MODELS = {}, {}, {}, {}
+PUBLIC, PRIVATE, TEST, MODELS, HEARING = {}, {}, {}, {}, {}
 
 
 def network(kind: int) -> keras.Model:
@@ -33,19 +33,27 @@ def network(kind: int) -> keras.Model:
     return keras.Sequential([keras.Input((64,)), *hidden, layers.Dense(10)])
 
 
+def join(kinds: list[int]) -> None:
+    """Give each client an untrained model; under ``HEARING`` the same weights learn answers in place of labels."""
+    for client, kind in enumerate(kinds):
+        model = MODELS[client] = network(kind)
+        HEARING[client] = keras.Model(model.inputs, model.outputs)
+        model.compile("adam", LOSS)
+        HEARING[client].compile("adam", losses.SoftTargets())
+
+
 def split(seed: int) -> None:
     """Share the digits among clients by a Dirichlet distribution per class, and keep public and test digits apart."""
     rng = np.random.default_rng(seed)
-    x, y = load_digits(return_X_y=True)
-    order = rng.permutation(len(x))
-    x, y = (x[order] / 16).astype("float32"), y[order]
-    PUBLIC["x"], TEST["x"], TEST["y"] = x[:500], x[500:900], y[500:900]
+    order = rng.permutation(1797)
+    x, y = (each[order].astype("float32") for each in load_digits(return_X_y=True))
+    PUBLIC["x"], TEST["x"], TEST["y"] = x[:500] / 16, x[500:900] / 16, y[500:900]
     owners = np.zeros(len(x) - 900, int)
     for digit in range(10):
         own = np.flatnonzero(y[900:] == digit)
         owners[own] = rng.choice(NUM_CLIENTS, len(own), p=rng.dirichlet([0.3] * NUM_CLIENTS))
     for client in range(NUM_CLIENTS):
-        PRIVATE[client] = x[900:][owners == client], y[900:][owners == client]
+        PRIVATE[client] = x[900:][owners == client] / 16, y[900:][owners == client]
 
 
 def accuracy(model: keras.Model) -> float:
@@ -58,10 +66,8 @@ app = ClientApp()
 
 def revised(client: int) -> keras.Model:
     """Train a client's model on its own digits."""
-    model = MODELS[client]
-    model.compile("adam", LOSS)
-    model.fit(*PRIVATE[client], batch_size=16, epochs=EPOCHS, verbose=0)
-    return model
+    MODELS[client].fit(*PRIVATE[client], batch_size=16, epochs=EPOCHS, verbose=0)
+    return MODELS[client]
 
 
 @app.train("weights")
@@ -79,8 +85,7 @@ def train_answers(message: Message, context: Context) -> Message:
     client = int(context.node_config["partition-id"])
     heard = message.content["arrays"].to_numpy_ndarrays()
     if heard:
-        MODELS[client].compile("adam", losses.SoftTargets())
-        MODELS[client].fit(PUBLIC["x"], heard[0], batch_size=32, epochs=EPOCHS, verbose=0)
+        HEARING[client].fit(PUBLIC["x"], heard[0], batch_size=32, epochs=EPOCHS, verbose=0)
     answers = revised(client).predict(PUBLIC["x"], verbose=0)
     return Message(RecordDict({"arrays": ArrayRecord([answers])}), reply_to=message)
 
@@ -96,21 +101,17 @@ class OneProcess(Grid):
 
     def send_and_receive(self, messages: list[Message], *, timeout: float | None = None) -> list[Message]:
         """Call the client app for each message."""
-        replies = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
-            node = message.metadata.dst_node_id
-            context = Context(0, node, {"partition-id": node}, RecordDict(), {})
-            replies.append(app(message, context))
-        return replies
+        nodes = [message.metadata.dst_node_id for message in messages]
+        contexts = [Context(0, node, {"partition-id": node}, RecordDict(), {}) for node in nodes]
+        return [app(message, context) for message, context in zip(messages, contexts, strict=True)]
 
 
 def ask(grid: Grid, action: str, arrays: list[np.ndarray]) -> list[list[np.ndarray]]:
     """Send the same arrays to all clients and return theirs."""
-    sent = [
-        Message(RecordDict({"arrays": ArrayRecord(arrays)}), dst_node_id=node, message_type=f"train.{action}")
-        for node in grid.get_node_ids()
-    ]
+    content = RecordDict({"arrays": ArrayRecord(arrays)})
+    sent = [Message(content, dst_node_id=node, message_type=f"train.{action}") for node in grid.get_node_ids()]
     return [reply.content["arrays"].to_numpy_ndarrays() for reply in grid.send_and_receive(sent)]
 
 
@@ -125,7 +126,7 @@ def main() -> None:
     counts = np.array([len(PRIVATE[client][1]) for client in range(NUM_CLIENTS)])
     print("digits of each client:", counts.tolist())
     for name, kinds in (("unlike models", [0, 1, 2, 3]), ("one architecture", [0, 0, 0, 0])):
-        MODELS.update({client: network(kind) for client, kind in enumerate(kinds)})
+        join(kinds)
         answers: list[np.ndarray] = []
         for turn in range(rounds):
             said = ask(grid, "answers", answers)
@@ -135,7 +136,6 @@ def main() -> None:
         print(f"{name}, FedMD: {np.mean([accuracy(each) for each in MODELS.values()]):.1f}%")
         fused = regimes.fuse(list(MODELS.values()), PUBLIC["x"], epochs=4 * EPOCHS, verbose=0)
         print(f"{name}, FedMD and then FedDF: {accuracy(fused):.1f}%")
-    MODELS.update({client: network(0) for client in range(NUM_CLIENTS)})
     for fuses in (False, True):
         server = network(0)
         for _ in range(rounds):
