@@ -106,7 +106,7 @@ def main() -> None:
     for name in NAMES if options.full else NAMES[:1]:
         found = [run(f"{name} {seed}", lambda n=name, s=seed: one_seed(n, s, copies, epochs)) for seed in range(seeds)]
         mean, spread = ({key: float(of([each[key] for each in found])) for key in found[0]} for of in (np.mean, np.std))
-        report.add({"data": name, "seeds": seeds}, {"mean": mean, "spread": spread})
+        report.add({"model": name, "seeds": seeds}, {"mean": mean, "spread": spread})
         closed = (mean["nll_member"] - mean["nll_student"]) / (mean["nll_member"] - mean["nll_ensemble"])
         report.verdict(f"{name}: gap in NLL closed (of the means)", closed, at_least=0.6)
     report.write()

@@ -196,7 +196,7 @@ def main() -> None:
         seeds = 1 if not options.full else 5 if name == "adult_census" else 3
         found = [run(f"{name} {seed}", lambda n=name, s=seed: one_seed(n, s, *sizes)) for seed in range(seeds)]
         mean, spread = ({key: float(of([each[key] for each in found])) for key in found[0]} for of in (np.mean, np.std))
-        report.add({"data": name, "seeds": seeds}, {"mean": mean, "spread": spread})
+        report.add({"model": name, "seeds": seeds}, {"mean": mean, "spread": spread})
         lost = 100 * (mean["auroc_teacher"] - mean["auroc_student"])
         report.verdict(f"{name}: points of AUROC lost", lost, at_most=0.3)
         report.verdict(f"{name}: latency of the trees over the student's", mean["latency_ratio"], at_least=20.0)
