@@ -318,11 +318,6 @@ def a_schedule_of_the_temperature():
     return [taught(term=LogitsDistillation(schedules.Linear(4.0, 1.0, 8)))]
 
 
-@case("Discriminator")
-def a_discriminator():
-    return [taught(term=terms.Discriminator(hidden_units=(4,)))]
-
-
 @case("CurriculumTemperature")
 def a_learned_temperature():
     return [taught(term=terms.CurriculumTemperature(ramp_steps=4))]
