@@ -356,3 +356,19 @@ def test_half_of_bert_within_a_classifier_is_every_other_block():
 def test_heads_of_a_backbone_are_refused_with_the_reason():
     with pytest.raises(ValueError, match=r"head size of a keras-hub backbone is hidden_dim // num_heads, so neither"):
         students.from_teacher(bert(), width={"num_heads": 1}, data=bert_inputs())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["DistilBertBackbone", "RobertaBackbone", "GPT2Backbone"])
+def test_other_backbones_are_the_teacher_at_full_width_and_smaller_at_half(family):
+    keras_hub = pytest.importorskip("keras_hub")
+    teacher = getattr(keras_hub.models, family)(
+        vocabulary_size=30, num_layers=4, num_heads=2, hidden_dim=8, intermediate_dim=12, max_sequence_length=6
+    )
+    x = {key: value for key, value in bert_inputs().items() if key != "segment_ids"}
+    whole = students.from_teacher(teacher, width=1.0, data=x).model
+    for a, b in zip(keras.tree.flatten(teacher(x)), keras.tree.flatten(whole(x)), strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))
+    half = students.from_teacher(teacher, depth=0.5, width=0.5, data=x)
+    assert half.kept[f"{teacher.name}/blocks"].tolist() == [0, 2]
+    assert half.cost.parameters < 0.5 * teacher.count_params()
