@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import error, integer
+from keras_distill._checks import array, error, integer
 from keras_distill.metrics._examples import keras_mask
 
 
@@ -61,8 +61,11 @@ def ctc_align(labels: Any, logits: Any, *, mask: Any = None, blank: int = 0) -> 
     """
     owner = "ctc_align"
     mask = keras_mask(logits) if mask is None else mask
-    values = np.asarray(ops.convert_to_numpy(logits), "float64")
-    wanted = np.asarray(ops.convert_to_numpy(labels))
+    values = array(owner, logits)
+    wanted = array(owner, labels)
+    if (wanted != np.round(wanted)).any():
+        raise error(owner, "labels that are class ids", "other numbers", "Padding is -1")
+    wanted = wanted.astype("int64")
     if values.ndim != 3:
         raise error(owner, "logits of shape (batch, frames, classes)", str(values.shape))
     if wanted.ndim != 2 or len(wanted) != len(values):
