@@ -156,6 +156,30 @@ def apart(function, *arguments):
         os._exit(1)
 
 
+def serve():
+    """Run the jobs that standard input names, one after the other, each forked from this process with its imports.
+
+    A line is a JSON list: the file for what the job prints, the job's name, its arguments. Two lines answer it: the id
+    of the process, and its exit code.
+    """
+
+    def job(pipe, name, *arguments):
+        os.dup2(pipe, 1)
+        os.dup2(pipe, 2)
+        os.close(pipe)
+        globals()[name](*arguments)
+
+    for line in sys.stdin:
+        log, *what = json.loads(line)
+        printed, pipe = os.pipe()  # not a file: jobs may not be able to write one
+        child = apart(job, pipe, *what)
+        os.close(pipe)
+        print(child, flush=True)
+        with open(printed, "rb") as stream:
+            Path(log).write_bytes(stream.read())
+        print(ended(child), flush=True)
+
+
 def ended(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
