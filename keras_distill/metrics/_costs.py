@@ -120,7 +120,7 @@ def _checked(
     if labels.shape != probabilities.shape or labels.size == 0:
         raise error(owner, "as many labels as probabilities", f"{labels.size} and {probabilities.size}")
     if not np.isin(labels, (0, 1)).all():
-        raise error(owner, "labels 0 or 1", np.unique(labels)[:5].tolist())
+        raise error(owner, "labels 0 or 1", f"[{', '.join(f'{label:g}' for label in np.unique(labels)[:5])}]")
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise error(owner, "probabilities between 0 and 1", "others", "Apply a sigmoid to logits first")
     names = ("false_positive", "false_negative", "abstain")
