@@ -3,14 +3,15 @@
 from keras_distill.regimes._adversaries import BatchStatistics, ClassInversion, Disagreement, GeneratorObjective, Shown
 from keras_distill.regimes._attacks import ProjectedGradient, fast_gradient_sign
 from keras_distill.regimes._averaging import average_weights, greedy_soup
-from keras_distill.regimes._base import Measured, Regime, Round
+from keras_distill.regimes._base import Regime
 from keras_distill.regimes._chain import AssistantChain
 from keras_distill.regimes._contrast import Contrastive
+from keras_distill.regimes._cross_validation import CrossValidation, cross_validate
 from keras_distill.regimes._data_free import DataFree
 from keras_distill.regimes._dp_sgd import DifferentiallyPrivate
 from keras_distill.regimes._driver import Alone
 from keras_distill.regimes._exchange import PeerExchange
-from keras_distill.regimes._folds import CrossValidation, OutOfFold, cross_fit, cross_validate
+from keras_distill.regimes._folds import OutOfFold, cross_fit
 from keras_distill.regimes._fusion import Amalgamation, amalgamate, fuse
 from keras_distill.regimes._generations import BornAgain
 from keras_distill.regimes._generators import make_generator, synthesize
@@ -20,6 +21,7 @@ from keras_distill.regimes._policies import PolicyDistiller, PolicyReturn, polic
 from keras_distill.regimes._privacy import PrivacyReport, TrainingPrivacy
 from keras_distill.regimes._private import PrivateLabels, PrivateVotes
 from keras_distill.regimes._robust import AdversarialTraining, ard, rslad
+from keras_distill.regimes._rounds import Measured, Round
 from keras_distill.regimes._stages import Stage, Stages
 from keras_distill.regimes._text import TinyBert, bert_to_bilstm, distilbert, every_other, minilm, tinybert
 

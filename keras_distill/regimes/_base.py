@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,41 +12,12 @@ from keras import ops
 
 from keras_distill._checks import error
 from keras_distill._typing import Structure
+from keras_distill.regimes._rounds import Measured, Round, check_players, listeners
 from keras_distill.training import Batch, Guard, Learner, Trainer, Update
 from keras_distill.training._callback_state import callback_state
 from keras_distill.training._objective import num_replicas, replica_share
 from keras_distill.training._saving import states_of_training
 from keras_distill.training._trainer import add_to_mean, num_examples, with_loss_scale
-
-
-class Measured(NamedTuple):
-    """What one round of a batch gave.
-
-    Attributes:
-        losses: what each trained player minimises: its name to a float32 scalar, the mean over this replica's batch.
-        parts: (name, value) of what the logs show; the names are those that ``Regime.part_names`` lists.
-        outputs: outputs of the evaluated student, or any tensor whose first axis is the batch.
-        watched: further (name, value) pairs that must be finite, causes before effects.
-    """
-
-    losses: dict[str, Any]
-    parts: tuple[tuple[str, Any], ...]
-    outputs: Any
-    watched: tuple[tuple[str, Any], ...] = ()
-
-
-class Round(NamedTuple):
-    """One part of a step: some players are updated on one loss each.
-
-    Attributes:
-        trains: names of the players whose weights are updated.
-        measure: from a batch and whether this is training, to what is minimised.
-        times: how often the round is repeated within one step.
-    """
-
-    trains: tuple[str, ...]
-    measure: Callable[[Batch, bool], Measured]
-    times: int = 1
 
 
 class Regime(Trainer, abc.ABC):
@@ -78,13 +49,13 @@ class Regime(Trainer, abc.ABC):
     ) -> None:
         super().__init__(name=name, autocast=False)
         teachers = dict(teachers or {})
-        _check_players(self.owner, dict(players), teachers)
+        check_players(self.owner, dict(players), teachers)
         self._hide(**teachers)
         for teacher in teachers.values():
             teacher.trainable = False
         self.players = dict(players)
         self._part_trackers = [keras.metrics.Mean(name=each) for each in part_names]
-        self._guard = Guard(self, self.owner, "All models keep their", _listeners(teachers))
+        self._guard = Guard(self, self.owner, "All models keep their", listeners(teachers))
         callback_state(self)
         self.built = True
 
@@ -149,7 +120,7 @@ class Regime(Trainer, abc.ABC):
             jit_compile=jit_compile,
             stop_on_non_finite=stop_on_non_finite,
         )
-        self._player_optimizers = list(optimizers.values())
+        self._player_optimizers = list(optimizers.values())  # an attribute of the model, so that Keras saves them
         self._learners = {
             name: Learner(model, self.parts_of(name), optimizers[name], name) for name, model in self.players.items()
         }
@@ -213,8 +184,7 @@ class Regime(Trainer, abc.ABC):
         batch = Batch.of(data, self.student)
         measured = [each.measure(batch, False) for each in self.rounds()]
         self._track(measured)
-        scheduled = self._scheduled()
-        logs = self._logs(batch, measured[0].outputs)
+        logs, scheduled = self._logs(batch, measured[0].outputs), self._scheduled()
         return {name: value for name, value in logs.items() if name not in scheduled}
 
     def _play(self, turn: Round, batch: Batch) -> Measured:
@@ -253,7 +223,7 @@ class Regime(Trainer, abc.ABC):
         return self.compute_metrics(batch.inputs, batch.labels, outputs, sample_weight=batch.weights)
 
     def _states_of_training(self) -> dict[str, Any]:
-        return states_of_training([self], _listeners(self._hidden.members))
+        return states_of_training([self], listeners(self._hidden.members))
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as the saved regime was, with optimizers whose state can be loaded.
@@ -271,25 +241,5 @@ class Regime(Trainer, abc.ABC):
         optimizers = {name: serialize(learner.optimizer) for name, learner in self._learners.items()}
         names = ("loss", "metrics", "weighted_metrics", "run_eagerly", "steps_per_execution", "jit_compile")
         config = super().get_compile_config()
-        kept = {name: config[name] for name in names if name in config}
-        return {**kept, "optimizer": optimizers, "stop_on_non_finite": self.stop_on_non_finite}
-
-
-def _listeners(teachers: Mapping[str, Any]) -> list[Any]:
-    """Return those teachers that are more than a plain Keras model."""
-    return [teacher for teacher in teachers.values() if hasattr(teacher, "states_of_training")]
-
-
-def _check_players(owner: str, players: dict[str, Any], teachers: dict[str, Any]) -> None:
-    for name, model in players.items():
-        if not isinstance(model, keras.Model):
-            raise error(owner, f"a keras.Model as {name}", f"{type(model).__name__}: {model!r}"[:120])
-        if not model.built:
-            raise error(owner, f"a built model as {name}", f"{model.name!r}, which is not", "Call it once on a batch")
-    owners: dict[int, str] = {}
-    for name, model in [*players.items(), *teachers.items()]:
-        for variable in model.trainable_variables if name in players else model.variables:
-            other = owners.setdefault(id(variable), name)
-            if other != name:
-                advice = "Give each its own layers: keras.models.clone_model(model)"
-                raise error(owner, "models that share no weights", f"{other} and {name}, which do", advice)
+        own = {"optimizer": optimizers, "stop_on_non_finite": self.stop_on_non_finite}
+        return {name: config[name] for name in names if name in config} | own

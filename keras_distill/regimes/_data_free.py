@@ -13,8 +13,9 @@ from keras import ops
 from keras_distill._checks import error, integer
 from keras_distill._typing import Structure
 from keras_distill.regimes._adversaries import Disagreement, GeneratorObjective, Shown
-from keras_distill.regimes._base import Measured, Regime, Round
+from keras_distill.regimes._base import Regime
 from keras_distill.regimes._generators import input_shape, make_generator
+from keras_distill.regimes._rounds import Measured, Round
 from keras_distill.teachers import Ensemble, Single, Teacher, as_teacher
 from keras_distill.teachers._base import resolved
 from keras_distill.training import Batch

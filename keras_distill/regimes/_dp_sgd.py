@@ -13,10 +13,11 @@ from keras_distill import losses
 from keras_distill._checks import error, integer, number
 from keras_distill.regimes import _privacy
 from keras_distill.regimes._attacks import cross_entropy
-from keras_distill.regimes._base import Measured, Regime, Round
+from keras_distill.regimes._base import Regime
 from keras_distill.regimes._example_gradients import check_student, clipped_sum
 from keras_distill.regimes._privacy import TrainingPrivacy
 from keras_distill.regimes._private import secure_normal, secure_uniform
+from keras_distill.regimes._rounds import Measured, Round
 from keras_distill.training import Batch, Update
 
 

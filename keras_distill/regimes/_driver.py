@@ -17,7 +17,8 @@ from keras_distill._checks import error, integer
 from keras_distill.callbacks import Backup
 from keras_distill.distiller import Distiller
 from keras_distill.regimes._answers import Answers
-from keras_distill.regimes._base import Measured, Regime, Round
+from keras_distill.regimes._base import Regime
+from keras_distill.regimes._rounds import Measured, Round
 from keras_distill.training import Batch
 
 _FINISHED = "finished.json"

@@ -1,8 +1,7 @@
-"""Teachers and methods that are judged, or listened to, only on examples they have not seen."""
+"""Folds, and teachers that are listened to only on examples they have not seen."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -73,9 +72,9 @@ def cross_fit(
         section 5. Differs: nothing.
     """
     owner = "cross_fit"
-    x, y = _arrays(owner, data)
+    x, y = arrays_of(owner, data)
     gamma = number(owner, "loss_correction", loss_correction, low=0.0, high=1.0)
-    folds = stratified_folds(y, num_folds, seed=seed, groups=_fingerprints(x), owner=owner)
+    folds = stratified_folds(y, num_folds, seed=seed, groups=fingerprints(x), owner=owner)
     memory = _Memory(owner, directory, {"folds": _digest(folds), "data": _digest(x), "labels": _digest(y)})
     answers: np.ndarray | None = None
     for fold in range(num_folds):
@@ -102,97 +101,6 @@ def _corrected(logits: np.ndarray, y: np.ndarray, gamma: float) -> np.ndarray:
     p /= p.sum(-1, keepdims=True)
     target = p + gamma * (np.eye(p.shape[-1])[y] - p)
     return np.log(np.maximum(target, np.finfo("float32").tiny)).astype("float32")
-
-
-@dataclasses.dataclass(frozen=True)
-class CrossValidation:
-    """Held-out results of several methods on the same folds.
-
-    Attributes:
-        scores: method to (folds,), the mean score of each fold.
-        values: method to (examples,), the score of each example while it was held out.
-    """
-
-    scores: dict[str, np.ndarray]
-    values: dict[str, np.ndarray]
-
-    def mean(self, method: str) -> float:
-        """Return the mean score over folds."""
-        return float(self.scores[method].mean())
-
-    def spread(self, method: str) -> float:
-        """Return the standard deviation over folds (n - 1 in the denominator)."""
-        return float(self.scores[method].std(ddof=1))
-
-    def difference(self, method: str, other: str) -> tuple[float, float, float]:
-        """Return the mean paired difference over examples, and its 95% interval.
-
-        Args:
-            method: whose score is taken.
-            other: whose score is taken off.
-
-        Returns:
-            (mean, low, high). The interval is mean -+ 1.96 standard errors of the paired differences: it speaks of
-            other examples, not of other trainings.
-        """
-        paired = self.values[method] - self.values[other]
-        mean, error_of = paired.mean(), paired.std(ddof=1) / np.sqrt(len(paired))
-        return float(mean), float(mean - 1.96 * error_of), float(mean + 1.96 * error_of)
-
-    def __str__(self) -> str:
-        """Return a table of means and spreads."""
-        width = max(map(len, self.scores))
-        return "\n".join(f"{each:<{width}}  {self.mean(each):.4f} +- {self.spread(each):.4f}" for each in self.scores)
-
-
-def cross_validate(
-    methods: Mapping[str, Callable[[], keras.Model]],
-    data: Structure,
-    num_folds: int = 5,
-    *,
-    fit_arguments: Mapping[str, Any] | None = None,
-    score: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
-    seed: int = 0,
-) -> CrossValidation:
-    """Train and judge whole methods on the same stratified folds, each example held out once.
-
-    Args:
-        methods: name to a function that returns what is fitted, compiled: a model, a ``Distiller`` or a regime. A
-            teacher that it uses must not have seen ``data``, or be trained inside the function.
-        data: (x, y) of arrays with integer labels, or a finite ``tf.data.Dataset`` of such batches.
-        num_folds: 2 to the number of examples; each class needs as many examples.
-        fit_arguments: for each ``fit``.
-        score: from (outputs, labels) of held-out examples to one number each, more is better; None: whether the largest
-            output is the label.
-        seed: >= 0, of the folds and of every training.
-
-    Returns:
-        Means, spreads and paired differences.
-
-    Raises:
-        ValueError: as ``cross_fit``, or if there is no method.
-    """
-    owner = "cross_validate"
-    if not isinstance(methods, Mapping) or not methods:
-        raise error(owner, "a dictionary of methods", methods)
-    x, y = _arrays(owner, data)
-    judge = score or (lambda outputs, labels: (outputs.argmax(-1) == labels).astype("float64"))
-    folds = stratified_folds(y, num_folds, seed=seed, groups=_fingerprints(x), owner=owner)
-    values = {name: np.zeros(len(x)) for name in methods}
-    for fold in range(num_folds):
-        held = folds == fold
-        for name, make in methods.items():
-            keras.utils.set_random_seed(seed + fold)
-            trainer = make()
-            if not isinstance(trainer, keras.Model) or not trainer.compiled:
-                raise error(owner, f"method {name!r} to return a compiled keras.Model", trainer)
-            trainer.fit(x[~held], y[~held], **(fit_arguments or {}))
-            student = getattr(trainer, "student", trainer)
-            values[name][held] = judge(np.asarray(student.predict(x[held], verbose=0)), y[held])
-    scores = {
-        name: np.array([each[folds == fold].mean() for fold in range(num_folds)]) for name, each in values.items()
-    }
-    return CrossValidation(scores, values)
 
 
 def stratified_folds(
@@ -235,7 +143,13 @@ def stratified_folds(
     return folds[first]
 
 
-def _arrays(owner: str, data: Structure) -> tuple[np.ndarray, np.ndarray]:
+def arrays_of(owner: str, data: Structure) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs and integer labels as arrays.
+
+    Args:
+        owner: name shown in error messages.
+        data: (x, y) of arrays, or a finite dataset of such batches.
+    """
     if isinstance(data, tf.data.Dataset):
         batches = [keras.utils.unpack_x_y_sample_weight(batch)[:2] for batch in data.as_numpy_iterator()]
         if not batches:
@@ -252,7 +166,12 @@ def _arrays(owner: str, data: Structure) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _fingerprints(x: np.ndarray) -> np.ndarray:
+def fingerprints(x: np.ndarray) -> np.ndarray:
+    """Return eight bytes for each example, the same for equal ones.
+
+    Args:
+        x: (examples, ...).
+    """
     return np.array([hashlib.sha256(row.tobytes()).digest()[:8] for row in np.ascontiguousarray(x)])
 
 

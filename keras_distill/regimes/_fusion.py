@@ -12,7 +12,8 @@ from keras_distill import losses
 from keras_distill._checks import error
 from keras_distill.distiller import Distiller
 from keras_distill.regimes._averaging import average_weights, same_shapes
-from keras_distill.regimes._base import Measured, Regime, Round
+from keras_distill.regimes._base import Regime
+from keras_distill.regimes._rounds import Measured, Round
 from keras_distill.teachers import Ensemble
 from keras_distill.terms import LogitsDistillation
 from keras_distill.training import Batch

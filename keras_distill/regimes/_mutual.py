@@ -9,8 +9,9 @@ import keras
 from keras import ops
 
 from keras_distill._checks import choice, error, number
-from keras_distill.regimes._base import Measured, Regime, Round
+from keras_distill.regimes._base import Regime
 from keras_distill.regimes._exchange import Exchanging, PeerExchange, checked_exchange
+from keras_distill.regimes._rounds import Measured, Round
 from keras_distill.settings import Setting
 from keras_distill.teachers import Snapshot
 from keras_distill.terms import DistillationLoss, LogitsDistillation

@@ -10,7 +10,8 @@ from keras import ops
 from keras_distill import losses
 from keras_distill._checks import choice, error, integer, number
 from keras_distill.regimes._attacks import ProjectedGradient, cross_entropy
-from keras_distill.regimes._base import Measured, Regime, Round
+from keras_distill.regimes._base import Regime
+from keras_distill.regimes._rounds import Measured, Round
 from keras_distill.terms import LogitsDistillation
 from keras_distill.training import Batch
 

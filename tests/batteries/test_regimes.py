@@ -1,0 +1,201 @@
+"""Every regime in every mode of ``fit``: XLA, several steps at once, replicas, mixed precision; with a NaN; resumed.
+
+What a regime computes has its own oracle in ``tests/regimes`` and ``tests/teachers``. Here each is compared with
+itself, trained plainly.
+"""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_distill import Distiller, LogitsDistillation, NonFiniteLossError, callbacks, regimes, students, teachers
+from tests.models import batch, copy_of, mlp, replicas
+
+X, Y = batch(12)
+Y = Y.astype("int32")
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+pytestmark = pytest.mark.slow
+
+
+def branches(gate=False):
+    x = keras.Input((6,))
+    init = [keras.initializers.GlorotUniform(seed=seed) for seed in range(4)]
+    trunk = keras.layers.Dense(5, "relu", kernel_initializer=init[0], name="trunk")(x)
+    made = keras.Model(x, [keras.layers.Dense(4, kernel_initializer=init[1 + i])(trunk) for i in range(2)])
+    if not gate:
+        return made
+    made = students.with_gate(made, "trunk")
+    made.get_layer("gate").kernel.assign(init[3]((5, 2)))
+    return made
+
+
+def exits():
+    made = students.with_exits(mlp(5, 4, seed=1), ["dense_0"])
+    made.get_layer("exit_dense_0").kernel.assign(keras.initializers.GlorotUniform(seed=3)((5, 4)))
+    return made
+
+
+def peers():
+    return [mlp(8, 4, seed=1), mlp(5, 4, seed=2)]
+
+
+def snapshot():
+    student = mlp(5, 4, seed=1)
+    return Distiller(teachers.Snapshot(student, decay=0.9), student, LogitsDistillation(2.0))
+
+
+MADE = {
+    "Alone": lambda: regimes.Alone(mlp(5, 4, seed=1)),
+    "MutualLearning": lambda: regimes.MutualLearning(peers()),
+    "MutualLearning in turn": lambda: regimes.MutualLearning(peers(), update="in_turn"),
+    "MutualLearning of old weights": lambda: regimes.MutualLearning(peers(), exchange_every_steps=2),
+    "Amalgamation": lambda: regimes.Amalgamation(
+        [mlp(2, seed=1), mlp(3, seed=2)], [[0, 1], [1, 2, 3]], mlp(5, 4, seed=3)
+    ),
+    "DataFree": lambda: regimes.DataFree(
+        mlp(8, 4, seed=1), mlp(5, 4, seed=2), mlp(8, 6, inputs=3, seed=3, activation="tanh"), student_steps=2
+    ),
+    "Peers": lambda: Distiller(teachers.Peers(), branches(), LogitsDistillation(2.0)),
+    "GatedPeers": lambda: Distiller(
+        teachers.GatedPeers(), branches(True), LogitsDistillation(2.0, ["kl_divergence"] * 2 + [None, None])
+    ),
+    "DeepestExit": lambda: Distiller(teachers.DeepestExit(), exits(), LogitsDistillation(2.0, ["kl_divergence", None])),
+    "VirtualTeacher": lambda: Distiller(teachers.VirtualTeacher(0.9), mlp(5, 4, seed=1), LogitsDistillation(4.0)),
+    "Snapshot": snapshot,
+    "labels by confidence": lambda: Distiller(
+        mlp(8, 4, seed=1), mlp(5, 4, seed=2), regimes._generations.LabelsByConfidence(), student_loss_weight=0.2
+    ),
+}
+LOSSES = {"Peers": [CROSS_ENTROPY] * 2, "GatedPeers": [CROSS_ENTROPY] * 3 + [None], "DeepestExit": [CROSS_ENTROPY] * 2}
+MODES = {
+    "xla": {"jit_compile": True},
+    "several steps": {"steps_per_execution": 3, "jit_compile": False},
+    "eager": {"run_eagerly": True},
+    "replicas": {"jit_compile": False},
+}
+
+
+def run(name, epochs=2, scope=None, prepare=None, callbacks=(), **mode):
+    """Make a regime, train it and return it."""
+    keras.utils.set_random_seed(0)
+    with scope or tf.distribute.get_strategy().scope():
+        made = MADE[name]()
+        made.compile(keras.optimizers.SGD(0.1, momentum=0.9), LOSSES.get(name, CROSS_ENTROPY), **mode)
+    if prepare is not None:
+        prepare(made)
+    if name == "DataFree":
+        made.fit(steps=3, epochs=epochs, batch_size=4, verbose=0, callbacks=list(callbacks))
+        return made
+    outputs = len(LOSSES.get(name, [0]))
+    labels = tuple([Y] * outputs) if outputs > 1 else Y
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    data = tf.data.Dataset.from_tensor_slices((X, labels)).batch(4).with_options(options)
+    made.fit(data, epochs=epochs, verbose=0, callbacks=list(callbacks))
+    return made
+
+
+@functools.cache
+def plain(name):
+    return [np.asarray(w) for w in run(name, jit_compile=False).get_weights()]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", MADE)
+def test_every_mode_trains_the_same(name, mode):
+    if name == "DataFree" and mode == "replicas":
+        pytest.skip("each replica draws noise of its own, so the examples are not those of one replica")
+    scope = replicas(2).scope() if mode == "replicas" else None
+    got = run(name, scope=scope, **MODES[mode]).get_weights()
+    for one, two in zip(plain(name), got, strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_mixed_precision_moves_float32_weights_as_float32_does(name):
+    start = []
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        made = run(name, jit_compile=False, prepare=lambda each: start.extend(each.get_weights()))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert all(np.asarray(two).dtype == one.dtype for one, two in zip(plain(name), made.get_weights(), strict=True))
+    first, exact, half = (
+        np.concatenate([np.ravel(each).astype("float64") for each in weights])
+        for weights in (start, plain(name), made.get_weights())
+    )
+    # A unit at the edge of its ReLU may go another way in half precision, so single weights differ by more.
+    assert np.linalg.norm(half - exact) < 0.1 * np.linalg.norm(exact - first)
+
+
+def players_of(made):
+    return made.players if isinstance(made, regimes.Regime) else {"student": made.student}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_nan_in_any_player_holds_everybody_back(name):
+    for player in players_of(MADE[name]()):
+        kept = {}
+
+        def poison(made, player=player, kept=kept):
+            model = players_of(made)[player]
+            values = model.get_weights()
+            model.set_weights([np.full_like(values[0], np.nan), *values[1:]])
+            kept["made"], kept["before"] = made, [w for each in players_of(made).values() for w in each.get_weights()]
+
+        first = name.split(" ", 1)[0]
+        owner = first if first in regimes.__all__ else "Distiller"
+        with pytest.raises(NonFiniteLossError, match=f"{owner}: "):
+            run(name, prepare=poison, jit_compile=False)
+        after = [w for each in players_of(kept["made"]).values() for w in each.get_weights()]
+        for one, two in zip(kept["before"], after, strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+class Stop(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_resumed_run_ends_with_the_same_bits(name, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(name, callbacks=[callbacks.Backup(tmp_path), Stop()], jit_compile=False)
+    resumed = run(name, callbacks=[callbacks.Backup(tmp_path)], jit_compile=False)
+    for one, two in zip(plain(name), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+# Drivers are several fits of what is above; functions train nothing but Distillers. These have batteries of their own.
+OTHERS = {
+    "AdversarialTraining", "Contrastive", "DifferentiallyPrivate", "ProjectedGradient", "TrainingPrivacy",
+    "AssistantChain", "BatchStatistics", "BornAgain", "ClassInversion", "CrossValidation", "Disagreement",
+    "GeneratorObjective", "Measured", "OutOfFold", "PeerExchange", "PolicyDistiller", "PolicyReturn", "PrivacyReport",
+    "PrivateLabels", "PrivateVotes", "Regime", "Round", "Shown", "Stage", "Stages", "TinyBert",
+}  # fmt: skip
+
+
+def test_every_regime_is_in_the_battery():
+    classes = {name for name in regimes.__all__ if name[0].isupper()}
+    assert classes - OTHERS == {name.split()[0] for name in MADE} & classes
+
+
+def test_weight_zero_is_plain_training():
+    plainly = copy_of(mlp(5, 4, seed=1))
+    plainly.compile(keras.optimizers.SGD(0.1, momentum=0.9), CROSS_ENTROPY)
+    plainly.fit(X, Y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    alone = run("Alone", jit_compile=False).student
+    mutual = regimes.MutualLearning([mlp(5, 4, seed=1), mlp(8, 4, seed=2)], mutual_weight=0.0)
+    mutual.compile(keras.optimizers.SGD(0.1, momentum=0.9), CROSS_ENTROPY)
+    mutual.fit(X, Y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    student = mlp(5, 4, seed=1)
+    taught = Distiller(teachers.VirtualTeacher(0.9), student, LogitsDistillation(4.0), [0.0], student_loss_weight=0.5)
+    taught.compile(keras.optimizers.SGD(0.2, momentum=0.9), CROSS_ENTROPY)  # the labels have a share of one half
+    taught.fit(X, Y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    for model in (alone, mutual.student, student):
+        for one, two in zip(plainly.get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_allclose(one, two, atol=1e-6)
