@@ -36,7 +36,7 @@ USES = {
     "assert len(data.load('digits').train.inputs)\n",
     "calibration": "from keras_distill import calibration\ncalibration.TemperatureScaler().fit(student(x), y)\n",
     "serving": "from keras_distill import export\n"
-    "export.saved_model(student, 'served', task='classification', examples=x[:2])\n",
+    "export.saved_model(student, 'served', task='classification', check_inputs=x, warmup_batch_sizes=[2])\n",
     "litert": LITERT,
     "onnx": ONNX,
     "openvino": OPENVINO,

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_distill._checks import integer
+from keras_distill._checks import choice, integer
 from keras_distill.export._card import ModelCard, check_card, write_card
 from keras_distill.export._heads import Head, describe_heads
 from keras_distill.export._inputs import Inputs, batches, describe_inputs
@@ -108,6 +108,8 @@ def saved_model(
     """
     check_student(_OWNER, student)
     check_card(_OWNER, card)
+    for name, flag in (("uncertainty", uncertainty), ("examples", examples)):
+        choice(_OWNER, name, flag, (False, True))
     inputs = describe_inputs(_OWNER, student, input_signature, check_inputs)
     arrays = inputs.random() if check_inputs is None else inputs.flatten(_OWNER, check_inputs)
     raw = run_student(_OWNER, student, inputs, arrays, made_up=check_inputs is None)

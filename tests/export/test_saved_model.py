@@ -317,6 +317,7 @@ def test_temperature_scaler_wrapped_or_given(tmp_path, trained, features, wrappe
 
 
 BAD = [
+    (dict(examples=np.zeros((2, 3))), "expected examples to be one of False, True, got array"),
     (dict(student="model"), "expected student to be a keras.Model, got str"),
     (dict(version=0), "expected version to be an integer >= 1, got 0"),
     (dict(version="1"), "expected version to be an integer >= 1, got 1"),
