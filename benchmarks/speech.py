@@ -176,6 +176,7 @@ def recogniser_student(causal: bool = False) -> keras.Model:
         filters = layers.ZeroPadding1D(pad)(filters)
         filters = layers.SeparableConv1D(56, 9, dilation_rate=dilation, activation="relu")(filters)
         x = layers.add([x, layers.Dropout(0.1)(filters)])
+        x = adapters.WithMask()([x, masked])  # convolutions lose it: padding would count as frames, in every loss
     return keras.Model(inputs, layers.Dense(CLASSES)(x))
 
 

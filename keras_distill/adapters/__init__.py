@@ -5,6 +5,7 @@ from keras_distill.adapters._auto import auto
 from keras_distill.adapters._crf import CrfMarginals, LinearChainCrf
 from keras_distill.adapters._experts import ExpertMixture
 from keras_distill.adapters._fusion import AttentionFusion, LayerEmbedding, MemoryBank, SimilarityEmbedding
+from keras_distill.adapters._masks import WithMask
 from keras_distill.adapters._projections import Conv1x1, ConvRegressor, Dense, Embedding
 from keras_distill.adapters._regressors import BottleneckRegressor, Paraphraser, Translator, VariationalRegressor
 from keras_distill.adapters._sizes import AdaptiveAveragePool, AttentionPool, Resize, SequenceInterpolation
@@ -32,5 +33,6 @@ __all__ = [
     "SimilarityEmbedding",
     "Translator",
     "VariationalRegressor",
+    "WithMask",
     "auto",
 ]

@@ -61,7 +61,8 @@ def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download:
         download: whether tensorflow-datasets may download.
 
     Returns:
-        The report that was written: a ``report.Report``, or a ``report.SegmentationReport`` for maps of classes.
+        The report that was written: a ``report.Report``, a ``report.SegmentationReport`` for maps of classes, or the
+        ``report.DetectionEntry`` of each model for boxes.
 
     Raises:
         ValueError: if an argument does not fit, the data are missing, or ``out`` cannot be written; before training.
@@ -83,9 +84,13 @@ def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download:
             for name in ("student.keras", "report.json", "report.html"):
                 _move(aside, folder, name)
             return found
-        if labels.ndim != 1:
-            got, advice = f"boxes in {dataset!r}", "Run examples/blood_cells.py for a detector"
-            raise error(_OWNER, "a class or a map of classes for each picture", got, advice)
+        if labels.ndim == 3:  # boxes in each picture
+            from keras_distill.cli import _boxes
+
+            entries = _boxes.run(console, dataset, examples, aside, epochs)
+            for name in ("student.keras", "report.json", "report.html"):
+                _move(aside, folder, name)
+            return entries
         models, histories, distillers = _train(console, examples, setup, num_seeds)
         with console.status("Measuring"):
             result = report.evaluate(

@@ -1,6 +1,7 @@
 """What a model is worth: measured, drawn and written on one page. Needs ``keras-distill[demo]`` for the figures."""
 
 from keras_distill.report._comparison import Comparison, Method, comparison
+from keras_distill.report._detection import DetectionEntry, boxes_over_pictures, detection, write_detection_page
 from keras_distill.report._evaluate import evaluate
 from keras_distill.report._figures import confusion_matrices, layer_attention, reliability_diagram, training_curves
 from keras_distill.report._membership import Membership, membership
@@ -21,6 +22,7 @@ from keras_distill.report._uncertainty import (
 
 __all__ = [
     "Comparison",
+    "DetectionEntry",
     "Entry",
     "Membership",
     "Method",
@@ -30,8 +32,10 @@ __all__ = [
     "SegmentationEntry",
     "SegmentationReport",
     "Shift",
+    "boxes_over_pictures",
     "comparison",
     "confusion_matrices",
+    "detection",
     "detection_histograms",
     "evaluate",
     "layer_attention",
@@ -46,6 +50,7 @@ __all__ = [
     "temperature_scaling",
     "training_curves",
     "uncertainty_maps",
+    "write_detection_page",
     "write_page",
     "write_segmentation_page",
     "write_shrink_page",

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keras_distill import _files
-from keras_distill.report._html import escaped
-from keras_distill.report._page import _STYLE
 from keras_distill.report._segmentation import SegmentationReport, overlays
+from keras_distill.report._short_page import picture, table_of, write_html
 
 
 def write_segmentation_page(
@@ -44,9 +40,6 @@ def write_segmentation_page(
         OSError: if the file cannot be written.
     """
     figure = overlays(images, maps, class_names=report.class_names, ignore_label=ignore_label)
-    with io.BytesIO() as stream:
-        figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
-        picture = base64.b64encode(stream.getvalue()).decode()
     header = ["", "parameters", "mean IoU ↑", "Dice ↑", "pixels right ↑", "agreement ↑", "pixel ECE ↓"]
     rows = [
         [
@@ -69,33 +62,12 @@ def write_segmentation_page(
         "colour and one that agrees is pale; black pixels have no label."
     )
     parts = [
-        f"<h1>{escaped(title)}</h1>",
-        *(f"<p>{escaped(note)}</p>" for note in notes),
         "<h2>Numbers</h2>",
-        _table(header, rows),
+        table_of(header, rows),
         f"<p>Measured on {report.num_images:,} images, {report.num_pixels:,} labelled pixels.</p>",
         "<h2>What do they see?</h2>",
-        f'<figure>\n<img alt="Maps over pictures" style="max-width:100%" src="data:image/png;base64,{picture}">'
-        f"\n<figcaption>{caption}</figcaption>\n</figure>",
+        picture(figure, "Maps over pictures", caption),
         "<h2>Which classes?</h2>",
-        _table(["IoU", *(entry.name for entry in report.entries)], classes),
+        table_of(["IoU", *(entry.name for entry in report.entries)], classes),
     ]
-    text = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-    )
-    path = pathlib.Path(path)
-    _files.put(path, (text + "\n".join(parts) + "\n</main>\n</body>\n</html>\n").encode())
-    return path
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
-    body = "\n".join(
-        f'<tr><th scope="row">{escaped(row[0])}</th>'
-        + "".join(f"<td>{escaped(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    return write_html(path, title, notes, parts)

@@ -62,6 +62,26 @@ def test_a_recogniser_takes_a_waveform_trains_and_is_saved_with_its_front_end(tm
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "speech.keras")(x), model(x))
 
 
+def test_a_convolutional_student_hears_no_padding_once_it_has_its_mask_back(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((None, 3))
+    frames = keras.layers.Masking()(inputs)
+    x = keras.layers.Conv1D(4, 3, padding="same", activation="relu")(frames)
+    x = keras.layers.Conv1D(4, 3, padding="same")(adapters.WithMask()([x, frames]))
+    model = keras.Model(inputs, keras.layers.Dense(3)(adapters.WithMask()([x, frames])))
+    whole = np.random.default_rng(0).normal(size=(1, 6, 3)).astype("float32")
+    padded = np.pad(whole, ((0, 0), (0, 4), (0, 0)))
+    np.testing.assert_allclose(model(padded)[:, :6], model(whole), atol=1e-6)
+    values = [float(losses.Ctc()(np.array([[1, 2]]), model(each))) for each in (padded, whole)]
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-5)
+    halved = adapters.WithMask(stride=2)([model(padded)[:, ::2], keras.layers.Masking()(padded)])
+    assert halved._keras_mask.numpy().tolist() == [[True, True, True, False, False]]
+    model.save(tmp_path / "student.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "student.keras")(padded), model(padded))
+    with pytest.raises(ValueError, match=r"WithMask: expected two tensors, \[x, masked\], got 1"):
+        adapters.WithMask()(whole)
+
+
 def test_a_rate_too_low_for_the_bands_is_refused():
     with pytest.raises(ValueError, match=r"LogMel: expected min_freq below half the sampling rate, 10 Hz, got 20\.0"):
         adapters.LogMel(sampling_rate=20)
