@@ -28,6 +28,7 @@ REASONS = {
     "explain": "attributions and surrogates",
     "search": "searching students and settings",
     "detection": "average precision of detectors by COCO's own evaluator",
+    "spacy": "spaCy's English pipeline as a teacher of parts of speech and entities",
     "quantization": "four-bit LiteRT files",
     "test": "the package's own tests",
     "docs": "this site",

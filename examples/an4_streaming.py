@@ -99,8 +99,8 @@ def main():
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--epochs", type=int, default=16)
     options = parser.parse_args()
-    train, test = (made_up(64, 0), made_up(16, 1)) if options.smoke else (an4("train"), an4("test"))
-    epochs, widths = (12, (24, 16)) if options.smoke else (options.epochs, (96, 56))
+    train, test = (made_up(32, 0), made_up(8, 1)) if options.smoke else (an4("train"), an4("test"))
+    epochs, widths = (4, (16, 12)) if options.smoke else (options.epochs, (96, 56))
     if not options.smoke:  # without the longest tenth, so that a batch is not mostly padding
         kept = [i for i, sound in enumerate(train[0]) if len(sound) <= 144]
         train = [train[0][i] for i in kept], [train[1][i] for i in kept]

@@ -102,8 +102,8 @@ def main():
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--epochs", type=int, default=60)
     options = parser.parse_args()
-    (x, captions), epochs = (drawn(240), 12) if options.smoke else (stamps(), options.epochs)
-    wide, narrow = (16, 6) if options.smoke else (32, 8)
+    (x, captions), epochs = (drawn(160), 6) if options.smoke else (stamps(), options.epochs)
+    wide, narrow = (12, 6) if options.smoke else (32, 8)
     vectorize = layers.TextVectorization(output_sequence_length=WORDS)
     order = np.random.default_rng(0).permutation(len(x))
     train, test = order[: len(x) * 4 // 5], order[len(x) * 4 // 5 :]

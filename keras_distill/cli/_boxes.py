@@ -9,7 +9,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 from rich.console import Console
 
@@ -110,7 +109,7 @@ def detections(model: keras.Model, images: np.ndarray, most: int = 60) -> list[n
     """Return for each image (most, 6): left, top, right, bottom in fractions, class id, score, the surest first."""
     out = model.predict(images, batch_size=32, verbose=0)
     score = 1 / (1 + np.exp(-out["heat"]))
-    score = np.where(score >= tf.nn.max_pool2d(score, 3, 1, "SAME").numpy(), score, 0.0)
+    score = np.where(score >= ops.convert_to_numpy(ops.max_pool(score, 3, 1, "same")), score, 0.0)
     height, width = score.shape[1:3]
     found = []
     for peaks, size in zip(score, np.clip(out["size"], -5, 5), strict=True):
@@ -147,7 +146,7 @@ class _Sizes(keras.losses.Loss):
 
 def _halved(examples: data.Examples) -> data.Examples:
     """Average each 2 x 2 pixels; the boxes are fractions and stay."""
-    return data.Examples(tf.nn.avg_pool2d(examples.inputs, 2, 2, "VALID").numpy(), examples.labels)
+    return data.Examples(ops.convert_to_numpy(ops.average_pool(examples.inputs, 2, 2)), examples.labels)
 
 
 def _trained(model: Any, examples: data.Examples, classes: int, epochs: int, console: Console, name: str) -> None:
