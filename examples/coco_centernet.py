@@ -2,7 +2,8 @@
 
 The teacher is a TensorFlow graph of somebody else (model_centernet_coco), a black box that takes one picture of
 512 x 512 pixels. It labels 128 training pictures once; its heatmaps and boxes are stored at the student's resolution.
-The student never sees a label. Reported on 128 other pictures: AP50 against the labels, and against what the teacher found there.
+The student never sees a label. Reported on 128 other pictures: AP50 against the labels, and against what the teacher
+found there.
 
 Run: ``python examples/coco_centernet.py`` (model_centernet_coco and coco128x2_320 under ``$KERAS_DISTILL_DATA``;
 estimated: 20 core-minutes; ``--smoke``: a few pictures, a minute). 128 pictures are few: expect a low AP50.
