@@ -11,7 +11,7 @@ from keras_distill import _files
 from keras_distill.report._figures import _BLUE, _INK, _RED, _panels
 from keras_distill.report._html import escaped, figure_html
 from keras_distill.report._page import _STYLE
-from keras_distill.report._segmentation_page import _table
+from keras_distill.report._short_page import table_of
 from keras_distill.students import ShrinkStep, Shrunk
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def write_shrink_page(
         f"<h1>{escaped(title)}</h1>",
         *(f"<p>{escaped(sentence)}</p>" for sentence in [*_summary(shrunk), *notes]),
         "<h2>Numbers</h2>",
-        _table(header, rows),
+        table_of(header, rows),
         "<p>Accuracy, ECE (calibration error of the probabilities, 15 bins) and agreement are of test examples. Times "
         "are tenth percentiles of one example in LiteRT on one thread, all files in turn in the same rounds.</p>",
         "<h2>What did each step bring?</h2>",
