@@ -126,9 +126,9 @@ def main():
         "teacher's sentences": lambda student: fitted(student, losses.NBestCtc(), best.packed()),
     }
     print(f"teacher              WER {word_error_rate(teacher, *test):6.2f} %, {teacher.count_params():,} parameters")
-    for name, train_by in ways.items():
+    for name in list(ways)[1:3] if options.smoke else ways:  # each compiles a loss of its own, which takes long
         student = streaming(widths[1])
-        train_by(student)
+        ways[name](student)
         print(
             f"{name:20} WER {word_error_rate(student, *test):6.2f} %, {student.count_params():,} parameters", flush=True
         )
