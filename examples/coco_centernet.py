@@ -1,0 +1,137 @@
+"""A detector that nobody here trained teaches a small one on pictures without labels: CenterNet, 80 classes of COCO.
+
+The teacher is a TensorFlow graph of somebody else (model_centernet_coco), a black box that takes one picture of
+512 x 512 pixels. It labels 128 training pictures once; its heatmaps and boxes are stored at the student's resolution.
+The student never sees a label. Reported on 128 other pictures: AP50 against the labels, and against what the teacher
+found there.
+
+Run: ``python examples/coco_centernet.py`` (model_centernet_coco and coco128x2_320 under ``$KERAS_DISTILL_DATA``;
+estimated: 20 core-minutes; ``--smoke``: a few pictures, a minute). 128 pictures are few: expect a low AP50.
+"""
+
+import argparse
+import io
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import zipfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+from blood_cells import detector
+
+from keras_distill import Distiller, FeatureDistillation, losses, report, teachers
+
+SIZE, CELLS, CLASSES = 256, 64, 80
+
+
+def folder():
+    """Where the data sets are."""
+    beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+    return pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or beside)
+
+
+def pictures(part, most):
+    """Give pictures (n, 256, 256, 3) in 0..1 and boxes (n, boxes, 5): corners in fractions, class id; -1 is padding."""
+    images, boxes = [], []
+    with zipfile.ZipFile(folder() / "coco128x2_320" / "coco_320.zip") as archive:
+        for name, row in sorted(json.loads(archive.read("annotations.json")).items()):
+            if name.startswith(part) and len(images) < most:
+                with io.BytesIO(archive.read(f"images/{name}.jpg")) as file:
+                    image = tf.cast(tf.io.decode_jpeg(file.read(), channels=3), tf.float32)
+                images.append(tf.image.resize(image, (SIZE, SIZE), antialias=True).numpy() / 255.0)
+                kind, x, y, w, h = np.array(row["boxes_cxcywh_norm"], "float64").reshape(-1, 5).T
+                boxes.append(np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2, kind], axis=1))
+    padded = np.full((len(boxes), max(map(len, boxes)), 5), -1.0)
+    for into, rows in zip(padded, boxes, strict=True):
+        into[: len(rows)] = rows
+    return np.stack(images), padded
+
+
+def centernet():
+    """Give the graph as a teacher whose outputs look like the student's."""
+    sys.path.insert(0, str(folder() / "model_centernet_coco"))
+    import tfjs2tf
+
+    graph, names = tfjs2tf.concrete(str(folder() / "model_centernet_coco" / "centernet.json"))
+    names = [name.split("/")[-1] for name in names]
+
+    def answer(x):
+        """Take the surest of each 2 x 2 cells: its classes, and its box as the student describes boxes."""
+        found = dict(zip(names, (each.numpy()[0] for each in graph(tf.convert_to_tensor(x))), strict=True))
+        blocks = {key: _blocks(found[key]) for key in ("keypoints", "wh")}
+        best = blocks["keypoints"].max(-1).argmax(-1)[..., None, None]
+        heat, sides = (np.take_along_axis(blocks[key], best, 2)[:, :, 0] for key in ("keypoints", "wh"))
+        rows, columns = np.mgrid[:CELLS, :CELLS]
+        place = {"x": 2 * columns + best[..., 0, 0] % 2, "y": 2 * rows + best[..., 0, 0] // 2}
+        left, top, right, bottom = np.moveaxis(np.maximum(sides, 0.0), -1, 0)  # pixels from the cell's corner
+        centre = (4 * place["x"] + (right - left) / 2) / 8 - columns, (4 * place["y"] + (bottom - top) / 2) / 8 - rows
+        size = np.log(np.maximum((left + right) / 8, 1e-2)), np.log(np.maximum((top + bottom) / 8, 1e-2))
+        return {"heat": heat[None], "size": np.stack([*size, *centre], axis=-1)[None].astype("float32")}
+
+    return teachers.from_callable(
+        answer,
+        preprocess=lambda x: tf.image.resize(x, (512, 512)) * 255.0,
+        activation={"heat": "sigmoid"},
+        outputs={"heat": "heat", "size": "size"},
+        batch_size=1,
+    )
+
+
+def _blocks(x):
+    """Give (64, 64, 4, channels): the four cells of each block."""
+    return x.reshape(CELLS, 2, CELLS, 2, -1).swapaxes(1, 2).reshape(CELLS, CELLS, 4, -1)
+
+
+def detections(outputs, most=60):
+    """Give for each picture (most, 6): corners in fractions, class id, score."""
+    score = 1 / (1 + np.exp(-np.asarray(outputs["heat"], "float32")))
+    score = np.where(score >= tf.nn.max_pool2d(score, 3, 1, "SAME").numpy(), score, 0.0)
+    found = []
+    for peaks, size in zip(score, np.clip(np.asarray(outputs["size"], "float32"), -5, 5), strict=True):
+        row, column, kind = np.unravel_index(np.argsort(-peaks, axis=None)[:most], peaks.shape)
+        (w, h), (dx, dy) = np.exp(size[row, column, :2]).T / 2, size[row, column, 2:].T
+        corners = np.stack([column + dx - w, row + dy - h, column + dx + w, row + dy + h], axis=1) / CELLS
+        found.append(np.concatenate([corners, kind[:, None], peaks[row, column, kind][:, None]], axis=1))
+    return found
+
+
+def main():
+    """Label, distil, judge."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--epochs", type=int, default=60)
+    options = parser.parse_args()
+    if not all((folder() / name).exists() for name in ("model_centernet_coco", "coco128x2_320")):
+        print("This example needs model_centernet_coco and coco128x2_320 under $KERAS_DISTILL_DATA.")
+        return
+    most, epochs, width = (4, 1, 4) if options.smoke else (128, options.epochs, 16)
+    (x, _), (test_x, boxes) = pictures("train2017", most), pictures("val2017", most)
+    teacher, student = centernet(), detector((SIZE, SIZE, 3), CLASSES, width, 0)
+    unlabelled = tf.data.Dataset.from_tensor_slices(x).batch(4)
+    with tempfile.TemporaryDirectory() as place:
+        stored = teachers.label(teacher, unlabelled, place, dtype="float16", features=["heat", "size"], progress=False)
+        heat = FeatureDistillation(losses.CenterHeatmaps(), "heat", "heat")
+        size = FeatureDistillation(losses.CenterBoxes(threshold=0.3), ["heat", "size"], ["heat", "size"])
+        distiller = Distiller(stored, student, [heat, size], [10.0, 1.0], student_loss_weight=0.0)
+        rate = keras.optimizers.schedules.CosineDecay(4e-3, epochs * -(-len(x) // 4))
+        distiller.compile(keras.optimizers.Adam(rate), jit_compile=False)
+        distiller.fit(stored.attach(unlabelled), epochs=epochs, verbose=0)
+    heard = [teacher(test_x[i : i + 1]) for i in range(len(test_x))]
+    said = {key: np.concatenate([np.asarray(each[key]) for each in heard]) for key in ("heat", "size")}
+    found = {"teacher": detections(said), "student": detections(student.predict(test_x, batch_size=8, verbose=0))}
+    sure = [rows[rows[:, 5] >= 0.3] for rows in found["teacher"]]
+    as_truth = np.full((len(sure), max(1, *map(len, sure)), 5), -1.0)
+    for into, rows in zip(as_truth, sure, strict=True):
+        into[: len(rows)] = rows[:, :5]
+    names = [str(kind) for kind in range(CLASSES)]
+    for judge, truth in (("the labels", boxes), ("the teacher", as_truth)):
+        for entry in report.detection(found, truth, names):
+            print(f"{entry.name:8} AP50 against {judge}: {100 * entry.average_precision_50:5.1f} %", flush=True)
+
+
+if __name__ == "__main__":
+    main()
