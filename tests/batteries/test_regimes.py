@@ -110,7 +110,10 @@ def test_every_mode_trains_the_same(name, mode):
         pytest.skip("each replica draws noise of its own, so the examples are not those of one replica")
     scope = replicas(2).scope() if mode == "replicas" else None
     got = run(name, scope=scope, **MODES[mode]).get_weights()
-    for one, two in zip(plain(name), got, strict=True):
+    wanted = plain(name)
+    if name == "DataFree" and mode == "xla":  # XLA draws other noise than the kernels do: two of its programs agree
+        wanted = run(name, jit_compile=True, steps_per_execution=3).get_weights()
+    for one, two in zip(wanted, got, strict=True):
         np.testing.assert_allclose(one, two, atol=2e-5)
 
 
