@@ -80,7 +80,7 @@ def test_the_ramp_is_danns():
 @pytest.mark.parametrize("kind", ["coral", "mmd", "adversary"])
 def test_training_makes_the_domains_alike_through_a_real_distiller(kind, tmp_path):
     rng = np.random.default_rng(0)
-    domain = np.repeat([0, 1], 64)
+    domain = np.tile([0, 1], 64)  # both in every batch
     x = rng.normal(size=(128, 4)).astype("float32")
     x[domain == 1, 0] = 3.0 * x[domain == 1, 0] + 2.0  # the domains differ along one input, which can be left out
     made = []
