@@ -145,6 +145,7 @@ if __name__ == "__main__":
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     if options.smoke:
-        raise SystemExit(smoke())
-    client = (RestClient if options.rest else GrpcClient)(options.address, options.model, options.label)
-    print(client.predict(dict(np.load(options.inputs, allow_pickle=False))))
+        smoke()
+    else:
+        client = (RestClient if options.rest else GrpcClient)(options.address, options.model, options.label)
+        print(client.predict(dict(np.load(options.inputs, allow_pickle=False))))
