@@ -29,7 +29,7 @@ distiller.fit(x, y, verbose=0)
 """
 LITERT = "from keras_distill import export\nexport.litert(student, 'student.tflite', check_inputs=x)\n"
 ONNX = "from keras_distill import export\nexport.onnx(student, 'student.onnx', check_inputs=x)\n"
-OPENVINO = "from keras_distill import export\nexport.openvino(student, 'openvino', check_inputs=x)\n"
+OPENVINO = "from keras_distill import export\nexport.openvino(student, 'student.xml', check_inputs=x)\n"
 USES = {
     "": DISTIL + "from keras_distill import export\nexport.saved_model(student, 'served', task='classification')\n",
     "demo": "from keras_distill import data, report\nprint(report.evaluate({'student': student}, (x, y)))\n"
