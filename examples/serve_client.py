@@ -143,8 +143,7 @@ if __name__ == "__main__":
     parser.add_argument("--rest", action="store_true", help="the address speaks REST (8501) instead of gRPC (8500)")
     parser.add_argument("--label", help="version label, such as stable or canary")
     parser.add_argument("--smoke", action="store_true")
-    options = parser.parse_args()
-    if options.smoke:
+    if (options := parser.parse_args()).smoke:
         smoke()
     else:
         client = (RestClient if options.rest else GrpcClient)(options.address, options.model, options.label)
