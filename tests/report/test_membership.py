@@ -1,8 +1,11 @@
-"""The membership audit: its numbers are scikit-learn's, a stranger is not recognised, a memoriser is."""
+"""The membership audit: its numbers are scikit-learn's and ART's, a stranger is not recognised, a memoriser is."""
+
+import types
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy.special import log_softmax
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -52,6 +55,34 @@ def test_the_numbers_are_those_of_scikit_learn(num_shadows):
     assert numbers(found) == pytest.approx(expected, abs=1e-6)
     assert (found.num_members, found.num_non_members, found.num_shadow_models) == (400, 300, num_shadows)
     assert num_shadows or found.auc > 0.6
+
+
+def test_the_numbers_are_those_of_the_attack_of_art(monkeypatch):
+    """ART's black-box attack learns how a loss tells a member; on examples of one class nothing else is told it.
+
+    ART is in no extra, because its releases bound the versions of others: ``pip install --no-deps
+    adversarial-robustness-toolbox`` runs this test.
+    """
+    pytest.importorskip("art")
+    from art.attacks.inference.membership_inference import MembershipInferenceBlackBox
+    from art.estimators.classification import TensorFlowV2Classifier
+    from art.metrics.privacy.worst_case_mia_score import get_roc_for_fpr
+
+    names_of_keras_2 = types.SimpleNamespace(NONE="none")
+    monkeypatch.setattr(tf.keras.losses, "Reduction", names_of_keras_2, raising=False)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model = linear(np.eye(4))
+    inside, outside = ((x[y == 2], y[y == 2]) for x, y in (MEMBERS, OTHERS))
+    classifier = TensorFlowV2Classifier(model, nb_classes=4, input_shape=(4,), loss_object=loss)
+    attack = MembershipInferenceBlackBox(classifier, input_type="loss", attack_model_type="lr")
+    attack.fit(*inside, *outside)
+    believed = np.concatenate([attack.infer(*each, probabilities=True)[:, -1] for each in (inside, outside)])
+    truth = np.repeat([1, 0], [len(inside[1]), len(outside[1])])
+    accused, found, _ = roc_curve(truth, believed, drop_intermediate=False)
+    ours = report.membership(model, inside, outside, num_resamples=5)
+    ((_, few, _),) = get_roc_for_fpr(believed, truth, targeted_fpr=0.01)
+    expected = roc_auc_score(truth, believed), (found - accused).max(), few
+    assert numbers(ours) == pytest.approx(expected, abs=1e-6) and ours.auc > 0.6
 
 
 def test_ties_count_half():
