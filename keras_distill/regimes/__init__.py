@@ -1,6 +1,6 @@
 """Who teaches whom, and when: peers, generations, chains, stages, folds, policies, and models fused into one."""
 
-from keras_distill.regimes._adversaries import BatchStatistics, ClassInversion, Disagreement, GeneratorObjective, Shown
+from keras_distill.regimes._adversaries import BatchStatistics, ClassInversion, Disagreement
 from keras_distill.regimes._attacks import ProjectedGradient, fast_gradient_sign
 from keras_distill.regimes._averaging import average_weights, greedy_soup
 from keras_distill.regimes._base import Regime
@@ -17,6 +17,7 @@ from keras_distill.regimes._generations import BornAgain
 from keras_distill.regimes._generators import make_generator, synthesize
 from keras_distill.regimes._impressions import data_impressions
 from keras_distill.regimes._mutual import MutualLearning
+from keras_distill.regimes._objectives import GeneratorObjective, Shown
 from keras_distill.regimes._policies import PolicyDistiller, PolicyReturn, policy_return
 from keras_distill.regimes._privacy import PrivacyReport, TrainingPrivacy
 from keras_distill.regimes._private import PrivateLabels, PrivateVotes

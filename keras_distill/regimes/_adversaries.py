@@ -2,144 +2,100 @@
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_distill import losses
 from keras_distill._checks import choice, error, number
-from keras_distill.taps import walk
-from keras_distill.teachers import Ensemble, Single
-
-
-class Shown(NamedTuple):
-    """What both models answered to a batch of synthetic examples.
-
-    Attributes:
-        teacher: the teacher's logits, (batch, classes).
-        student: the student's logits, (batch, classes).
-        taps: the teacher's tensors that the objective asked for, by name.
-        examples: the examples themselves.
-    """
-
-    teacher: Any
-    student: Any
-    taps: dict[str, Any]
-    examples: Any = None
-
-
-def _layers_of(teacher: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Yield the name of each tap that ``Teacher.listen`` knows, and its layer."""
-    if isinstance(teacher, Ensemble):
-        for number_of, member in enumerate(teacher.models):
-            yield from _layers_of(member, f"{prefix}{number_of}/")
-    else:
-        yield from walk(teacher.model if isinstance(teacher, Single) else teacher, prefix)
-
-
-class GeneratorObjective(abc.ABC):
-    """Base of the objectives of a generator. They are added up: ``ClassInversion() + BatchStatistics()``."""
-
-    needs_student = False
-
-    def taps(self, teacher: keras.Model) -> list[str]:
-        """Return the names of the teacher's tensors that the objective reads.
-
-        Args:
-            teacher: the frozen model.
-        """
-        return []
-
-    def states(self, teacher: keras.Model, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
-        """Return layers that hold what the objective remembers from step to step; none by default.
-
-        Args:
-            teacher: the frozen model.
-            shape: of one example.
-        """
-        return []
-
-    @abc.abstractmethod
-    def generator_loss(self, shown: Shown, teacher: keras.Model) -> Any:
-        """Return what the generator minimises, a float32 scalar.
-
-        Args:
-            shown: answers to a batch of synthetic examples, with their gradient.
-            teacher: the frozen model.
-        """
-
-    def student_loss(self, shown: Shown) -> Any:
-        """Return what the student minimises on the same examples: KL(teacher || student) by default.
-
-        Args:
-            shown: answers, of which the teacher's carry no gradient.
-        """
-        return ops.mean(losses.soft_targets(teacher_logits=shown.teacher, student_logits=shown.student))
-
-    def __add__(self, other: GeneratorObjective) -> GeneratorObjective:
-        """Return the sum of two objectives; the student minimises the first one's loss."""
-        return _Sum([*getattr(self, "parts", [self]), *getattr(other, "parts", [other])])
-
-
-class _Sum(GeneratorObjective):
-    def __init__(self, parts: Sequence[GeneratorObjective]) -> None:
-        self.parts = list(parts)
-        self.needs_student = any(part.needs_student for part in parts)
-
-    def taps(self, teacher: keras.Model) -> list[str]:
-        return list(dict.fromkeys(name for part in self.parts for name in part.taps(teacher)))
-
-    def states(self, teacher: keras.Model, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
-        return [layer for part in self.parts for layer in part.states(teacher, shape)]
-
-    def generator_loss(self, shown: Shown, teacher: keras.Model) -> Any:
-        return sum(part.generator_loss(shown, teacher) for part in self.parts)
-
-    def student_loss(self, shown: Shown) -> Any:
-        return self.parts[0].student_loss(shown)
+from keras_distill.regimes._objectives import GeneratorObjective, Shown, layers_of
 
 
 class Disagreement(GeneratorObjective):
     """Examples on which teacher and student disagree; the student learns to agree there (DFAD, ZSKT).
 
-    Formula: student D, generator -D, with D = mean |z_t - z_s| over batch and classes ("l1", DFAD),
-    mean (z_t - z_s)**2 ("mse"), or mean KL(p_t || p_s) over the batch ("kl", ZSKT).
+    Formula: student D + attention_weight * sum over pairs of layers of AT, generator -D, with D = mean |z_t - z_s| over
+    batch and classes ("l1", DFAD), mean (z_t - z_s)**2 ("mse"), or mean KL(p_t || p_s) over the batch ("kl", ZSKT), and
+    AT the mean over the batch of ``losses.attention_transfer``.
 
     Args:
         distance: ``"l1"``, ``"kl"`` or ``"mse"``. The first does not saturate and collapses least.
+        attention_layers: pairs of a tap of the teacher and one of the student, (batch, ..., channels) of rank 3 or 4,
+            whose attention maps the student copies as well; ZSKT takes the ends of the stages. None are compared by
+            default. The objective must then be the first of a sum.
+        attention_weight: >= 0, of the sum over pairs.
 
     Raises:
-        ValueError: if ``distance`` is another word.
+        ValueError: if ``distance`` is another word, or a weight or a pair does not fit; in ``DataFree``, if a layer
+            does not exist or two maps cannot be compared.
+
+    Example:
+        >>> import keras
+        >>> def network(channels):
+        ...     layers = [keras.layers.Conv2D(channels, 3, name="stage"), keras.layers.Flatten(), keras.layers.Dense(2)]
+        ...     return keras.Sequential([keras.Input((6, 6, 1)), *layers])
+        >>> objective = Disagreement("kl", attention_layers=[("stage", "stage")])
+        >>> from keras_distill.regimes import DataFree
+        >>> DataFree(network(8), network(4), objective=objective).objective.attention_weight
+        250.0
 
     Reference:
         Fang et al., "Data-Free Adversarial Distillation", 2019, arXiv:1912.11006; Micaelli, Storkey, "Zero-shot
-        Knowledge Transfer via Adversarial Belief Matching", NeurIPS 2019, arXiv:1905.09768. Differs: the generator
-        minimises -D as DFAD's public code does, where the paper prints its negative logarithm; ZSKT's code divides its
-        KL by the number of classes, and adds attention terms.
+        Knowledge Transfer via Adversarial Belief Matching", NeurIPS 2019, arXiv:1905.09768, eq. 1. Differs: the
+        generator minimises -D as DFAD's public code does, where the paper prints its negative logarithm; ZSKT's code
+        divides its KL by the number of classes. Attention maps are compared as ZSKT's code does: by a mean of squares.
     """
 
     needs_student = True
 
-    def __init__(self, distance: str = "l1") -> None:
-        self.distance = choice("Disagreement", "distance", distance, ("l1", "kl", "mse"))
+    def __init__(
+        self,
+        distance: str = "l1",
+        attention_layers: Sequence[tuple[str, str]] = (),
+        attention_weight: float = 250.0,
+    ) -> None:
+        owner = "Disagreement"
+        self.distance = choice(owner, "distance", distance, ("l1", "kl", "mse"))
+        self.attention_weight = number(owner, "attention_weight", attention_weight, low=0.0)
+        self.attention_layers: list[tuple[str, str]] = []
+        for pair in [attention_layers] if isinstance(attention_layers, str) else attention_layers:
+            if not isinstance(pair, (tuple, list)) or [type(each) for each in pair] != [str, str]:
+                expected = "attention_layers as pairs (layer of the teacher, layer of the student)"
+                raise error(owner, expected, pair)
+            self.attention_layers.append((pair[0], pair[1]))
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return the layers whose attention maps are compared."""
+        return self.attention_layers
 
     def student_loss(self, shown: Shown) -> Any:
-        """Return D."""
-        if self.distance == "kl":
-            return super().student_loss(shown)
-        gap = ops.cast(shown.teacher, "float32") - ops.cast(shown.student, "float32")
-        return ops.mean(ops.abs(gap) if self.distance == "l1" else ops.square(gap))
+        """Return D and the weighted sum of attention transfer."""
+        loss = self._distance(shown, super().student_loss)
+        for heard, own in self.attention_layers:
+            each = losses.attention_transfer(
+                teacher_features=shown.taps[heard], student_features=shown.student_taps[own]
+            )
+            loss = loss + self.attention_weight * ops.mean(each)
+        return loss
 
     def generator_loss(self, shown: Shown, teacher: keras.Model) -> Any:
         """Return -D, with the gradient of both models' answers."""
-        if self.distance != "kl":
-            return -self.student_loss(shown)
-        log_p = ops.log_softmax(ops.cast(shown.teacher, "float32"), axis=-1)
-        log_q = ops.log_softmax(ops.cast(shown.student, "float32"), axis=-1)
-        return -ops.mean(ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1))
+        return -self._distance(shown, _divergence)
+
+    def _distance(self, shown: Shown, divergence: Callable[[Shown], Any]) -> Any:
+        if self.distance == "kl":
+            return divergence(shown)
+        gap = ops.cast(shown.teacher, "float32") - ops.cast(shown.student, "float32")
+        return ops.mean(ops.abs(gap) if self.distance == "l1" else ops.square(gap))
+
+
+def _divergence(shown: Shown) -> Any:
+    """Return the mean KL(teacher || student) with a gradient to both, which ``losses.soft_targets`` has not."""
+    log_p = ops.log_softmax(ops.cast(shown.teacher, "float32"), axis=-1)
+    log_q = ops.log_softmax(ops.cast(shown.student, "float32"), axis=-1)
+    return ops.mean(ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1))
 
 
 class ClassInversion(GeneratorObjective):
@@ -214,7 +170,7 @@ class BatchStatistics(GeneratorObjective):
     @staticmethod
     def _layers(teacher: keras.Model) -> dict[str, Any]:
         kind = keras.layers.BatchNormalization
-        found = {f"{name}:input": layer for name, layer in _layers_of(teacher) if isinstance(layer, kind)}
+        found = {f"{name}:input": layer for name, layer in layers_of(teacher) if isinstance(layer, kind)}
         if not found:
             advice = "Use Disagreement or ClassInversion"
             raise error("BatchStatistics", "a teacher with BatchNormalization", f"{teacher.name!r}, without", advice)

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import error, integer, number
-from keras_distill.regimes._adversaries import GeneratorObjective, Shown
+from keras_distill.regimes._objectives import GeneratorObjective, Shown
 from keras_distill.taps import Taps
 
 

@@ -12,10 +12,12 @@ from keras import ops
 
 from keras_distill._checks import error, integer
 from keras_distill._typing import Structure
-from keras_distill.regimes._adversaries import Disagreement, GeneratorObjective, Shown
+from keras_distill.regimes._adversaries import Disagreement
 from keras_distill.regimes._base import Regime
 from keras_distill.regimes._generators import input_shape, make_generator
+from keras_distill.regimes._objectives import GeneratorObjective, Shown
 from keras_distill.regimes._rounds import Measured, Round
+from keras_distill.taps import Taps
 from keras_distill.teachers import Ensemble, Single, Teacher, as_teacher
 from keras_distill.teachers._base import resolved
 from keras_distill.training import Batch
@@ -93,6 +95,10 @@ class DataFree(Regime):
         self._taps = tuple(self.objective.taps(teacher))
         object.__setattr__(self, "_listening", as_teacher(teacher, self.owner))  # the teacher itself is hidden already
         self.states = self.objective.states(self.teacher, self._shape)
+        heard, own = zip(*self.objective.pairs(), strict=True) if self.objective.pairs() else ((), ())
+        self._heard, self._own = tuple(dict.fromkeys(heard)), Taps(student, own, owner=self.owner)
+        if heard:  # layers that do not exist, or cannot be compared, are told of before training
+            self.objective.student_loss(self._shown(ops.zeros((1, *self._shape)), training=False))
 
     def _check_shapes(self, teacher: Any, student: Any, generator: Any) -> tuple[int, ...]:
         if len(generator.input_shape) != 2:
@@ -136,11 +142,15 @@ class DataFree(Regime):
         return self.generator(noise, training=training)
 
     def _teach(self, batch: Batch, training: bool) -> Measured:
-        examples = ops.stop_gradient(self._examples(batch, training))
-        teacher = resolved(self._listening.listen(examples)[0])
-        student = self.student(examples, training=training)
-        loss = ops.cast(self.objective.student_loss(Shown(teacher, student, {}, examples)), "float32")
-        return Measured({"student": loss}, (("student_loss", loss),), student)
+        shown = self._shown(ops.stop_gradient(self._examples(batch, training)), training)
+        loss = ops.cast(self.objective.student_loss(shown), "float32")
+        return Measured({"student": loss}, (("student_loss", loss),), shown.student)
+
+    def _shown(self, examples: Any, training: bool) -> Shown:
+        """Return what the student's loss reads: both models' answers and the tensors that are compared."""
+        teacher, heard = self._listening.listen(examples, self._heard)
+        student, own = self._own(examples, training=training)
+        return Shown(resolved(teacher), student, heard, examples, own)
 
     def _generate(self, batch: Batch, training: bool) -> Measured:
         examples = self._examples(batch, training)

@@ -38,6 +38,35 @@ def test_disagreement_is_the_distance_and_its_negative(distance, expected):
     assert float(objective.generator_loss(SHOWN, None)) == pytest.approx(-expected, rel=1e-5)
 
 
+def looking(seed, channels, positions=3):
+    init = keras.initializers.GlorotUniform(seed=seed)
+    layers = [keras.layers.Reshape((positions, -1)), keras.layers.Dense(channels, "tanh", name="stage"),
+              keras.layers.Flatten(), keras.layers.Dense(4)]  # fmt: skip
+    for layer in layers[1::2]:
+        layer.kernel_initializer = init
+    return keras.Sequential([keras.Input((6,)), *layers])
+
+
+def test_a_student_also_copies_where_the_teacher_looks():
+    teacher, student, maker = looking(1, 5), looking(2, 3), generator()
+    objective = regimes.Disagreement("kl", [("stage", "stage")], attention_weight=7.0) + regimes.ClassInversion()
+    regime = regimes.DataFree(teacher, student, maker, objective, 1, seed=5)
+    same = keras.random.SeedGenerator(5)
+    x = np.asarray(maker(keras.random.normal((8, 3), seed=same)))
+    (z, maps), (own, student_maps) = (Taps(model, ["stage"])(x) for model in (teacher, student))
+    one, two = (unit((np.asarray(each["stage"], "float64") ** 2).mean(-1)) for each in (maps, student_maps))
+    divergence = (softmax(z) * (log_softmax(z) - log_softmax(own))).sum(-1).mean()
+    expected = divergence + 7.0 * ((one - two) ** 2).mean()
+    assert 7.0 * ((one - two) ** 2).mean() > 0.01
+    regime.compile(keras.optimizers.SGD(0.1))
+    history = regime.fit(steps=1, epochs=1, batch_size=8, verbose=0).history
+    assert history["student_loss"][0] == pytest.approx(expected, rel=1e-5)
+    # The generator works against the answers alone.
+    assert float(regimes.Disagreement("kl", [("a", "b")]).generator_loss(SHOWN, None)) == pytest.approx(
+        float(regimes.Disagreement("kl").generator_loss(SHOWN, None)), rel=1e-6
+    )
+
+
 def test_class_inversion_is_the_formula_and_objectives_add_up():
     objective = regimes.ClassInversion(1.0, 5.0, 0.1, "hidden")
     certainty = -log_softmax(T)[np.arange(8), T.argmax(-1)].mean()
@@ -236,6 +265,12 @@ def test_a_generator_fits_the_teachers_input_and_examples_repeat(shape):
         (lambda: made(regimes.BatchStatistics()) and regimes.DataFree(
             mlp(4), mlp(4, seed=1), generator(), regimes.BatchStatistics()), "expected a teacher with BatchNorm"),
         (lambda: made("l1"), r"expected an objective such as Disagreement\('l1'\)"),
+        (lambda: regimes.Disagreement(attention_layers="stage"), "attention_layers as pairs"),
+        (lambda: regimes.Disagreement(attention_layers=[("a", 1)]), r"attention_layers as pairs .* got \('a', 1\)"),
+        (lambda: made(regimes.Disagreement(attention_layers=[("norm", "dense_0")])), "attention_transfer: expected"),
+        (lambda: made(regimes.Disagreement(attention_layers=[("norm", "stage")])), "DataFree: .*'stage'"),
+        (lambda: made(regimes.Disagreement(attention_layers=[("stage", "dense_0")])), "Single: .*'stage'"),
+        (lambda: regimes.ClassInversion() + regimes.Disagreement(attention_layers=[("a", "b")]), "first in a sum"),
         (lambda: regimes.Disagreement("l2"), "expected distance to be one of 'l1', 'kl', 'mse'"),
         (lambda: regimes.DataFree(teachers.VirtualTeacher(0.9), mlp(4)), "a teacher that is run on synthetic examples"),
         (lambda: made(student_steps=0), "expected student_steps to be an integer >= 1"),
