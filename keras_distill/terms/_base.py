@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill._checks import error, integer, nearest
+from keras_distill._checks import error, integer, nearest, number
 from keras_distill._typing import Structure, Tensor
 from keras_distill.settings import Setting
 from keras_distill.terms._positions import (
@@ -37,6 +37,9 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         mask_input: the input, (batch, time), that is true where a sequence counts, for models that hand their mask on
             without Keras (those of keras-hub). ``"auto"`` takes ``padding_mask``, ``decoder_padding_mask`` or
             ``attention_mask``, and warns where tokens come without a mask. None: no input is looked at.
+        counted_fraction: above 0 and at most 1: share of all positions, padding included, that count in the whole data.
+            An optimizer that accumulates gradients averages the means of its batches; divided by their size times this
+            number instead, every position weighs the same in whichever batch it is. None counts those of each batch.
         **kwargs: as for ``keras.layers.Layer``.
 
     Attributes:
@@ -57,6 +60,7 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         name: str | None = None,
         ignore_label: int | str | None = "auto",
         mask_input: str | None = "auto",
+        counted_fraction: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
@@ -64,6 +68,11 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
             ignore_label = integer(type(self).__name__, "ignore_label", ignore_label, low=-(2**31))
         if mask_input is not None and not isinstance(mask_input, str):
             raise error(type(self).__name__, "mask_input to be the name of an input, 'auto' or None", mask_input)
+        if counted_fraction is not None:
+            advice = "Leave it out to count the positions of each batch"
+            owner = type(self).__name__
+            number(owner, "counted_fraction", counted_fraction, above=0.0, high=1.0, advice=advice)
+        self.counted_fraction = counted_fraction
         self.ignore_label = ignore_label
         self.mask_input = mask_input
         self._warned_of_padding = False
@@ -71,7 +80,9 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs to make this term again."""
         positions = {"ignore_label": self.ignore_label, "mask_input": self.mask_input}
-        return {**super().get_config(), **{name: value for name, value in positions.items() if value != "auto"}}
+        fraction = {} if self.counted_fraction is None else {"counted_fraction": self.counted_fraction}
+        chosen = {name: value for name, value in positions.items() if value != "auto"}
+        return {**super().get_config(), **chosen, **fraction}
 
     @property
     def teacher_taps(self) -> list[str]:
@@ -216,8 +227,9 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         keys = sorted(student_outputs) if isinstance(student_outputs, dict) else map(str, range(len(values)))
         names = [""] if len(values) == 1 else list(keys)
         count = students[0].shape[0] if students[0].shape[0] is not None else ops.shape(students[0])[0]
+        how: dict[str, Any] = {"masked": self.masks_values, "fraction": self.counted_fraction}
         return {
-            name: _of_some(weighted_mean(value, weight, each_mask, masked=self.masks_values), count)
+            name: _of_some(weighted_mean(value, weight, each_mask, **how), count)
             for name, value, weight, each_mask in zip(names, values, weights, mask, strict=True)
             if value is not None
         }

@@ -22,7 +22,13 @@ def mask_of(tensor: Tensor) -> Any:
     return getattr(tensor, "_keras_mask", None)
 
 
-def weighted_mean(values: Tensor, sample_weight: Structure = None, mask: Tensor = None, masked: bool = False) -> Tensor:
+def weighted_mean(
+    values: Tensor,
+    sample_weight: Structure = None,
+    mask: Tensor = None,
+    masked: bool = False,
+    fraction: float | None = None,
+) -> Tensor:
     """Mean over examples as Keras takes it: weighted values, divided by the number of positions that count.
 
     Positions that are masked, or whose own weight is 0, are no positions: more padding changes nothing. A weight of an
@@ -34,6 +40,8 @@ def weighted_mean(values: Tensor, sample_weight: Structure = None, mask: Tensor 
         sample_weight: (batch,) or (batch, ...), or None.
         mask: (batch, ...) bool, or None; masked positions never count.
         masked: whether ``values`` have applied the mask already, as ``arguments.apply_mask`` does.
+        fraction: share of positions that count in all the data, to divide by in place of this batch's own number; None
+            counts. Values without positions are not changed by it.
 
     Returns:
         A scalar, float32; 0 where nothing counts.
@@ -56,12 +64,14 @@ def weighted_mean(values: Tensor, sample_weight: Structure = None, mask: Tensor 
         per_position = any(length != 1 for length in weight.shape[1:])
         values = values * weight
     total = ops.sum(values)
-    if not per_position and (kept is None or masked):
+    fraction = fraction if rank > 1 else None
+    if fraction is None and not per_position and (kept is None or masked):
         return ops.divide_no_nan(total, local)
     kept = ops.ones_like(values) if kept is None else kept
     counted = kept * ops.cast(ops.not_equal(weight, 0.0), "float32") if per_position else kept
     size, unmasked, count = replicas.everywhere(local, ops.sum(kept), ops.sum(counted))
     # What has applied the mask carries a factor of size / unmasked.
+    count = count if fraction is None else fraction * size
     return ops.divide_no_nan(total * ((unmasked if masked else size) / ops.maximum(local, 1.0)), count)
 
 

@@ -173,7 +173,7 @@ class UncertaintyDistillation(DistillationLoss):
             self.build_from(teacher_outputs, student_outputs)
         mask = mask_of(student_outputs[self.outputs[0]])
         values = self.values(teacher_outputs, student_outputs, labels=labels, mask=mask, training=training)
-        return weighted_mean(values, sample_weight, mask, masked=True)
+        return weighted_mean(values, sample_weight, mask, masked=True, fraction=self.counted_fraction)
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs to make this term again."""

@@ -141,3 +141,35 @@ def test_more_padding_changes_nothing(loss):
         )
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     assert found[0][2] == pytest.approx(found[0][1], rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["kl_divergence", "mse"])
+@pytest.mark.parametrize("by", ["mask", "weight"])
+def test_accumulated_gradients_are_those_of_the_whole_batch(by, loss):
+    """Two batches of one and of seven tokens: with the share of positions that count, each token weighs the same."""
+    lengths = np.array([1, 0, 4, 3])
+    there = np.arange(4)[None] < lengths[:, None]
+    tokens = np.where(there, RNG.integers(1, 9, (4, 4)), 0)
+    labels = np.where(there, RNG.integers(0, 5, (4, 4)), -1)
+    inputs = {"tokens": tokens, "padding_mask": (there if by == "mask" else np.ones_like(there)).astype("int32")}
+    weights = None if by == "mask" else there.astype("float32")
+    crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def trained(fraction, steps):
+        term = LogitsDistillation(2.0, loss, counted_fraction=fraction)
+        made = Distiller(network(1), network(2), LogitsDistillation.from_config(term.get_config()))
+        supervised = losses.WhereLabelled(crossentropy, labelled_fraction=fraction)
+        made.compile(keras.optimizers.SGD(0.5, gradient_accumulation_steps=steps), supervised, run_eagerly=True)
+        made.fit(inputs, labels, sample_weight=weights, batch_size=4 // (steps or 1), shuffle=False, verbose=0)
+        return np.concatenate([np.ravel(each) for each in made.student.get_weights()])
+
+    start = np.concatenate([np.ravel(each) for each in network(2).get_weights()])
+    whole, exact, counting = trained(None, None), trained(there.mean(), 2), trained(None, 2)
+    assert np.linalg.norm(exact - whole) < 1e-5 * np.linalg.norm(whole - start)
+    assert np.linalg.norm(counting - whole) > 0.1 * np.linalg.norm(whole - start)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.5, float("nan"), "half"])
+def test_a_share_of_positions_is_one(fraction):
+    with pytest.raises(ValueError, match="LogitsDistillation: expected counted_fraction"):
+        LogitsDistillation(counted_fraction=fraction)
