@@ -169,6 +169,34 @@ def test_tasks_share_a_body_and_each_head_hears_its_own_teacher():
     assert regimes.policy_return(distiller.policies[0], "CartPole-v1", episodes=5).mean > 100
 
 
+def trained(tasks, student, rate, batch_size, seed=0):
+    environments = [lines() for _ in tasks] if isinstance(tasks, list) else lines()
+    loss = losses.PolicyTargets(0.5)
+    distiller = regimes.PolicyDistiller(tasks, student, environments, loss=loss, actor="teacher", seed=seed)
+    distiller.compile(keras.optimizers.SGD(rate), run_eagerly=True)
+    distiller.fit(1, states_per_round=40, epochs=1, batch_size=batch_size)
+    return student.get_weights()
+
+
+def test_one_task_of_many_is_the_single_distiller_and_tasks_that_share_nothing_do_not_meet():
+    def away(states):
+        return -home(states)
+
+    single = trained(home, network(4, 2, inputs=2, seed=1), 0.1, 16)
+    other = trained(away, network(4, 2, inputs=2, seed=2), 0.1, 16, seed=1)
+    body = network(4, 2, inputs=2, seed=1)
+    listed = trained([home], keras.Model(body.inputs, [body.outputs[0]]), 0.1, 16)
+    np.testing.assert_array_equal(
+        np.concatenate([w.ravel() for w in listed]), np.concatenate([w.ravel() for w in single])
+    )
+    bodies = [network(4, 2, inputs=2, seed=seed) for seed in (1, 2)]
+    inputs = keras.Input((2,))
+    # A batch of 32 holds 16 states of each task, and its mean is over 32: twice the rate.
+    together = trained([home, away], keras.Model(inputs, [each(inputs) for each in bodies]), 0.2, 32)
+    for one, two in zip(together, [*single, *other], strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
