@@ -102,6 +102,13 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
         """Raise ``ValueError`` where this term cannot work for these two models, as far as that is known by now."""
 
+    def check_fields(self, fields: dict[str, Any]) -> None:
+        """Raise ``ValueError`` where the fields given to ``fit`` as arrays cannot be right; before training.
+
+        Args:
+            fields: whole arrays by name, of all that the student does not take (boxes, domains).
+        """
+
     def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Raise ``ValueError`` where the two structures differ; a term that overrides its taps compares what it likes.
 

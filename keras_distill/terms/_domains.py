@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
@@ -19,6 +20,8 @@ from keras_distill.terms._curriculum import against
 class _DomainTerm(DistillationLoss):
     """Base: compares the student's features of one domain with those of another; the teacher is not looked at."""
 
+    num_domains = 2
+
     def __init__(self, student_layer_name: str | None, domain: str, name: str | None, **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         if student_layer_name is not None and not isinstance(student_layer_name, str):
@@ -31,6 +34,19 @@ class _DomainTerm(DistillationLoss):
         if keras.tree.is_nested(student_outputs):
             got = f"{len(keras.tree.flatten(student_outputs))}"
             raise error(type(self).__name__, "one tensor of the student", got, "Give student_layer_name")
+
+    def check_fields(self, fields: dict[str, Any]) -> None:
+        """Raise ``ValueError`` unless examples of two domains at least are there."""
+        owner, last = type(self).__name__, self.num_domains - 1
+        if self.domain not in fields:
+            return  # the first step says so
+        found = np.unique(np.asarray(fields[self.domain]))
+        advice = "Number the domains from 0, as data.domains does"
+        if found.dtype.kind not in "iufb":
+            raise error(owner, f"numbers from 0 to {last} in the field {self.domain!r}", "text", advice)
+        if np.sum((found >= 0) & (found <= last)) < 2:
+            got = f"only {', '.join(f'{each:g}' for each in found[:5])}"
+            raise error(owner, f"at least two of the domains 0 to {last} in the field {self.domain!r}", got, advice)
 
     def _rows(self, student_outputs: Structure, batch: Any) -> tuple[Any, Any]:
         """Return the features, (batch, channels), averaged over positions, and each example's domain, (batch,)."""

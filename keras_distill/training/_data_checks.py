@@ -13,6 +13,7 @@ from keras_distill._checks import error
 from keras_distill._typing import Structure
 from keras_distill.taps import gives_logits
 from keras_distill.teachers import Teacher
+from keras_distill.terms import DistillationLoss
 from keras_distill.training._batch import extra_fields
 
 _SPARSE = {"sparse_categorical_crossentropy", "sparsecategoricalcrossentropy"}
@@ -50,6 +51,10 @@ def check_data(distiller: Any, x: Any, y: Any, where: str, sample_weight: Struct
     elif _is_arrays(x):
         if any(len(array) == 0 for array in keras.tree.flatten(x)):
             raise error(owner, "at least one example", "an empty array")
+        fields = extra_fields(x, distiller.student)
+        for term in distiller.distillation_losses if fields and where == "fit" else ():
+            if isinstance(term, DistillationLoss):
+                term.check_fields(fields)
     else:
         return  # a generator or a data loader: nothing is known before it runs
     _check_weights(sample_weight, owner)

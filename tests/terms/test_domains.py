@@ -107,6 +107,22 @@ def test_training_makes_the_domains_alike_through_a_real_distiller(kind, tmp_pat
         assert after < before / 4
 
 
+@pytest.mark.parametrize(
+    ("domain", "got"),
+    [
+        ([1, 2, 1, 2], "at least two of the domains 0 to 1 in the field 'domain', got only 1, 2"),
+        (["a", "b"] * 2, "text"),
+    ],
+)
+def test_unknown_domains_are_refused_before_training(domain, got):
+    inputs = keras.Input((3,), name="row")
+    models = [keras.Model({"row": inputs}, keras.layers.Dense(2)(inputs)) for _ in range(2)]
+    distiller = Distiller(*models, terms.DomainAlignment(), student_loss_weight=0.0)
+    distiller.compile("sgd")
+    with pytest.raises(ValueError, match=f"DomainAlignment: expected .*{got}. Number the domains from 0"):
+        distiller.fit({"row": np.ones((4, 3), "float32"), "domain": np.array(domain)}, verbose=0)
+
+
 BAD = [
     (lambda: terms.DomainAlignment("wasserstein"), "DomainAlignment: expected kind to be one of 'coral', 'mmd'"),
     (lambda: terms.DomainAlignment(bandwidths=[0.0]), "expected each of bandwidths > 0, got 0.0"),

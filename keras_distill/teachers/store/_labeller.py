@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +77,7 @@ class Labeller:
             self.inputs = layout.input_specs(_OWNER, x)
             outputs, tapped = self._ask(x)
             self._first = layout.fingerprint(x)
+            _warn_of_constant([*self._leaves(outputs, tapped)], self._first.numpy())
         self.specs: list[layout.OutputSpec] = []
         self.template = {
             "outputs": self._describe(outputs, "output"),
@@ -361,6 +363,18 @@ class Labeller:
         for file in path.glob("shard-*.tfrecord"):  # a second version of a shard, from a machine with other rounding
             if file.name not in {each["file"] for each in table}:
                 _files.remove(file)
+
+
+def _warn_of_constant(answers: list[Any], fingerprints: np.ndarray) -> None:
+    """Warn where different examples of the first batch get the very same answers."""
+    count = len(np.unique(fingerprints))
+    arrays = [np.asarray(each) for each in answers]
+    if count > 1 and all((array == array[:1]).all() for array in arrays):
+        warnings.warn(
+            f"label: expected answers that depend on the example, got the same for all {count} of the first batch. "
+            "Nothing can be learned from such a teacher: look at its weights and inputs.",
+            stacklevel=4,
+        )
 
 
 def _x(element: Any) -> Any:

@@ -1,6 +1,7 @@
 """Stored = live: what is written is what the teacher says, for every kind of output, and training agrees."""
 
 import json
+import warnings
 from pathlib import Path
 
 import keras
@@ -351,3 +352,13 @@ def test_another_augmentation_is_refused(tmp_path):
     plain = label(model(), data(), tmp_path / "plain")
     with pytest.raises(teachers.StoredTeacherError, match="augment=None, as for label, got one"):
         plain.attach(data(), augment=augment)
+
+
+def test_a_teacher_that_says_the_same_everywhere_is_noticed(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, kernel_initializer="zeros")])
+    x = np.eye(2, dtype="float32")
+    with pytest.warns(UserWarning, match="answers that depend on the example, got the same for all 2 of the first"):
+        teachers.label(model, tf.data.Dataset.from_tensor_slices(x).batch(2), tmp_path / "a", progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one example says nothing about others
+        teachers.label(model, tf.data.Dataset.from_tensor_slices(x[[0, 0]]).batch(2), tmp_path / "b", progress=False)
