@@ -64,6 +64,37 @@ def test_stored_views_are_the_live_ones_and_cost_no_bytes():
         assert stored.bytes_per_example == 8 + 4 * 4  # a fingerprint and four logits: the view is its seed
 
 
+def test_all_views_of_a_picture_come_of_one_read():
+    """Each view is compared with the fingerprint of the one that was labelled, so these are the same views."""
+    teacher, reads = network(), []
+    numbered = pictures()
+    numbered[..., 0] = np.arange(6)[:, None, None]
+
+    def crop(image, seed):
+        return tf.image.stateless_random_crop(image, (8, 8, 3), seed)
+
+    def read(index):
+        reads.append(int(index))
+        return numbered[index]
+
+    indices = tf.data.Dataset.range(6)
+    source = indices.map(lambda i: tf.ensure_shape(tf.numpy_function(read, [i], tf.float32), (SIZE, SIZE, 3)))
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"augment": crop, "num_views": 2, "seed": 5, "dtype": "float32", "progress": False}
+        stored = teachers.label(teacher, source.batch(4), folder, **options)
+        for given, order in ((source.batch(4), [0, 1, 2, 3, 0, 1, 2, 3]), (source, [0, 0, 1, 1, 2, 2, 3, 3])):
+            attached = stored.attach(given, augment=crop, views_together=True)
+            assert int(attached.cardinality()) == (12 if given is source else 2)
+            reads.clear()
+            together = list(attached.batch(8) if given is source else attached)
+            assert sorted(reads) == list(range(6))
+            for x in together:
+                np.testing.assert_allclose(stored(x), teacher(stored.split(x)[0]), atol=1e-6)
+            assert np.asarray(stored.split(together[0])[0])[:, 0, 0, 0].tolist() == order
+        with pytest.raises(ValueError, match="expected view=None where all views stand together, got 1"):
+            stored.attach(source, augment=crop, view=1, views_together=True)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_teacher_and_student_see_the_same_pixels_on_every_replica(count):
     """Both models give their pixels back, normalised: a difference of exactly 0 says that these are the same."""

@@ -50,7 +50,12 @@ def rows(store: Stored, manifest: dict[str, Any], first: Any, count: int, batch_
 
 
 def attached(
-    store: Stored, manifest: dict[str, Any], dataset: tf.data.Dataset, augment: Augment | None, view: int | None
+    store: Stored,
+    manifest: dict[str, Any],
+    dataset: tf.data.Dataset,
+    augment: Augment | None,
+    view: int | None,
+    views_together: bool = False,
 ) -> tf.data.Dataset:
     """See ``Stored.attach``."""
     if not isinstance(dataset, tf.data.Dataset):
@@ -63,6 +68,8 @@ def attached(
         raise files.stored_error(expected, got, owner=_OWNER)
     if view is not None and not 0 <= view < views:
         raise files.stored_error(f"a view from 0 to {views - 1}", view, owner=_OWNER)
+    if views_together and view is not None:
+        raise files.stored_error("view=None where all views stand together", view, owner=_OWNER)
     count = manifest["count"] // views
     batched = _is_batched(dataset, None if augment is not None else manifest["inputs"])
     first = next(iter(dataset.take(1)), None)
@@ -76,13 +83,24 @@ def attached(
         stored = rows(store, manifest, tf.cast(number, tf.int64) * count, count, batch_size)
         return _paired(seen, stored, store, batched, batch_size, count, known)
 
+    def all_views(augment: Augment) -> tf.data.Dataset:
+        """Each element is read once, and becomes one of all its views."""
+        seen = view_of(dataset, augment, 0, options["seed"], batched, several=views)
+        stored = tuple(rows(store, manifest, number * count, count, batch_size) for number in range(views))
+        zipped = tf.data.Dataset.zip(stored)
+        together = _paired(seen, zipped, store, batched, batch_size, count, known, several=True)
+        return together if batched else together.unbatch()
+
     chosen = view if view is not None else (0 if views == 1 else None)
-    whole = one_view(chosen) if chosen is not None else tf.data.Dataset.range(views).flat_map(one_view)
+    if views_together and views > 1 and augment is not None:
+        whole = all_views(augment)
+    else:
+        whole = one_view(chosen) if chosen is not None else tf.data.Dataset.range(views).flat_map(one_view)
     for element in seen_first(dataset, augment, options, chosen or 0, batched):
         found = layout.fingerprint(keras.tree.map_structure(lambda t: t if batched else t[None], _x(element)))
         store.compare_first(found.numpy(), (chosen or 0) * count)
     if known:
-        length = int(dataset.cardinality()) * (1 if chosen is not None else views)
+        length = int(dataset.cardinality()) * (1 if chosen is not None or (views_together and batched) else views)
         whole = whole.apply(tf.data.experimental.assert_cardinality(length))
     # By files, each worker of a cluster would get its own part of the records but not of the examples.
     setting = tf.data.Options()
@@ -150,11 +168,22 @@ def _paired(
     batch_size: int,
     rows: int,
     known: bool,
+    several: bool = False,
 ) -> tf.data.Dataset:
-    """Zip the two, with the checks; where the number of batches is not known, also look at who ends first."""
+    """Zip the two, with the checks; where the number of batches is not known, also look at who ends first.
+
+    With ``several`` both hold tuples, one entry for each view, which are put into one batch.
+    """
     specs = store.specs
 
-    def pair(index: tf.Tensor, element: Any, raw: tf.Tensor) -> Any:
+    def pair(index: tf.Tensor, element: Any, raw: Any) -> Any:
+        if not several:
+            return one(index, element, raw)
+        join = tf.concat if batched else tf.stack
+        views = [one(index, *each) for each in zip(element, raw, strict=True)]
+        return keras.tree.map_structure(lambda *tensors: join(tensors, 0), *views)
+
+    def one(index: tf.Tensor, element: Any, raw: tf.Tensor) -> Any:
         x = _x(element)
         ours = layout.fingerprint(keras.tree.map_structure(lambda t: t if batched else t[None], x))
         same = _same_examples(ours, layout.fingerprints_of(raw), index * batch_size, batch_size)

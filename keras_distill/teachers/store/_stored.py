@@ -189,7 +189,12 @@ class Stored(Teacher):
     # ------------------------------------------------------------------------------------- data
 
     def attach(
-        self, dataset: tf.data.Dataset, *, augment: Augment | None = None, view: int | None = None
+        self,
+        dataset: tf.data.Dataset,
+        *,
+        augment: Augment | None = None,
+        view: int | None = None,
+        views_together: bool = False,
     ) -> tf.data.Dataset:
         """Return the dataset with the teacher's outputs beside each example, for ``distiller.fit``.
 
@@ -202,6 +207,8 @@ class Stored(Teacher):
             dataset: as for ``label``: x, (x, y) or (x, y, sample_weight).
             augment: for a store of several views: the function that ``label`` was given.
             view: one of the stored views; None goes through all of them, one after another, in each epoch.
+            views_together: True reads each example once in an epoch and puts all of its views into one batch, which is
+                as many times larger; of examples that are not batched, the views follow each other.
 
         Returns:
             A dataset with ``{"inputs": x, "stored_teacher": ...}`` in place of x.
@@ -209,7 +216,7 @@ class Stored(Teacher):
         Raises:
             StoredTeacherError: if the number of examples or the first of them does not fit, or a file is damaged.
         """
-        return attached(self, self._open(), dataset, augment, view)
+        return attached(self, self._open(), dataset, augment, view, views_together)
 
     def check(self, dataset: tf.data.Dataset, *, augment: Augment | None = None) -> None:
         """Go through the whole dataset once, and raise ``StoredTeacherError`` at the first example that differs.

@@ -11,7 +11,9 @@ import tensorflow as tf
 Augment = Callable[[Any, tf.Tensor], Any]
 
 
-def view_of(dataset: tf.data.Dataset, augment: Augment, view: Any, seed: int, batched: bool) -> tf.data.Dataset:
+def view_of(
+    dataset: tf.data.Dataset, augment: Augment, view: Any, seed: int, batched: bool, several: int = 0
+) -> tf.data.Dataset:
     """Return ``dataset`` with ``augment(example, seed)`` in place of each example, the same whatever the batch size.
 
     Args:
@@ -21,18 +23,24 @@ def view_of(dataset: tf.data.Dataset, augment: Augment, view: Any, seed: int, ba
         view: number of the view, an int or a scalar tensor.
         seed: of the store.
         batched: whether the dataset is.
+        several: above 0: how many views, from ``view`` on, are made of each element once it has been read.
 
     Returns:
-        A dataset of the same structure.
+        A dataset of the same structure, or of tuples of that many such elements.
     """
-    first = tf.cast((seed * 1_000_003) % (2**30), tf.int32) + tf.cast(view, tf.int32)
+    start_of_seeds = tf.cast((seed * 1_000_003) % (2**30), tf.int32) + tf.cast(view, tf.int32)
 
     def number(start: tf.Tensor, *element: Any) -> tuple[tf.Tensor, Any]:
         element = element[0] if len(element) == 1 else element
         count = tf.shape(leaves(element)[0], out_type=tf.int64)[0] if batched else tf.constant(1, tf.int64)
         return start + count, (start, element)
 
-    def apply(start: tf.Tensor, element: Any) -> Any:
+    def all_of(start: tf.Tensor, element: Any) -> Any:
+        if not several:
+            return apply(start, element, start_of_seeds)
+        return tuple(apply(start, element, start_of_seeds + index) for index in range(several))
+
+    def apply(start: tf.Tensor, element: Any, first: tf.Tensor) -> Any:
         x, rest = (element[0], element[1:]) if isinstance(element, tuple) else (element, None)
 
         def one(each: tuple[Any, tf.Tensor]) -> Any:
@@ -54,4 +62,4 @@ def view_of(dataset: tf.data.Dataset, augment: Augment, view: Any, seed: int, ba
         return keras.tree.flatten(element[0] if isinstance(element, tuple) else element)
 
     numbered = dataset.scan(tf.constant(0, tf.int64), number)
-    return numbered.map(apply, num_parallel_calls=tf.data.AUTOTUNE)
+    return numbered.map(all_of, num_parallel_calls=tf.data.AUTOTUNE)
