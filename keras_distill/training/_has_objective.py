@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,23 @@ from keras_distill.training._batch import Batch, Heard
 from keras_distill.training._objective import Objective, Parts, num_replicas
 from keras_distill.training._saving import states_of_training, without_compile
 from keras_distill.training._trainer import Trainer, add_to_mean, num_examples
+
+
+class _ZeroLoss(keras.callbacks.Callback):
+    """Warns once of a student whose own loss was exactly 0.0 for an epoch, as a detector's is that matches no box."""
+
+    warned = False
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Look at the mean of the epoch."""
+        if not self.warned and (logs or {}).get("student_loss") == 0.0:
+            self.warned = True
+            warnings.warn(
+                "Distiller: the student's own loss was exactly 0.0 for a whole epoch, so labels teach it nothing. If "
+                "it is a detector, none of its anchors matches a box: look at anchor_size, at the boxes' format and "
+                "at losses.check_anchors.",
+                stacklevel=2,
+            )
 
 
 class HasObjective(Trainer):
@@ -105,6 +123,13 @@ class HasObjective(Trainer):
     def is_supervised(self) -> bool:
         """Whether a loss between labels and outputs was given to ``compile``."""
         return self._compile_loss is not None or self._students_own_loss
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Train; see ``Trainer.fit``."""
+        callbacks = kwargs.get("callbacks")
+        if self._students_own_loss and len(args) < 4 and not isinstance(callbacks, keras.callbacks.CallbackList):
+            kwargs["callbacks"] = [*keras.tree.flatten(callbacks or []), _ZeroLoss()]
+        return super().fit(x, y, *args, **kwargs)
 
     # ------------------------------------------------------------------ one pass of both models
 
