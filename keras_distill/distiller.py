@@ -127,6 +127,7 @@ class Distiller(HasObjective):
         auto_scale_loss: bool = True,
         evaluate_distillation: bool = True,
         stop_on_non_finite: bool = True,
+        **unknown: Any,
     ) -> None:
         """Configure training: as ``keras.Model.compile``, and two arguments more.
 
@@ -144,10 +145,14 @@ class Distiller(HasObjective):
             auto_scale_loss: wrap the optimizer in a ``LossScaleOptimizer`` where the student computes in float16.
             evaluate_distillation: False: ``evaluate`` and validation never run the teacher.
             stop_on_non_finite: stop ``fit`` at the first loss that is NaN or infinite, the student's weights kept.
+            **unknown: refused; those of other distillers with the name that they have here.
 
         Raises:
-            ValueError: if ``loss`` is None while ``student_loss_weight`` is above 0.
+            TypeError: for an argument that nobody knows.
+            ValueError: if ``loss`` is None while ``student_loss_weight`` is above 0, or for an argument of another
+                library's distiller.
         """
+        unexpected_arguments("Distiller.compile", unknown)
         if jit_compile is True and not self.supports_jit:
             advice = "Let it answer once: teachers.label(teacher, dataset, path), and train on the store"
             raise error(

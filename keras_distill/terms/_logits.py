@@ -25,7 +25,13 @@ _SMALLEST_PROBABILITY = 1.1754944e-38  # the smallest normal float32: its logari
 
 
 def _temperature_check(owner: str) -> Any:
-    return lambda value: number(owner, "temperature", value, above=0.0, advice="Use 1.0 for the plain distributions")
+    def check(value: Any) -> float:
+        if isinstance(value, (str, keras.losses.Loss, type)) or callable(value):
+            name = value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
+            raise error(owner, "temperature > 0", name, f"A loss is given by name: {owner}(loss=...)")
+        return number(owner, "temperature", value, above=0.0, advice="Use 1.0 for the plain distributions")
+
+    return check
 
 
 def _repeatable(loss: Any) -> Any:

@@ -43,7 +43,7 @@ def check_data(distiller: Any, x: Any, y: Any, where: str, sample_weight: Struct
             raise error(owner, "at least one batch of data", "an empty dataset")
         spec = x.element_spec
         targets = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
-        _check_batched(spec, owner)
+        _check_batched(spec, targets, owner)
     elif isinstance(x, keras.utils.PyDataset):
         if x.num_batches == 0:
             raise error(owner, "at least one batch of data", "an empty dataset")
@@ -57,6 +57,7 @@ def check_data(distiller: Any, x: Any, y: Any, where: str, sample_weight: Struct
                 term.check_fields(fields)
     else:
         return  # a generator or a data loader: nothing is known before it runs
+    _check_sizes(distiller, x, owner)
     _check_weights(sample_weight, owner)
     if targets is None:
         missing = distiller.why_labels()
@@ -122,19 +123,32 @@ _RENAMED = {
 }
 
 
+_RENAMED_IN_COMPILE = {
+    "alpha": "student_loss_weight in Distiller(...)",
+    "student_loss_fn": "loss",
+    "distillation_loss_fn": "distillation_losses=LogitsDistillation(...) in Distiller(...)",
+    "temperature": "distillation_losses=LogitsDistillation(temperature=...) in Distiller(...)",
+}
+
+
 def unexpected_arguments(owner: str, arguments: dict[str, Any]) -> None:
     """Raise ``ValueError`` for an argument of another library's distiller, with the name it has here.
 
     Args:
-        owner: name shown in the message.
-        arguments: the keyword arguments that are left for ``keras.Model``.
+        owner: name shown in the message, ``"Distiller"`` or ``"Distiller.compile"``.
+        arguments: the keyword arguments that are left over.
 
     Raises:
+        TypeError: for a name that is known nowhere; the constructor leaves these to ``keras.Model``.
         ValueError: for a name that is known elsewhere.
     """
+    compiling = owner.endswith(".compile")
     for name in arguments:
-        if name in _RENAMED:
-            raise error(owner, f"{_RENAMED[name]}", f"{name}=", f"It is what {name} is called here")
+        here = (_RENAMED_IN_COMPILE if compiling else _RENAMED).get(name)
+        if here is not None:
+            raise error(owner, here, f"{name}=", f"It is what {name} is called here")
+        if compiling:
+            raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}")
 
 
 def warn_of_probabilities(loss: Any, student: keras.Model) -> None:
@@ -164,10 +178,27 @@ def _is_arrays(x: Any) -> bool:
     return bool(flat) and all(hasattr(array, "shape") and hasattr(array, "__len__") for array in flat)
 
 
-def _check_batched(spec: Any, owner: str) -> None:
-    inputs = keras.tree.flatten(spec[0] if isinstance(spec, tuple) else spec)
-    if any(each.shape.rank == 0 for each in inputs if isinstance(each, tf.TensorSpec)):
+def _check_batched(spec: Any, targets: Any, owner: str) -> None:
+    parts = keras.tree.flatten((spec[0] if isinstance(spec, tuple) else spec, targets))
+    if any(each.shape.rank == 0 for each in parts if isinstance(each, tf.TensorSpec)):
         raise error(owner, "batches of examples", "single examples", "Batch the dataset: dataset.batch(32)")
+
+
+def _check_sizes(distiller: Any, x: Any, owner: str) -> None:
+    """Refuse one input of a size that the student, or a plain model as its teacher, does not take."""
+    if isinstance(x, tf.data.Dataset):
+        x = x.element_spec[0] if isinstance(x.element_spec, tuple) else x.element_spec
+    teacher = getattr(distiller, "teacher", None)
+    if keras.tree.is_nested(x) or teacher is None or isinstance(teacher, Teacher):  # a teacher of ours may split inputs
+        return
+    for role, model in (("teacher", teacher), ("student", distiller.student)):
+        inputs = getattr(model, "inputs", None)
+        if not inputs or len(inputs) != 1:
+            continue
+        wanted, got = tuple(inputs[0].shape)[1:], tuple(x.shape)[1:]
+        if len(wanted) == len(got) and any(None not in (a, b) and a != b for a, b in zip(wanted, got, strict=True)):
+            advice = "Give each model its own view: teachers.Preprocessed(teacher, fn, student_fn)"
+            raise error(owner, f"inputs of shape {wanted} for the {role} {model.name!r}", got, advice)
 
 
 def _check_weights(sample_weight: Structure, owner: str) -> None:

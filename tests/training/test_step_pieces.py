@@ -198,6 +198,14 @@ def test_the_inputs_are_named_where_only_a_gradient_fails():
          r"expected compile\(loss=...\), got student_loss_fn="),
         (lambda t, s: Distiller(t, s, LogitsDistillation(), 0.3), "distillation_loss_weights to be a list"),
         (lambda t, s: Distiller(t, s, keras.losses.KLDivergence()), "Wrap a loss in a term"),
+        (lambda t, s: Distiller(t, s, LogitsDistillation(keras.losses.KLDivergence())),
+         r"expected temperature > 0, got KLDivergence\. A loss is given by name"),
+        (lambda t, s: Distiller(t, s, LogitsDistillation("mse")),
+         r"got mse\. A loss is given by name: LogitsDistillation\(loss="),
+        (lambda t, s: Distiller(t, s, LogitsDistillation()).compile("sgd", student_loss_fn=CROSS_ENTROPY),
+         r"Distiller\.compile: expected loss, got student_loss_fn="),
+        (lambda t, s: Distiller(t, s, LogitsDistillation()).compile("sgd", CROSS_ENTROPY, alpha=0.1),
+         r"expected student_loss_weight in Distiller\(\.\.\.\), got alpha="),
     ],
 )  # fmt: skip
 def test_arguments_of_other_libraries_are_answered(make, message):
@@ -207,7 +215,16 @@ def test_arguments_of_other_libraries_are_answered(make, message):
 
 def test_data_that_cannot_be_right_are_answered():
     distiller = Distiller(mlp(4, seed=1), mlp(4, seed=2), LogitsDistillation())
+    with pytest.raises(TypeError, match="unexpected keyword argument 'optimiser'"):
+        distiller.compile(optimiser="sgd")
     distiller.compile("sgd", CROSS_ENTROPY)
+    with pytest.raises(ValueError, match=r"expected batches of examples, got single examples\. Batch the dataset"):
+        distiller.fit(tf.data.Dataset.from_tensor_slices((X, Y)))
+    for x in (X[:, :-1], tf.data.Dataset.from_tensors((X[:, :-1], Y))):
+        with pytest.raises(
+            ValueError, match=r"expected inputs of shape \(6,\) for the teacher .*teachers\.Preprocessed"
+        ):
+            distiller.fit(x, Y if x is X else None)
     with pytest.raises(ValueError, match=r"expected numeric labels, got text\. Number the classes"):
         distiller.fit(X, np.array(["cat"] * 16))
     with pytest.raises(ValueError, match=r"expected sample_weight without NaN, got 1 NaN"):
