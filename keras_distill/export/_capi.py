@@ -11,7 +11,7 @@ import json
 import struct
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -33,6 +33,8 @@ DTYPES = {
     23: "uint64",
 }
 _NUMBERS = {name: number for number, name in DTYPES.items()}
+#: What TensorFlow says of an operation that no loaded library has.
+UNKNOWN_OP = "Op type not registered"
 _STRING_BYTES = 24  # sizeof(TF_TString)
 
 
@@ -192,16 +194,17 @@ class CSession:
     Args:
         library: path of ``libtensorflow_cc``.
         saved_model: the version directory.
+        op_libraries: paths of shared libraries whose operations are registered first.
 
     Raises:
         RuntimeError: with TensorFlow's own message, if it cannot be loaded.
     """
 
-    def __init__(self, library: str, saved_model: str) -> None:
-        self._lib = lib = ctypes.CDLL(library)
+    def __init__(self, library: str, saved_model: str, op_libraries: Sequence[str] = ()) -> None:
+        self._lib = lib = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         for name in (
             "TF_NewStatus TF_NewGraph TF_NewSessionOptions TF_LoadSessionFromSavedModel TF_NewBuffer TF_Message "
-            "TF_GraphOperationByName TF_AllocateTensor TF_TensorData TF_StringGetDataPointer"
+            "TF_GraphOperationByName TF_AllocateTensor TF_TensorData TF_StringGetDataPointer TF_LoadLibrary"
         ).split():
             getattr(lib, name).restype = ctypes.c_void_p
         lib.TF_Message.restype = ctypes.c_char_p
@@ -211,6 +214,9 @@ class CSession:
         lib.TF_Dim.restype = ctypes.c_int64
         self.version = lib.TF_Version().decode()
         self._status = ctypes.c_void_p(lib.TF_NewStatus())
+        for path in op_libraries:
+            lib.TF_LoadLibrary(path.encode(), self._status)
+            self._check()
         self._graph = ctypes.c_void_p(lib.TF_NewGraph())
         options = ctypes.c_void_p(lib.TF_NewSessionOptions())
         buffer = ctypes.c_void_p(lib.TF_NewBuffer())
@@ -353,16 +359,22 @@ def serve(session: CSession, requests: BinaryIO, responses: BinaryIO) -> None:
             write_message(responses, {"error": str(problem)}, {})
 
 
-def main(library: str, saved_model: str) -> None:
+def main(library: str, saved_model: str, *op_libraries: str) -> None:
     """Load, say hello with the signatures, then serve stdin.
 
     Args:
         library: path of ``libtensorflow_cc``.
         saved_model: the version directory.
+        *op_libraries: further operations, loaded where the model has one that TensorFlow alone does not know.
     """
     responses = sys.stdout.buffer
     try:
-        session = CSession(library, saved_model)
+        try:
+            session = CSession(library, saved_model)
+        except RuntimeError as problem:
+            if not op_libraries or UNKNOWN_OP not in str(problem):
+                raise
+            session = CSession(library, saved_model, op_libraries)
     except (RuntimeError, OSError) as problem:
         write_message(responses, {"error": str(problem)}, {})
         return

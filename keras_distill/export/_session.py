@@ -29,7 +29,8 @@ class ServingSession:
     """A SavedModel loaded through ``TF_LoadSessionFromSavedModel``, in a process that never imports Python TensorFlow.
 
     What works here works in TensorFlow Serving: the same loader, the same session, no Keras, no custom layers, no
-    Python. Costs a second to start; close it, or use it in a ``with`` statement.
+    Python. The operations of tensorflow-text, which keras-hub's tokenizers use, are part of TensorFlow Serving; here
+    they are taken from the installed package. Costs a second to start; close it, or use it in a ``with`` statement.
 
     Args:
         path: a version directory, such as ``serving/student/1``.
@@ -58,7 +59,7 @@ class ServingSession:
             raise error(_OWNER, "a version directory with a saved_model.pb", str(self.path))
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", _capi.__file__, str(find_library()), str(self.path)],
+            [sys.executable, "-P", _capi.__file__, str(find_library()), str(self.path), *_text_libraries()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -167,8 +168,18 @@ class ServingSession:
                 f"{_OWNER}: expected an answer for {self.path}, got exit code {code} of the process. {tail}"
             ) from None
         if "error" in header:
-            raise ServedError(f"{_OWNER}: expected {self.path} to be served, got: {header['error']}")
+            advice = (
+                " Is tensorflow-text installed? A tokenizer may need it." if _capi.UNKNOWN_OP in header["error"] else ""
+            )
+            raise ServedError(f"{_OWNER}: expected {self.path} to be served, got: {header['error']}{advice}")
         return header, tensors
+
+
+def _text_libraries() -> list[str]:
+    """Return the shared libraries of tensorflow-text, if it is installed, without importing it."""
+    spec = importlib.util.find_spec("tensorflow_text")
+    folders = (spec.submodule_search_locations or []) if spec is not None else []
+    return sorted(str(file) for base in folders for file in Path(base).glob("python/ops/*.so"))
 
 
 def find_library() -> Path:

@@ -230,6 +230,24 @@ def test_text_signature_with_a_preprocessing_layer(tmp_path):
     np.testing.assert_allclose(got, student(vectorize(texts), training=False), atol=1e-6)
 
 
+def test_raw_text_is_split_into_word_pieces_inside_the_served_model(tmp_path):
+    pytest.importorskip("tensorflow_text")
+    tokenizers = pytest.importorskip("keras_hub").tokenizers
+    words = ["[PAD]", "[UNK]", "a", "good", "bad", "film", "##s"]
+    tokenizer = tokenizers.WordPieceTokenizer(vocabulary=words, sequence_length=4, lowercase=True)
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Embedding(7, 4), keras.layers.Flatten(), keras.layers.Dense(2)]
+    student = keras.Sequential([keras.Input((4,), dtype="int32", name="tokens"), *layers])
+    exported = export.saved_model(student, tmp_path / "films", text=tokenizer, warmup_batch_sizes=())
+    texts = ["a good film", "BAD films", "", "caf\u00e9 \u4f60", "a bad film " * 9, "good"]
+    with export.ServingSession(exported) as session:
+        got = session.run({"text": texts}, "text")["logits"]
+        assert not session.python_tensorflow
+    expected = np.asarray(student(tokenizer(texts), training=False))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert len(np.unique(expected.argmax(-1))) == 2 and (got.argmax(-1) == expected.argmax(-1)).all()
+
+
 def test_a_recogniser_takes_samples_through_the_c_api_and_hears_the_same_words(tmp_path):
     keras.utils.set_random_seed(0)
     waveform = keras.Input((2400,), name="waveform")
