@@ -99,11 +99,13 @@ def one_seed(name: str, seed: int, copies: int, epochs: int) -> dict[str, float]
 
 def main() -> None:
     """Run the sets and judge the means."""
-    options = _harness.arguments(__doc__ or "")
+    which = {"nargs": "+", "choices": NAMES, "default": None, "help": "which sets"}
+    options = _harness.arguments(__doc__ or "", sets=which, seeds={"type": int, "default": None})
     report = _harness.Report("fields_series", CLAIM, options)
     copies, epochs, seeds = (20, 20, 3) if options.full else (2, 2, 1)
+    seeds = options.seeds or seeds
     run = _resume.Runs(options.out / f"fields_series.{'full' if options.full else 'quick'}.runs.json")
-    for name in NAMES if options.full else NAMES[:1]:
+    for name in options.sets or (NAMES if options.full else NAMES[:1]):
         found = [run(f"{name} {seed}", lambda n=name, s=seed: one_seed(n, s, copies, epochs)) for seed in range(seeds)]
         mean, spread = ({key: float(of([each[key] for each in found])) for key in found[0]} for of in (np.mean, np.std))
         report.add({"model": name, "seeds": seeds}, {"mean": mean, "spread": spread})
