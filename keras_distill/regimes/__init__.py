@@ -18,13 +18,16 @@ from keras_distill.regimes._generators import make_generator, synthesize
 from keras_distill.regimes._impressions import data_impressions
 from keras_distill.regimes._mutual import MutualLearning
 from keras_distill.regimes._objectives import GeneratorObjective, Shown
-from keras_distill.regimes._policies import PolicyDistiller, PolicyReturn, policy_return
+from keras_distill.regimes._policies import PolicyDistiller
+from keras_distill.regimes._policy_return import PolicyReturn, policy_return
 from keras_distill.regimes._privacy import PrivacyReport, TrainingPrivacy
 from keras_distill.regimes._private import PrivateLabels, PrivateVotes
-from keras_distill.regimes._robust import AdversarialTraining, ard, rslad
+from keras_distill.regimes._robust import AdversarialTraining
+from keras_distill.regimes._robust_recipes import ard, rslad
 from keras_distill.regimes._rounds import Measured, Round
 from keras_distill.regimes._stages import Stage, Stages
-from keras_distill.regimes._text import TinyBert, bert_to_bilstm, distilbert, every_other, minilm, tinybert
+from keras_distill.regimes._text import TinyBert, distilbert, every_other, minilm, tinybert
+from keras_distill.regimes._text_to_lstm import bert_to_bilstm
 
 __all__ = [
     "AdversarialTraining",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ from keras_distill.regimes._attacks import cross_entropy
 from keras_distill.regimes._base import Regime
 from keras_distill.regimes._example_gradients import check_student, clipped_sum
 from keras_distill.regimes._privacy import TrainingPrivacy
-from keras_distill.regimes._private import secure_normal, secure_uniform
+from keras_distill.regimes._private_draws import poisson_batches, secure_normal, secure_uniform
 from keras_distill.regimes._rounds import Measured, Round
 from keras_distill.training import Batch, Update
 
@@ -199,22 +200,13 @@ class DifferentiallyPrivate(Regime):
         return super().fit(self._drawn(np.asarray(x), labels), epochs=epochs, shuffle=False, **kwargs)
 
     def _drawn(self, x: np.ndarray, y: np.ndarray) -> tf.data.Dataset:
-        """Return the batches of an epoch: Poisson samples, and a row of weight 0, so that none of them is empty."""
-        rate, steps = self.batch_size / self.num_examples, -(-self.num_examples // self.batch_size)
+        """Return the batches of an epoch."""
 
-        def batches() -> Any:
+        def source() -> Callable[[int], np.ndarray]:
             known = None if self.seed is None else np.random.default_rng([self.seed, int(self.num_steps.numpy())])
-            for _ in range(steps):
-                chances = secure_uniform(self.num_examples) if known is None else known.random(self.num_examples)
-                rows = np.append(np.flatnonzero(chances < rate), 0)
-                keep = np.append(np.ones(len(rows) - 1, "float32"), np.float32(0.0))
-                yield x[rows], y[rows], keep
+            return secure_uniform if known is None else known.random
 
-        spec = [tf.TensorSpec((None, *each.shape[1:]), each.dtype) for each in (x, y)]
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        dataset = tf.data.Dataset.from_generator(batches, output_signature=(*spec, tf.TensorSpec((None,), "float32")))
-        return dataset.apply(tf.data.experimental.assert_cardinality(steps)).with_options(options)
+        return poisson_batches(x, y, self.batch_size, source)
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, metrics: Any = None, **kwargs: Any) -> None:
         """Configure training; see ``Regime.compile``. There is no ``loss``, and XLA is off: batches differ in size.

@@ -39,10 +39,11 @@ class LabelsByConfidence(DistillationLoss):
 
 
 class BornAgain(Driver):
-    """Generations of one architecture: each student is taught by the one before it (born-again networks, BAN).
+    """Generations of one architecture: each student is taught by the one before it (BAN, CWTM, DKPP).
 
-    Choose it where a model of the same size may be trained several times: the first generation usually gains most, and
-    the ensemble of all generations gains more. It costs one training per generation, plus the teacher's passes.
+    Choose born-again networks where a model of the same size may be trained several times: the first generation usually
+    gains most, and the ensemble of all generations gains more. It costs one training per generation, plus the teacher's
+    passes.
 
     Formula: generation 0 minimises CE(y); generation k minimises share * CE(y) + (1 - share) * KL(p_{k-1} || p_k) at
     temperature 1, with share 0.5. With ``knowledge="confidence"`` the KL is replaced by w / mean(w) * CE(y), where w is

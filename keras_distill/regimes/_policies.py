@@ -4,90 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_distill import losses as losses_room
 from keras_distill._checks import choice, error, integer, number
+from keras_distill.regimes._policy_return import PolicyReturn, environments_of, policy_return
 from keras_distill.teachers import PolicyBuffer
-from keras_distill.teachers._policy_buffer import action_values, choose_actions
-
-
-class PolicyReturn(NamedTuple):
-    """Returns of seeded episodes.
-
-    Attributes:
-        mean: of the returns.
-        low: lower end of the 95% interval of the mean (normal approximation).
-        high: upper end.
-        returns: (episodes,), in the order of the seeds.
-    """
-
-    mean: float
-    low: float
-    high: float
-    returns: np.ndarray
-
-
-def _environments(environment: Any, count: int) -> Any:
-    """Return vectorised environments: those given, or ``count`` of those of a name, each in this process."""
-    if not isinstance(environment, str):
-        return environment
-    try:
-        import gymnasium
-    except ImportError as problem:
-        message = "Environments by name need gymnasium: pip install 'keras-distill[policies]'"
-        raise ImportError(message) from problem
-    return gymnasium.make_vec(environment, num_envs=count, vectorization_mode="sync")
-
-
-def policy_return(
-    policy: Any, environment: Any, *, episodes: int = 100, seed: int = 0, max_steps: int = 10_000
-) -> PolicyReturn:
-    """Play seeded episodes greedily and return their returns with an interval.
-
-    Episode i begins with seed + i, whatever the policy: two policies meet the same beginnings.
-
-    Args:
-        policy: a ``keras.Model`` or a function from states to action values, logits, or means and log-variances.
-        environment: a name such as ``"CartPole-v1"``, or a ``gymnasium.vector.VectorEnv`` with one environment for
-            each episode.
-        episodes: >= 2.
-        seed: >= 0, of the first episode.
-        max_steps: >= 1, after which an episode counts as ended.
-
-    Returns:
-        A ``PolicyReturn``.
-
-    Raises:
-        ValueError: if a reward is NaN, every episode ends at its first step, or an argument does not fit.
-    """
-    owner = "policy_return"
-    episodes = integer(owner, "episodes", episodes, low=2)
-    environments = _environments(environment, episodes)
-    if environments.num_envs != episodes:
-        advice = "Give the environment's name, or make_vec(name, num_envs=episodes)"
-        raise error(owner, f"{episodes} environments, one for each episode", environments.num_envs, advice)
-    acts, rng = action_values(policy), np.random.default_rng(seed)
-    states, _ = environments.reset(seed=[integer(owner, "seed", seed, low=0) + i for i in range(episodes)])
-    returns, running, steps = np.zeros(episodes), np.ones(episodes, bool), 0
-    while running.any() and steps < integer(owner, "max_steps", max_steps, low=1):
-        actions = choose_actions(acts(states), environments.single_action_space, epsilon=0.0, rng=rng)
-        states, rewards, terminated, truncated, _ = environments.step(actions)
-        if not np.isfinite(np.asarray(rewards, "float64")[running]).all():
-            raise error(owner, "finite rewards", "NaN or infinity", "Mend the environment: a return cannot be measured")
-        returns += np.where(running, rewards, 0.0)
-        running &= ~np.logical_or(terminated, truncated)
-        steps += 1
-        if steps == 1 and not running.any():
-            advice = "Look at the environment's reset and step"
-            raise error(owner, "episodes longer than one step", f"{episodes} that end at once", advice)
-    if isinstance(environment, str):
-        environments.close()
-    half = 1.96 * returns.std(ddof=1) / math.sqrt(episodes)
-    return PolicyReturn(float(returns.mean()), float(returns.mean() - half), float(returns.mean() + half), returns)
+from keras_distill.teachers._policy_buffer import action_values
 
 
 class PolicyDistiller:
@@ -148,7 +74,7 @@ class PolicyDistiller:
         self.epsilon = number(owner, "epsilon", epsilon, low=0.0, high=1.0)
         self.seed = integer(owner, "seed", seed, low=0)
         count = integer(owner, "num_environments", num_environments, low=1)
-        self.environments = [_environments(each, count) for each in named]
+        self.environments = [environments_of(each, count) for each in named]
         given: Sequence[Any] = loss if isinstance(loss, (list, tuple)) else [loss] * len(named)
         self.losses = [
             each if each is not None else _usual_loss(environments.single_action_space)

@@ -14,6 +14,7 @@ from keras_distill._checks import error, integer, number
 from keras_distill.regimes import _privacy
 from keras_distill.regimes._fingerprints import check_disjoint, fingerprints
 from keras_distill.regimes._privacy import PrivacyReport
+from keras_distill.regimes._private_draws import secure_normal
 
 _OWNER = "PrivateVotes"
 
@@ -220,16 +221,3 @@ class PrivateVotes:
         if self.threshold is None or self.selection_noise is None:
             return np.ones(len(counts), bool), noisy
         return counts.max(-1) + self.selection_noise * normal((len(counts),)) >= self.threshold, noisy
-
-
-def secure_uniform(count: int) -> np.ndarray:
-    """Draw uniform numbers in 0..1, exclusive, from the operating system's random bytes."""
-    bits = np.frombuffer(os.urandom(8 * count), "uint64") >> np.uint64(11)
-    return (bits.astype("float64") + 0.5) / 2.0**53
-
-
-def secure_normal(shape: tuple[int, ...]) -> np.ndarray:
-    """Draw standard normal numbers from the operating system's random bytes (Box and Muller)."""
-    size = int(np.prod(shape))
-    uniform = secure_uniform(2 * size).reshape(2, size)
-    return (np.sqrt(-2.0 * np.log(uniform[0])) * np.cos(2.0 * np.pi * uniform[1])).reshape(shape)

@@ -14,7 +14,7 @@ from keras_distill.teachers import GatedPeers
 def with_exits(
     model: keras.Model, layer_names: Sequence[str], num_classes: int | None = None, bottleneck: str | None = None
 ) -> keras.Model:
-    """Return ``model`` with an exit at each named layer: its outputs are those of the exits, then the model's own.
+    """Return ``model`` with an exit at each named layer: outputs of the exits, then the model's own (BYOT).
 
     Choose it with ``teachers.DeepestExit``: one training gives the model and cheaper ones, each of them the model up to
     one exit (``keras.Model(made.input, made.outputs[0])``). The layers and their weights are the model's own: training

@@ -108,7 +108,7 @@ def test_no_file_reaches_into_keras_or_outgrows_its_reader():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [name for name in names if name.startswith("keras.src")], file
-        assert len(text.splitlines()) <= 400, file
+        assert len(text.splitlines()) <= (250 if "regimes" in file.parts else 400), file
 
 
 def arguments(thing):
