@@ -2,9 +2,13 @@
 
 Images are halved to 14 x 14; 4,000 training images teach, and 2,000 test images are measured once, at the last epoch:
 as they are, under PGD of 20 steps from a random start, and blurred. The teacher is four times as wide and trained
-adversarially; all students have the same number of updates. On MNIST adversarial training alone stays with one class,
-so its verdict says nothing about distillation. Settings were not tuned: epsilon and steps are usual ones,
+adversarially; all students have the same number of updates. Settings were not tuned: epsilon and steps are usual ones,
 weights and temperatures those of the papers.
+
+The row of MNIST is no evidence for distillation: there adversarial training alone stays with one class, 10.9% clean and
+attacked. At an epsilon of 0.15 from the first step on, a student of 4 filters finds nothing that lowers its loss below
+that of a constant answer. A teacher's soft answers get it away from there, which a warm start or more filters may do as
+well; that comparison has not been made.
 """
 
 from __future__ import annotations
