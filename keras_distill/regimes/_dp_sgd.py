@@ -146,7 +146,8 @@ class DifferentiallyPrivate(Regime):
 
     def _play(self, turn: Round, batch: Batch) -> Measured:
         learner = self._learners["student"]
-        self.num_steps.assign_add(1)  # before the update: a step may be counted in vain, never missed
+        with tf.control_dependencies([batch.inputs]):  # a seeded epoch is drawn from the count before its first step
+            self.num_steps.assign_add(1)  # before the update: a step may be counted in vain, never missed
         gradients, outputs = clipped_sum(
             self.student,
             learner.weights,

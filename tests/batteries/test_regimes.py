@@ -65,11 +65,25 @@ MADE = {
     "DeepestExit": lambda: Distiller(teachers.DeepestExit(), exits(), LogitsDistillation(2.0, ["kl_divergence", None])),
     "VirtualTeacher": lambda: Distiller(teachers.VirtualTeacher(0.9), mlp(5, 4, seed=1), LogitsDistillation(4.0)),
     "Snapshot": snapshot,
+    "DifferentiallyPrivate": lambda: regimes.DifferentiallyPrivate(
+        mlp(5, 4, seed=1), num_examples=12, batch_size=4, noise=0.1, teacher=mlp(8, 4, seed=3), seed=5
+    ),
     "labels by confidence": lambda: Distiller(
         mlp(8, 4, seed=1), mlp(5, 4, seed=2), regimes._generations.LabelsByConfidence(), student_loss_weight=0.2
     ),
 }
-LOSSES = {"Peers": [CROSS_ENTROPY] * 2, "GatedPeers": [CROSS_ENTROPY] * 3 + [None], "DeepestExit": [CROSS_ENTROPY] * 2}
+LOSSES = {
+    "DifferentiallyPrivate": None,
+    "Peers": [CROSS_ENTROPY] * 2,
+    "GatedPeers": [CROSS_ENTROPY] * 3 + [None],
+    "DeepestExit": [CROSS_ENTROPY] * 2,
+}
+# Samples differ in size, gradients are those of one device, clipping is exact in float32 alone: said before training.
+REFUSED = {
+    "xla": "expected jit_compile=False, because batches differ in size",
+    "replicas": "expected a single device",
+    "mixed": "expected a student in float32",
+}
 MODES = {
     "xla, several steps": {"jit_compile": True, "steps_per_execution": 3},
     "eager": {"run_eagerly": True},
@@ -87,6 +101,9 @@ def run(name, epochs=2, scope=None, prepare=None, callbacks=(), **mode):
         prepare(made)
     if name == "DataFree":
         made.fit(steps=3, epochs=epochs, batch_size=4, verbose=0, callbacks=list(callbacks))
+        return made
+    if name == "DifferentiallyPrivate":
+        made.fit(X, Y, epochs=epochs, verbose=0, callbacks=list(callbacks))
         return made
     outputs = len(LOSSES.get(name, [0]))
     labels = tuple([Y] * outputs) if outputs > 1 else Y
@@ -108,6 +125,10 @@ def test_every_mode_trains_the_same(name, mode):
     if name == "DataFree" and mode == "replicas":
         pytest.skip("each replica draws noise of its own, so the examples are not those of one replica")
     scope = replicas(2).scope() if mode == "replicas" else None
+    if name == "DifferentiallyPrivate" and mode in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[mode]):
+            run(name, scope=scope, **MODES[mode])
+        return
     got = run(name, scope=scope, **MODES[mode]).get_weights()
     wanted = plain(name)
     if name == "DataFree" and "xla" in mode:  # XLA draws other noise than the kernels do: two of its programs agree
@@ -121,6 +142,10 @@ def test_mixed_precision_moves_float32_weights_as_float32_does(name):
     start = []
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
+        if name == "DifferentiallyPrivate":
+            with pytest.raises(ValueError, match=REFUSED["mixed"]):
+                MADE[name]()
+            return
         made = run(name, jit_compile=False, prepare=lambda each: start.extend(each.get_weights()))
     finally:
         keras.config.set_dtype_policy("float32")
@@ -174,7 +199,7 @@ def test_a_resumed_run_ends_with_the_same_bits(name, tmp_path):
 
 # Drivers are several fits of what is above; functions train nothing but Distillers. These have batteries of their own.
 OTHERS = {
-    "AdversarialTraining", "Contrastive", "DifferentiallyPrivate", "ProjectedGradient", "TrainingPrivacy",
+    "AdversarialTraining", "Contrastive", "ProjectedGradient", "TrainingPrivacy",
     "AssistantChain", "BatchStatistics", "BornAgain", "ClassInversion", "CrossValidation", "Disagreement",
     "GeneratorObjective", "Measured", "OutOfFold", "PeerExchange", "PolicyDistiller", "PolicyReturn", "PrivacyReport",
     "PrivateLabels", "PrivateVotes", "Regime", "Round", "Shown", "Stage", "Stages", "TinyBert",
@@ -184,6 +209,65 @@ OTHERS = {
 def test_every_regime_is_in_the_battery():
     classes = {name for name in regimes.__all__ if name[0].isupper()}
     assert classes - OTHERS == {name.split()[0] for name in MADE} & classes
+
+
+def private(**more):
+    settings = {"num_examples": 12, "batch_size": 12, "noise": 1e-9, "clip": 100.0, "seed": 0, **more}
+    made = regimes.DifferentiallyPrivate(mlp(5, 4, seed=1), **settings)
+    made.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+    made.fit(X, Y, epochs=3, verbose=0)
+    return made.student.get_weights()
+
+
+def test_private_training_without_noise_or_clipping_is_plain_and_without_weight_has_no_teacher():
+    plainly = mlp(5, 4, seed=1)
+    plainly.compile(keras.optimizers.SGD(0.1, momentum=0.9), CROSS_ENTROPY)
+    plainly.fit(X, Y, batch_size=12, epochs=3, shuffle=False, verbose=0)
+    for one, two in zip(plainly.get_weights(), private(), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+    noisy = {"noise": 1.0, "clip": 0.5, "batch_size": 4}
+    for one, two in zip(private(**noisy), private(teacher=mlp(8, 4), teacher_weight=0.0, **noisy), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("mode", ["xla", "mixed precision", "a NaN"])
+def test_private_votes_are_the_same_in_every_mode_and_their_student_goes_on(mode, tmp_path):
+    def label(folder, mode=None):
+        keras.config.set_dtype_policy("mixed_bfloat16" if mode == "mixed precision" else "float32")
+        try:
+            voters = [mlp(5, 4, seed=10 * number) for number in range(9)]
+        finally:
+            keras.config.set_dtype_policy("float32")
+        for voter in voters:
+            voter.compile(jit_compile=mode == "xla")
+        if mode == "a NaN":
+            voters[3].layers[-1].bias.assign([np.nan, 0.0, 0.0, 0.0])
+        votes = regimes.PrivateVotes(voters, answer_noise=0.3, directory=folder, seed=2)
+        if mode != "a NaN":
+            return votes.label(X, max_epsilon=1e4, delta=1e-5)
+        with pytest.raises(ValueError, match="PrivateVotes: expected finite outputs from teacher 3"):
+            votes.label(X, max_epsilon=1e4, delta=1e-5)
+        assert votes.report(1e-5).num_asked == 0  # nobody has answered: nothing is paid
+        votes.teachers[3] = mlp(5, 4, seed=30)
+        return votes.label(X, max_epsilon=1e4, delta=1e-5)
+
+    def train(found, *watch):
+        student = regimes.Alone(mlp(5, 4, seed=1))
+        student.compile(keras.optimizers.SGD(0.1, momentum=0.9), CROSS_ENTROPY, run_eagerly=True)
+        x, y = X[found.answered], found.labels[found.answered]
+        student.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0, callbacks=list(watch))
+        return student.get_weights()
+
+    pytest.importorskip("dp_accounting")
+    plainly = label(tmp_path / "plain")
+    found = label(tmp_path / "votes", mode)
+    np.testing.assert_array_equal(found.labels, plainly.labels)
+    with pytest.raises(KeyboardInterrupt):
+        train(found, callbacks.Backup(tmp_path / "backup"), Stop())
+    again = label(tmp_path / "votes")  # a process that knows nothing: what was paid for is given again
+    assert again.report == found.report
+    for one, two in zip(train(plainly), train(again, callbacks.Backup(tmp_path / "backup")), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_weight_zero_is_plain_training():
