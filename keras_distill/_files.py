@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import shutil
 import struct
@@ -91,6 +92,13 @@ def writer_name() -> str:
     A process number would mean another process on another machine or in another container.
     """
     return f"{_boot()}.{uuid.uuid4().hex}"
+
+
+def written(function: Callable[[Any], Any]) -> bytes:
+    """Return the bytes that ``function`` writes to the stream it is given, for ``put``."""
+    content = io.BytesIO()
+    function(content)
+    return content.getvalue()
 
 
 def put(path: Path, content: bytes) -> None:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -20,6 +15,7 @@ from rich.table import Table
 from keras_distill import Distiller, LogitsDistillation, data, export, report
 from keras_distill._checks import error, integer
 from keras_distill.callbacks import CalibrationMonitor
+from keras_distill.cli._output import move, output_folder
 
 _OWNER = "demo"
 _ALONE, _DISTILLED = "student alone", "student distilled"
@@ -72,7 +68,7 @@ def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download:
         setup = dataclasses.replace(setup, epochs=integer(_OWNER, "epochs", epochs, low=1))
     integer(_OWNER, "seeds", num_seeds, low=1)
     console = Console(highlight=False)
-    with _output_folder(out) as (folder, aside):
+    with output_folder(_OWNER, out) as (folder, aside):
         examples = data.load(dataset, download=download)
         if examples.test.inputs.ndim != 4 or "train" not in examples.splits:
             raise error(_OWNER, "a data set of images to train on", repr(dataset), "Try digits or fashion_mnist")
@@ -82,14 +78,14 @@ def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download:
 
             found = _maps.run(console, dataset, examples, aside, epochs)
             for name in ("student.keras", "report.json", "report.html"):
-                _move(aside, folder, name)
+                move(aside, folder, name)
             return found
         if labels.ndim == 3:  # boxes in each picture
             from keras_distill.cli import _boxes
 
             entries = _boxes.run(console, dataset, examples, aside, epochs)
             for name in ("student.keras", "report.json", "report.html"):
-                _move(aside, folder, name)
+                move(aside, folder, name)
             return entries
         models, histories, distillers = _train(console, examples, setup, num_seeds)
         with console.status("Measuring"):
@@ -121,7 +117,7 @@ def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download:
             result.save(aside / "report.html")
             written = [f"serving/{dataset}", "student.keras", "report.json", "report.html"]
             for name in written:
-                _move(aside, folder, name)
+                move(aside, folder, name)
     _show(console, result, folder, dataset, exported.max_difference)
     return result
 
@@ -292,34 +288,6 @@ def _card(result: report.Report, examples: data.Data, distiller: Distiller, setu
         command=f"keras-distill demo --dataset {examples.name} --epochs {setup.epochs} --seeds {seeds}",
         notes="One student of several: the metrics are those of all seeds. Made to show distillation, not to be used.",
     )
-
-
-@contextlib.contextmanager
-def _output_folder(out: str) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
-    """Prove that ``out`` can be written to, and yield it with a folder aside that vanishes at the end."""
-    folder = pathlib.Path(out)
-    missing = next((each for each in (folder, *folder.parents) if each.parent.exists() and not each.exists()), None)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = tempfile.mkdtemp(prefix=".unfinished-", dir=folder)
-    except OSError as failure:
-        advice = "Choose another folder with --out"
-        raise error(_OWNER, "a folder that can be written to", f"{out} ({failure.strerror})", advice) from failure
-    try:
-        yield folder, pathlib.Path(aside)
-    except BaseException:
-        shutil.rmtree(missing or aside, ignore_errors=True)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _move(aside: pathlib.Path, folder: pathlib.Path, name: str) -> None:
-    """Put a finished file or folder in its place; what stood there goes away with the folder aside."""
-    target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_dir():
-        os.replace(target, aside / f"old-{target.name}")
-    os.replace(aside / name, target)
 
 
 def _show(console: Console, result: report.Report, folder: pathlib.Path, dataset: str, difference: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from keras_distill import _files
 from keras_distill._checks import error
+from keras_distill.cli._output import move, output_folder
 
 
 def add_parser(commands: Any) -> None:
@@ -62,17 +63,19 @@ def run(options: argparse.Namespace) -> None:
     loaded = data.load(options.data)
     train = loaded.train if options.examples is None else loaded.train.take(options.examples)
     pairs = ((train.inputs, train.labels), (loaded.test.inputs, loaded.test.labels))
-    made = students.shrink(
-        teacher, pairs, budget, options.steps.split(","), epochs=options.epochs, rounds=options.rounds
-    )
-    folder = Path(options.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    made.model.save(folder / "student.keras")
-    _files.put(folder / "student.tflite", made.litert)
-    _files.put(folder / "shrink.json", f"{made.to_json()}\n".encode())
-    notes = [
-        f"Teacher: {Path(options.teacher).name}. Data: {options.data}, {len(train):,} training and "
-        f"{len(loaded.test):,} test examples; {options.epochs} epochs after each step, one seed."
-    ]
-    report.write_shrink_page(made, folder / "report.html", title=f"A smaller model of {options.data}", notes=notes)
+    with output_folder("shrink", options.out) as (folder, aside):
+        made = students.shrink(
+            teacher, pairs, budget, options.steps.split(","), epochs=options.epochs, rounds=options.rounds
+        )
+        made.model.save(aside / "student.keras")
+        _files.write(aside / "student.tflite", made.litert)
+        _files.write(aside / "shrink.json", f"{made.to_json()}\n".encode())
+        notes = [
+            f"Teacher: {Path(options.teacher).name}. Data: {options.data}, {len(train):,} training and "
+            f"{len(loaded.test):,} test examples; {options.epochs} epochs after each step, one seed."
+        ]
+        title = f"A smaller model of {options.data}"
+        report.write_shrink_page(made, aside / "report.html", title=title, notes=notes)
+        for name in ("student.keras", "student.tflite", "shrink.json", "report.html"):
+            move(aside, folder, name)
     sys.stdout.write(f"{made.table()}\nwritten to {folder}\n")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_distill import _files
 from keras_distill._checks import error
 from keras_distill.teachers import Precomputed
 
@@ -60,8 +60,8 @@ class Answers:
             else:
                 self._known[name] = np.asarray(teacher.predict(self._x, batch_size=256, verbose=0))
                 if path is not None:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    aside = path.with_name(f".{path.name}")
-                    np.save(aside, self._known[name], allow_pickle=False)
-                    os.replace(aside, path)
+                    _files.make_folder(path.parent, parents=True, exist_ok=True)
+                    _files.put(
+                        path, _files.written(lambda stream: np.save(stream, self._known[name], allow_pickle=False))
+                    )
         return Precomputed(self._known[name], self._x)

@@ -12,12 +12,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_distill import _files
 from keras_distill._checks import error, integer, number
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class PeerExchange:
-    """Where the workers of a co-distillation leave their weights for each other, and which of them this one is.
+    """Where workers of a co-distillation leave their weights for each other, and which this one is (codistillation).
 
     Every worker is a process of its own that builds the same students and trains one of them; no ``tf.distribute``
     strategy joins them, so nothing is sent between two exchanges. All must make the same number of steps.
@@ -35,6 +36,10 @@ class PeerExchange:
         >>> exchange = PeerExchange("runs/peers", index=1, num_workers=2)
         >>> exchange.index, exchange.num_workers
         (1, 2)
+
+    Reference:
+        Anil et al., "Large Scale Distributed Neural Network Training through Online Distillation", ICLR 2018,
+        arXiv:1804.03235, algorithm 1. Differs: workers wait for each other at an exchange.
     """
 
     def __init__(
@@ -66,11 +71,8 @@ class PeerExchange:
             step: number of updates that the weights have had.
             weights: as ``model.get_weights`` gives them.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        path = self._path(self.index, step)
-        aside = path.with_name(f".{path.name}")
-        np.savez(aside, *weights)
-        os.replace(aside, path)
+        _files.make_folder(self.directory, parents=True, exist_ok=True)
+        _files.put(self._path(self.index, step), _files.written(lambda stream: np.savez(stream, *weights)))
 
     def see(self, step: int, worker: int) -> list[np.ndarray]:
         """Return another worker's weights after ``step`` updates, waiting for them.
@@ -100,7 +102,7 @@ class PeerExchange:
         """
         for path in self.directory.glob(f"worker-{self.index}-step-*.npz"):
             if int(path.stem.rsplit("-", 1)[1]) < before:
-                path.unlink()
+                _files.remove(path)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_distill import _files
 from keras_distill._checks import error, integer, number
 from keras_distill._typing import Structure
 from keras_distill.teachers import Precomputed
@@ -186,12 +186,10 @@ class _Memory:
         self._directory = None if directory is None else Path(directory)
         if self._directory is None:
             return
-        self._directory.mkdir(parents=True, exist_ok=True)
+        _files.make_folder(self._directory, parents=True, exist_ok=True)
         record = self._directory / "run.json"
         if not record.exists():
-            aside = record.with_suffix(".new")
-            aside.write_text(json.dumps(identity), encoding="utf-8")
-            os.replace(aside, record)
+            _files.put(record, json.dumps(identity).encode())
         elif json.loads(record.read_text(encoding="utf-8")) != identity:
             raise error(owner, f"the directory {directory} to be of this run", "one of other data or folds")
 
@@ -200,8 +198,8 @@ class _Memory:
         return np.load(path, allow_pickle=False) if path is not None and path.exists() else None
 
     def write(self, fold: int, logits: np.ndarray) -> None:
-        if self._directory is None:
-            return
-        aside = self._directory / f".fold-{fold}.npy"
-        np.save(aside, logits, allow_pickle=False)
-        os.replace(aside, self._directory / f"fold-{fold}.npy")
+        if self._directory is not None:
+            _files.put(
+                self._directory / f"fold-{fold}.npy",
+                _files.written(lambda stream: np.save(stream, logits, allow_pickle=False)),
+            )

@@ -10,7 +10,9 @@ import tensorflow as tf
 
 from keras_distill import Distiller, LogitsDistillation, regimes, teachers
 from keras_distill.callbacks import Backup
+from keras_distill.cli._output import move, output_folder
 from keras_distill.export._staging import staged_files, staged_version, versions
+from tests.batteries import test_regimes as battery
 from tests.faults import contents
 from tests.models import batch, mlp, replicas
 from tests.report.test_hostile_text import made
@@ -132,6 +134,147 @@ def test_a_policy_buffer_loses_no_finished_call_and_shows_no_half_one(tmp_path, 
             np.testing.assert_array_equal(gathered(folder, 2).states[:, 0], np.repeat([0, 1], 5))
 
     assert faults.each_failure("disk full", failing, every=2) >= 4
+
+
+RESULTS = {"serving/digits": b"served", "student.keras": b"student", "report.html": b"report"}
+
+
+def demonstrate(folder, ending=b"new"):
+    """What ``keras-distill demo`` and ``shrink`` do with files, without the training between."""
+    with output_folder("demo", str(folder)) as (out, aside):
+        (aside / "serving" / "digits").mkdir(parents=True)
+        for name, content in RESULTS.items():
+            path = aside / name / "saved_model.pb" if name.startswith("serving") else aside / name
+            path.write_bytes(content + ending)
+        for name in RESULTS:
+            move(aside, out, name)
+
+
+def test_a_commands_results_are_whole_and_what_a_kill_left_aside_goes_away(tmp_path, faults):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_bytes(b"mine")
+    demonstrate(tmp_path / "out", b"old")
+    states = faults.crash_points(tmp_path / "out", lambda: demonstrate(tmp_path / "out"))
+    assert len(states) >= 6
+    for state in states:
+        found = {path: each for path, each in visible(state).items() if each is not None}
+        assert found.pop("mine.txt") == b"mine"
+        assert found.pop("serving/digits/saved_model.pb", b"servednew") in (b"servedold", b"servednew")
+        assert all(each in (RESULTS[path] + b"old", RESULTS[path] + b"new") for path, each in found.items())
+        assert set(found) == {"student.keras", "report.html"}
+        demonstrate(state)
+        assert not [path for path in state.iterdir() if path.name.startswith(".")]
+        assert (state / "serving/digits/saved_model.pb").read_bytes() == b"servednew"
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_command_that_the_disk_refuses_leaves_nothing_aside(tmp_path, faults, kind):
+    def failing(number):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        try:
+            demonstrate(folder)
+        except (ValueError, OSError) as problem:  # of the second kind, the command's own sentence is made of it
+            said = "demo: expected a folder that can be written to" if isinstance(problem, ValueError) else "injected"
+            assert said in str(problem)
+            demonstrate(folder)
+        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+    assert faults.each_failure(kind, failing) >= 3
+
+
+def test_another_run_that_is_alive_keeps_what_it_has_not_finished(tmp_path):
+    with output_folder("demo", str(tmp_path)) as (_, aside):
+        (aside / "half").write_bytes(b"half")
+        demonstrate(tmp_path)
+        assert (aside / "half").read_bytes() == b"half"
+
+
+def test_folds_go_on_from_crash_points(tmp_path, faults):
+    x, y = batch(12)[0], np.arange(12) % 4
+
+    def run(folder):
+        def teacher():
+            made = mlp(4, 4, seed=1)
+            made.compile(keras.optimizers.SGD(0.1), CROSS_ENTROPY, run_eagerly=True)
+            return made
+
+        asked = {"batch_size": 12, "verbose": 0, "shuffle": False}
+        return regimes.cross_fit(teacher, (x, y), 2, fit_arguments=asked, directory=folder).answers
+
+    expected = []
+    states = faults.crash_points(tmp_path / "runs", lambda: expected.append(run(tmp_path / "runs")))
+    assert len(states) >= 8
+    for state in states[len(states) // 3 :: len(states) // 3][:2]:
+        np.testing.assert_array_equal(run(state), expected[0])
+
+
+def test_a_peer_sees_the_others_weights_whole_or_not_yet(tmp_path, faults):
+    weights = [np.arange(6.0), np.ones((2, 3))]
+
+    def show(folder):
+        exchange = regimes.PeerExchange(folder, 0, 2, timeout_seconds=0.01)
+        exchange.show(5, weights)
+        exchange.forget(5)
+
+    regimes.PeerExchange(tmp_path / "peers", 0, 2).show(0, weights)
+    states = faults.crash_points(tmp_path / "peers", lambda: show(tmp_path / "peers"))
+    assert len(states) >= 4
+    for state in states:
+        reader = regimes.PeerExchange(state, 1, 2, timeout_seconds=0.01)
+        if any(path.name.endswith("5.npz") for path in state.iterdir() if not path.name.startswith(".")):
+            for one, two in zip(reader.see(5, 0), weights, strict=True):
+                np.testing.assert_array_equal(one, two)
+        else:
+            with pytest.raises(ValueError, match="the weights of worker 0 at step 5"):
+                reader.see(5, 0)
+        show(state)
+        assert set(visible(state)) == {"worker-0-step-000000005.npz"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "name"), list(enumerate(battery.MADE)))
+def test_every_regime_goes_on_from_a_crash_point(tmp_path, faults, number, name):
+    """Each at another point of its run, beginning with the first sixth; all points of one are in ``test_backup.py``."""
+    expected = []
+
+    def run(folder):
+        return battery.run(name, callbacks=[Backup(folder)], run_eagerly=True).get_weights()
+
+    states = faults.crash_points(tmp_path / "runs", lambda: expected.extend(run(tmp_path / "runs")))
+    assert len(states) > 12
+    for ours, theirs in zip(run(states[(1 + number % 5) * len(states) // 6]), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def chain(folder):
+    models = [mlp(8, 4, seed=1), [mlp(6, 4, seed=2)], mlp(4, 4, seed=3)]
+    return regimes.AssistantChain(*models, directory=folder, store_answers=True)
+
+
+def stages(folder):
+    teacher, student = mlp(8, 4, seed=1), mlp(4, 4, seed=2)
+    terms = [LogitsDistillation(temperature) for temperature in (4.0, 1.0)]
+    return regimes.Stages([regimes.Stage(Distiller(teacher, student, term)) for term in terms], directory=folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [chain, stages])
+def test_chains_and_stages_go_on_from_crash_points(tmp_path, faults, make):
+    x, y = batch(8)
+
+    def run(folder):
+        made = make(folder)
+        made.compile(keras.optimizers.SGD(0.1, momentum=0.9), CROSS_ENTROPY, run_eagerly=True)
+        made.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0)
+        return made.student.get_weights()
+
+    expected = []
+    states = faults.crash_points(tmp_path / "runs", lambda: expected.extend(run(tmp_path / "runs")))
+    assert len(states) > 12
+    for state in states[len(states) // 4 :: len(states) // 2]:
+        for ours, theirs in zip(run(state), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.slow
