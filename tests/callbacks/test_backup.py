@@ -3,11 +3,8 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 import warnings
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,8 +14,8 @@ import tensorflow as tf
 from keras_distill import Distiller, LogitsDistillation
 from keras_distill.callbacks import Backup
 from tests.models import batch, mlp
+from tests.processes import Child
 
-ROOT = Path(__file__).parents[2]
 EPOCHS, STEPS = 3, 1
 QUICK = not os.environ.get("KERAS_DISTILL_CI")  # every second crash point; in CI all
 X, Y = batch(16)
@@ -216,16 +213,13 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
         "lock = Lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
     )
     (tmp_path / "backups").mkdir()
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "backups")], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    holder = Child(code, tmp_path / "backups")
     try:
-        assert holder.stdout.readline() == "held\n"
+        holder.read_until("held\n")
         with pytest.raises(OSError, match=r"Backup: expected to be the only run in .*, got another one at work\. Wait"):
             run(tmp_path / "backups")
     finally:
         holder.kill()
-        holder.wait()
     time.sleep(0.01)
     run(tmp_path / "backups")
 

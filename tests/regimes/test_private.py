@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import math
-import os
 import signal
-import subprocess
 import sys
 import textwrap
 
@@ -14,6 +12,7 @@ import pytest
 
 from keras_distill import regimes
 from tests.models import mlp
+from tests.processes import Child
 
 dp_accounting = pytest.importorskip("dp_accounting")
 pytest.importorskip("scipy")
@@ -151,10 +150,9 @@ JOB = textwrap.dedent("""
 
 @pytest.mark.parametrize(("moment", "expected"), [("before", 10), ("after", 20)])
 def test_a_kill_never_undercounts(tmp_path, moment, expected):
-    command = [sys.executable, "-c", JOB, str(tmp_path), moment]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    released = sum(map(int, done.stdout.split()))
+    killed = Child(JOB, tmp_path, moment)
+    assert killed.wait() == -signal.SIGKILL, killed.read()
+    released = sum(int(line) for line in killed.read().splitlines() if line.isdigit())
     votes = regimes.PrivateVotes([constant(0)] * 2, answer_noise=30.0, directory=tmp_path)
     assert released == 10 and votes.report(1e-5).num_answered == expected >= released
     # The next answers are added to what was spent, also with other noise and by another object.

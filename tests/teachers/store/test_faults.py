@@ -3,11 +3,8 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 import textwrap
-import time
 from pathlib import Path
 
 import keras
@@ -18,8 +15,8 @@ import tensorflow as tf
 import keras_distill
 from keras_distill import teachers
 from keras_distill.terms import LogitsDistillation
+from tests.processes import Child, wait_for
 
-ROOT = Path(__file__).parents[3]
 COMMON = """
 import sys, time
 import keras, numpy as np, tensorflow as tf
@@ -47,24 +44,12 @@ exec(COMMON, here)  # the same teacher and data in this process
 X = here["X"]
 
 
-def start(code, *args, **kwargs):
-    script = COMMON + textwrap.dedent(code)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, args)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs,
-    )  # fmt: skip
+def start(code, *arguments, **options):
+    return Child(COMMON + textwrap.dedent(code), *arguments, **options)
 
 
 def shards(path):
     return sorted(Path(path).glob("shard-*.tfrecord"))
-
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
 
 
 def contents(path):
@@ -95,8 +80,7 @@ def test_killed_and_started_again_ends_with_the_same_bytes_and_redoes_nothing(tm
     for finished in (2, 6):
         process = start("label(sys.argv[1], seconds=0.05)", path)
         wait_for(lambda finished=finished: len(shards(path)) >= finished)
-        process.kill()  # SIGKILL
-        assert process.wait() == -signal.SIGKILL
+        assert process.kill() == -signal.SIGKILL
         with pytest.raises(teachers.StoredTeacherError, match=r"complete store .* finished shards. Run the same label"):
             teachers.Stored(path)
     before = {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in shards(path)}
@@ -114,7 +98,7 @@ def test_two_writers_on_one_path_are_refused_and_the_first_finishes(tmp_path, un
     for part in ((0, 1), (1, 2)):
         with pytest.raises(teachers.StoredTeacherError, match=r"only writer of .*, got another one at work"):
             here["label"](path, shard=part)
-    assert process.wait(120) == 0, process.stdout.read()
+    assert process.wait() == 0, process.read()
     assert contents(path) == contents(uninterrupted)
 
 
@@ -122,7 +106,7 @@ def test_parts_by_processes_at_once_make_one_store(tmp_path, uninterrupted):
     path = tmp_path / "store"
     both = [start("label(sys.argv[1], shard=(int(sys.argv[2]), 2))", path, i) for i in range(2)]
     for process in both:
-        assert process.wait(180) == 0, process.stdout.read()
+        assert process.wait() == 0, process.read()
     here["label"](path, shard=(0, 2))  # whoever comes last sees that all is there
     assert contents(path) == contents(uninterrupted)
 
@@ -134,14 +118,17 @@ def test_a_full_disk_is_a_clear_error_and_finished_shards_are_kept(tmp_path, uni
     code = """
     import resource
     label_now = teachers.label
-    resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))  # the system refuses to write more into one file
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, hard))  # the system refuses to write more into one file
     try:
         label(sys.argv[1])
     except teachers.StoredTeacherError as problem:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         print("REFUSED", problem)
     """
     process = start(code, path)
-    output, _ = process.communicate(timeout=180)
+    process.wait()
+    output = process.read()
     assert "REFUSED label: expected to write shard 1 in" in output, output
     assert "The finished shards are kept: make room and run the same label() again." in output
     assert shards(path) == kept and not list(path.glob(".writing-*"))
@@ -221,7 +208,9 @@ def test_an_unreadable_shard_is_named_and_the_others_are_kept(uninterrupted):
             (Path(folder) / name).write_bytes(content)
         os.chmod(folder, 0o755)
         bad = shards(folder)[3]
-        output, _ = start(code, folder, bad).communicate(timeout=180)
+        process = start(code, folder, bad)
+        process.wait()
+        output = process.read()
         assert re.search(r"FOUND \[\]\nREAD\n", output), output
         assert re.search(rf"FOUND \[.{bad.name}: unreadable: .*Permission denied.*\]", output), output
         refused = (
@@ -352,6 +341,3 @@ def test_a_store_behind_a_scaler_says_the_same(uninterrupted):
         distiller.fit(wrong, verbose=0)
     with pytest.raises(ValueError, match="Preprocessed: expected a teacher that runs a model, got a stored one"):
         teachers.Preprocessed(teacher, fn=keras.layers.Identity())
-
-
-# ---------------------------------------------------------------------------------------------- memory

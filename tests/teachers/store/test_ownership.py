@@ -3,10 +3,7 @@
 import multiprocessing
 import os
 import struct
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,8 +13,8 @@ import tensorflow as tf
 from keras_distill import _files, teachers
 from keras_distill.teachers.store import _files as files
 from tests.faults import contents
+from tests.processes import Child
 
-ROOT = Path(__file__).parents[3]
 X = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
 
 
@@ -53,14 +50,13 @@ def test_a_live_writers_file_stays_whatever_its_process_number_means_here(teache
         "with _files.held(Path(sys.argv[1])):\n  print('held', flush=True); time.sleep(100)"
     )
     hidden = path / f".writing-000000-{_files.writer_name()}"
-    writer = subprocess.Popen([sys.executable, "-c", code, hidden], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    writer = Child(code, hidden)
     try:
-        assert writer.stdout.readline() == "held\n"
+        writer.read_until("held\n")
         label(teacher, path, shard=(1, 2))
         assert hidden.exists()
     finally:
         writer.kill()
-        writer.wait()
     label(teacher, path, shard=(1, 2))
     assert not hidden.exists()
 
