@@ -9,7 +9,8 @@ from tests.models import batch, copy_of, mlp, replicas, softmax
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 X, Y = batch(24)
-FIT = {"epochs": 2, "batch_size": 8, "shuffle": False, "verbose": 0}
+FIT = {"epochs": 2, "batch_size": 12, "shuffle": False, "verbose": 0}
+EAGER = {"run_eagerly": True}  # four steps cost less than a trace
 
 
 def sgd():
@@ -27,9 +28,9 @@ def same(one, two):
         np.testing.assert_array_equal(a, b)
 
 
-def by_hand(teacher, student, term=None, **fit):
+def by_hand(teacher, student, term=None, eager=True, **fit):
     distiller = Distiller(teacher, student, term or LogitsDistillation(1.0))
-    distiller.compile(sgd(), CROSS_ENTROPY)
+    distiller.compile(sgd(), CROSS_ENTROPY, run_eagerly=eager)
     distiller.fit(X, Y, **{**FIT, **fit})
     return student
 
@@ -43,7 +44,7 @@ def test_one_generation_is_two_fits_by_hand():
     first.fit(X, Y, **FIT)
     for a, b in zip(first.get_weights(), born_again.students[0].get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-7)
-    same(by_hand(born_again.students[0], second), born_again.student)
+    same(by_hand(born_again.students[0], second, eager=False), born_again.student)
     logits = [np.asarray(each(X), "float64") for each in born_again.students]
     shares = [np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in logits]
     np.testing.assert_allclose(np.exp(born_again.ensemble()(X)), np.mean(shares, 0), rtol=1e-5)
@@ -67,7 +68,7 @@ def test_no_assistants_is_a_distiller_and_one_is_two_in_a_row():
     teacher, assistant, student = mlp(16, 4, seed=1), mlp(8, 4, seed=2), mlp(4, 4, seed=3)
     for assistants in ([], [assistant]):
         chain = regimes.AssistantChain(teacher, [copy_of(each) for each in assistants], copy_of(student))
-        chain.compile(sgd(), CROSS_ENTROPY)
+        chain.compile(sgd(), CROSS_ENTROPY, **EAGER)
         chain.fit(X, Y, **FIT)
         guide = teacher
         for each in assistants:
@@ -78,7 +79,7 @@ def test_no_assistants_is_a_distiller_and_one_is_two_in_a_row():
 def test_a_densely_guided_student_hears_the_mean_loss_of_all():
     teacher, assistant, student = mlp(16, 4, seed=1), mlp(8, 4, seed=2), mlp(4, 4, seed=3)
     chain = regimes.AssistantChain(teacher, [assistant], student, guides="all")
-    chain.compile(sgd(), CROSS_ENTROPY)
+    chain.compile(sgd(), CROSS_ENTROPY, **EAGER)
     before = copy_of(student)
     chain.fit(X, Y, **FIT)
     guides = teachers.Ensemble([teacher, chain.students[0]], combine="mean_loss")
@@ -97,10 +98,10 @@ def test_two_stages_are_two_fits_by_hand_and_frozen_layers_stand_still():
     teacher, student = mlp(8, 4, seed=1), mlp(8, 4, seed=2)
     other = copy_of(student)
     run = regimes.Stages(stages_of(teacher, student))
-    run.compile(sgd(), CROSS_ENTROPY)
+    run.compile(sgd(), CROSS_ENTROPY, **EAGER)
     run.fit(X, Y, **{**FIT, "epochs": 1})
     hints = Distiller(teacher, other, FeatureDistillation("mse", "dense_0", "dense_0"), student_loss_weight=0.0)
-    hints.compile(sgd(), CROSS_ENTROPY)
+    hints.compile(sgd(), CROSS_ENTROPY, **EAGER)
     hints.fit(X, Y, **FIT)
     hidden = other.layers[0].get_weights()
     other.layers[0].trainable = False
@@ -115,7 +116,7 @@ def test_a_kept_optimizer_goes_on_with_its_moments():
     whole = by_hand(teacher, copy_of(student), LogitsDistillation(4.0), epochs=4)
     distillers = [Distiller(teacher, student, LogitsDistillation(4.0)) for _ in range(2)]
     run = regimes.Stages([regimes.Stage(distillers[0], 2), regimes.Stage(distillers[1], 2, optimizer="keep")])
-    run.compile(sgd(), CROSS_ENTROPY)
+    run.compile(sgd(), CROSS_ENTROPY, **EAGER)
     run.fit(X, Y, **FIT)
     same(whole, student)
 
@@ -150,7 +151,7 @@ def driver(kind, directory):
 def test_killed_anywhere_and_started_again_it_ends_with_the_same_bits(kind, tmp_path):
     def run(directory, *callbacks):
         made = driver(kind, directory)
-        made.compile(keras.optimizers.Adam(0.01), CROSS_ENTROPY)
+        made.compile(keras.optimizers.Adam(0.01), CROSS_ENTROPY, **EAGER)
         made.fit(X, Y, **FIT, callbacks=list(callbacks))
         return made
 
@@ -171,7 +172,7 @@ def storing(kind, store_answers, directory=None):
     else:
         models = [mlp(16, 4, seed=1), [mlp(8, 4, seed=2)], mlp(4, 4, seed=3)]
         made = regimes.AssistantChain(*models, guides=kind, directory=directory, store_answers=store_answers)
-    made.compile(sgd(), CROSS_ENTROPY)
+    made.compile(sgd(), CROSS_ENTROPY, **EAGER)
     return made
 
 
@@ -232,7 +233,7 @@ def test_a_layer_to_freeze_that_does_not_exist():
 
 def test_a_directory_of_another_run_is_refused(tmp_path):
     first = regimes.BornAgain(lambda: mlp(8, 4), directory=tmp_path)
-    first.compile("sgd", CROSS_ENTROPY)
+    first.compile("sgd", CROSS_ENTROPY, **EAGER)
     first.fit(X, Y, **{**FIT, "epochs": 1})
     other = driver("chain", tmp_path)
     other.compile("sgd", CROSS_ENTROPY)
