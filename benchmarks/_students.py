@@ -29,13 +29,15 @@ def residual(shape: tuple[int, int, int], widths: tuple[int, int] = (32, 64)) ->
 
 
 def _unit(x: keras.KerasTensor, width: int, stride: int, last: bool = False) -> keras.KerasTensor:
-    x = L.BatchNormalization()(L.Conv2D(width, 3, strides=stride, padding="same", use_bias=False)(x))
+    # Two epochs are a few hundred steps: statistics that follow them need a momentum below Keras' 0.99.
+    x = L.BatchNormalization(momentum=0.9)(L.Conv2D(width, 3, strides=stride, padding="same", use_bias=False)(x))
     return x if last else L.ReLU()(x)
 
 
-def folder(full: bool) -> pathlib.Path:
+def folder(full: bool, held_out: bool = False) -> pathlib.Path:
     """Where trained teachers and their answers wait for the next row."""
-    found = pathlib.Path(tempfile.gettempdir()) / f"keras_distill_students_{'full' if full else 'quick'}"
+    size = ("full" if full else "quick") + ("_held_out" if held_out else "")
+    found = pathlib.Path(tempfile.gettempdir()) / f"keras_distill_students_{size}"
     found.mkdir(exist_ok=True)
     return found
 
@@ -61,6 +63,7 @@ class Training:
         rate: of Adam, at the beginning.
         teacher: None trains on labels.
         labels: weight of the labels beside a teacher.
+        temperature: of the teacher's answers.
     """
 
     def __init__(
@@ -72,11 +75,12 @@ class Training:
         rate: float = 1e-3,
         teacher: object = None,
         labels: float = 0.1,
+        temperature: float = 2.0,
     ) -> None:
         self.model, self.source, self.count, self.epochs = model, source, count, epochs
         self.trained = model
         if teacher is not None:
-            self.trained = Distiller(teacher, model, LogitsDistillation(2.0), student_loss_weight=labels)
+            self.trained = Distiller(teacher, model, LogitsDistillation(temperature), student_loss_weight=labels)
         falling = keras.optimizers.schedules.CosineDecay(rate, epochs * -(-count // BATCH))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         self.trained.compile(optimizer=keras.optimizers.Adam(falling), loss=loss, jit_compile=False)
