@@ -228,6 +228,28 @@ class Distiller(HasObjective):
         left_out = set(self._scheduled()) | (set() if self.evaluate_distillation else self._distillation_logs())
         return {name: value for name, value in self._logs(batch, student.outputs).items() if name not in left_out}
 
+    def make_train_function(self, force: bool = False) -> Any:
+        """Make the function that runs training steps; the optimizer's variables are made before its first trace.
+
+        Keras makes them within that trace, and TensorFlow then traces the whole step again.
+
+        Args:
+            force: make it again even if there is one.
+
+        Returns:
+            The function.
+        """
+        if force or self.train_function is None:
+            run = super().make_train_function(force)
+
+            def built(iterator: Any) -> Any:
+                if self._distribute_strategy is None and all(part.built for part in (self, *self._teacher_parts)):
+                    self._learner.build_optimizer()  # with a strategy Keras has built everything
+                return run(iterator)
+
+            self.train_function = built
+        return self.train_function
+
     # ------------------------------------------------------------------ the pieces of a step
 
     def _update(

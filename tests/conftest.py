@@ -33,6 +33,24 @@ tf.config.set_logical_device_configuration(
 
 from tests.faults import faults  # noqa: E402, F401  not before the devices are set
 
+_fit = keras.Model.fit
+
+
+def fit(self, *args, **kwargs):
+    """``fit`` of Keras' own models, whose optimizer is built before: else TensorFlow traces the first step twice.
+
+    What is tested is not touched: ``Distiller`` and the regimes build their optimizers by themselves.
+    """
+    plain = type(self) in (keras.Model, keras.Sequential) or type(self).__name__ == "Functional"
+    if plain and self.built and not tf.distribute.has_strategy() and self._distribute_strategy is None:
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is not None and not optimizer.built and self.trainable_variables:
+            optimizer.build(self.trainable_variables)
+    return _fit(self, *args, **kwargs)
+
+
+keras.Model.fit = fit
+
 _trim = None
 with contextlib.suppress(OSError, AttributeError):  # another C library
     _trim = ctypes.CDLL("libc.so.6").malloc_trim

@@ -44,6 +44,12 @@ class Learner:
         """Whether the optimizer multiplies the loss against float16 underflow, and itself skips bad steps."""
         return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
 
+    def build_optimizer(self) -> None:
+        """Make the optimizer's variables, if there are none yet and there is something to train."""
+        weights = self.weights
+        if weights and not self.optimizer.built:
+            self.optimizer.build(weights)
+
     def moving_state(self) -> list[tuple[Any, tf.Tensor]]:
         """Return what a forward pass in training mode writes (BatchNorm's statistics), with the values before it."""
         found = [v for layer in self.model._flatten_layers() if layer.trainable for v in layer._non_trainable_variables]

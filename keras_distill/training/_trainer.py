@@ -34,6 +34,7 @@ class Trainer(SavesTraining):
     stop_on_non_finite: bool = True
     owner = "Trainer"
     built: bool
+    train_function: Any
     _guard: Guard
     _compile_loss: Any
     _compile_metrics: Any

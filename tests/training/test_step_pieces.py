@@ -25,6 +25,28 @@ class Chosen(DistillationLoss):
         return keras.ops.sum(hidden, -1) + keras.ops.sum(features, -1) + keras.ops.sum(outputs, -1)
 
 
+class Counted(LogitsDistillation):
+    """Counts the times that its part of a step is traced."""
+
+    traces = 0
+
+    def values(self, *args, **kwargs):
+        self.traces += 1
+        return super().values(*args, **kwargs)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_first_step_is_traced_once_and_a_second_fit_not_again(optimizer):
+    term = Counted(2.0)
+    distiller = Distiller(mlp(4, seed=1), mlp(4, seed=2), term)
+    distiller.compile(
+        keras.optimizers.get(optimizer), CROSS_ENTROPY, metrics=[keras.metrics.SparseCategoricalAccuracy()]
+    )
+    for data in ((X, Y), (X, Y), (X[:7], Y[:7])):
+        distiller.fit(*data, batch_size=5, epochs=2, verbose=0)
+        assert term.traces == 1
+
+
 def test_an_override_of_taps_is_heeded_and_an_input_can_be_tapped():
     inputs = keras.Input((6,), name="features")
     dense = mlp(8, 4, seed=2)
