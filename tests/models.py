@@ -61,10 +61,12 @@ def kd(teacher, student, temperature):
 
 
 def replicas(count):
-    """A strategy over the first logical CPUs.
+    """A strategy over the first logical CPUs; of one, what runs without any strategy.
 
     Reduced on one device: TensorFlow's CPU collectives give each new strategy the same instance keys, so that a second
     strategy in one process fails with "Shape mismatch in the collective instance".
     """
+    if count == 1:
+        return tf.distribute.get_strategy()
     devices = [f"CPU:{index}" for index in range(count)]
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_distill import DistillationLoss, Distiller, LogitsDistillation, NonFiniteLossError, callbacks
 from keras_distill.taps import Taps
-from tests.models import batch, copy_of, kd, log_softmax, mlp
+from tests.models import batch, batches, copy_of, kd, log_softmax, mlp
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 X, Y = batch(16)
@@ -181,22 +181,27 @@ KINDS = [("dense", "relu"), ("dense", "gelu"), ("dense", "tanh"), ("conv", "relu
 
 @pytest.mark.parametrize("mode", [{}, {"jit_compile": True}, {"steps_per_execution": 4}], ids=str)
 @pytest.mark.parametrize(("kind", "activation"), [*KINDS, ("attention", "relu")])
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_no_bad_number_in_an_input_reaches_a_weight(kind, activation, bad, mode):
+def test_no_bad_number_in_an_input_reaches_a_weight(kind, activation, mode):
     """A ReLU turns a NaN into 0 on its way forwards: the kernel's gradient alone has it."""
-    x = X.copy()
-    x[13, 2] = bad
     student = network(kind, activation)
+    start = student.get_weights()
     teacher = keras.Sequential([keras.Input((6,)), keras.layers.Lambda(lambda t: keras.ops.zeros_like(t)[:, :4])])
     distiller = Distiller(teacher, student, LogitsDistillation(2.0))
     distiller.compile(keras.optimizers.Adam(0.05), CROSS_ENTROPY, **mode)
-    try:
-        distiller.fit(x, Y, batch_size=4, shuffle=False, verbose=0)
-    except NonFiniteLossError as problem:
-        assert "at step 3" in str(problem)
-    else:
-        assert (activation, bad) == ("tanh", np.inf)  # tanh of infinity is 1: its gradient is 0
-    assert all(np.isfinite(weight).all() for weight in student.get_weights())
+    for bad in (np.nan, np.inf):  # one trace for both
+        x = X.copy()
+        x[13, 2] = bad
+        try:
+            distiller.fit(batches(x, Y, size=4), verbose=0)
+        except NonFiniteLossError as problem:
+            assert "at step 3" in str(problem)
+        else:
+            assert (activation, bad) == ("tanh", np.inf)  # tanh of infinity is 1: its gradient is 0
+        assert all(np.isfinite(weight).all() for weight in student.get_weights())
+        student.set_weights(start)
+        for variable in distiller.optimizer.variables[2:]:  # behind the steps and the rate, the moments
+            variable.assign(keras.ops.zeros_like(variable))
+        distiller.optimizer.iterations.assign(0)
 
 
 def test_the_inputs_are_named_where_only_a_gradient_fails():
