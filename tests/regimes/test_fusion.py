@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_distill import Distiller, LogitsDistillation, regimes
-from tests.models import batch, copy_of, kd, mlp, softmax
+from tests.models import batch, batches, copy_of, kd, mlp, softmax
 
 X, Y = batch(60)
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -53,7 +53,8 @@ def test_a_fused_student_comes_closer_to_the_mean_of_unlike_models():
     target = np.mean([np.asarray(model(X), "float64") for model in models], 0)
     student = mlp(16, 4, seed=3)
     before = kd(target, student(X), 1.0).mean()
-    fused = regimes.fuse(models, X, student=student, optimizer=keras.optimizers.Adam(0.02), epochs=40, verbose=0)
+    data, adam = batches(X), keras.optimizers.Adam(0.02)
+    fused = regimes.fuse(models, data, student=student, optimizer=adam, epochs=40, verbose=0)
     assert fused is student and kd(target, fused(X), 1.0).mean() < 0.3 * before
     start = regimes.fuse([mlp(8, 4, seed=1), mlp(8, 4, seed=2)], X, optimizer=keras.optimizers.SGD(0.0), verbose=0)
     average = regimes.average_weights([mlp(8, 4, seed=1), mlp(8, 4, seed=2)])
@@ -69,7 +70,7 @@ def test_amalgamation_teaches_each_its_own_classes():
     union.compile(keras.optimizers.SGD(0.0))
     assert union.fit(X, batch_size=60, verbose=0).history["distillation_loss"][0] == pytest.approx(expected, rel=1e-5)
     taught = regimes.amalgamate(
-        teachers, classes, student, X, optimizer=keras.optimizers.Adam(0.05), epochs=60, verbose=0
+        teachers, classes, student, batches(X), optimizer=keras.optimizers.Adam(0.05), epochs=60, verbose=0
     )
     np.testing.assert_allclose(softmax(np.asarray(taught(X))[:, [3, 0]]), softmax(teachers[0](X)), atol=0.02)
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from scipy.special import log_softmax, softmax
 
 from keras_distill import regimes
-from tests.models import mlp
+from tests.models import batches, mlp
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(size=(24, 6)).astype("float32")
@@ -110,22 +110,28 @@ def test_the_loss_is_the_formula(method):
         np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("mode", [{}, {"jit_compile": True}, {"steps_per_execution": 2}], ids=str)
-def test_a_student_of_moved_examples_is_robuster_than_a_plain_one(mode):
-    # One feature that no attack of 0.2 turns round, and many that it does, which outvote the first.
+def zeros():
+    return keras.Sequential([keras.Input((32,)), keras.layers.Dense(2, kernel_initializer="zeros")])
+
+
+@pytest.fixture(scope="module")
+def outvoted():
+    """One feature that no attack of 0.2 turns round, and many that it does, which outvote it; a plain student."""
     y = RNG.integers(0, 2, 256)
     x = (2.0 * y[:, None] - 1) * np.array([0.3] + [0.1] * 31) + RNG.normal(0, 0.01, (256, 32))
-    x, attack = x.astype("float32"), regimes.ProjectedGradient(0.2, num_steps=3, low=-1.0)
-
-    def network():
-        return keras.Sequential([keras.Input((32,)), keras.layers.Dense(2, kernel_initializer="zeros")])
-
-    plain, robust = network(), network()
+    plain = zeros()
     plain.compile(keras.optimizers.SGD(2.0), LOSS)
-    plain.fit(x, y, epochs=20, batch_size=64, verbose=0)
+    plain.fit(batches(x.astype("float32"), y, size=64), epochs=20, verbose=0)
+    return x.astype("float32"), y, plain
+
+
+@pytest.mark.parametrize("mode", [{}, {"jit_compile": True}, {"steps_per_execution": 2}], ids=str)
+def test_a_student_of_moved_examples_is_robuster_than_a_plain_one(mode, outvoted):
+    (x, y, plain), robust = outvoted, zeros()
+    attack = regimes.ProjectedGradient(0.2, num_steps=3, low=-1.0)
     regime = regimes.AdversarialTraining(robust, attack)
     regime.compile(keras.optimizers.SGD(2.0), LOSS, ["accuracy"], **mode)
-    regime.fit(x, y, epochs=20, batch_size=64, verbose=0)
+    regime.fit(batches(x, y, size=64), epochs=20, verbose=0)
 
     def accuracy(model):
         return np.mean(np.asarray(model(attack(model, x, y))).argmax(-1) == y)
