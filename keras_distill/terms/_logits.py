@@ -70,7 +70,8 @@ class LogitsDistillation(DistillationLoss):
             at the optimizer's step. For several outputs: one for all, or a structure with one per output.
         loss: ``"kl_divergence"`` in any spelling, any class of ``keras_distill.losses`` for logits,
             ``"categorical_crossentropy"`` (soft targets, times temperature**2), a Keras regression loss such as
-            ``"mse"`` (between logits / temperature), or a structure of these with one per output; ``None`` skips one.
+            ``"mse"`` (between logits / temperature, or log-probabilities / temperature), or a structure of these with
+            one per output; ``None`` skips one.
         from_logits: False where both models' outputs are probabilities; their logarithms are used.
         class_map: for each of the student's classes its number among the teacher's, where the teacher knows more.
         standardize: standardise each example's logits (logit standardisation) before the loss.
