@@ -7,8 +7,9 @@ weights and temperatures those of the papers.
 
 The row of MNIST is no evidence for distillation: there adversarial training alone stays with one class, 10.9% clean and
 attacked. At an epsilon of 0.15 from the first step on, a student of 4 filters finds nothing that lowers its loss below
-that of a constant answer. A teacher's soft answers get it away from there, which a warm start or more filters may do as
-well; that comparison has not been made.
+that of a constant answer. A teacher's soft answers get it away from there, and so do two plain epochs before four
+adversarial ones (78.6% clean, 34.5% under PGD of 20 steps) or 8 filters (78.9%, 46.2%), each measured with one seed on
+1,000 further training images. Beside that, ARD's 29.1% and RSLAD's 35.7% are no gain. The table was not made again.
 """
 
 from __future__ import annotations
