@@ -1,9 +1,6 @@
 """Co-distillation: peers that hear answers of old weights, in one process or in one process each."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -13,6 +10,7 @@ import tensorflow as tf
 from keras_distill import callbacks
 from keras_distill.regimes import MutualLearning, PeerExchange
 from tests.models import batch, mlp, replicas, softmax
+from tests.processes import Child
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 X, Y = batch(24)
@@ -66,11 +64,11 @@ def test_a_resumed_run_still_hears_the_old_weights(tmp_path):
             if epoch == 1:
                 raise KeyboardInterrupt
 
-    whole = made()
+    whole = made(run_eagerly=True)  # six steps cost less than a trace
     whole.fit(X, Y, **FIT)
     with pytest.raises(KeyboardInterrupt):
-        made().fit(X, Y, callbacks=[callbacks.Backup(tmp_path), Stop()], **FIT)
-    resumed = made()
+        made(run_eagerly=True).fit(X, Y, callbacks=[callbacks.Backup(tmp_path), Stop()], **FIT)
+    resumed = made(run_eagerly=True)
     resumed.fit(X, Y, callbacks=[callbacks.Backup(tmp_path)], **FIT)
     for one, two in zip(whole.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
@@ -81,12 +79,8 @@ def test_a_resumed_run_still_hears_the_old_weights(tmp_path):
 
 
 def worker(directory, index, epochs=2, stop=""):
-    """One of two processes; see below for what it runs."""
-    code = f"import tests.regimes.test_exchange as t; t.work({str(directory)!r}, {index}, {epochs}, {stop!r})"
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=Path(__file__).parents[2], env=environment
-    )
+    """One of two processes."""
+    return Child(work, directory, index, epochs, stop)
 
 
 def work(directory, index, epochs, stop):
@@ -109,9 +103,9 @@ def test_two_processes_are_two_peers_in_one(tmp_path, stop):
     together.fit(X, Y, **{**FIT, "epochs": 3})
     processes = [worker(tmp_path, 0, 3), worker(tmp_path, 1, 3, stop)]
     if stop:  # in the middle of an epoch; the other waits
-        assert processes[1].wait(300) == 9
+        assert processes[1].wait() == 9, processes[1].read()
         processes[1] = worker(tmp_path, 1, 3)
-    assert [process.wait(300) for process in processes] == [0, 0]
+    assert [process.wait() for process in processes] == [0, 0], [process.read() for process in processes]
     for index, student in enumerate(together.students):
         with np.load(tmp_path / f"worker-{index}.npz") as arrays:
             for name, want in zip(arrays.files, student.get_weights(), strict=True):

@@ -1,12 +1,8 @@
 """Two workers, each a process of its own, train as one; killed and started again they end where they would have."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,22 +10,13 @@ import tensorflow as tf
 
 from keras_distill import teachers
 from tests.models import batch, mlp
+from tests.processes import Child
+from tests.training import worker_job
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-def start(folder, name, case, config=None, kill=""):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
-    environment.pop("TF_CONFIG", None)
-    if config is not None:
-        environment["TF_CONFIG"] = json.dumps(config)
-    log = (folder / f"{name}.log").open("w")
-    command = [sys.executable, "-W", "ignore", "-m", "tests.training.worker_job", case, str(folder / name), kill]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-
-
-def start_cluster(folder, case, kill=""):
+def start_cluster(folder, cases, kill=None):
     """Start two workers on free ports; ``kill`` is for the second."""
     sockets = [socket.socket() for _ in range(2)]
     for each in sockets:
@@ -38,19 +25,19 @@ def start_cluster(folder, case, kill=""):
     for each in sockets:
         each.close()
     tasks = [{"cluster": cluster, "task": {"type": "worker", "index": index}} for index in range(2)]
-    return [start(folder, f"worker{i}", case, task, kill if i == 1 else "") for i, task in enumerate(tasks)]
+    return [
+        Child(worker_job.work, cases, str(folder / f"worker{i}"), kill if i == 1 else None,
+              environment={"TF_CONFIG": json.dumps(task)})
+        for i, task in enumerate(tasks)
+    ]  # fmt: skip
 
 
-def finish(folder, processes):
+def finish(processes):
     """Wait for all; return whether they ended well: a machine that stands still for 10 s breaks a job."""
     codes = [process.wait(900) for process in processes]
-    logs = "\n".join(path.read_text()[-2000:] for path in folder.glob("*.log"))
+    logs = "\n".join(process.read()[-2000:] for process in processes)
     assert not any(codes) or "heartbeat" in logs, logs
     return not any(codes)
-
-
-def run_cluster(folder, case):
-    assert any(finish(folder, start_cluster(folder, case)) for _ in range(5))
 
 
 def result(folder, name):
@@ -71,41 +58,44 @@ def assert_equal(got, expected):
 def alone(tmp_path_factory):
     """What one process gives: weights, history and evaluation."""
     folder = tmp_path_factory.mktemp("alone")
-    assert finish(folder, [start(folder, "alone", "live")])
-    return result(folder, "alone")
+    worker_job.train(tf.distribute.get_strategy(), "live", folder / "alone")
+    return result(folder, "alone-live")
 
 
-def test_two_workers_equal_one_process(tmp_path, alone):
-    run_cluster(tmp_path, "live")
-    for name in ("worker0", "worker1"):
-        assert_equal(result(tmp_path, name), alone)
-
-
-def test_each_worker_gets_the_labels_of_its_own_examples_from_a_store(tmp_path, alone):
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What two workers give, live, with a store, and gone on with after a kill; all in one cluster, started twice."""
+    folder = tmp_path_factory.mktemp("together")
     x, y = batch(34)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
-    store = tmp_path / "store"
     # Several shards: sharded by files, each worker would read its own part of the labels but not of the examples.
-    teachers.label(
-        mlp(8, 4, seed=1), data, store, dtype="float32", features=["dense_0"], examples_per_shard=8, progress=False
-    )
-    run_cluster(tmp_path, f"stored:{store}")
-    assert_equal(result(tmp_path, "worker0"), alone)
-
-
-def test_a_worker_killed_in_the_middle_of_an_epoch_and_the_job_started_again(tmp_path, alone):
-    case = f"backup:{tmp_path / 'backups'}"
+    options = {"dtype": "float32", "features": ["dense_0"], "examples_per_shard": 8, "progress": False}
+    teachers.label(mlp(8, 4, seed=1), data, folder / "store", **options)
+    backup = f"backup:{folder / 'backups'}"
     for _ in range(5):
-        first, second = start_cluster(tmp_path, case, kill="2,1")
+        first, second = start_cluster(folder, [backup], kill=(2, 1))
         code = second.wait(900)
         first.kill()  # as a job's manager does: the other worker may wait for its peer for long
-        first.wait()
         if code == -signal.SIGKILL:
             break
-        finish(tmp_path, [second])
+        finish([second])
     assert code == -signal.SIGKILL
-    assert sorted(path.name for path in (tmp_path / "backups").iterdir()) == ["epoch-000001", "epoch-000002"]
-    run_cluster(tmp_path, case)
-    got = result(tmp_path, "worker0")
+    assert sorted(path.name for path in (folder / "backups").iterdir()) == ["epoch-000001", "epoch-000002"]
+    cases = [backup, "live", f"stored:{folder / 'store'}"]
+    assert any(finish(start_cluster(folder, cases)) for _ in range(5))
+    return folder
+
+
+def test_two_workers_equal_one_process(together, alone):
+    for worker in ("worker0", "worker1"):
+        assert_equal(result(together, f"{worker}-live"), alone)
+
+
+def test_each_worker_gets_the_labels_of_its_own_examples_from_a_store(together, alone):
+    assert_equal(result(together, "worker0-stored"), alone)
+
+
+def test_a_worker_killed_in_the_middle_of_an_epoch_and_the_job_started_again(together, alone):
+    got = result(together, "worker0-backup")
     assert_equal(got, alone)
     assert len(got[1]["history"]["loss"]) == 4

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 
 import keras
 import numpy as np
@@ -30,11 +29,15 @@ class KillAt(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(case, out, kill=""):
-    """Train one case: ``live``, ``stored:<store>`` or ``backup:<directory>``."""
-    strategy = (
-        tf.distribute.MultiWorkerMirroredStrategy() if "TF_CONFIG" in os.environ else tf.distribute.get_strategy()
-    )
+def work(cases, out, kill=None):
+    """Train the cases one after another: a process that has joined a cluster stays in it."""
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    for case in cases:
+        train(strategy, case, out, kill)
+
+
+def train(strategy, case, out, kill=None):
+    """Train one case, ``live``, ``stored:<store>`` or ``backup:<directory>``; ``kill`` is an epoch and a step."""
     kind, _, path = case.partition(":")
     x, y = batch(34)  # the last batch of 8 has 2 examples
     data = tf.data.Dataset.from_tensor_slices((x, y, np.linspace(0.0, 2.0, 34).astype("float32"))).batch(BATCH)
@@ -52,13 +55,9 @@ def main(case, out, kill=""):
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
         data = data.with_options(options)
     more = [callbacks.Backup(path, delete_checkpoint=False)] if kind == "backup" else []
-    more += [KillAt(*map(int, kill.split(",")))] if kill else []
+    more += [KillAt(*kill)] if kill else []
     history = distiller.fit(data, epochs=EPOCHS, verbose=0, callbacks=more).history
     evaluated = distiller.evaluate(data, verbose=0, return_dict=True)
-    np.savez(f"{out}.npz", *[weight.numpy() for weight in distiller.trainable_weights])
-    with open(f"{out}.json", "w") as file:
+    np.savez(f"{out}-{kind}.npz", *[weight.numpy() for weight in distiller.trainable_weights])
+    with open(f"{out}-{kind}.json", "w") as file:
         json.dump({"history": history, "evaluate": evaluated}, file, default=float)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
