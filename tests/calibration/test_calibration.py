@@ -228,7 +228,7 @@ def test_config_carries_the_fitted_numbers_and_layers_run_in_half_precision_and_
     half = layer(logits.astype(np.float16))
     assert half.dtype == "float32"
     np.testing.assert_allclose(half, scaler.scale(logits.astype(np.float16).astype(np.float32)), atol=1e-5)
-    compiled = tf.function(layer, jit_compile=True)(tf.constant(logits, tf.float32))
+    compiled = tf.function(layer, autograph=False, jit_compile=True)(tf.constant(logits, tf.float32))
     np.testing.assert_allclose(softmax(compiled, axis=1), softmax(expected, axis=1), atol=1e-4)
 
 
