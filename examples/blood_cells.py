@@ -129,9 +129,9 @@ def main():
     parser.add_argument("--smoke", action="store_true")
     smoke = parser.parse_args().smoke
     bccd = None if smoke else data.load("bccd")
-    train, test = [drawn(32, 0), drawn(16, 1)] if bccd is None else map(halved, (bccd.train, bccd.test))
-    shape, epochs = train.inputs.shape[1:], 6 if smoke else 40
-    teacher = fit(detector(shape, 3, 32, 100), train, 3, epochs)
+    train, test = [drawn(8, 0), drawn(8, 1)] if bccd is None else map(halved, (bccd.train, bccd.test))
+    shape, epochs, width = train.inputs.shape[1:], *((1, 12) if smoke else (40, 32))
+    teacher = fit(detector(shape, 3, width, 100), train, 3, epochs)
     alone, student = fit(detector(shape, 3, 6, 0), train, 3, epochs), detector(shape, 3, 6, 0)
     fit(distiller(teacher, student), train, 3, epochs)
     for name, model in (("teacher", teacher), ("alone", alone), ("distilled", student)):

@@ -87,10 +87,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     arguments = parser.parse_args()
     smoke = arguments.smoke
-    seeds, epochs = (1, 5) if smoke else (arguments.seeds, arguments.epochs)
+    seeds, epochs = (1, 3) if smoke else (arguments.seeds, arguments.epochs)
     source = data.load("digits" if smoke else "fashion_mnist")
-    known, held_out, test = source.train.take(20_000), source.validation.take(1_000), source.test
-    train = known.take(500 if smoke else 2_000)  # the student sees a tenth of what the teacher saw
+    known, held_out, test = source.train.take(512 if smoke else 20_000), source.validation.take(1_000), source.test
+    train = known.take(200 if smoke else 2_000)  # the student sees a tenth of what the teacher saw
     batch_size, began = 50, time.perf_counter()
 
     keras.utils.set_random_seed(0)
@@ -105,6 +105,8 @@ def main() -> None:
     ends: dict[str, list[float]] = {"alone": [float("nan")]}
     for seed in range(seeds):
         for name, plan in {"alone": None, **plans((held_out.inputs,), total_steps)}.items():
+            if smoke and name.startswith(("constant", "adaptive, plateau")):  # run as the others do
+                continue
             keras.utils.set_random_seed(seed)
             student = network(source.num_classes, 32)
             model, extra = student, []

@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    x, y, test = tones(80) if options.smoke else recordings()
+    x, y, test = tones(60) if options.smoke else recordings()
     epochs, seeds = ((1, 2), 1) if options.smoke else ((8, 20), options.seeds)
     supervised = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

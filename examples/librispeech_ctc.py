@@ -109,7 +109,7 @@ def main() -> None:
     keras.utils.set_random_seed(0)
     small, large = (8000, ((16, 1), (8, 1)), 1), (16000, ((512, 5), (128, 3)), options.epochs)
     rate, sizes, epochs = small if options.smoke else large
-    sounds = prompts(24) if options.smoke else librispeech(options.split, 16.0)
+    sounds = prompts(16) if options.smoke else librispeech(options.split, 16.0)
     x, y, texts = arrays(sounds, rate)
     test_x, _, test_texts = (x, y, texts) if options.smoke else arrays(librispeech("test_clean", 35.0), rate)
     batch = 8 if options.smoke else 16

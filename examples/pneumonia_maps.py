@@ -39,7 +39,7 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]
     loaded = load_digits()
     chosen = np.isin(loaded.target, (3, 8))
     x, y = loaded.images[chosen][..., None].astype("float32") / 16, (loaded.target[chosen] == 8).astype("int32")
-    return x[:250], y[:250], x[250:], y[250:], ["three", "eight"]
+    return x[:256], y[:256], x[256:352], y[256:352], ["three", "eight"]
 
 
 def network(shape: tuple[int, ...], width: int, seed: int) -> keras.Model:
@@ -76,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     smoke = arguments.smoke
     x, y, x_test, y_test, names = digits() if smoke else xrays()
-    epochs, width = 8, 8 if smoke else 16
+    epochs, width = (2, 8) if smoke else (8, 16)
     members = [trained(network(x.shape[1:], width, seed), x, y, epochs) for seed in range(3)]
     student = network(x.shape[1:], 4, 10)
     distiller = Distiller(teachers.Ensemble(members), student, LogitsDistillation(2.0), student_loss_weight=0.1)
@@ -85,7 +85,7 @@ def main() -> None:
         right = model.predict(x_test, batch_size=256, verbose=0).argmax(-1) == y_test
         print(f"{name}: {100 * right.mean():.1f}% right, {model.count_params()} parameters")
 
-    shown = x_test[:100]
+    shown, truth = (each[: 32 if smoke else 100] for each in (x_test, y_test))
     logits = np.stack([member.predict(shown, verbose=0) for member in members], axis=1)
     parts = metrics.ensemble_uncertainty(logits, from_logits=True)
     unsure = np.asarray(parts.knowledge)
@@ -101,7 +101,7 @@ def main() -> None:
         print(f", with the student {with_student[rows].mean():+.2f}")
 
     print("\ngradients, between floor and ceiling:")
-    print(explain.agreement(members[0], student, shown, ceiling=members[1], labels=y_test[:100], counterfactual=True))
+    print(explain.agreement(members[0], student, shown, ceiling=members[1], labels=truth, counterfactual=True))
     check = explain.sanity_check(student, shown[:20], "grad_cam")
     print(f"sanity of Grad-CAM (random weights must change it): {check.similarity}, passed: {check.passed}")
     result = report.evaluate(

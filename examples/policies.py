@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--environment", default="CartPole-v1")
     parser.add_argument("--out", type=pathlib.Path, help="also write the returns here, as JSON")
     options = parser.parse_args()
-    steps, rounds, episodes = (3000, 2, 10) if options.smoke else (50_000, 5, 100)
+    steps, rounds, states, episodes = (1280, 2, 320, 4) if options.smoke else (50_000, 5, 2000, 100)
     teacher = train_dqn(options.environment, steps, rate=2.3e-3, batch=64)
     size, actions = teacher.input_shape[1], teacher.output_shape[1]
     returns = {"teacher": regimes.policy_return(teacher, options.environment, episodes=episodes, seed=10_000)}
@@ -117,7 +117,7 @@ def main() -> None:
             teacher, student, options.environment, loss=losses.PolicyTargets(0.1), actor=actor
         )
         distiller.compile(keras.optimizers.Adam(3e-3))
-        distiller.fit(rounds, states_per_round=2000, epochs=4)
+        distiller.fit(rounds, states_per_round=states, epochs=4)
         found = distiller.evaluate(episodes, seed=10_000)
         returns[f"states of the {actor}"] = found
         print(f"student   {student.count_params():6d} parameters, states of the {actor}: {found.mean:7.1f} "

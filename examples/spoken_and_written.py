@@ -25,11 +25,11 @@ RATE, LENGTH = 8000, 8000
 def recordings(smoke):
     """Give waves (n, LENGTH) in -1..1 and digits, for training and for the test."""
     if smoke:
-        rng, digits = np.random.default_rng(0), np.arange(400) % 10
+        rng, digits = np.random.default_rng(0), np.arange(160) % 10
         time = np.arange(LENGTH) / RATE
-        tones = np.sin(2 * np.pi * (300 + 150 * digits[:, None]) * time * rng.uniform(0.97, 1.03, (400, 1)))
+        tones = np.sin(2 * np.pi * (300 + 150 * digits[:, None]) * time * rng.uniform(0.97, 1.03, (160, 1)))
         waves = (0.3 * tones + rng.normal(0, 0.1, tones.shape)).astype("float32")
-        return (waves[:300], digits[:300]), (waves[300:], digits[300:])
+        return (waves[:128], digits[:128]), (waves[128:], digits[128:])
     beside = pathlib.Path(__file__).parents[2] / "shared" / "data"
     folder = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or beside)
     parts = {True: ([], []), False: ([], [])}
@@ -102,12 +102,12 @@ def main():
     sound, test_sound = spectrograms(waves), spectrograms(test_waves)
     picture = paired(written.train.inputs, written.train.labels, digits, 0)
     test_picture = paired(written.test.inputs, written.test.labels, test_digits, 1)
-    epochs, shape, width = (6 if smoke else 15), picture.shape[1:], 16
+    epochs, shape, width = (2 if smoke else 15), picture.shape[1:], 16
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     teacher = keras.Sequential([tower(shape, 32), layers.Dense(10)])
     teacher.compile(keras.optimizers.Adam(3e-3), loss, jit_compile=False)
-    some = written.train.take(20_000)
-    teacher.fit(some.inputs, some.labels, epochs=6 if smoke else 2, batch_size=64, verbose=0)
+    some = written.train.take(960 if smoke else 20_000)
+    teacher.fit(some.inputs, some.labels, epochs=2, batch_size=64, verbose=0)
 
     def accuracy(model, x):
         return 100 * float(np.mean(model.predict(x, verbose=0).argmax(1) == test_digits))

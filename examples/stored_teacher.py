@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, help="also write the table here, as JSON")
     options = parser.parse_args()
     name, count, teacher_epochs, epochs, seeds = (
-        ("digits", 500, 3, 3, 1) if options.smoke else (options.dataset, 10000, 8, 10, 3)
+        ("digits", 384, 2, 2, 1) if options.smoke else (options.dataset, 10000, 8, 10, 3)
     )
     loaded, train, test = prepare(name, count)
     make = for_texts if train.inputs.ndim == 2 else for_images

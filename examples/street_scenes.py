@@ -100,7 +100,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="drawn shapes, few epochs")
     if parser.parse_args().smoke:
-        train, test, names, settings = drawn(32, 0), drawn(16, 1), ("0", "1", "2", "3"), ((16, 4), 6)
+        train, test, names, settings = drawn(16, 0), drawn(8, 1), ("0", "1", "2", "3"), ((8, 4), 2)
     else:
         camvid = data.load("camvid")
         train, test, names, settings = halved(camvid.train), halved(camvid.test), camvid.class_names, ((32, 8), 30)

@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
-    rows, epochs, members = (600, 3, 2) if options.smoke else (4000, 20, 8)
+    rows, epochs, members = (640, 2, 2) if options.smoke else (4000, 20, 8)
     (columns, labels), (held, held_labels), (test, test_labels) = (
         make_table(count, seed) for seed, count in enumerate((rows, rows // 2, 2 * rows))
     )

@@ -102,7 +102,7 @@ def main():
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--epochs", type=int, default=60)
     options = parser.parse_args()
-    (x, captions), epochs = (drawn(160), 6) if options.smoke else (stamps(), options.epochs)
+    (x, captions), epochs = (drawn(160), 2) if options.smoke else (stamps(), options.epochs)
     wide, narrow = (12, 6) if options.smoke else (32, 8)
     vectorize = layers.TextVectorization(output_sequence_length=WORDS)
     order = np.random.default_rng(0).permutation(len(x))

@@ -165,15 +165,6 @@ def test_the_demos_saved_model_brings_warm_up_requests_and_a_card(short):
 
 
 @pytest.mark.slow
-def test_as_a_program_an_error_is_a_line_on_stderr_and_exit_code_2(tmp_path):
-    line, kwargs = command("demo", "--dataset", "digit", "--out", str(tmp_path / "out"))
-    done = subprocess.run(line, capture_output=True, timeout=120, **kwargs)
-    assert done.returncode == 2 and done.stdout == ""
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("keras-distill demo: data.load: expected the name of a data set")
-
-
-@pytest.mark.slow
 def test_interrupted_it_leaves_what_was_there_before(tmp_path):
     (tmp_path / "report.html").write_text("the one before")
     line, kwargs = command("demo", "--epochs", "10000", "--out", str(tmp_path))
@@ -193,7 +184,7 @@ def test_interrupted_it_leaves_what_was_there_before(tmp_path):
 @pytest.mark.slow
 def test_distilled_beats_alone_on_digits_as_the_readme_says(tmp_path):
     out = tmp_path / "new" / "out"
-    assert main(["demo", "--seeds", "3", "--out", str(out)]) == 0
+    assert main(["demo", "--epochs", "12", "--seeds", "3", "--out", str(out)]) == 0  # the README's run takes 40
     assert sorted(os.listdir(out)) == WRITTEN
     written = report.Report.from_json((out / "report.json").read_text())
     alone, distilled = written["student alone"], written["student distilled"]
@@ -216,11 +207,11 @@ def test_help_and_version_are_quick_and_import_no_tensorflow():
         assert not any(f"| {name}" in done.stderr.replace("|   ", "| ") for name in ("tensorflow", "keras\n", "numpy"))
 
 
-def test_an_error_is_one_line_without_the_libraries_greetings(tmp_path):
+def test_as_a_program_an_error_is_one_line_on_stderr_without_the_libraries_greetings(tmp_path):
     run, options = command("label", "--teacher", str(tmp_path / "t.keras"), "--data", "digits", "--out", str(tmp_path))
     done = subprocess.run(run, capture_output=True, **options)
     expected = f"keras-distill label: expected a .keras file, got nothing at {tmp_path / 't.keras'}.\n"
-    assert (done.returncode, done.stderr) == (2, expected)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 
 def test_data_without_a_training_split_is_compared_on(monkeypatch, tmp_path, capsys):

@@ -3,9 +3,7 @@
 import http.server
 import importlib
 import json
-import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -157,16 +155,3 @@ def test_timeouts_are_kept(monkeypatch):
         with pytest.raises((TimeoutError, OSError)):
             serve_client.RestClient(address, "m", timeout_seconds=0.3, retries=1).predict({"x": np.ones(1)})
         assert time.monotonic() - start < 20
-
-
-@pytest.mark.slow
-def test_smoke_run_of_the_example():
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "serve_client.py"), "--smoke"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("150 examples in 3 requests") == 2

@@ -1,9 +1,7 @@
 """Every example runs, as a user runs it, in its short form."""
 
-import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Not in the extra "test": its pins do not agree with TensorFlow's.
 NEEDS = {"federated": "flwr"}
+SAYS = {"serve_client": ("150 examples in 3 requests", 2)}  # by gRPC and by REST
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if '"--smoke"' in path.read_text())
 
 
@@ -23,26 +22,20 @@ def test_there_are_examples_and_each_is_short():
         assert re.match(r'"""\S', path.read_text()), f"{path.name} says at its top what it is"
 
 
-# The first starts processes of its own. The second stands for all that each is a program: TensorFlow's import takes
-# longer than most of them.
-IN_A_PROCESS_OF_ITS_OWN = {"multi_worker", "annealing_kd"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_it_runs(path, tmp_path, monkeypatch, capsys):
+def test_it_runs(path, tmp_path, monkeypatch, capfd):
     pytest.importorskip(NEEDS.get(path.stem, "keras"))
-    if path.stem in IN_A_PROCESS_OF_ITS_OWN:
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, path, "--smoke"]
-        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-        assert run.returncode == 0, run.stderr[-3000:]
-        printed = run.stdout
-    else:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [str(path), "--smoke"])
-        monkeypatch.syspath_prepend(str(path.parent))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # multi_worker starts itself twice: one example that runs as a program
+    monkeypatch.setattr(sys, "argv", [str(path), "--smoke"])
+    monkeypatch.syspath_prepend(str(path.parent))
+    try:
         runpy.run_path(str(path), run_name="__main__")
-        keras.backend.clear_session()
-        printed = capsys.readouterr().out
+    except SystemExit as ended:
+        assert not ended.code, capfd.readouterr().err[-3000:]
+    keras.backend.clear_session()
+    printed = capfd.readouterr().out
     assert printed.strip(), "an example prints what it found"
+    sentence, times = SAYS.get(path.stem, ("", 0))
+    assert not times or printed.count(sentence) == times
