@@ -124,12 +124,8 @@ class HasObjective(Trainer):
         """Whether a loss between labels and outputs was given to ``compile``."""
         return self._compile_loss is not None or self._students_own_loss
 
-    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Train; see ``Trainer.fit``."""
-        callbacks = kwargs.get("callbacks")
-        if self._students_own_loss and len(args) < 4 and not isinstance(callbacks, keras.callbacks.CallbackList):
-            kwargs["callbacks"] = [*keras.tree.flatten(callbacks or []), _ZeroLoss()]
-        return super().fit(x, y, *args, **kwargs)
+    def _own_callbacks(self) -> list[keras.callbacks.Callback]:
+        return [_ZeroLoss()] if self._students_own_loss else []
 
     # ------------------------------------------------------------------ one pass of both models
 

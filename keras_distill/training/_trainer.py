@@ -150,6 +150,9 @@ class Trainer(SavesTraining):
         self._assert_compile_called("fit")
         check_data(self, x, y, "fit", kwargs.get("sample_weight"))
         self._build_before(x)
+        own, callbacks = self._own_callbacks(), kwargs.get("callbacks")
+        if own and len(args) < 4 and not isinstance(callbacks, keras.callbacks.CallbackList):  # the fourth: callbacks
+            kwargs["callbacks"] = [*keras.tree.flatten(callbacks or []), *own]
         if isinstance(kwargs.get("callbacks"), (list, tuple)):
             # A backup made before a policy has looked at the epoch would resume with the policy an epoch behind.
             last = keras.callbacks.BackupAndRestore
@@ -160,6 +163,10 @@ class Trainer(SavesTraining):
             self._initial_epoch = None  # set by a backup that resumed; the next fit is another run
         self._guard.look(now=True)
         return history
+
+    def _own_callbacks(self) -> list[keras.callbacks.Callback]:
+        """Return callbacks that watch every ``fit``."""
+        return []
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; arguments and result are those of ``keras.Model.evaluate``.
