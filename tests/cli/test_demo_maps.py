@@ -23,7 +23,7 @@ def test_the_demo_writes_a_page_with_maps_over_pictures(tmp_path, monkeypatch):
     splits = {"train": drawn(32, 0), "validation": drawn(4, 1), "test": drawn(8, 2)}
     scenes = data.Data("scenes", splits, ("sky", "road", "tree"), "drawn")
     monkeypatch.setitem(_named._LOADERS, "scenes", lambda name, download: scenes)
-    assert main(["demo", "--dataset", "scenes", "--epochs", "20", "--out", str(tmp_path / "out")]) in (None, 0)
+    assert main(["demo", "--dataset", "scenes", "--epochs", "12", "--out", str(tmp_path / "out")]) in (None, 0)
     found = {each["name"]: each for each in json.loads((tmp_path / "out" / "report.json").read_text())["entries"]}
     assert found["teacher"]["mean_iou"] > 0.5 > 1 / 3
     assert found["student distilled"]["num_parameters"] * 10 < found["teacher"]["num_parameters"]
@@ -48,7 +48,7 @@ def test_the_demo_writes_a_page_with_boxes_over_pictures(tmp_path, monkeypatch):
     pytest.importorskip("pycocotools")
     cells = data.Data("cells", {"train": discs(64, 0), "test": discs(16, 1)}, ("red", "blue"), "drawn")
     monkeypatch.setitem(_named._LOADERS, "cells", lambda name, download: cells)
-    assert main(["demo", "--dataset", "cells", "--epochs", "40", "--out", str(tmp_path / "out")]) in (None, 0)
+    assert main(["demo", "--dataset", "cells", "--epochs", "16", "--out", str(tmp_path / "out")]) in (None, 0)
     found = {each["name"]: each for each in json.loads((tmp_path / "out" / "report.json").read_text())["entries"]}
     assert found["teacher"]["average_precision_50"] > 0.5
     assert found["student distilled"]["num_parameters"] * 10 < found["teacher"]["num_parameters"]
