@@ -180,7 +180,11 @@ def _is_arrays(x: Any) -> bool:
 
 def _check_batched(spec: Any, targets: Any, owner: str) -> None:
     parts = keras.tree.flatten((spec[0] if isinstance(spec, tuple) else spec, targets))
-    if any(each.shape.rank == 0 for each in parts if isinstance(each, tf.TensorSpec)):
+    ranks = [each.shape.rank for each in parts if isinstance(each, tf.TensorSpec)]
+    if None in ranks:
+        advice = "Give Dataset.from_generator an output_signature, or set the shapes with tf.ensure_shape in a map"
+        raise error(owner, "a dataset that knows the rank of inputs and labels", "an unknown shape", advice)
+    if 0 in ranks:
         raise error(owner, "batches of examples", "single examples", "Batch the dataset: dataset.batch(32)")
 
 
@@ -246,7 +250,7 @@ def _loss_kind(loss: Any) -> str:
 
 def _check_labels(distiller: Any, targets: Any, owner: str) -> None:
     outputs = getattr(distiller.student, "outputs", None)
-    if not outputs or len(outputs) != 1 or targets.shape.__len__() is None:
+    if not outputs or len(outputs) != 1:
         return
     shape, kind = tuple(outputs[0].shape), _loss_kind(distiller.loss)
     got, rank, classes = tuple(targets.shape), len(targets.shape), shape[-1]

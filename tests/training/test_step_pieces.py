@@ -252,6 +252,8 @@ def test_data_that_cannot_be_right_are_answered():
             ValueError, match=r"expected inputs of shape \(6,\) for the teacher .*teachers\.Preprocessed"
         ):
             distiller.fit(x, Y if x is X else None)
+    with pytest.raises(ValueError, match=r"got an unknown shape\. Give Dataset\.from_generator an output_signature"):
+        distiller.fit(tf.data.Dataset.from_generator(lambda: [(X, Y)], (tf.float32, tf.int64)))
     with pytest.raises(ValueError, match=r"expected numeric labels, got text\. Number the classes"):
         distiller.fit(X, np.array(["cat"] * 16))
     with pytest.raises(ValueError, match=r"expected sample_weight without NaN, got 1 NaN"):
