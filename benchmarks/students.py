@@ -13,10 +13,10 @@ The Fashion-MNIST rows have one teacher, a residual network of 152k parameters t
   step costs four of the others'; within a builder all columns but the first have the same.
 - ``cifar10`` and ``sst2``: see ``_students_more.py``.
 
-Adam falls along a cosine. Its first rate, the temperature (4 for ``few`` and ``low_rank``, else 2) and whether labels
-count beside answers were chosen on 10000 training pictures that nothing is trained on (``--held-out``, one or two
-seeds); ``side``, ``cifar10`` and ``sst2`` are not tuned. The last epoch is reported. Rows are run one by one
-(``--rows few,bits``), and each writes a report of its own, ``students_<row>.json``. A killed run goes on where it
+Adam falls along a cosine. Its first rate, the temperature (4 for ``few``, ``low_rank`` and ``cifar10``, else 2) and
+whether labels count beside answers were chosen on 10000 training pictures of Fashion-MNIST that nothing is trained on
+(``--held-out``, one or two seeds); ``side`` and ``sst2`` are not tuned. The last epoch is reported. Rows are run one by
+one (``--rows few,bits``), and each writes a report of its own, ``students_<row>.json``. A killed run goes on where it
 stopped. Without ``--full`` it judges nothing.
 """
 
