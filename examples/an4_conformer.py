@@ -14,7 +14,7 @@ import argparse
 
 import keras
 import numpy as np
-from an4_streaming import CLASSES, STACKED, an4, made_up, padded, streaming, word_error_rate
+from an4_streaming import CLASSES, STACKED, streaming, utterances, word_error_rate
 from keras import layers
 
 from keras_distill import Distiller, LogitsDistillation, adapters, losses
@@ -59,12 +59,8 @@ def main():
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--epochs", type=int, default=16)
     options = parser.parse_args()
-    train, test = (made_up(32, 0), made_up(8, 1)) if options.smoke else (an4("train"), an4("test"))
+    x, y, test = utterances(options.smoke)
     epochs, wide, narrow = (6, 16, 12) if options.smoke else (options.epochs, 96, 56)
-    if not options.smoke:  # without the longest tenth, so that a batch is not mostly padding
-        kept = [i for i, sound in enumerate(train[0]) if len(sound) <= 144]
-        train = [train[0][i] for i in kept], [train[1][i] for i in kept]
-    x, y = padded(*train)
 
     def fitted(model):
         rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * -(-len(x) // 16), warmup_target=4e-3,

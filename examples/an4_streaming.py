@@ -93,18 +93,23 @@ def word_error_rate(model, sounds, texts):
     return 100.0 * metrics.word_error_rate(texts, found)
 
 
+def utterances(smoke):
+    """Give features and texts to train and to test on; those to train on padded as well."""
+    train, test = (made_up(32, 0), made_up(8, 1)) if smoke else (an4("train"), an4("test"))
+    if not smoke:  # without the longest tenth, so that a batch is not mostly padding
+        kept = [i for i, sound in enumerate(train[0]) if len(sound) <= 144]
+        train = [train[0][i] for i in kept], [train[1][i] for i in kept]
+    return *padded(*train), test
+
+
 def main():
     """Train the teacher, then the student in four ways."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--epochs", type=int, default=16)
     options = parser.parse_args()
-    train, test = (made_up(32, 0), made_up(8, 1)) if options.smoke else (an4("train"), an4("test"))
+    x, y, test = utterances(options.smoke)
     epochs, widths = (2, (16, 12)) if options.smoke else (options.epochs, (96, 56))
-    if not options.smoke:  # without the longest tenth, so that a batch is not mostly padding
-        kept = [i for i, sound in enumerate(train[0]) if len(sound) <= 144]
-        train = [train[0][i] for i in kept], [train[1][i] for i in kept]
-    x, y = padded(*train)
 
     def fitted(model, loss, target):
         rate = keras.optimizers.schedules.CosineDecay(4e-3, epochs * -(-len(x) // 16))

@@ -152,7 +152,7 @@ class Distiller(HasObjective):
             ValueError: if ``loss`` is None while ``student_loss_weight`` is above 0, or for an argument of another
                 library's distiller.
         """
-        unexpected_arguments("Distiller.compile", unknown)
+        unexpected_arguments("Distiller.compile", unknown, compiling=True)
         if jit_compile is True and not self.supports_jit:
             advice = "Let it answer once: teachers.label(teacher, dataset, path), and train on the store"
             raise error(

@@ -131,18 +131,18 @@ _RENAMED_IN_COMPILE = {
 }
 
 
-def unexpected_arguments(owner: str, arguments: dict[str, Any]) -> None:
+def unexpected_arguments(owner: str, arguments: dict[str, Any], *, compiling: bool = False) -> None:
     """Raise ``ValueError`` for an argument of another library's distiller, with the name it has here.
 
     Args:
-        owner: name shown in the message, ``"Distiller"`` or ``"Distiller.compile"``.
+        owner: name shown in the message.
         arguments: the keyword arguments that are left over.
+        compiling: they were given to ``compile``, where Keras takes no others; else the constructor passes them on.
 
     Raises:
-        TypeError: for a name that is known nowhere; the constructor leaves these to ``keras.Model``.
+        TypeError: for a name that is known nowhere, if ``compiling``.
         ValueError: for a name that is known elsewhere.
     """
-    compiling = owner.endswith(".compile")
     for name in arguments:
         here = (_RENAMED_IN_COMPILE if compiling else _RENAMED).get(name)
         if here is not None:

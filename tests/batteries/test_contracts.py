@@ -176,10 +176,15 @@ def test_one_temperature_per_example(row):
     expected = [
         values(row, teacher[i : i + 1], student[i : i + 1], float(each[i]), labels[i : i + 1])[0] for i in range(5)
     ]
+    slopes = [
+        gradients(row, teacher[i : i + 1], tf.constant(student[i : i + 1]), tf.constant(each[i]), labels[i : i + 1])[2]
+        for i in range(5)
+    ]
     for shape in ((5,), (5, 1)):
         got, _, to_each = gradients(row, teacher, tf.constant(student), tf.constant(each.reshape(shape)), labels)
         np.testing.assert_allclose(got, np.sum(expected), rtol=2e-6)
         assert to_each.shape == shape
+        np.testing.assert_allclose(np.ravel(to_each), slopes, rtol=1e-4, atol=1e-6 * np.abs(slopes).max())
     np.testing.assert_allclose(values(row, teacher, student, each, labels), expected, rtol=2e-6)
     deep = values(row, teacher[:, None], student[:, None], each, labels[:, None])
     np.testing.assert_allclose(deep[:, 0], expected, rtol=2e-6)
