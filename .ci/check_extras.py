@@ -51,6 +51,8 @@ USES = {
     "privacy": "from keras_distill import regimes\n"
     "teachers = [lambda x: np.eye(3)[np.zeros(len(x), int)] for _ in range(20)]\n"
     "print(regimes.PrivateVotes(teachers, answer_noise=4.0).label(x, max_epsilon=5.0, delta=1e-4).report)\n",
+    "robust": "from keras_distill import report\n"
+    "print(report.AutoAttack(0.1, num_steps=2)(student, x, y, from_logits=True).shape)\n",
     "explain": "import shap, interpret\nfrom keras_distill import explain\n"
     "print(explain.surrogate(student, x, kind='tree'))\n",
     "search": "import optuna\noptuna.create_study()\n",

@@ -25,6 +25,7 @@ REASONS = {
     "policies": "environments for policy distillation",
     "tables": "tabular teachers and baselines",
     "privacy": "privacy accounting",
+    "robust": "AutoAttack in a report",
     "explain": "attributions and surrogates",
     "search": "searching students and settings",
     "detection": "average precision of detectors by COCO's own evaluator",

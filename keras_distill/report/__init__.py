@@ -1,5 +1,6 @@
 """What a model is worth: measured, drawn and written on one page. Needs ``keras-distill[demo]`` for the figures."""
 
+from keras_distill.report._auto_attack import AutoAttack
 from keras_distill.report._comparison import Comparison, Method, comparison
 from keras_distill.report._detection import DetectionEntry, boxes_over_pictures, detection, write_detection_page
 from keras_distill.report._evaluate import evaluate
@@ -21,6 +22,7 @@ from keras_distill.report._uncertainty import (
 )
 
 __all__ = [
+    "AutoAttack",
     "Comparison",
     "DetectionEntry",
     "Entry",

@@ -83,8 +83,8 @@ def evaluate(
         non_members: examples of the same distribution that no model has seen.
         shadow_models: models of the same kind that saw neither; they calibrate the audit.
         comparison: ``report.comparison(...)`` of a cross-validation, to be shown and kept with the rest.
-        attack: ``regimes.ProjectedGradient(...)``, or a function from model, inputs and labels to moved inputs (another
-            library's AutoAttack, say): the accuracy on what it makes of the data then stands in the table.
+        attack: ``regimes.ProjectedGradient(...)``, ``report.AutoAttack(...)``, or a function from model, inputs and
+            labels to moved inputs: the accuracy on what it makes of the data then stands in the table.
         corruptions: of "noise", "blur" and "contrast" (``data.corrupt``, severities 1, 3 and 5), or functions of the
             inputs by name: accuracy and calibration error on worse inputs.
 

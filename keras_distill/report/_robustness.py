@@ -13,6 +13,7 @@ from keras_distill import data
 from keras_distill._checks import error
 from keras_distill.metrics import expected_calibration_error
 from keras_distill.regimes import ProjectedGradient
+from keras_distill.report._auto_attack import AutoAttack
 
 #: Of the named corruptions; the severities between them add little to a figure.
 _SEVERITIES = (1, 3, 5)
@@ -80,7 +81,8 @@ class Trial:
         num_bins: int,
     ) -> None:
         if attack is not None and not callable(attack):
-            raise error(owner, "attack to be ProjectedGradient(...) or a function", type(attack).__name__)
+            expected = "attack to be ProjectedGradient(...), AutoAttack(...) or a function"
+            raise error(owner, expected, type(attack).__name__)
         self.owner, self.attack, self.inputs, self.labels, self.outputs = owner, attack, inputs, labels, outputs
         self.from_logits, self.batch_size, self.num_bins = from_logits, batch_size, num_bins
         self._changed = _changed(owner, corruptions, inputs)
@@ -98,7 +100,7 @@ class Trial:
         if self.attack is None:
             return Robustness(shifts=tuple(shifts))
         name = str(self.attack)
-        if not isinstance(self.attack, ProjectedGradient):
+        if not isinstance(self.attack, (ProjectedGradient, AutoAttack)):
             name = getattr(self.attack, "__name__", type(self.attack).__name__)
         return Robustness(name, tuple(self._attacked(model) for model in group), tuple(shifts))
 
@@ -106,7 +108,7 @@ class Trial:
         return float(np.mean(outputs.argmax(-1) == self.labels))
 
     def _attacked(self, model: keras.Model) -> float:
-        if isinstance(self.attack, ProjectedGradient):
+        if isinstance(self.attack, (ProjectedGradient, AutoAttack)):
             logits, size = self.from_logits, self.batch_size
             moved = self.attack(model, self.inputs, self.labels, from_logits=logits, batch_size=size)
         else:

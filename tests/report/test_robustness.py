@@ -79,6 +79,64 @@ def test_functions_of_ones_own_attack_and_corrupt():
     assert dark.accuracy == pytest.approx((np.mean(dark_outputs.argmax(-1) == LABELS),))
 
 
+def flipped(model, epsilon):
+    """Which examples of a linear classifier have a point of another class in their box: exactly these can be moved."""
+    kernel, bias = (np.asarray(each, "float64") for each in model.get_weights())
+    scores = IMAGES.reshape(60, -1) @ kernel + bias
+    leads = scores[np.arange(60), LABELS][:, None] - scores
+    reach = np.abs(kernel[:, LABELS].T[:, :, None] - kernel[None]).sum(1) * epsilon
+    reach[np.arange(60), LABELS] = -1.0
+    return (leads < reach).any(-1)
+
+
+def test_auto_attack_finds_what_a_linear_model_has_and_counts_as_its_own_library_does():
+    pytest.importorskip("art")
+    from art.attacks.evasion import AutoAttack, AutoProjectedGradientDescent, SquareAttack
+    from art.estimators.classification import TensorFlowV2Classifier
+
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(IMAGES, LABELS, epochs=30, verbose=0)
+    state = np.random.get_state()[1].copy()
+    attack = report.AutoAttack(0.02, num_steps=8, num_queries=5, low=-1.0, high=2.0, seed=3)
+    found = report.evaluate({"linear": model, "conv": MODELS["one"]}, (IMAGES, LABELS), attack=attack)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
+    right = ~flipped(model, 0.02)
+    assert 0.1 < right.mean() < found["linear"].accuracy.mean - 0.1
+    assert found["linear"].robustness.robust_accuracy == (right.mean(),)
+    assert found["linear"].robustness.attack == "AutoAttack, epsilon 0.02"
+
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    known = TensorFlowV2Classifier(MODELS["one"], 3, (8, 8, 1), loss_object=loss, clip_values=(-1.0, 2.0))
+    settings = {"eps": 0.02, "batch_size": 256, "verbose": False}
+    attacks = [
+        AutoProjectedGradientDescent(known, eps_step=0.04, max_iter=8, nb_random_init=1, loss_type=kind, **settings)
+        for kind in ("cross_entropy", "difference_logits_ratio")
+    ]
+    attacks.append(SquareAttack(known, max_iter=5, p_init=49 / 64, **settings))
+    np.random.seed(3)
+    moved = AutoAttack(known, eps=0.02, attacks=attacks).generate(IMAGES, keras.utils.to_categorical(LABELS, 3))
+    own = np.mean(MODELS["one"].predict(moved, verbose=0).argmax(-1) == LABELS)
+    assert found["conv"].robustness.robust_accuracy == (own,)
+    assert own < found["conv"].accuracy.mean
+
+    soft = keras.Sequential([model, keras.layers.Softmax()])
+    vectors = keras.Sequential([keras.Input((64,)), keras.layers.Reshape((8, 8, 1)), soft])
+    moved = attack(vectors, IMAGES.reshape(60, 64), LABELS, from_logits=False)
+    np.testing.assert_array_equal(vectors.predict(moved, verbose=0).argmax(-1) == LABELS, right)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: report.AutoAttack(0.0), r"AutoAttack: expected epsilon > 0, got 0.0\."),
+    (lambda: report.AutoAttack(0.1, low=1.0), r"AutoAttack: expected low < high, got 1.0 and 1.0"),
+    (lambda: report.AutoAttack(0.1)(MODELS["one"], IMAGES[0, 0, 0, 0], LABELS), r"\(examples, features\), got \(\)"),
+])  # fmt: skip
+def test_bad_attacks_are_one_sentence(make, message):
+    pytest.importorskip("art")
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_the_page_shows_shifts_and_the_audit(tmp_path):
     found = report.evaluate(
         {"a <b>": MODELS["one"], "two": MODELS["two"]}, (IMAGES, LABELS), corruptions=["blur"],
@@ -98,7 +156,7 @@ def test_the_page_shows_shifts_and_the_audit(tmp_path):
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"corruptions": ["fog"]}, r"report.evaluate: expected corruptions of 'noise', 'blur', 'contrast', or"),
     ({"corruptions": {"cut": lambda x: x[:3]}}, r"inputs from the corruption 'cut', got \(3, 8, 8, 1\)"),
-    ({"attack": 0.1}, r"expected attack to be ProjectedGradient\(...\) or a function, got float"),
+    ({"attack": 0.1}, r"expected attack to be ProjectedGradient\(...\), AutoAttack\(...\) or a function, got float"),
     ({"attack": lambda m, x, y: x[:3]}, r"inputs from the attack, got \(3, 8, 8, 1\)"),
 ])  # fmt: skip
 def test_bad_arguments_are_one_sentence(arguments, message):
