@@ -5,11 +5,12 @@ as they are, under PGD of 20 steps from a random start, and blurred. The teacher
 adversarially; all students have the same number of updates. Settings were not tuned: epsilon and steps are usual ones,
 weights and temperatures those of the papers.
 
-The row of MNIST is no evidence for distillation: there adversarial training alone stays with one class, 10.9% clean and
-attacked. At an epsilon of 0.15 from the first step on, a student of 4 filters finds nothing that lowers its loss below
-that of a constant answer. A teacher's soft answers get it away from there, and so do two plain epochs before four
-adversarial ones (78.6% clean, 34.5% under PGD of 20 steps) or 8 filters (78.9%, 46.2%), each measured with one seed on
-1,000 further training images. Beside that, ARD's 29.1% and RSLAD's 35.7% are no gain. The table was not made again.
+On MNIST every student begins with two plain epochs and goes on with four of its own: at an epsilon of 0.15 from the
+first step on, adversarial training of 4 filters stays with the answer of one class (10.9% clean and attacked in a
+former run), and a comparison with it said nothing about teachers. That two plain epochs help was seen on 1,000 further
+training images.
+
+The first 200 test images are attacked once more, by AutoAttack of the adversarial-robustness-toolbox.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from keras_distill import data, regimes, report
 
 CLAIM = "Learning from a robust teacher (ARD or RSLAD) makes a student more robust than adversarial training alone."
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+#: Plain epochs before the others, for every student.
+WARM = {"mnist": 2, "fashion_mnist": 0}
 EPSILON = {"mnist": 0.15, "fashion_mnist": 0.05}
 WAYS = ("plain", "adversarial training", "ARD", "RSLAD")
 
@@ -54,7 +57,7 @@ def run(name: str, seed: int, full: bool) -> dict[str, Any]:
     test = halved(found.test.inputs[: 2000 if full else 100]), found.test.labels[: 2000 if full else 100]
     attack = regimes.ProjectedGradient(EPSILON[name], num_steps=5)
 
-    def fitted(regime: Any, labels: Any = y) -> None:
+    def fitted(regime: Any, labels: Any = y, epochs: int = epochs) -> None:
         loss = None if labels is None else LOSS
         rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * -(-count // 64))
         regime.compile(keras.optimizers.Adam(rate), loss)
@@ -62,19 +65,28 @@ def run(name: str, seed: int, full: bool) -> dict[str, Any]:
 
     teacher = network(16, 100 + seed)
     fitted(regimes.AdversarialTraining(teacher, attack, seed=seed))
-    students = {way: network(4, seed) for way in WAYS}
-    fitted(students["plain"])
-    fitted(regimes.AdversarialTraining(students["adversarial training"], attack, seed=seed))
-    fitted(regimes.ard(teacher, students["ARD"], attack, seed=seed))
-    fitted(regimes.rslad(teacher, students["RSLAD"], attack, seed=seed), None)
+    students, warm = {way: network(4, seed) for way in WAYS}, WARM[name] if full else 0
+    if warm:
+        fitted(students["plain"], epochs=warm)
+        for way in WAYS[1:]:
+            students[way].set_weights(students["plain"].get_weights())
+    left = epochs - warm
+    fitted(students["plain"], epochs=left)
+    fitted(regimes.AdversarialTraining(students["adversarial training"], attack, seed=seed), epochs=left)
+    fitted(regimes.ard(teacher, students["ARD"], attack, seed=seed), epochs=left)
+    fitted(regimes.rslad(teacher, students["RSLAD"], attack, seed=seed), None, left)
     measured = report.evaluate(
         {"teacher": teacher, **students}, test, attack=regimes.ProjectedGradient(EPSILON[name], num_steps=20, seed=1),
         corruptions=("blur",),
     )  # fmt: skip
+    few = (test[0][:200], test[1][:200])
+    other = report.AutoAttack(EPSILON[name], num_steps=20, num_queries=200, seed=seed)
+    harder = report.evaluate({"teacher": teacher, **students}, few, attack=other)
     return {
         entry.name: {
             "clean, %": 100 * entry.accuracy.mean,
             "attacked, %": 100 * entry.robustness.robust_accuracy[0],
+            "under AutoAttack, first 200, %": 100 * harder[entry.name].robustness.robust_accuracy[0],
             "blurred, %": 100 * entry.robustness.shifts[-1].accuracy[0],
             "ECE, %": 100 * entry.expected_calibration_error.mean,
             "ECE blurred, %": 100 * entry.robustness.shifts[-1].expected_calibration_error[0],
@@ -100,9 +112,7 @@ def main() -> None:
     for name in tasks:
         means = {way: float(np.mean([rows[name, seed][way]["attacked, %"] for seed in seeds])) for way in WAYS}
         best = max(means["ARD"], means["RSLAD"]) - means["adversarial training"]
-        known = " (adversarial training alone does not start here: no evidence for distillation)"
-        claim = f"{name}: points that the better recipe gains under attack{known if name == 'mnist' else ''}"
-        result.verdict(claim, best, at_least=0.0)
+        result.verdict(f"{name}: points that the better recipe gains under attack", best, at_least=0.0)
     result.write()
     if options.task == "all":
         runs.finish()
