@@ -252,10 +252,14 @@ class MemoryBank(Adapter):
         return self.candidates(inputs)
 
     def update(self, embeddings: Any, indices: Any) -> None:
-        """Mix (batch, units) embeddings into those of ``indices`` and scale them to length 1."""
-        embeddings = ops.stop_gradient(ops.cast(embeddings, self.memory.dtype))
-        mixed = self.momentum * self.candidates(indices) + (1.0 - self.momentum) * embeddings
-        self.memory.assign(ops.scatter_update(self.memory, ops.expand_dims(indices, -1), maps.unit(mixed)))
+        """Mix (batch, units) embeddings into those of ``indices`` and scale them to length 1.
+
+        An embedding that is not finite leaves what is remembered as it is.
+        """
+        embeddings, before = ops.stop_gradient(ops.cast(embeddings, self.memory.dtype)), self.candidates(indices)
+        mixed = maps.unit(self.momentum * before + (1.0 - self.momentum) * embeddings)
+        mixed = ops.where(ops.all(ops.isfinite(mixed), axis=-1, keepdims=True), mixed, before)
+        self.memory.assign(ops.scatter_update(self.memory, ops.expand_dims(indices, -1), mixed))
 
     def normalizer(self, scores: Tensor, training: bool = True) -> Tensor:
         """Return the constant; the first call takes it from its batch.
@@ -270,7 +274,7 @@ class MemoryBank(Adapter):
         first = ops.mean(ops.exp(ops.stop_gradient(ops.cast(scores, "float32")))) * self.num_examples
         constant = ops.where(self.constant > 0.0, self.constant, first)
         if training:
-            self.constant.assign(constant)
+            self.constant.assign(ops.where(ops.isfinite(constant), constant, self.constant))
         return ops.reshape(constant, ())
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

@@ -137,7 +137,8 @@ class Guard:
             good = self._note(good, finite, step, number)
             # Not a condition around the update, which would keep XLA from fusing into it.
             for learner, each, state in updates:
-                before = [*state, *((weight, tf.convert_to_tensor(weight)) for weight in learner.weights)]
+                # The state last: the forward pass may have written a weight, too.
+                before = [*((weight, tf.convert_to_tensor(weight)) for weight in learner.weights), *state]
                 learner.update([_gated(g, lambda t: tf.where(good, t, tf.zeros_like(t))) for g in each], xla=True)
                 _keep(good, before)
             return

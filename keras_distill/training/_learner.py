@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_distill import adapters
+from keras_distill.terms import DistillationLoss
 from keras_distill.training import _fused_adam
 
 
@@ -51,8 +53,15 @@ class Learner:
             self.optimizer.build(weights)
 
     def moving_state(self) -> list[tuple[Any, tf.Tensor]]:
-        """Return what a forward pass in training mode writes (BatchNorm's statistics), with the values before it."""
-        found = [v for layer in self.model._flatten_layers() if layer.trainable for v in layer._non_trainable_variables]
+        """Return what a forward pass in training mode writes, with the values before it.
+
+        These are BatchNorm's statistics and what spectral normalisation divides, its kernel too. Terms write nothing
+        but schedules, and memories, which are as large as the data set, refuse what is not finite themselves.
+        """
+        own = (DistillationLoss, adapters.MemoryBank)
+        layers = [layer for part in (self.model, *self.parts) for layer in part._flatten_layers() if layer.trainable]
+        found = [v for layer in layers if not isinstance(layer, own) for v in layer._non_trainable_variables]
+        found += [layer.kernel for layer in layers if isinstance(layer, keras.layers.SpectralNormalization)]
         floats = [v for v in found if "float" in keras.backend.standardize_dtype(v.dtype)]
         return [(variable, tf.identity(variable)) for variable in floats]
 

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_distill import Distiller, LogitsDistillation, NonFiniteLossError, callbacks, regimes, students, teachers
+from keras_distill import (
+    Distiller,
+    LogitsDistillation,
+    NonFiniteLossError,
+    callbacks,
+    regimes,
+    students,
+    teachers,
+    terms,
+)
 from tests.models import batch, copy_of, mlp, replicas
 
 X, Y = batch(12)
@@ -47,6 +56,18 @@ def snapshot():
     return Distiller(teachers.Snapshot(student, decay=0.9), student, LogitsDistillation(2.0))
 
 
+def judged(heard=1.0, weight=0.5):
+    both = [LogitsDistillation(2.0), terms.Discriminator(hidden_units=(5,), name="judge")]
+    both[1].build_from(np.zeros((1, 4)), np.zeros((1, 4)))  # a player whose first weights the tests read
+    return Distiller(mlp(8, 4, seed=3), mlp(5, 4, seed=1), both, [heard, weight])
+
+
+def attacked(robust_weight=0.5):
+    attack = regimes.ProjectedGradient(0.1, num_steps=2, low=-9.0, high=9.0, random_start=False)
+    student, teacher = mlp(5, 4, seed=1), mlp(8, 4, seed=3)
+    return regimes.AdversarialTraining(student, attack, teacher, robust="teacher", robust_weight=robust_weight)
+
+
 MADE = {
     "Alone": lambda: regimes.Alone(mlp(5, 4, seed=1)),
     "MutualLearning": lambda: regimes.MutualLearning(peers()),
@@ -58,6 +79,8 @@ MADE = {
     "DataFree": lambda: regimes.DataFree(
         mlp(8, 4, seed=1), mlp(5, 4, seed=2), mlp(8, 6, inputs=3, seed=3, activation="tanh"), student_steps=2
     ),
+    "AdversarialTraining": attacked,
+    "Discriminator": judged,
     "Peers": lambda: Distiller(teachers.Peers(), branches(), LogitsDistillation(2.0)),
     "GatedPeers": lambda: Distiller(
         teachers.GatedPeers(), branches(True), LogitsDistillation(2.0, ["kl_divergence"] * 2 + [None, None])
@@ -162,7 +185,10 @@ def test_mixed_precision_moves_float32_weights_as_float32_does(name):
 
 
 def players_of(made):
-    return made.players if isinstance(made, regimes.Regime) else {"student": made.student}
+    if isinstance(made, regimes.Regime):
+        return made.players
+    trained = [each for each in made.distillation_losses if each.trainable_variables]
+    return {"student": made.student, **{each.name: each for each in trained}}
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -202,7 +228,7 @@ def test_a_resumed_run_ends_with_the_same_bits(name, tmp_path):
 
 # Drivers are several fits of what is above; functions train nothing but Distillers. These have batteries of their own.
 OTHERS = {
-    "AdversarialTraining", "Contrastive", "ProjectedGradient", "TrainingPrivacy",
+    "Contrastive", "ProjectedGradient", "TrainingPrivacy",
     "AssistantChain", "BatchStatistics", "BornAgain", "ClassInversion", "CrossValidation", "Disagreement",
     "GeneratorObjective", "Measured", "OutOfFold", "PeerExchange", "PolicyDistiller", "PolicyReturn", "PrivacyReport",
     "PrivateLabels", "PrivateVotes", "Regime", "Round", "Shown", "Stage", "Stages", "TinyBert",
@@ -285,6 +311,10 @@ def test_weight_zero_is_plain_training():
     taught = Distiller(teachers.VirtualTeacher(0.9), student, LogitsDistillation(4.0), [0.0], student_loss_weight=0.5)
     taught.compile(keras.optimizers.SGD(0.2, momentum=0.9), CROSS_ENTROPY)  # the labels have a share of one half
     taught.fit(X, Y, batch_size=4, epochs=2, shuffle=False, verbose=0)
-    for model in (alone, mutual.student, student):
+    zero = [attacked(robust_weight=0.0), judged(0.0, 0.0)]
+    for made, rate in zip(zero, (0.1, 0.2), strict=True):
+        made.compile(keras.optimizers.SGD(rate, momentum=0.9), CROSS_ENTROPY)
+        made.fit(X, Y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    for model in (alone, mutual.student, student, *(made.student for made in zero)):
         for one, two in zip(plainly.get_weights(), model.get_weights(), strict=True):
             np.testing.assert_allclose(one, two, atol=1e-6)

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_distill import DistillationLoss, Distiller, LogitsDistillation, NonFiniteLossError
+from keras_distill import (
+    DistillationLoss,
+    Distiller,
+    FeatureDistillation,
+    LogitsDistillation,
+    NonFiniteLossError,
+    adapters,
+)
 from tests.models import batch, batches, copy_of, mlp
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -14,10 +21,8 @@ MODES = [{}, {"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution
 
 def student():
     init = keras.initializers.GlorotUniform(seed=3)
-    return keras.Sequential(
-        [keras.Input((6,)), keras.layers.Dense(5, kernel_initializer=init), keras.layers.BatchNormalization(),
-         keras.layers.Dense(4, kernel_initializer=init)]
-    )  # fmt: skip
+    layers = [keras.layers.Dense(5, kernel_initializer=init, name="hidden"), keras.layers.BatchNormalization()]
+    return keras.Sequential([keras.Input((6,)), *layers, keras.layers.Dense(4, kernel_initializer=init)])
 
 
 class Exploding(DistillationLoss):
@@ -60,6 +65,37 @@ def test_the_term_that_failed_is_named(mode):
     with pytest.raises(NonFiniteLossError, match=r"distillation term 1 \(exploding\) at step 2"):
         distiller.fit(x, y, batch_size=8, shuffle=False, verbose=0)
     assert all(np.isfinite(weight).all() for weight in distiller.student.get_weights())
+
+
+@pytest.mark.parametrize("mode", [{}, {"jit_compile": True}], ids=str)
+def test_an_adapter_keeps_its_statistics_its_kernels_and_what_it_remembers(mode):
+    def trained(x):
+        normal = [keras.layers.Dense(8, kernel_initializer="ones"), keras.layers.BatchNormalization()]
+        spectral = keras.layers.SpectralNormalization(keras.layers.Dense(8, kernel_initializer="ones"))
+        spectral.build((None, 5))
+        spectral.vector_u.assign(np.linspace(0.1, 0.8, 8)[None])
+        heard = [FeatureDistillation("mse", "dense_0", "hidden", adapter=keras.Sequential(normal)),
+                 FeatureDistillation("mse", "dense_0", "hidden", adapter=spectral)]  # fmt: skip
+        distiller = Distiller(mlp(8, 4, seed=1), student(), heard)
+        distiller.compile(keras.optimizers.SGD(0.05), CROSS_ENTROPY, **mode)
+        try:
+            distiller.fit(x, batch(16)[1][: len(x)], batch_size=8, shuffle=False, verbose=0)
+        except NonFiniteLossError:
+            assert np.isnan(x).any()
+        return [each for term in heard for each in term.adapter.get_weights()]
+
+    x, bad = batch(16)[0], batch(16)[0]
+    bad[9, 2] = np.nan  # in the second batch of 8
+    for one, two in zip(trained(x[:8]), trained(bad), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+    memory = adapters.MemoryBank(3, 2, seed=0)
+    before = np.array(memory.memory)
+    memory.update(np.array([[np.nan, 1.0], [3.0, 4.0]]), np.array([0, 2]))
+    np.testing.assert_array_equal(memory.memory[:2], before[:2])
+    expected = 0.5 * before[2] + 0.5 * np.array([3.0, 4.0])
+    np.testing.assert_allclose(memory.memory[2], expected / np.linalg.norm(expected), rtol=1e-6)
+    assert np.isnan(memory.normalizer(np.array([np.nan], "float32"))) and float(memory.constant) == 0.0
 
 
 def test_a_gradient_that_fails_behind_a_finite_loss_is_named():
