@@ -21,7 +21,7 @@ from keras_distill import _files
 from keras_distill._checks import error, integer
 from keras_distill.callbacks._steering import plain
 from keras_distill.teachers.store._teacher_id import config_fingerprint, teacher_fingerprint
-from keras_distill.training._multi_worker import is_chief
+from keras_distill.training._multi_worker import is_chief, numbers_of_workers
 
 _OWNER = "Backup"
 _WEIGHTS, _FACTS = "state.weights.h5", "backup.json"
@@ -56,7 +56,8 @@ class Backup(keras.callbacks.BackupAndRestore):
         same_run: False: go on from the backups of any run whose weights fit.
 
     Raises:
-        ValueError: by ``fit``, if there are backups and all are damaged, or they are those of another run.
+        ValueError: by ``fit``, if there are backups and all are damaged, they are those of another run, or the workers
+            of a cluster find different ones.
         OSError: by ``fit``, if a backup cannot be written (those before it stay), or another run is at work.
 
     Example:
@@ -127,6 +128,12 @@ class Backup(keras.callbacks.BackupAndRestore):
             raise error(_OWNER, f"a whole backup in {self.directory}", told, advice)
         if damaged:
             warnings.warn(f"Backup: damaged ({told}). Training goes on after epoch {self._resumed}.", stacklevel=2)
+        # All have read before the chief removes anything: of a run that had ended, that is every backup.
+        epochs = numbers_of_workers(self.model.distribute_strategy, self._resumed)
+        if len(set(epochs)) > 1:
+            advice = "Give all of them one directory on a file system that they share"
+            got = f"workers that go on after epochs {', '.join(map(str, epochs))}"
+            raise error(_OWNER, f"all workers to find the same backups in {self.directory}", got, advice)
         if chief:
             for pattern in (f"{_files.WRITING}*", f"{_files.REMOVING}*"):
                 for left_over in self.directory.glob(pattern):

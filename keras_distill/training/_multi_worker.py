@@ -26,9 +26,7 @@ class TrainsOnManyWorkers(keras.Model):
 
     @property
     def _many_workers(self) -> bool:
-        strategy = self.distribute_strategy
-        many = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        return many and strategy.cluster_resolver.cluster_spec().as_dict() != {}
+        return _has_many_workers(self.distribute_strategy)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         if not self._many_workers or iterator is None:
@@ -48,6 +46,27 @@ class TrainsOnManyWorkers(keras.Model):
             return {name: tf.reshape(value, [1]) for name, value in step_function(data).items()}
 
         return super()._make_function(step)
+
+
+def _has_many_workers(strategy: Any) -> bool:
+    many = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return many and strategy.cluster_resolver.cluster_spec().as_dict() != {}
+
+
+def numbers_of_workers(strategy: Any, number: int) -> list[int]:
+    """Return the number that every worker calls this with, one for each replica; each worker waits for all others.
+
+    Without several workers it is this process's number alone.
+    """
+    if not _has_many_workers(strategy):
+        return [number]
+    replicas = strategy.num_replicas_in_sync
+
+    def own(context: tf.distribute.ValueContext) -> tf.Tensor:
+        return number * tf.one_hot(context.replica_id_in_sync_group, replicas)
+
+    values = strategy.experimental_distribute_values_from_function(own)
+    return list(map(int, strategy.reduce("sum", values, axis=None)))
 
 
 def is_chief(strategy: Any) -> bool:

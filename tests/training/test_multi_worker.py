@@ -81,9 +81,13 @@ def together(tmp_path_factory):
         finish([second])
     assert code == -signal.SIGKILL
     assert sorted(path.name for path in (folder / "backups").iterdir()) == ["epoch-000001", "epoch-000002"]
-    cases = [backup, "live", f"stored:{folder / 'store'}"]
-    assert any(finish(start_cluster(folder, cases)) for _ in range(5))
-    return folder
+    for number in range(5):
+        crashes = folder / f"crashes-{number}"
+        crashes.mkdir()
+        cases = [backup, "live", f"stored:{folder / 'store'}", f"crashes:{crashes}"]
+        if finish(start_cluster(folder, cases)):
+            return folder
+    pytest.fail("no cluster came to its end")
 
 
 def test_two_workers_equal_one_process(together, alone):
@@ -99,3 +103,26 @@ def test_a_worker_killed_in_the_middle_of_an_epoch_and_the_job_started_again(tog
     got = result(together, "worker0-backup")
     assert_equal(got, alone)
     assert len(got[1]["history"]["loss"]) == 4
+
+
+@pytest.fixture(scope="module")
+def resumed(together):
+    """Of each worker: its runs from copies of the directory of backups, the first one uninterrupted."""
+    return [json.loads((together / f"worker{i}-crashes.json").read_text()) for i in range(2)]
+
+
+def test_a_kill_before_any_operation_on_a_file_is_resumed_bit_for_bit_by_both_workers(resumed):
+    runs = [each[:-1] for each in resumed]
+    assert [name for name, *_ in runs[0]] == [name for name, *_ in runs[1]]
+    assert len(runs[0]) > 20
+    expected = runs[0][0][1:]
+    assert len(expected[1]["loss"]) == 2
+    for (name, *one), (_, *two) in zip(*runs, strict=True):
+        assert one == expected, name
+        assert two == expected, name
+
+
+def test_workers_that_find_different_backups_are_refused(resumed):
+    for *_, (_, message) in resumed:
+        assert message.startswith("Backup: expected all workers to find the same backups in ")
+        assert ", got workers that go on after epochs 1, 0. Give all of them one directory" in message

@@ -1,15 +1,23 @@
 """One process of a cluster (or the only one): trains, and writes what came out; see ``test_multi_worker.py``."""
 
+import hashlib
 import json
 import os
+import shutil
 import signal
+import time
+from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from keras_distill import Distiller, FeatureDistillation, LogitsDistillation, callbacks, teachers
+from keras_distill.training._multi_worker import is_chief
+from tests.faults import Faults
 from tests.models import batch, mlp
+from tests.processes import wait_for
 
 EPOCHS, BATCH = 4, 8
 
@@ -33,7 +41,11 @@ def work(cases, out, kill=None):
     """Train the cases one after another: a process that has joined a cluster stays in it."""
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     for case in cases:
-        train(strategy, case, out, kill)
+        kind, _, path = case.partition(":")
+        if kind == "crashes":
+            resume_everywhere(strategy, Path(path), out)
+        else:
+            train(strategy, case, out, kill)
 
 
 def train(strategy, case, out, kill=None):
@@ -61,3 +73,66 @@ def train(strategy, case, out, kill=None):
     np.savez(f"{out}-{kind}.npz", *[weight.numpy() for weight in distiller.trainable_weights])
     with open(f"{out}-{kind}.json", "w") as file:
         json.dump({"history": history, "evaluate": evaluated}, file, default=float)
+
+
+def interrupt(epoch):
+    if epoch == 1:
+        raise KeyboardInterrupt
+
+
+def resume_everywhere(strategy, folder, out):
+    """Train while the chief copies the directory of backups before each operation on a file; resume each copy.
+
+    The models are made once: before each run all their state is set back to the beginning. Writes one line for each
+    run: the name of the copy, a hash of weights and of the optimizer's state, and the history. At the end each worker
+    is given a directory of its own.
+    """
+    data = tf.data.Dataset.from_tensor_slices(batch(10)).batch(BATCH)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    data = data.with_options(options)
+    with strategy.scope():
+        student = keras.Sequential([*mlp(5, 4, seed=2).layers, keras.layers.Dropout(0.3, seed=4)])
+        distiller = Distiller(mlp(8, 4, seed=1), student, LogitsDistillation(2.0))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        distiller.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss)
+        distiller.build((None, 6))
+        distiller.optimizer.build(distiller.trainable_variables)
+    beginning = f"{out}-beginning.weights.h5"
+    distiller.save_weights(beginning)
+    runs = []
+
+    def run(directory):
+        distiller.load_weights(beginning)
+        given = [callbacks.Backup(directory, num_kept=1)]
+        if not is_chief(strategy):  # the chief must wait for it before it removes what a run left that had ended
+            given.insert(0, keras.callbacks.LambdaCallback(on_train_begin=lambda logs: time.sleep(0.2)))
+        fitted = distiller.fit(data, epochs=2, verbose=0, callbacks=given)
+        state = [*distiller.get_weights(), *(each.numpy() for each in distiller.optimizer.variables)]
+        bits = hashlib.sha256(b"".join(np.ascontiguousarray(each).tobytes() for each in state)).hexdigest()
+        assert not is_chief(strategy) or not list(directory.iterdir())
+        runs.append([directory.name, bits, fitted.history, fitted.epoch])
+
+    listed = folder / "states.json"
+    if is_chief(strategy):
+        with pytest.MonkeyPatch.context() as patch:
+            (folder / "states").mkdir()
+            states = Faults(patch, folder / "states").crash_points(folder / "run", lambda: run(folder / "run"))
+        aside = listed.with_suffix(".part")
+        aside.write_text(json.dumps(list(map(str, states))))
+        aside.rename(listed)
+    else:
+        run(folder / "run")
+    wait_for(listed.exists)
+    for state in json.loads(listed.read_text()):
+        run(Path(state))
+    stop = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: interrupt(epoch))
+    with pytest.raises(KeyboardInterrupt):
+        distiller.fit(data, epochs=2, verbose=0, callbacks=[callbacks.Backup(folder / "common"), stop])
+    own = folder / f"own-{is_chief(strategy)}"
+    if is_chief(strategy):
+        shutil.copytree(folder / "common", own)
+    with pytest.raises(ValueError) as apart:
+        distiller.fit(data, epochs=2, verbose=0, callbacks=[callbacks.Backup(own)])
+    runs.append(["apart", str(apart.value)])
+    Path(f"{out}-crashes.json").write_text(json.dumps(runs))
