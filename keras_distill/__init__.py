@@ -20,13 +20,13 @@ _HOMES = {
 
 
 def _is_command() -> bool:
-    """Say whether this process is the command ``keras-distill``, which imports Keras only where it needs it."""
+    """Return whether this process is the command ``keras-distill``, which imports Keras only where it needs it."""
     started = getattr(sys, "orig_argv", [])
     module = started[started.index("-m") + 1 :][:1] if "-m" in started else []
     return module == [__name__] or os.path.basename(next(iter(sys.argv), "")) in ("keras-distill", "keras-distill.exe")
 
 
-# At once, so that what a saved distiller is made of is registered with Keras wherever the package is imported.
+# Imported eagerly, so that importing the package registers with Keras everything that a saved distiller needs.
 if TYPE_CHECKING or not _is_command():
     from keras_distill.distiller import Distiller
     from keras_distill.terms import DistillationLoss, FeatureDistillation, LogitsDistillation
@@ -38,7 +38,7 @@ def _rooms() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a room when it is first touched: ``keras_distill.export`` needs no import of its own."""
+    """Import a subpackage on first access, so that ``keras_distill.export`` needs no import of its own."""
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     if name.startswith("_") or name not in _rooms():

@@ -13,12 +13,12 @@ import numpy as np
 
 
 def error(owner: str, expected: str, got: Any, advice: str = "") -> ValueError:
-    """Make the package's error: ``Owner: expected <expected>, got <got>. <advice>``.
+    """Build the package's error: ``Owner: expected <expected>, got <got>. <advice>``.
 
     Args:
         owner: the class or function, named in the message.
         expected: what was expected of which argument.
-        got: what came instead; shown with ``str`` if it is text, else with ``repr``.
+        got: what was received; shown with ``str`` if it is text, else with ``repr``.
         advice: what to do, one sentence without a full stop at its end; may be empty.
 
     Returns:
@@ -54,7 +54,7 @@ def number(
         The number as a Python float.
 
     Raises:
-        ValueError: if ``value`` is no real number, is not finite or lies outside the bounds.
+        ValueError: if ``value`` is not a real number, is not finite or lies outside the bounds.
     """
     bounds = []
     if above is not None:
@@ -92,7 +92,7 @@ def integer(owner: str, name: str, value: Any, *, low: int, advice: str = "") ->
         The number as a Python int.
 
     Raises:
-        ValueError: if ``value`` is no integer or is below ``low``.
+        ValueError: if ``value`` is not an integer or is below ``low``.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
         raise error(owner, f"{name} to be an integer >= {low}", value, advice)
@@ -162,7 +162,7 @@ def tensor(owner: str, value: Any, convert: Callable[[Any], Any]) -> Any:
         raise error(owner, "an array or a tensor of numbers", kind, "Rows must have one length") from problem
     if "string" in str(found.dtype):
         raise error(owner, "an array or a tensor of numbers", "text", "Use class ids: numbers from 0 on")
-    # A tf.Variable passes for a tensor, and lacks some of what one has.
+    # A tf.Variable is accepted as a tensor but lacks some of its attributes.
     return found.read_value() if callable(getattr(found, "read_value", None)) else found
 
 
@@ -172,7 +172,7 @@ def array(owner: str, value: Any, dtype: str = "float64") -> np.ndarray:
     Args:
         owner: name shown in the error message.
         value: an array, a tensor, a variable, or nested lists of numbers.
-        dtype: of the result.
+        dtype: data type of the result.
 
     Returns:
         The array.
@@ -194,21 +194,21 @@ def array(owner: str, value: Any, dtype: str = "float64") -> np.ndarray:
         raise error(owner, expected, type(value).__name__, "Rows must have one length") from problem
 
 
-# They reorder what stands beside them, so that a name can show one thing and be another.
+# These reorder neighbouring characters, so that a name can display as something it is not.
 _DIRECTIONS = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 
 def printable(text: Any) -> str:
-    """Return text that any page, figure or terminal can show: what is invisible or harmful is spelled out.
+    """Return text that is safe on any page, figure or terminal: invisible and harmful characters are escaped.
 
-    Control characters, marks of writing direction, lone surrogates and non-characters become escapes of their number,
-    as in Python; line breaks and tabs stay.
+    Control characters, writing-direction marks, lone surrogates and non-characters become Python's numeric escapes;
+    line breaks and tabs stay.
 
     Args:
         text: anything; shown with ``str``.
 
     Returns:
-        The text, which UTF-8 and XML can hold.
+        The text, valid in UTF-8 and XML.
     """
 
     def shown(character: str) -> str:

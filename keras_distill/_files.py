@@ -1,8 +1,8 @@
 """Every change that the package makes on disk goes through here, so that tests can interrupt each one of them.
 
-Three rules make a kill at any moment harmless. A file or folder is filled under a hidden name and gets its own name by
-one rename. What is to disappear gets a hidden name first and is removed under that name. A writer holds a lock that the
-operating system releases when its process ends, however it ends.
+Three rules make it safe to kill the process at any moment. A file or folder is written under a hidden name, then
+renamed. Anything to be deleted is first renamed to a hidden name. A writer holds a lock that the operating system
+releases when its process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # no file locks on this platform: two writers are then not noticed
+except ImportError:  # no file locks on this platform: concurrent writers go undetected
     fcntl = None  # type: ignore[assignment]
 
 WRITING, REMOVING = ".writing-", ".removing-"
-#: A hidden file of a writer on another machine is left over when nothing has been written to it for so long.
+#: A hidden file from another machine counts as abandoned after this long without a write.
 LEASE_SECONDS = 900.0
 
 
@@ -50,12 +50,12 @@ def make_folder(path: Path, *, parents: bool = False, exist_ok: bool = False) ->
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file whole, under the name given."""
+    """Write a whole file under the given name."""
     path.write_bytes(content)
 
 
 def fill(path: Path, function: Callable[[], Any]) -> Any:
-    """Call a function of somebody else's that writes the file or folder ``path``, and return its result."""
+    """Call a third-party function that writes the file or folder ``path``, and return its result."""
     return function()
 
 
@@ -75,7 +75,7 @@ def remove_tree(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Return when a file, or the entries of a folder, have reached the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -87,9 +87,9 @@ def flush(path: Path) -> None:
 
 
 def writer_name() -> str:
-    """Return a name for a hidden file: which boot of which machine writes it, and a random number.
+    """Return a name for a hidden file: an identifier of the machine's current boot, and a random number.
 
-    A process number would mean another process on another machine or in another container.
+    A process id would be ambiguous across machines and containers.
     """
     return f"{_boot()}.{uuid.uuid4().hex}"
 
@@ -102,7 +102,7 @@ def written(function: Callable[[Any], Any]) -> bytes:
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old content or the new, never a part."""
+    """Write a file atomically: readers see the old content or the new, never a part."""
     aside = path.with_name(f"{WRITING}{path.name}-{writer_name()}")
     try:
         write(aside, content)
@@ -124,7 +124,7 @@ def take_away(folder: Path) -> None:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Create the hidden file ``path``, empty, and lock it while the block runs: others see that its writer is alive."""
+    """Create the empty hidden file ``path`` and lock it while the block runs: others see that its writer is alive."""
     while True:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         if fcntl is not None:
@@ -132,7 +132,7 @@ def held(path: Path) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             break
-        os.close(descriptor)  # somebody took it for left over before it was locked
+        os.close(descriptor)  # another process removed it as abandoned before it was locked
     try:
         yield
     finally:
@@ -140,10 +140,10 @@ def held(path: Path) -> Iterator[None]:
 
 
 def is_left_over(path: Path) -> bool:
-    """Say whether the writer of a hidden file is certainly dead.
+    """Return whether the writer of a hidden file is certainly dead.
 
-    Its lock must be free. That is proof on the machine that wrote it; not every shared file system shows the locks of
-    other machines, so their files must also have been still for ``LEASE_SECONDS``.
+    Its lock must be free, which is proof on the machine that wrote it. Not every shared file system shows the locks of
+    other machines, so their files must also have been unchanged for ``LEASE_SECONDS``.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -163,7 +163,7 @@ def is_left_over(path: Path) -> bool:
 
 
 def _boot() -> str:
-    """Return what names this boot of this machine, the same in all its containers."""
+    """Return an identifier of this machine's current boot, the same in all its containers."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")[:12]
     except OSError:
@@ -180,8 +180,8 @@ class Lock:
     does not release it, and two holders within one process exclude each other.
 
     Args:
-        path: a folder, or a file that is made if it is missing and stays where it is.
-        part: of a file: None to lock all of it, or the number of the part to lock, from 0 on.
+        path: a folder, or a file, which is created if it is missing and never deleted.
+        part: which part of a file to lock, counted from 0; None locks all of it.
 
     Raises:
         BlockingIOError: if another writer holds the lock.
@@ -197,10 +197,10 @@ class Lock:
             if problem.errno in (errno.EAGAIN, errno.EACCES):
                 self.release()
                 raise BlockingIOError(*problem.args) from problem
-            # A file system that knows no locks: two writers are then not noticed.
+            # The file system has no locks: concurrent writers go undetected.
 
     def release(self) -> None:
-        """Release the lock; once more is no error."""
+        """Release the lock; releasing it twice is no error."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -1,4 +1,4 @@
-"""The one door for ``.keras`` files that somebody else may have written: looked at first, then loaded in safe mode."""
+"""Loads ``.keras`` files that may come from untrusted sources: inspects them first, then loads them in safe mode."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _counting = threading.Lock()
 def load_model(
     owner: str, path: Path, *, most_bytes: int = MOST_UNPACKED_BYTES, most_weight_bytes: int | None = None
 ) -> keras.Model:
-    """Load a ``.keras`` file in safe mode, after looking at what is inside.
+    """Load a ``.keras`` file in safe mode, after inspecting its contents.
 
     Args:
         owner: name shown in the error message.
         path: a ``.keras`` file.
-        most_bytes: refuse archives that unpack to more.
-        most_weight_bytes: refuse models whose weights take more memory; None for four times what the file holds, and
-            at least 64 MB.
+        most_bytes: refuse archives that unpack to more than this.
+        most_weight_bytes: refuse models whose weights need more memory than this; None allows four times the weights in
+            the file, and at least 64 MB.
 
     Returns:
         The model, not compiled.
@@ -124,7 +124,7 @@ def _look_inside(owner: str, path: Path, most_bytes: int) -> int:
                     raise refuse(f"member {member.filename!r}, which is a link")
             names = [member.filename for member in members]
             if len(set(names)) != len(names):
-                raise refuse("two members of one name")
+                raise refuse("two members with the same name")
             total = sum(member.file_size for member in members)
             if total > most_bytes or total > _MOST_RATIO * max(path.stat().st_size, 2**16):
                 raise refuse(f"{total} bytes when unpacked")

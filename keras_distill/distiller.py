@@ -42,13 +42,13 @@ class Distiller(HasObjective):
             ``keras.distillation`` work too.
         distillation_loss_weights: >= 0, one for each term: numbers, or ``LearningRateSchedule`` objects of the
             optimizer's step. 1 each by default.
-        student_loss_weight: 0 to 1: the share of the supervised loss; a number or a schedule.
+        student_loss_weight: share of the supervised loss, 0 to 1; a number or a schedule.
         name: name of this model.
         **kwargs: as for ``keras.Model``.
 
     Raises:
-        ValueError: if teacher or student is no model, they are one object or share weights, the numbers are out of
-            bounds, or a term does not fit the two models (softmax heads, class counts, unknown layers).
+        ValueError: if teacher or student is not a model, they are the same object or share weights, the numbers are out
+            of bounds, or a term does not fit the two models (softmax heads, class counts, unknown layers).
 
     Example:
         >>> import keras, numpy as np
@@ -83,13 +83,13 @@ class Distiller(HasObjective):
         objective.validate(teacher, student)
         self._hide(teacher=teacher)
         object.__setattr__(self, "_frozen", types.SimpleNamespace(teacher=teachers.as_teacher(teacher, "Distiller")))
-        # Named as in keras.distillation. A teacher of several models checks the names of its taps by itself.
+        # Named as in keras.distillation. A teacher of several models checks its own tap names.
         names = objective.taps("teacher") if self._frozen.teacher is not teacher else []
         self._teacher_feature_extractor = Taps(teacher, names, owner="Distiller")
         teacher.trainable = False
-        self.supports_jit = all(layer.supports_jit for layer in teacher._flatten_layers())  # not of another runtime
+        self.supports_jit = all(layer.supports_jit for layer in teacher._flatten_layers())  # False in another runtime
         self.student = student
-        # A teacher that is made of what the student says answers with the student's own layers, too.
+        # A teacher computed from the student's outputs also answers with the student's own layers.
         of_teacher = objective.taps("teacher") if self._frozen.teacher.hears_student else []
         self._student_feature_extractor = Taps(student, [*objective.taps("student"), *of_teacher], owner="Distiller")
         self._track_objective(objective, student)
@@ -129,7 +129,7 @@ class Distiller(HasObjective):
         stop_on_non_finite: bool = True,
         **unknown: Any,
     ) -> None:
-        """Configure training: as ``keras.Model.compile``, and two arguments more.
+        """Configure training, as ``keras.Model.compile`` does, with two more arguments.
 
         Args:
             optimizer: as in Keras; trains the student and the terms' adapters.
@@ -143,18 +143,19 @@ class Distiller(HasObjective):
             steps_per_execution: as in Keras.
             jit_compile: as in Keras.
             auto_scale_loss: wrap the optimizer in a ``LossScaleOptimizer`` where the student computes in float16.
-            evaluate_distillation: False: ``evaluate`` and validation never run the teacher.
-            stop_on_non_finite: stop ``fit`` at the first loss that is NaN or infinite, the student's weights kept.
-            **unknown: refused; those of other distillers with the name that they have here.
+            evaluate_distillation: if False, ``evaluate`` and validation never run the teacher.
+            stop_on_non_finite: stop ``fit`` at the first loss that is NaN or infinite, keeping the student's last
+                finite weights.
+            **unknown: refused; for an argument of another library's distiller, the message gives its name here.
 
         Raises:
-            TypeError: for an argument that nobody knows.
+            TypeError: for an unknown argument.
             ValueError: if ``loss`` is None while ``student_loss_weight`` is above 0, or for an argument of another
                 library's distiller.
         """
         unexpected_arguments("Distiller.compile", unknown, compiling=True)
         if jit_compile is True and not self.supports_jit:
-            advice = "Let it answer once: teachers.label(teacher, dataset, path), and train on the store"
+            advice = "Store its answers with teachers.label(teacher, dataset, path), and train on the store"
             raise error(
                 "Distiller", "jit_compile='auto' or False for a teacher that XLA cannot compile", "True", advice
             )
@@ -190,7 +191,7 @@ class Distiller(HasObjective):
         return self.student(student_inputs, training=training)
 
     def train_step(self, data: Structure) -> dict[str, Any]:
-        """Do one step of training on one batch.
+        """Train on one batch.
 
         Args:
             data: ``x``, ``(x, y)`` or ``(x, y, sample_weight)``.
@@ -229,12 +230,12 @@ class Distiller(HasObjective):
         return {name: value for name, value in self._logs(batch, student.outputs).items() if name not in left_out}
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Make the function that runs training steps; the optimizer's variables are made before its first trace.
+        """Make the training function, whose first call creates the optimizer's variables before tracing.
 
-        Keras makes them within that trace, and TensorFlow then traces the whole step again.
+        Keras creates them during the trace, after which TensorFlow traces the whole step again.
 
         Args:
-            force: make it again even if there is one.
+            force: rebuild it even if it exists.
 
         Returns:
             The function.

@@ -24,7 +24,7 @@ def _head_layers(model: keras.Model) -> list[keras.layers.Layer] | None:
 
 
 def final_activation(model: keras.Model) -> list[str | None]:
-    """Say which of ``"softmax"`` and ``"sigmoid"`` each output of ``model`` ends in, where that is certain.
+    """Return whether each output of ``model`` ends in ``"softmax"`` or ``"sigmoid"``, where that is certain.
 
     Args:
         model: any Keras model.
@@ -58,10 +58,10 @@ _PASSING = ("Cast", "EnsureShape", "Identity", "PreventGradient", "Reshape", "St
 
 
 def activation_of(tensor: Tensor) -> str | None:
-    """Say whether a model's output is that of a softmax or a sigmoid, whatever kind of model has made it.
+    """Return whether a model's output comes from a softmax or a sigmoid, for any kind of model.
 
-    In a graph the operation that made it tells; of a value with several classes, that no row holds a negative number
-    and all sum to 1.
+    A graph tensor is judged by the operation that made it; an eager value with several classes counts as softmax if no
+    entry is negative and every row sums to 1.
 
     Args:
         tensor: (..., classes), an output.
@@ -87,7 +87,7 @@ def activation_of(tensor: Tensor) -> str | None:
 
 
 def gives_logits(model: keras.Model) -> bool:
-    """Say whether every output of ``model`` certainly comes from a layer with weights and no activation.
+    """Return whether every output of ``model`` certainly comes from a layer with weights and no activation.
 
     Args:
         model: any Keras model.
@@ -114,8 +114,8 @@ def gives_logits(model: keras.Model) -> bool:
 def without_softmax(model: keras.Model) -> keras.Model:
     """Return a model with the same weights whose last layer gives logits instead of softmax or sigmoid probabilities.
 
-    What most published classifiers need before distillation (``keras.applications`` among them), because a
-    temperature divides logits. The weights are copied; the given model is not touched.
+    Most published classifiers need this before distillation (``keras.applications`` among them), because a temperature
+    divides logits. The weights are copied; the given model is unchanged.
 
     Args:
         model: a Functional or Sequential model, possibly nested, with softmax or sigmoid as its last activation.
@@ -138,7 +138,7 @@ def without_softmax(model: keras.Model) -> keras.Model:
             "without_softmax",
             "a Functional or Sequential model that ends in softmax or sigmoid",
             f"{type(model).__name__} {model.name!r}",
-            "A subclassed model needs its own switch: let its call() return logits",
+            "A subclassed model cannot be converted: change its call() to return logits",
         )
     head_ids = {id(head) for head in heads}
 

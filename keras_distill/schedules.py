@@ -1,7 +1,7 @@
-"""Numbers as functions of the training step, where Keras has none: each is a ``LearningRateSchedule``.
+"""Schedules that Keras lacks: numbers as functions of the training step, each a ``LearningRateSchedule``.
 
-Give one as ``temperature``, ``student_loss_weight`` or a term's weight: it is evaluated inside the traced step, so
-nothing is traced again. Decays (polynomial, exponential, cosine, piecewise) are in ``keras.optimizers.schedules``.
+Pass one as ``temperature``, ``student_loss_weight`` or a term's weight: it is evaluated inside the traced step, so
+nothing is retraced. Decays (polynomial, exponential, cosine, piecewise) are in ``keras.optimizers.schedules``.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["Join", "Linear", "WarmUp", "annealing", "bounds"]
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Linear(LearningRateSchedule):
-    """A straight line from one value to another, up or down, and constant after it.
+    """A linear ramp from one value to another, up or down, then constant.
 
     Args:
         start: value at step 0.
         end: value from step ``num_steps`` on.
-        num_steps: how many steps the way takes, >= 1.
+        num_steps: length of the ramp in steps, >= 1.
 
     Raises:
         ValueError: if a value is not a finite number, or num_steps is below 1.
@@ -66,11 +66,11 @@ class Linear(LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class WarmUp(LearningRateSchedule):
-    """A number or schedule that is faded in over its first steps, as decoupled distillation (DKD) needs for its weight.
+    """A number or schedule that is faded in over the first steps, as decoupled distillation (DKD) needs for its weight.
 
     Args:
         target: number, or ``LearningRateSchedule`` that counts the same steps, reached at step ``num_steps``.
-        num_steps: how many steps the way takes, >= 1. DKD on CIFAR-100: those of the first 20 epochs.
+        num_steps: length of the warm-up in steps, >= 1. DKD on CIFAR-100: those of the first 20 epochs.
         start: value at step 0.
 
     Raises:
@@ -99,7 +99,7 @@ class WarmUp(LearningRateSchedule):
         return _hull([self.start, self.target])
 
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, a schedule among them in serialised form."""
+        """Return the constructor's arguments, with a schedule in serialised form."""
         return {"target": _serialized(self.target), "num_steps": self.num_steps, "start": self.start}
 
     @classmethod
@@ -110,7 +110,7 @@ class WarmUp(LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Join(LearningRateSchedule):
-    """Several schedules or numbers one after the other, each counting its steps from its own beginning.
+    """Several schedules or numbers in sequence, each counting its steps from its own start.
 
     Args:
         schedules: at least one number or ``LearningRateSchedule``.
@@ -150,7 +150,7 @@ class Join(LearningRateSchedule):
         return _hull(self.schedules)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, schedules among them in serialised form."""
+        """Return the constructor's arguments, with schedules in serialised form."""
         return {"schedules": [_serialized(part) for part in self.schedules], "boundaries": self.boundaries}
 
     @classmethod
@@ -160,7 +160,7 @@ class Join(LearningRateSchedule):
 
 
 def annealing(max_temperature: int, num_steps: int) -> PiecewiseConstantDecay:
-    """Whole temperatures from ``max_temperature`` down to 1, for the same number of steps each (Annealing-KD).
+    """Integer temperatures from ``max_temperature`` down to 1, each for the same number of steps (Annealing-KD).
 
     In the paper's first stage the student imitates teacher_logits * (1 - (temperature - 1) / max_temperature), so that
     targets grow to the full logits; the second stage learns from labels alone.
@@ -194,14 +194,15 @@ def annealing(max_temperature: int, num_steps: int) -> PiecewiseConstantDecay:
 def bounds(value: float | LearningRateSchedule) -> tuple[float, float] | None:
     """Return the least and the greatest value that a number or schedule ever takes, where that is known.
 
-    A temperature must stay above 0: a schedule whose lower bound is 0 or less reaches a step at which no loss exists.
+    A temperature must stay above 0: a schedule whose lower bound is 0 or less reaches a step at which the loss is
+    undefined.
 
     Args:
         value: a number, a schedule of this module, or any ``LearningRateSchedule``.
 
     Returns:
-        (least, greatest), or None where the schedule does not tell: Keras' exponential and inverse-time decays, and
-        classes of the user's own.
+        (least, greatest), or None where they are unknown: Keras' exponential and inverse-time decays, and the user's
+        own classes.
 
     Example:
         >>> bounds(Linear(4.0, 0.0, num_steps=100))

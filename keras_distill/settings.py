@@ -18,11 +18,11 @@ Check = Callable[[Any], float]
 
 
 class Setting:
-    """One scalar behind an ordinary attribute: a float32 variable once its owner is built, so no trace freezes it.
+    """A scalar behind an ordinary attribute; once its owner is built, a float32 variable, so that no trace freezes it.
 
     Args:
         value: a number, a ``LearningRateSchedule`` that gives the number from the optimizer's step, or what ``config``
-            made of one.
+            returned for one.
         check: returns the number as a float, or raises the error that says what was expected.
     """
 
@@ -35,7 +35,7 @@ class Setting:
         self.assign(value)
 
     def assign(self, value: Any) -> None:
-        """Set a number (which ends a schedule) or a schedule; the next step uses it, nothing is traced again."""
+        """Set a number (which ends a schedule) or a schedule; the next step uses it, without retracing."""
         value = from_config(value)
         if isinstance(value, LearningRateSchedule):
             if self._variable is not None:
@@ -48,7 +48,7 @@ class Setting:
                 try:
                     self._check(end)
                 except ValueError as problem:
-                    raise ValueError(f"{problem} The schedule reaches {end:g}: let it end elsewhere.") from None
+                    raise ValueError(f"{problem} The schedule reaches {end:g}: change its bounds.") from None
             self.schedule = value
             return
         self._number = self._check(value)
@@ -82,14 +82,14 @@ class Setting:
                 )
 
     def advance(self, step: Any) -> None:
-        """Move a scheduled number on to ``step``; inside the traced step. An assigned number stays as it is."""
+        """Update a scheduled number to ``step``, inside the traced step; an assigned number stays as it is."""
         if self._follows is not None and self.schedule is not None:
             value = ops.cast(self.schedule(step), "float32")
             self._variable.assign(ops.where(self._follows, value, self._variable))
 
     @property
     def tensor(self) -> Any:
-        """What the traced step reads: the variable's value, or the plain number before there is a variable."""
+        """The value that the traced step reads: the variable's, or the plain number before there is a variable."""
         return self._number if self._variable is None else ops.convert_to_tensor(self._variable)
 
     @property
@@ -108,7 +108,7 @@ class Setting:
 
 
 def from_config(config: Any) -> Any:
-    """Return what ``Setting.config`` described.
+    """Restore what ``Setting.config`` described.
 
     Args:
         config: a number, or a schedule in serialised form.

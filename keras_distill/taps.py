@@ -1,14 +1,14 @@
-"""Named tensors out of one forward pass of any model, with nothing left on the model afterwards.
+"""Named tensors from one forward pass of any model, which is left unmodified.
 
 A tap is named by the path of a layer: ``"block3"`` for a layer of the model itself, ``"backbone/block3/out"`` for one
 inside nested models or layers. ``"block3:input"`` is what the layer receives instead of what it returns,
-``"layer_0:padding_mask"`` the argument of its call that is named so, and ``"shared#1"`` the second call of a layer that
-is called more than once (``"shared"`` means the last call). The name of one of the model's inputs is that input.
+``"layer_0:padding_mask"`` is the argument of that name in its call, and ``"shared#1"`` the second call of a layer that
+is called more than once (``"shared"`` means the last call). The name of a model's input taps that input.
 
 Inside ``keras.layers.MultiHeadAttention`` (each block of a keras-hub encoder has one, ``"self_attention_layer"``) the
 layers ``"query"``, ``"key"`` and ``"value"`` can be tapped, each (batch, tokens, heads, head size). Attention scores
-are products of the first two, which ``adapters.AttentionScores`` takes: whether the layer computes them apart depends
-on its dropout and on the machine.
+are not tapped: ``adapters.AttentionScores`` computes them from the first two, because whether the layer materialises
+them depends on its dropout and on the machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def walk(model: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[str, ker
 
     Args:
         model: any Keras model or layer.
-        prefix: put before each path; for the recursion.
+        prefix: prepended to each path; used by the recursion.
 
     Yields:
         Pairs of path (``"backbone/conv1"``) and layer. The model's input layers are left out.
@@ -59,10 +59,10 @@ class Taps:
     Args:
         model: any built or unbuilt ``keras.Model``: Functional, Sequential, nested or subclassed.
         names: what to tap, see the module's first paragraph; ``list_taps(model)`` shows what there is.
-        owner: name shown in the error message in error messages.
+        owner: name shown in error messages.
 
     Raises:
-        ValueError: if a name is unknown (the message lists the nearest ones) or stands for two different layers.
+        ValueError: if a name is unknown (the message lists the nearest ones) or names two different layers.
 
     Example:
         >>> import keras, numpy as np
@@ -76,7 +76,7 @@ class Taps:
         self.model = model
         self.names = tuple(dict.fromkeys(names))
         self.owner = owner
-        # The layers as they are named now, found again at each use while the model may still grow (unbuilt models).
+        # Looked up again at each use while the model may still grow (unbuilt models).
         self._layers: dict[str, keras.layers.Layer] | None = None
         if self.names and (model.built or next(walk(model), None) is not None):
             self._find()
@@ -107,8 +107,8 @@ class Taps:
                     raise error(
                         self.owner,
                         f"a name of one layer of model {self.model.name!r}",
-                        f"{name!r}, which {len(known[path])} layers bear",
-                        "Give these layers names of their own",
+                        f"{name!r}, the name of {len(known[path])} layers",
+                        "Give these layers distinct names",
                     )
                 found[name] = known[path][0]
             self._layers = found
@@ -157,11 +157,12 @@ class Taps:
 
 
 def own_inputs(model: keras.Model, inputs: Structure) -> Any:
-    """Return what ``model`` has inputs for, out of a dictionary that holds more fields (boxes, domains).
+    """Return the entries that ``model`` takes as inputs from a dictionary with more fields (boxes, domains).
 
     Args:
         model: any Keras model; only a Functional one has inputs with names.
-        inputs: what a batch holds; returned as it is unless it is a dictionary with every input of the model and more.
+        inputs: inputs of a batch; returned unchanged unless they are a dictionary with every input of the model and
+            more.
 
     Returns:
         The inputs in the model's own structure.
@@ -190,7 +191,7 @@ def _input_names(model: keras.Model) -> list[str]:
 
 
 def _input(model: keras.Model, name: str, inputs: Structure) -> Any:
-    """Return the input of that name from what a pass was given."""
+    """Return the input of that name from the inputs of a pass."""
     if isinstance(inputs, dict) and name in inputs:
         return inputs[name]
     return keras.tree.flatten(inputs)[_input_names(model).index(name)]

@@ -108,7 +108,7 @@ def test_unknown_and_ambiguous_names():
     twins = Subclassed()
     twins.blocks[1].name = "first"
     twins(X)
-    with pytest.raises(ValueError, match="'first', which 2 layers bear"):
+    with pytest.raises(ValueError, match="'first', the name of 2 layers"):
         taps.Taps(twins, ["first"])
 
 

@@ -222,7 +222,7 @@ class Single(Teacher):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Single:
-        """Make the teacher again from ``get_config``."""
+        """Rebuild the teacher from ``get_config``."""
         return cls(**{**config, "model": keras.saving.deserialize_keras_object(config["model"], custom_objects)})
 
 
@@ -339,6 +339,6 @@ class Preprocessed(Around):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Preprocessed:
-        """Make the teacher again from ``get_config``."""
+        """Rebuild the teacher from ``get_config``."""
         made = {part: keras.saving.deserialize_keras_object(config[part], custom_objects) for part in config}
         return cls(**made)

@@ -69,6 +69,6 @@ class Calibrated(Around):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Calibrated:
-        """Make the teacher again from ``get_config``."""
+        """Rebuild the teacher from ``get_config``."""
         made = {k: keras.saving.deserialize_keras_object(config[k], custom_objects) for k in ("teacher", "scaler")}
         return cls(**{**config, **made})

@@ -61,7 +61,7 @@ class Combine:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Combine:
-        """Make the rule again from ``get_config``."""
+        """Rebuild the rule from ``get_config``."""
         return cls(**config)
 
 

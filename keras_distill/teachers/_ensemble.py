@@ -238,7 +238,7 @@ class Ensemble(Teacher):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Ensemble:
-        """Make the teacher again from ``get_config``."""
+        """Rebuild the teacher from ``get_config``."""
         deserialize = keras.saving.deserialize_keras_object
         models = [deserialize(each, custom_objects) for each in config["models"]]
         return cls(**{**config, "models": models, "combine": deserialize(config["combine"], custom_objects)})

@@ -59,7 +59,7 @@ class Gate(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Gate:
-        """Make the layer again from ``get_config``."""
+        """Rebuild the layer from ``get_config``."""
         return cls(**{**config, "scores": keras.saving.deserialize_keras_object(config["scores"])})
 
 
@@ -115,5 +115,5 @@ class LearnedGate(Combine):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> LearnedGate:
-        """Make the rule again from ``get_config``."""
+        """Rebuild the rule from ``get_config``."""
         return cls(**{**config, "scores": keras.saving.deserialize_keras_object(config["scores"])})

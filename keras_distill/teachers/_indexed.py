@@ -57,5 +57,5 @@ class Indexed(Around):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Indexed:
-        """Make the teacher again from ``get_config``."""
+        """Rebuild the teacher from ``get_config``."""
         return cls(**{**config, "model": keras.saving.deserialize_keras_object(config["model"], custom_objects)})

@@ -169,7 +169,7 @@ class MonteCarloDropout(Teacher):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> MonteCarloDropout:
-        """Make the teacher again from ``get_config``."""
+        """Rebuild the teacher from ``get_config``."""
         deserialize = keras.saving.deserialize_keras_object
         made = {part: deserialize(config[part], custom_objects) for part in ("model", "combine")}
         also = tuple(deserialize(each, custom_objects) for each in config["also"])

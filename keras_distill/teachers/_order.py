@@ -48,7 +48,7 @@ class _Reworded(Around):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        """Make the teacher again from ``get_config``."""
+        """Rebuild the teacher from ``get_config``."""
         return cls(**{**config, "model": keras.saving.deserialize_keras_object(config["model"], custom_objects)})
 
 

@@ -73,5 +73,5 @@ class PermutedDarkKnowledge(Around):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> PermutedDarkKnowledge:
-        """Make the teacher again from ``get_config``."""
+        """Rebuild the teacher from ``get_config``."""
         return cls(**{**config, "model": keras.saving.deserialize_keras_object(config["model"], custom_objects)})

@@ -135,7 +135,7 @@ class Precomputed(Teacher):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Precomputed:
-        """Make the teacher again from ``get_config``, its weights still to be loaded."""
+        """Rebuild the teacher from ``get_config``, its weights still to be loaded."""
         tables = [np.zeros(each["shape"], each["dtype"]) for each in config["tables"]]
         outputs = keras.tree.map_structure(lambda index: tables[index], config["template"])
         inputs = np.zeros((len(tables[0]), 1), "float32") if config["by_inputs"] else None

@@ -1,4 +1,4 @@
-"""The term that teaches a student where to look: agreement of attribution maps."""
+"""A term that teaches a student where to look, by agreement of attribution maps."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class AttributionMatching(DistillationLoss):
     Wrap both models with ``explain.with_attribution``; their maps are then taps named ``"attribution"``. With
     ``method="gradient"`` this matches the gradients of the answers with respect to the input, with
     ``method="grad_cam"`` the class-activation maps. The step needs second derivatives and takes two to three times as
-    long. It makes explanations agree; whether it helps the accuracy is to be measured each time.
+    long. It makes explanations agree; measure whether it also helps the accuracy.
 
     Formula: 1 - cos(teacher's map, student's map), each flattened; the larger of two maps is pooled to the smaller
-    one's size first. The scale of a map does not matter, its sign does.
+    one's size first. The sign of a map matters, its scale does not.
 
     Args:
         teacher_layer_name: the tap with the teacher's map.
@@ -61,7 +61,7 @@ class AttributionMatching(DistillationLoss):
         self.teacher_layer_name, self.student_layer_name = teacher_layer_name, student_layer_name
 
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
-        """Raise ``ValueError`` where a model does not offer its map."""
+        """Raise ``ValueError`` if a model does not provide its map."""
         for who, model, tap in (
             ("teacher", teacher, self.teacher_layer_name),
             ("student", student, self.student_layer_name),
@@ -104,12 +104,12 @@ class AttributionMatching(DistillationLoss):
             size = [min(pair) for pair in zip(teacher.shape[1:3], student.shape[1:3], strict=True)]
             teacher, student = pool(teacher, size), pool(student, size)
         a, b = (ops.reshape(each, (ops.shape(each)[0], -1)) for each in (teacher, student))
-        # Divided by the largest number first: squares of small gradients would vanish.
+        # Divided by the largest entry first, because squares of small gradients would underflow.
         a, b = (each / ops.maximum(ops.max(ops.abs(each), axis=-1, keepdims=True), 1e-30) for each in (a, b))
         scale = ops.rsqrt(ops.sum(a * a, axis=-1) * ops.sum(b * b, axis=-1) + 1e-12)
         return 1.0 - ops.sum(a * b, axis=-1) * scale
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         names = ("teacher_layer_name", "student_layer_name")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

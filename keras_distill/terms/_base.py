@@ -1,4 +1,4 @@
-"""What every term is."""
+"""The base class of all terms."""
 
 from __future__ import annotations
 
@@ -23,31 +23,32 @@ from keras_distill.terms._positions import (
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
-    """Base of the terms: compares what the teacher and the student say, one value per example.
+    """Base of the terms: compares teacher and student tensors, one value per example.
 
-    A term is a Keras layer, so that what it trains (adapters) and what is scheduled (temperature) are tracked, trained
-    and saved by the distiller; and it is a ``keras.distillation.DistillationLoss``, so that it also works inside
-    Keras' own ``Distiller``. To make one, subclass and define ``values``.
+    A term is a Keras layer, so that its weights (adapters) and scheduled numbers (temperature) are tracked, trained and
+    saved by the distiller. It is also a ``keras.distillation.DistillationLoss``, so that it works inside Keras' own
+    ``Distiller``. To write one, subclass and define ``values``.
 
     Args:
         name: shown in logs and error messages; unique within one distiller.
-        ignore_label: the label of positions that never count (void pixels, tokens without a label), for outputs and
-            features with positions; labels of another resolution are taken at the nearest place. ``"auto"``: for
-            outputs, the ``ignore_class`` of the supervised loss, where each position has a label. None: all count.
-        mask_input: the input, (batch, time), that is true where a sequence counts, for models that hand their mask on
-            without Keras (those of keras-hub). ``"auto"`` takes ``padding_mask``, ``decoder_padding_mask`` or
-            ``attention_mask``, and warns where tokens come without a mask. None: no input is looked at.
-        counted_fraction: above 0 and at most 1: share of all positions, padding included, that count in the whole data.
-            An optimizer that accumulates gradients averages the means of its batches; divided by their size times this
-            number instead, every position weighs the same in whichever batch it is. None counts those of each batch.
+        ignore_label: the label of positions to leave out (void pixels, tokens without a label), for outputs and
+            features with positions; labels of another resolution are resized by nearest neighbour. ``"auto"``: for
+            outputs, the ``ignore_class`` of the supervised loss, where each position has a label. None: all positions
+            count.
+        mask_input: name of the input, (batch, time), that is true at valid positions, for models that pass their mask
+            on without Keras (those of keras-hub). ``"auto"`` takes ``padding_mask``, ``decoder_padding_mask`` or
+            ``attention_mask``, and warns if tokens come without a mask. None: no input is used.
+        counted_fraction: share of all positions in the data, padding included, that count; above 0 and at most 1.
+            Needed when gradients are accumulated, which averages the means of batches: dividing by batch size times
+            this number instead gives every position the same weight. None divides by each batch's own number.
         **kwargs: as for ``keras.layers.Layer``.
 
     Attributes:
-        teacher_layer_name: the tap it wants from the teacher, a list of them, or None for the final outputs.
+        teacher_layer_name: the teacher's tap, a list of taps, or None for the final outputs.
         student_layer_name: the same for the student.
-        needs_shapes: True where ``build_from`` must see what is compared (adapters, checks of shape).
-        masks_values: True where ``values`` leaves masked positions out itself, as each loss of ``keras_distill.losses``
-            does when it is given the mask. False: the mean over ``values`` leaves them out.
+        needs_shapes: True if ``build_from`` must see the compared tensors (adapters, shape checks).
+        masks_values: True if ``values`` applies the mask itself, as each loss of ``keras_distill.losses`` does when
+            given one. If False, the mean over ``values`` applies it.
     """
 
     teacher_layer_name: Any = None
@@ -78,7 +79,7 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         self._warned_of_padding = False
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         positions = {"ignore_label": self.ignore_label, "mask_input": self.mask_input}
         fraction = {} if self.counted_fraction is None else {"counted_fraction": self.counted_fraction}
         chosen = {name: value for name, value in positions.items() if value != "auto"}
@@ -86,12 +87,12 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
 
     @property
     def teacher_taps(self) -> list[str]:
-        """Names of the teacher's tensors that this term wants besides the final outputs."""
+        """Names of the teacher's tensors that this term needs besides the final outputs."""
         return names_of(self.teacher_layer_name)
 
     @property
     def student_taps(self) -> list[str]:
-        """Names of the student's tensors that this term wants besides the final outputs."""
+        """Names of the student's tensors that this term needs besides the final outputs."""
         return names_of(self.student_layer_name)
 
     @property
@@ -100,21 +101,21 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         return {}
 
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
-        """Raise ``ValueError`` where this term cannot work for these two models, as far as that is known by now."""
+        """Raise ``ValueError`` if this term cannot work for these two models, as far as is known before they run."""
 
     def check_fields(self, fields: dict[str, Any]) -> None:
-        """Raise ``ValueError`` where the fields given to ``fit`` as arrays cannot be right; before training.
+        """Raise ``ValueError`` before training if the fields given to ``fit`` as arrays are wrong.
 
         Args:
-            fields: whole arrays by name, of all that the student does not take (boxes, domains).
+            fields: whole arrays by name, of all fields that the student does not take (boxes, domains).
         """
 
     def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Raise ``ValueError`` where the two structures differ; a term that overrides its taps compares what it likes.
+        """Raise ``ValueError`` if the two structures differ; not checked for a term that overrides its taps.
 
         Args:
-            teacher_outputs: what this term gets from the teacher.
-            student_outputs: what it gets from the student.
+            teacher_outputs: the teacher's tensors for this term.
+            student_outputs: the student's tensors for this term.
         """
         own = (names_of(self.teacher_layer_name), names_of(self.student_layer_name))
         if (self.teacher_taps, self.student_taps) == own:
@@ -141,7 +142,7 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         """Return the loss of each example.
 
         Args:
-            teacher_outputs: the teacher's final outputs, or what ``teacher_layer_name`` taps.
+            teacher_outputs: the teacher's final outputs, or its taps ``teacher_layer_name``.
             student_outputs: the same for the student.
             labels: the targets of ``fit``, or None.
             mask: (batch, ...) bool: positions that count, or None; a list of these, one per output, where there are
@@ -150,7 +151,8 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
 
         Returns:
             (batch, ...), or a scalar for a loss that needs the whole batch, or a list of these, one per output. With
-            ``masks_values`` masked positions are 0 and the others are scaled, so that the plain mean is the masked one.
+            ``masks_values``, masked positions are 0 and the others scaled, so that the plain mean equals the masked
+            one.
         """
         raise NotImplementedError(f"{type(self).__name__} must define values().")
 
@@ -206,13 +208,13 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
             labels: as in ``values``.
             sample_weight: as in ``compute_loss``.
             training: as in ``values``.
-            batch: the whole batch (``training.Batch``: inputs, labels, weights, extra fields) or None; handed on to a
-                ``values`` that has an argument of this name.
+            batch: the whole batch (``training.Batch``: inputs, labels, weights, extra fields) or None; passed on if
+                ``values`` has an argument of this name.
 
         Returns:
             Scalars, float32, by the output's key, or by its index as text; ``""`` where there is only one.
         """
-        if not self.built:  # inside Keras' own Distiller nobody else builds it
+        if not self.built:  # Keras' own Distiller does not build it
             self.build_from(teacher_outputs, student_outputs)
         student_outputs, unknown = with_input_mask(type(self).__name__, student_outputs, batch, self.mask_input)
         if isinstance(self.ignore_label, int):
@@ -243,17 +245,17 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
 
 
 def _of_some(mean: Any, count: Any) -> Any:
-    """Return the loss of a batch, and 0 for the empty one that a replica may get at the end of an epoch."""
+    """Return the loss of a batch, or 0 for an empty one, which a replica may get at the end of an epoch."""
     return mean if isinstance(count, int) and count > 0 else ops.where(ops.greater(count, 0), mean, 0.0)
 
 
 def field_of(owner: str, batch: Any, name: str) -> Any:
-    """Return a field of the batch that no model takes: of the inputs' dictionary, or of the labels'.
+    """Return a field of the batch that no model takes, from the dictionary of inputs or of labels.
 
     Args:
         owner: name shown in the error message.
         batch: a ``training.Batch``, or None where there is none (inside Keras' own ``Distiller``).
-        name: of the field.
+        name: name of the field.
 
     Returns:
         The tensor.
@@ -276,7 +278,7 @@ def field_of(owner: str, batch: Any, name: str) -> Any:
 
 
 def names_of(layer_name: Any) -> list[str]:
-    """Return the names of taps as a list, whether there is none, one or several."""
+    """Return the names of no, one or several taps as a list."""
     if layer_name is None:
         return []
     return [layer_name] if isinstance(layer_name, str) else list(layer_name)

@@ -1,4 +1,4 @@
-"""The term that reads the boxes of the batch."""
+"""A term that reads the boxes of the batch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from keras_distill.terms._features import FeatureDistillation
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ForegroundDistillation(FeatureDistillation):
-    """Feature distillation of detectors, foreground and background apart (FGD, focal part).
+    """Feature distillation of detectors with separate foreground and background (FGD, focal part).
 
-    The boxes are a field of the batch that no model takes: inputs are a dictionary, ``{"image": x, "boxes": boxes}``,
-    or the labels are. Boxes are (batch, boxes, 4): x_min, y_min, x_max, y_max in 0..1; padding has no area.
+    The boxes are a field of the batch that no model takes: the inputs or the labels are a dictionary, such as
+    ``{"image": x, "boxes": boxes}``. Boxes are (batch, boxes, 4): x_min, y_min, x_max, y_max in 0..1; padding boxes
+    have no area.
 
     Args:
         teacher_layer_name: as for ``FeatureDistillation``; maps (batch, height, width, channels).
@@ -91,5 +92,5 @@ class ForegroundDistillation(FeatureDistillation):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         return {**super().get_config(), "boxes": self.boxes, **self.options}

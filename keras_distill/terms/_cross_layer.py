@@ -1,4 +1,4 @@
-"""The term in which attention decides which teacher layer teaches which student layer."""
+"""A term in which attention decides which teacher layer teaches which student layer."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class CrossLayerAttention(StagesDistillation):
     """Every teacher layer may teach every student layer; attention learns how much (semantic calibration, SemCKD).
 
     Choose it when it is not clear which layers of two architectures correspond. It trains one adapter per pair of
-    layers and one embedding per layer, so its cost grows with the product of the two numbers of layers. What it has
-    learned can be read: ``attention`` is the mean over the last batch, and ``report.layer_attention`` draws it.
+    layers and one embedding per layer, so its cost grows with the product of the two numbers of layers. The learned
+    weights can be inspected: ``attention`` is their mean over the last batch, and ``report.layer_attention`` draws it.
 
     Formula: mean over student layers s of sum over teacher layers t of attention_st * mean((adapter_st(f_s) - f_t)**2).
 
@@ -37,7 +37,7 @@ class CrossLayerAttention(StagesDistillation):
         **kwargs: as for ``keras.layers.Layer``.
 
     Raises:
-        ValueError: if a list is empty, a layer is unknown, or a tap is no map of known size.
+        ValueError: if a list is empty, a layer is unknown, or a tap is not a map of known size.
 
     Example:
         >>> term = CrossLayerAttention(["block1", "block2", "block3"], ["b1", "b2"])
@@ -64,7 +64,7 @@ class CrossLayerAttention(StagesDistillation):
         self.batch_size = None if batch_size is None else integer(owner, "batch_size", batch_size, low=1)
         self.keys: list[keras.layers.Layer] = []
         self.queries: list[keras.layers.Layer] = []
-        # Row after row in one list: Keras 3.12 does not save what is in a list of lists.
+        # One flat list, row by row: Keras 3.12 does not save layers in a list of lists.
         self.pairs: list[keras.layers.Layer] = []
 
     def _embedding(self, shape: tuple) -> keras.layers.Layer:
@@ -128,7 +128,7 @@ class CrossLayerAttention(StagesDistillation):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         return {
             **super().get_config(),
             "units": self.units,

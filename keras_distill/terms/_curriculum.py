@@ -1,4 +1,4 @@
-"""Terms that find their temperature themselves: against the student (CTKD), or from the teacher's entropy."""
+"""Terms that set their own temperature: adversarially against the student (CTKD), or from the teacher's entropy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keras_distill.settings import Setting
 from keras_distill.terms._logits import LogitsDistillation, labels_where
 from keras_distill.terms._structures import deserialized
 
-_LARGEST_LOGIT = 1e4  # what the network of a curriculum sees at most; -inf marks a class that cannot occur
+_LARGEST_LOGIT = 1e4  # clips the input of a curriculum's network; -inf marks a class that cannot occur
 _BISECTIONS = 20
 
 
@@ -38,7 +38,7 @@ class _CosineRamp(LearningRateSchedule):
 
 
 def against(tensor: Tensor, strength: Any) -> Any:
-    """Return ``tensor`` unchanged; its gradient is multiplied by -``strength`` on the way back."""
+    """Return ``tensor`` unchanged; the backward pass multiplies its gradient by -``strength``."""
 
     @ops.custom_gradient
     def identity(tensor: Tensor) -> Any:
@@ -52,7 +52,7 @@ def against(tensor: Tensor, strength: Any) -> Any:
 
 
 class _OwnTemperature(LogitsDistillation, abc.ABC):
-    """A term whose temperature is a function of the logits that it compares, one per example or one for all."""
+    """A term whose temperature is computed from the logits it compares, one per example or one for all."""
 
     def __init__(self, loss: Any, start: float, low: Any, high: Any, **kwargs: Any) -> None:
         owner = type(self).__name__
@@ -74,7 +74,7 @@ class _OwnTemperature(LogitsDistillation, abc.ABC):
 
     @property
     def temperature(self) -> float:
-        """The mean temperature of the examples since the epoch began; it is found, not set."""
+        """The mean temperature of the examples since the epoch began; it is computed and cannot be set."""
         return self._mean_seen()
 
     @temperature.setter
@@ -96,7 +96,7 @@ class _OwnTemperature(LogitsDistillation, abc.ABC):
         return super()._compare(loss, teacher, student, found, labels, mask)
 
     def _members(self, loss: Any, teacher: Any, student: Any, temperature: Any, labels: Structure, mask: Tensor) -> Any:
-        """Combine several teachers at temperature 1 first: theirs depends on what they say together."""
+        """Combine several teachers at temperature 1 first, because the temperature depends on their combined logits."""
         self._check_classes(loss, teacher.members.shape[-1], student.shape[-1])
         if loss.needs_members or teacher.per_member:
             advice = "Use LogitsDistillation, or teachers combined into one such as MeanProbs()"
@@ -106,40 +106,40 @@ class _OwnTemperature(LogitsDistillation, abc.ABC):
         return self._compare(loss, combined, student, temperature, labels, mask)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         config = {**super().get_config(), "min_temperature": self._low, "max_temperature": self._high}
         del config["temperature"]
         return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> LogitsDistillation:
-        """Make the term that ``get_config`` described."""
+        """Rebuild the term that ``get_config`` described."""
         return cls(**{key: deserialized(item) for key, item in config.items()})
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class CurriculumTemperature(_OwnTemperature):
-    """Distillation at a learned temperature that makes the student's task harder and harder (CTKD).
+    """Distillation at a learned temperature that makes the student's task gradually harder (CTKD).
 
-    The temperature is trained along with the student, by the same optimizer, but upwards: its gradient is reversed, so
-    that it seeks the temperature at which the student is worst, ever more strongly while the ramp rises. Choose it
-    where the right temperature is unknown and training is long enough for a ramp; one good constant is often as good.
-    Costs nothing globally, a small network with ``per_example=True``.
+    The temperature is trained by the student's optimizer with a reversed gradient, so that it maximises the student's
+    loss, more strongly as the ramp rises. Choose it where the right temperature is unknown and training is long enough
+    for a ramp; one good constant is often as good. A single temperature costs nothing; ``per_example=True`` adds a
+    small network.
 
     Formula: min + (max - min) * sigmoid(theta); the gradient of theta is that of the loss times -strength, where
     strength = reversal_strength * (1 - cos(pi * min(step / ramp_steps, 1))) / 2 at the optimizer's ``step``.
 
-    ``logs`` get ``temperature`` (mean over the examples) and ``reversal_strength``. Inside Keras' own ``Distiller``
-    nothing moves the ramp on: use ``ramp_steps=0`` there.
+    ``logs`` get ``temperature`` (mean over the examples) and ``reversal_strength``. Keras' own ``Distiller`` does not
+    advance the ramp: use ``ramp_steps=0`` there.
 
     Args:
-        loss: as for ``LogitsDistillation``; one that is multiplied by temperature**2 lets that factor take part.
-        ramp_steps: >= 0, optimizer steps until the full strength; 10 epochs in the paper. 0: full at once.
-        per_example: one temperature per example, by a network that sees the logits of teacher and student.
+        loss: as for ``LogitsDistillation``; a factor temperature**2 in it contributes to the temperature's gradient.
+        ramp_steps: >= 0, optimizer steps until full strength; 10 epochs in the paper. 0: full strength at once.
+        per_example: one temperature per example, from a network that sees the logits of teacher and student.
         initial_temperature: between the bounds; None: theta = 1, which is 15.6 with the default bounds.
         min_temperature: > 0, lower bound.
         max_temperature: upper bound.
-        reversal_strength: >= 0, at the end of the ramp. May be assigned at any time, which ends the ramp.
+        reversal_strength: >= 0, strength at the end of the ramp. May be assigned at any time, which ends the ramp.
         hidden_units: >= 1, width of the network for ``per_example``.
         from_logits: as for ``LogitsDistillation``.
         class_map: as for ``LogitsDistillation``.
@@ -206,7 +206,7 @@ class CurriculumTemperature(_OwnTemperature):
 
     @property
     def reversal_strength(self) -> float:
-        """The strength now, >= 0. Assign a number at any time: it stays, the ramp is over."""
+        """The current strength, >= 0. Assign a number at any time; it ends the ramp and stays."""
         return self._strength.number
 
     @reversal_strength.setter
@@ -215,7 +215,7 @@ class CurriculumTemperature(_OwnTemperature):
 
     @property
     def temperature(self) -> float:
-        """The temperature now; for ``per_example`` its mean since the epoch began. Assign to start from another one."""
+        """The current temperature; for ``per_example`` its mean since the epoch began. Assign to restart it."""
         if self.per_example or self._theta is None:
             return self._mean_seen()
         return float(self._bounded(ops.convert_to_tensor(self._theta)))
@@ -237,7 +237,7 @@ class CurriculumTemperature(_OwnTemperature):
         return self._low + (self._high - self._low) * ops.sigmoid(theta)
 
     def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Create the trained weights: theta, or the network that gives it for each example."""
+        """Create the trained weights: theta, or the network that computes it for each example."""
         super().build_from(teacher_outputs, student_outputs)
         if not self.per_example:
             theta = keras.initializers.Constant(self._theta_of(self._start))
@@ -256,7 +256,7 @@ class CurriculumTemperature(_OwnTemperature):
         self.head.build((None, self.hidden_units))
 
     def get_build_config(self) -> dict[str, Any] | None:
-        """Return what ``build_from_config`` needs to make the network again before its weights are loaded."""
+        """Return what ``build_from_config`` needs to rebuild the network before its weights are loaded."""
         return {"classes": self.hidden.kernel.shape[0] // 2} if self.hidden is not None else None
 
     def build_from_config(self, config: dict[str, Any]) -> None:
@@ -273,7 +273,7 @@ class CurriculumTemperature(_OwnTemperature):
         return self._bounded(against(theta, self._strength.tensor))
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         return {
             **super().get_config(),
             "ramp_steps": self.ramp_steps,
@@ -285,7 +285,7 @@ class CurriculumTemperature(_OwnTemperature):
 
 
 def _entropy(logits: Tensor) -> Any:
-    """Return the entropy of softmax(logits), (...,), nats; classes at -inf count nothing."""
+    """Return the entropy of softmax(logits), (...,), nats; classes at -inf contribute nothing."""
     log_p = ops.log_softmax(logits, axis=-1)
     return -ops.sum(ops.where(log_p > -80.0, ops.exp(log_p) * log_p, 0.0), axis=-1)
 
@@ -309,11 +309,12 @@ def _matching_temperature(logits: Tensor, entropy: Any, low: float, high: float)
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class EntropyMatchedTemperature(_OwnTemperature):
-    """Distillation at a temperature for each example that makes every target equally soft (entropy matching).
+    """Distillation at a per-example temperature that makes every target equally soft (entropy matching).
 
     Choose it for a teacher that is very sure of some examples and unsure of others: one temperature leaves the first
-    nearly hard or blurs the second; here each example's temperature is the one at which the teacher's distribution has
-    the same entropy. A definition of this package, not of a paper. Costs 20 softmaxes of the teacher's logits per step.
+    nearly hard or blurs the second. Here each example gets the temperature at which the teacher's distribution has the
+    same entropy. This is the package's own definition, not a paper's. Costs 20 softmaxes of the teacher's logits per
+    step.
 
     Formula: temperature_i with H(softmax(teacher_i / temperature_i)) = entropy_fraction * log(classes), by bisection (H
     grows with the temperature), to 1e-5 relative; the bound where it lies beyond one. Each example's loss carries
@@ -323,10 +324,11 @@ class EntropyMatchedTemperature(_OwnTemperature):
 
     Args:
         loss: as for ``LogitsDistillation``.
-        entropy_fraction: between 0 and 1, of the entropy of the uniform distribution over the classes that can occur
-            (those not at -inf). A number or a ``LearningRateSchedule``; may be assigned at any time.
-        min_temperature: > 0, lower bound: for examples that are softer than wanted as they are.
-        max_temperature: upper bound: for examples so sure that no reasonable temperature softens them.
+        entropy_fraction: target entropy as a fraction, between 0 and 1, of that of the uniform distribution over the
+            classes that can occur (those not at -inf). A number or a ``LearningRateSchedule``; may be assigned at any
+            time.
+        min_temperature: > 0, lower bound, reached by examples that are already softer than the target.
+        max_temperature: upper bound, reached by examples so sure that no reasonable temperature softens them.
         from_logits: as for ``LogitsDistillation``.
         class_map: as for ``LogitsDistillation``.
         standardize: as for ``LogitsDistillation``; the entropy is that of the standardised logits.
@@ -370,12 +372,12 @@ class EntropyMatchedTemperature(_OwnTemperature):
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """The entropy that is aimed at."""
+        """The target entropy."""
         return {"entropy_fraction": self._fraction}
 
     @property
     def entropy_fraction(self) -> float:
-        """The entropy aimed at, between 0 and 1 of the largest. Assign at any time; the next step uses it."""
+        """The target entropy as a fraction of the largest, 0 to 1. Assign at any time; the next step uses it."""
         return self._fraction.number
 
     @entropy_fraction.setter
@@ -387,5 +389,5 @@ class EntropyMatchedTemperature(_OwnTemperature):
         return _matching_temperature(teacher, self._fraction.tensor * ops.log(possible), self._low, self._high)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         return {**super().get_config(), "entropy_fraction": self._fraction.config}

@@ -1,4 +1,4 @@
-"""A small network that tells teacher and student apart, and a student that learns to be taken for its teacher."""
+"""A small network that tells teacher and student apart, while the student learns to fool it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from keras_distill.terms._base import DistillationLoss
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Discriminator(DistillationLoss):
-    """Adversarial distillation: a discriminator of teacher and student, which the student learns to deceive.
+    """Adversarial distillation: the student learns to fool a discriminator of teacher and student.
 
     Choose it beside ``LogitsDistillation``, at a weight of 0.1 to 1, where the teacher's answers have a structure that
     no distance between pairs shows. It compares distributions, so alone it teaches no example its class.
 
-    One backward pass does both: the discriminator never gets the student's gradient, nor the student the
-    discriminator's. Each row is centred and scaled to variance 1 before it is judged.
+    One backward pass trains both: neither gets the gradient of the other's loss. Each row is centred and scaled to
+    variance 1 before it is judged.
 
     Formula: -log D(v_t) - log(1 - D(v_s)) for the discriminator, -student_weight * log D(v_s) for the student, per
-    example; D is the sigmoid of a network of dense layers with spectral normalisation and leaky ReLUs. With a
-    gradient penalty there is no normalisation; gradient_penalty / 2 * ||d logit D(v_t) / d v_t||**2 is added to the
-    discriminator's part. Of an ensemble every member is a v_t, and the mean over the members is taken.
+    example; D is the sigmoid of a network of dense layers with spectral normalisation and leaky ReLUs. With a gradient
+    penalty there is no normalisation, and gradient_penalty / 2 * ||d logit D(v_t) / d v_t||**2 is added to the
+    discriminator's part. Each member of an ensemble serves as v_t, and the mean over the members is taken.
 
     Args:
-        teacher_layer_name: the tap that is judged; positions are averaged. None: the outputs.
-        student_layer_name: the same for the student; it must have as many channels.
+        teacher_layer_name: the tap to judge; positions are averaged. None: the outputs.
+        student_layer_name: the same for the student, with the same number of channels.
         hidden_units: units of the hidden layers, each >= 1.
         student_weight: >= 0, weight of the student's part.
-        gradient_penalty: >= 0, weight of the penalty; None keeps the discriminator smooth by spectral normalisation.
+        gradient_penalty: >= 0, weight of the penalty; None uses spectral normalisation instead.
         name: shown in logs and error messages.
         **kwargs: as for ``keras.layers.Layer``.
 
@@ -55,7 +55,7 @@ class Discriminator(DistillationLoss):
         2019, arXiv:1812.02425, eq. 6-7; Chung et al., "Feature-map-level Online Adversarial Knowledge Distillation",
         ICML 2020, arXiv:2002.01775; Mescheder, Geiger, Nowozin, "Which Training Methods for GANs do actually
         Converge?", ICML 2018, arXiv:1801.04406, eq. 9 (the penalty). Differs: both parts are minimised in one step, on
-        the same examples; MEAL draws one member of its ensemble for each batch, where all are heard here.
+        the same examples; MEAL draws one member of its ensemble for each batch, where all are used here.
     """
 
     needs_shapes = True
@@ -92,7 +92,7 @@ class Discriminator(DistillationLoss):
             self.gradient_penalty = number(owner, "gradient_penalty", gradient_penalty, low=0.0)
 
     def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Raise ``ValueError`` where the two are not single tensors of as many channels."""
+        """Raise ``ValueError`` if the two are not single tensors with the same number of channels."""
         owner = type(self).__name__
         if isinstance(teacher_outputs, teachers.Members):
             teacher_outputs = teacher_outputs.members[:, 0]
@@ -114,7 +114,7 @@ class Discriminator(DistillationLoss):
         self.built = True
 
     def get_build_config(self) -> dict[str, Any] | None:
-        """Return what ``build_from_config`` needs to make the discriminator again before its weights are loaded."""
+        """Return what ``build_from_config`` needs to rebuild the discriminator before its weights are loaded."""
         return {"channels": _weights(self.judges[0])[0].shape[0]} if self.built else None
 
     def build_from_config(self, config: dict[str, Any]) -> None:
@@ -122,12 +122,12 @@ class Discriminator(DistillationLoss):
         self._make(config["channels"])
 
     def judge(self, rows: Any, *, training: bool = False, learn: bool = True) -> Any:
-        """Return the logit that each row is the teacher's.
+        """Return, for each row, the logit of the probability that it is the teacher's.
 
         Args:
             rows: (batch, channels), float.
-            training: whether the spectral norms are followed.
-            learn: False: no gradient reaches the discriminator's weights.
+            training: whether the estimates of the spectral norms are updated.
+            learn: if False, no gradient reaches the discriminator's weights.
 
         Returns:
             (batch,), float32.
@@ -142,7 +142,7 @@ class Discriminator(DistillationLoss):
         return rows[:, 0]
 
     def slope(self, rows: Tensor) -> Any:
-        """Return the gradient of ``judge`` with respect to its rows, which itself has a gradient to the weights.
+        """Return the gradient of ``judge`` with respect to its rows, itself differentiable in the weights.
 
         Args:
             rows: (batch, channels), float.
@@ -183,7 +183,7 @@ class Discriminator(DistillationLoss):
         return told + self.student_weight * ops.softplus(-self.judge(own, learn=False))
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         return {
             **super().get_config(),
             "teacher_layer_name": self.teacher_layer_name,

@@ -1,4 +1,4 @@
-"""Terms that make a student's features alike in two domains: by their statistics, or against an adversary."""
+"""Terms that make a student's features alike in two domains, by their statistics or through an adversary."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from keras_distill.terms._curriculum import against
 
 
 class _DomainTerm(DistillationLoss):
-    """Base: compares the student's features of one domain with those of another; the teacher is not looked at."""
+    """Base: compares the student's features of one domain with those of another; the teacher is not used."""
 
     num_domains = 2
 
@@ -30,16 +30,16 @@ class _DomainTerm(DistillationLoss):
         self.domain = str(domain)
 
     def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Raise ``ValueError`` where the student gives several tensors."""
+        """Raise ``ValueError`` if the student gives several tensors."""
         if keras.tree.is_nested(student_outputs):
             got = f"{len(keras.tree.flatten(student_outputs))}"
             raise error(type(self).__name__, "one tensor of the student", got, "Give student_layer_name")
 
     def check_fields(self, fields: dict[str, Any]) -> None:
-        """Raise ``ValueError`` unless examples of two domains at least are there."""
+        """Raise ``ValueError`` unless there are examples of at least two domains."""
         owner, last = type(self).__name__, self.num_domains - 1
         if self.domain not in fields:
-            return  # the first step says so
+            return  # the first step raises
         found = np.unique(np.asarray(fields[self.domain]))
         advice = "Number the domains from 0, as data.domains does"
         if found.dtype.kind not in "iufb":
@@ -57,7 +57,7 @@ class _DomainTerm(DistillationLoss):
         return features, domain
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         return {**super().get_config(), "student_layer_name": self.student_layer_name, "domain": self.domain}
 
 
@@ -65,23 +65,23 @@ class _DomainTerm(DistillationLoss):
 class DomainAlignment(_DomainTerm):
     """Makes the student's features of a source and a target domain alike by their statistics (CORAL, MMD).
 
-    Choose it when the student must work where no labels are: batches mix both domains, labels weigh 0 for the target
-    (``sample_weight``), the teacher answers for both. "coral" matches covariances, is cheap and has nothing to tune but
-    its weight; "mmd" compares whole distributions by kernels. Where the two domains differ by more than their
+    Choose it when the student must work in a domain without labels: batches mix both domains, labels of the target have
+    a ``sample_weight`` of 0, and the teacher answers for both. "coral" matches covariances, is cheap and has only its
+    weight to tune; "mmd" compares whole distributions by kernels. Where the two domains differ by more than their
     statistics, ``DomainAdversary`` is stronger and harder to train.
 
     The domain is a field of the batch that no model takes: ``{"image": x, "domain": d}`` with d = 0 for the source and
-    1 for the target; other values take no part.
+    1 for the target; examples with other values are ignored.
 
     Formula: "coral": ||Cov_source - Cov_target||_F**2 / (4 channels**2), covariances with n - 1; "mmd": mean k(s, s') +
     mean k(t, t') - 2 mean k(s, t) over all pairs, k the mean over bandwidths b of exp(-||x - y||**2 / (b m)), m the
-    mean squared distance of all pairs of the batch, which takes no part in the gradient.
+    mean squared distance of all pairs of the batch, through which no gradient flows.
 
     Args:
         kind: "coral" or "mmd".
         student_layer_name: the tap whose features are aligned; positions are averaged. None: the student's output.
         domain: name of the field.
-        bandwidths: > 0, of the kernels, in units of the batch's mean squared distance; for "mmd".
+        bandwidths: > 0, bandwidths of the kernels for "mmd", in units of the batch's mean squared distance.
         name: shown in logs and error messages.
         **kwargs: as for ``keras.layers.Layer``.
 
@@ -151,12 +151,12 @@ class DomainAlignment(_DomainTerm):
         return ops.sum(kernel * sides[:, None] * sides[None])
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         return {**super().get_config(), "kind": self.kind, "bandwidths": self.bandwidths}
 
 
 def _covariance(features: Tensor, weight: Tensor) -> Any:
-    """Return the covariance of the rows that weigh 1, (channels, channels)."""
+    """Return the covariance of the rows with weight 1, (channels, channels)."""
     count = ops.maximum(ops.sum(weight), 2.0)
     centred = (features - ops.sum(features * weight[:, None], axis=0) / count) * weight[:, None]
     return ops.matmul(ops.transpose(centred), centred) / (count - 1.0)
@@ -186,21 +186,21 @@ class DomainRamp(LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class DomainAdversary(_DomainTerm):
-    """Trains a small network to tell the domains apart, and the student's features to prevent it (DANN).
+    """Trains a small network to tell the domains apart, and the student's features to prevent that (DANN).
 
-    One backward pass does both: the gradient is reversed where it leaves the network for the student, times a strength
-    that rises from 0, so that the adversary first learns what to look for. ``logs`` get ``reversal_strength``.
+    One backward pass trains both: the gradient from the network to the student is reversed and scaled by a strength
+    that rises from 0, so that the adversary can learn first. ``logs`` get ``reversal_strength``.
 
     Formula: cross-entropy of the domain, per example; the student's gradient is that times -strength, with strength =
     reversal_strength * (2 / (1 + exp(-10 p)) - 1), p = step / ramp_steps up to 1.
 
     Args:
         student_layer_name: the tap whose features are to be alike; positions are averaged. None: the student's output.
-        domain: name of the field of the batch, 0 to num_domains - 1; other values take no part.
+        domain: name of the field of the batch, 0 to num_domains - 1; examples with other values are ignored.
         num_domains: >= 2.
         hidden_units: >= 1, width of the network.
-        reversal_strength: >= 0, at the end of the ramp. May be assigned at any time, which ends the ramp.
-        ramp_steps: >= 0, optimizer steps until the full strength; 0: full at once.
+        reversal_strength: >= 0, strength at the end of the ramp. May be assigned at any time, which ends the ramp.
+        ramp_steps: >= 0, optimizer steps until full strength; 0: full strength at once.
         name: shown in logs and error messages.
         **kwargs: as for ``keras.layers.Layer``.
 
@@ -214,7 +214,7 @@ class DomainAdversary(_DomainTerm):
 
     Reference:
         Ganin, Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", ICML 2015, arXiv:1409.7495.
-        Differs: the ramp is counted in steps of its own.
+        Differs: the ramp has its own number of steps.
     """
 
     needs_shapes = True
@@ -248,7 +248,7 @@ class DomainAdversary(_DomainTerm):
 
     @property
     def reversal_strength(self) -> float:
-        """The strength now, >= 0. Assign a number at any time: it stays, the ramp is over."""
+        """The current strength, >= 0. Assign a number at any time; it ends the ramp and stays."""
         return self._strength.number
 
     @reversal_strength.setter
@@ -266,7 +266,7 @@ class DomainAdversary(_DomainTerm):
         self.built = True
 
     def get_build_config(self) -> dict[str, Any] | None:
-        """Return what ``build_from_config`` needs to make the network again before its weights are loaded."""
+        """Return what ``build_from_config`` needs to rebuild the network before its weights are loaded."""
         return {"channels": self.hidden.kernel.shape[0]} if self.hidden.built else None
 
     def build_from_config(self, config: dict[str, Any]) -> None:
@@ -292,7 +292,7 @@ class DomainAdversary(_DomainTerm):
         return ops.where(known, -ops.sum(picked, axis=-1), 0.0)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         return {
             **super().get_config(),
             "num_domains": self.num_domains,

@@ -1,4 +1,4 @@
-"""The term in which experts rebuild a teacher's embedding from the student's."""
+"""A term in which experts reconstruct a teacher's embedding from the student's."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from keras_distill.terms._structures import check_layers
 class ExpertDistillation(DistillationLoss):
     """Distillation of an embedding through a mixture of experts (DE of DE-RRD), for recommenders.
 
-    A small embedding cannot hold a large one by a single map: users (or items) with different tastes get an expert
-    each, chosen by a gate that sees the teacher. Use one term for users and one for items, beside a ranking loss.
+    A single map from a small embedding cannot reconstruct a large one: a gate that sees the teacher assigns users (or
+    items) with different tastes to different experts. Use one term for users and one for items, beside a ranking loss.
 
     Formula: sum over units of (teacher - ``adapters.ExpertMixture``(student, teacher))**2.
 
@@ -28,7 +28,7 @@ class ExpertDistillation(DistillationLoss):
         student_layer_name: the tap of the student's.
         num_experts: >= 1.
         gate_temperature: > 0; see ``adapters.ExpertMixture``. Assign ``term.experts.gate_temperature`` to anneal it.
-        seed: >= 0, of the gate's draws.
+        seed: >= 0, seed of the gate's random draws.
         name: shown in logs and error messages.
         **kwargs: as for ``keras.layers.Layer``.
 
@@ -62,15 +62,15 @@ class ExpertDistillation(DistillationLoss):
                 raise error(type(self).__name__, f"{side}_layer_name to be the name of one layer", layer)
         self.teacher_layer_name, self.student_layer_name = teacher_layer_name, student_layer_name
         self._options: dict[str, Any] = {"num_experts": num_experts, "gate_temperature": gate_temperature, "seed": seed}
-        self.experts: Any = None  # made when the widths are known
-        adapters.ExpertMixture(1, **self._options)  # raises now, not at the first batch
+        self.experts: Any = None  # created when the widths are known
+        adapters.ExpertMixture(1, **self._options)  # validates the options now, not at the first batch
 
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
-        """Raise ``ValueError`` where a named layer does not exist."""
+        """Raise ``ValueError`` if a named layer does not exist."""
         check_layers(type(self).__name__, teacher, self.teacher_taps, student, self.student_taps)
 
     def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Raise nothing: experts fit any two widths."""
+        """Accept everything: experts fit any two widths."""
 
     def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Make the experts from the widths of the two embeddings."""
@@ -83,7 +83,7 @@ class ExpertDistillation(DistillationLoss):
         self.built = True
 
     def get_build_config(self) -> dict[str, Any] | None:
-        """Return the widths from which the experts are made again."""
+        """Return the widths from which the experts are rebuilt."""
         return {"widths": self._widths} if self.built else None
 
     def build_from_config(self, config: dict[str, Any]) -> None:
@@ -107,6 +107,6 @@ class ExpertDistillation(DistillationLoss):
         return ops.sum(ops.square(teacher - self.experts([student, teacher], training=training)), axis=-1)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         names = {"teacher_layer_name": self.teacher_layer_name, "student_layer_name": self.student_layer_name}
         return {**super().get_config(), **names, **self._options}

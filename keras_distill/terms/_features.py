@@ -1,4 +1,4 @@
-"""The term on intermediate layers: named taps of both models, through an adapter."""
+"""The term for intermediate layers: named taps of both models, through an adapter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def _as_feature_loss(loss: Any, owner: str) -> Any:
-    """Turn what a user gave into something with ``values``: a feature loss as it is, a Keras loss wrapped."""
+    """Return an object with ``values``: a feature loss as it is, a Keras loss wrapped."""
     if loss is None or isinstance(loss, FeatureLoss):
         return loss
     try:
@@ -32,14 +32,14 @@ def _as_feature_loss(loss: Any, owner: str) -> Any:
 
 
 class _Shape:
-    """A shape that is a leaf where structures are mapped."""
+    """A shape that counts as a leaf when structures are mapped."""
 
     def __init__(self, sizes: Any) -> None:
         self.sizes = tuple(sizes)
 
 
 def _with_mask(tensor: Tensor, mask: Tensor) -> Any:
-    """Return the tensor with a mask on it as Keras keeps one; the given tensor stays as it is."""
+    """Return a copy of the tensor that carries a Keras mask."""
     tensor = ops.copy(tensor)
     tensor._keras_mask = mask
     return tensor
@@ -63,14 +63,14 @@ class _KerasLossOnFeatures(FeatureLoss):
         self._per_position = resolved.call if isinstance(resolved, keras.losses.Loss) else resolved
 
     def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Any:
-        # The larger map is pooled to the smaller one's size.
+        # The larger map is pooled to the size of the smaller.
         sizes = zip(teacher_features.shape[1:-1], student_features.shape[1:-1], strict=True)
         size = [None if None in pair else min(pair) for pair in sizes]
         teacher_features, student_features = (
             pool(ops.cast(features, "float32"), size) for features in (teacher_features, student_features)
         )
         values = self._per_position(teacher_features, student_features)
-        if len(values.shape) == 0:  # a user's function that reduces by itself
+        if len(values.shape) == 0:  # a user's function that already reduces
             return values
         if mask is not None and len(mask.shape) == len(values.shape) > 2:  # one row of positions for each example
             values, mask = (ops.reshape(each, (ops.shape(each)[0], -1)) for each in (values, mask))
@@ -80,7 +80,7 @@ class _KerasLossOnFeatures(FeatureLoss):
             return values
         if mask is None or len(mask.shape) != 2:
             return ops.mean(values, axis=-1)
-        # Each position counts the same whatever example it is in, as Keras' masked losses have it.
+        # Every position has the same weight in whichever example, as in Keras' masked losses.
         kept = ops.cast(mask, "float32")
         examples, count = replicas.everywhere(ops.cast(ops.shape(values)[0], "float32"), ops.sum(kept))
         scale = ops.divide_no_nan(examples, count)
@@ -98,20 +98,20 @@ class FeatureDistillation(DistillationLoss):
             or a structure with one per output where whole outputs are compared; ``None`` skips one.
         teacher_layer_name: the tap (``taps.list_taps(teacher)`` shows them), a list of taps, or None for the outputs.
         student_layer_name: the same for the student.
-        adapter: ``"auto"``, a layer that fits one side to the other (see ``keras_distill.adapters``), or None for none.
+        adapter: ``"auto"``, a layer that fits one side to the other (see ``keras_distill.adapters``), or None.
         adapter_side: ``"student"`` (the adapter is applied to the student's tensor) or ``"teacher"``.
-        teacher_adapter: a layer for the teacher's side besides one on the student's. It is trained with the student
-            where the loss says ``teacher_gradient=True`` (the embeddings of CC and CRD); else it must have nothing to
-            train, or be trained before and frozen (``adapters.Paraphraser``).
-        mask_layer_name: a tap of the student that is true where positions count, for models that hand their mask from
-            layer to layer as an argument: ``"transformer_layer_0:padding_mask"`` in keras-hub. None takes the mask
-            that Keras keeps on the student's tensor.
+        teacher_adapter: a layer for the teacher's side in addition to the student's. It is trained with the student if
+            the loss has ``teacher_gradient=True`` (the embeddings of CC and CRD); otherwise it must have no trainable
+            weights, or be trained beforehand and frozen (``adapters.Paraphraser``).
+        mask_layer_name: a tap of the student that is true at valid positions, for models that pass their mask between
+            layers as an argument: ``"transformer_layer_0:padding_mask"`` in keras-hub. None uses the Keras mask of the
+            student's tensor.
         name: shown in logs and error messages.
         **kwargs: as for ``keras.layers.Layer``.
 
     Raises:
         ValueError: if every loss is None, a layer is unknown, shapes differ and there is no adapter, or a teacher's
-            adapter is to be trained that the loss would not train.
+            adapter has weights to train and the loss does not train them.
 
     Example:
         >>> import numpy as np
@@ -176,13 +176,13 @@ class FeatureDistillation(DistillationLoss):
 
     @property
     def student_layer_name(self) -> Any:
-        """What is tapped of the student: what it was given, the tap of the mask at its end where there is one."""
+        """The student's taps as given, followed by the tap of the mask if there is one."""
         if self.mask_layer_name is None:
             return self._student_names
         return [*names_of(self._student_names), self.mask_layer_name]
 
     def _without_mask(self, student_outputs: Structure) -> tuple[Any, Any]:
-        """Return what is compared of the student's taps, and the mask that came with them or None."""
+        """Return the student's taps to compare, and the mask that came with them or None."""
         if self.mask_layer_name is None:
             return student_outputs, None
         *compared, mask = student_outputs
@@ -194,18 +194,18 @@ class FeatureDistillation(DistillationLoss):
         return self._spec["loss"]
 
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
-        """Raise ``ValueError`` where a named layer does not exist."""
+        """Raise ``ValueError`` if a named layer does not exist."""
         check_layers(type(self).__name__, teacher, self.teacher_taps, student, self.student_taps)
 
     def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Raise ``ValueError`` where the two structures differ, or the losses have another one."""
+        """Raise ``ValueError`` if the two structures differ from each other or from that of the losses."""
         student_outputs, _ = self._without_mask(student_outputs)
         keras.tree.assert_same_structure(teacher_outputs, student_outputs)
         if not is_leaf(self.loss):
             flat_as(self.loss, student_outputs, type(self).__name__, "loss")
 
     def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Choose the adapter where it is ``"auto"``, make its variables, and check that the shapes then agree."""
+        """Choose the adapter if it is ``"auto"``, create its variables, and check that the shapes then agree."""
         sides = [teacher_outputs, self._without_mask(student_outputs)[0]]
         nested = any(keras.tree.is_nested(side) for side in sides)
         shapes = [keras.tree.map_structure(lambda tensor: _Shape(tensor.shape), side) for side in sides]
@@ -227,7 +227,7 @@ class FeatureDistillation(DistillationLoss):
             self._check_training(index, adapter)
             adapted = adapter.compute_output_shape(given)
             if keras.tree.is_nested(adapted) and not isinstance(adapted[0], (int, type(None))):
-                self.built = True  # an adapter with several outputs feeds a loss that knows them
+                self.built = True  # an adapter with several outputs feeds a loss that expects them
                 return
             shapes[index] = _Shape(adapted)
         if getattr(self.loss, "same_channels", False) and all(isinstance(shape, _Shape) for shape in shapes):
@@ -239,7 +239,7 @@ class FeatureDistillation(DistillationLoss):
         return (self.adapter, None) if self.adapter_side == "teacher" else (self.teacher_adapter, self.adapter)
 
     def _check_training(self, index: int, adapter: keras.layers.Layer) -> None:
-        """Raise ``ValueError`` where an adapter of the teacher is to be trained by a loss that does not do it."""
+        """Raise ``ValueError`` if a teacher's adapter has weights to train and its loss does not train them."""
         stops = isinstance(self.loss, FeatureLoss) and not isinstance(self.loss, _KerasLossOnFeatures)
         if index == 0 and adapter.trainable_weights and stops and not self.loss.teacher_gradient:
             advice = "Give the loss teacher_gradient=True where it has it, or train the adapter first and freeze it"
@@ -259,7 +259,7 @@ class FeatureDistillation(DistillationLoss):
             )
 
     def get_build_config(self) -> dict[str, Any] | None:
-        """Return what ``build_from_config`` needs to make the adapter again before its weights are loaded."""
+        """Return what ``build_from_config`` needs to rebuild the adapter before its weights are loaded."""
         if not self.built:
             return None
         return {
@@ -309,7 +309,7 @@ class FeatureDistillation(DistillationLoss):
         ]
 
     def _mask_after(self, mask: Tensor, adapted: Any) -> Any:
-        """Return the mask of the positions that the student's adapter has made of those with this mask."""
+        """Return the mask of the positions after the student's adapter."""
         first = keras.tree.flatten(adapted)[0]
         found = mask_of(first)
         if mask is None or found is not None or len(first.shape) < 3:
@@ -322,13 +322,13 @@ class FeatureDistillation(DistillationLoss):
         raise error(type(self).__name__, expected, type(self._adapters()[1]).__name__, advice)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
 
         def describe(loss: Any) -> Any:
             loss = loss.loss if isinstance(loss, _KerasLossOnFeatures) else loss
             return keras.saving.serialize_keras_object(loss)
 
-        # An adapter that was chosen is kept as it is, so that its weights find their place again.
+        # A chosen adapter is stored as it is, so that its weights can be restored.
         adapter = "auto" if self._auto and self.adapter is None else self.adapter
         return {
             **super().get_config(),
@@ -343,7 +343,7 @@ class FeatureDistillation(DistillationLoss):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> FeatureDistillation:
-        """Make the term that ``get_config`` described."""
+        """Rebuild the term that ``get_config`` described."""
         config = dict(config)
         config["loss"] = deserialized(config["loss"])
         for key in ("adapter", "teacher_adapter"):

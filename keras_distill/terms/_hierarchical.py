@@ -1,4 +1,4 @@
-"""The term on many stages at once: pairs of layers that share one loss."""
+"""The term for several stages at once: pairs of layers that share one loss."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class HierarchicalDistillation(DistillationLoss):
         **kwargs: as for ``keras.layers.Layer``.
 
     Raises:
-        ValueError: if there is no pair, a pair is no pair of names, or the weights or adapters do not fit the pairs.
+        ValueError: if there is no pair, a pair does not consist of two names, or the weights or adapters do not fit the
+            pairs.
 
     Example:
         >>> import numpy as np
@@ -45,7 +46,7 @@ class HierarchicalDistillation(DistillationLoss):
 
     Reference:
         Several stages at once: Romero et al. 2015 (arXiv:1412.6550) and Zagoruyko, Komodakis 2017 (arXiv:1612.03928).
-        Differs: any loss, weights free.
+        Differs: any loss and any weights.
     """
 
     needs_shapes = True
@@ -85,25 +86,25 @@ class HierarchicalDistillation(DistillationLoss):
         self.student_layer_name = [student for _, student in pairs] + ([mask_layer_name] if mask_layer_name else [])
 
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
-        """Raise ``ValueError`` where a named layer does not exist."""
+        """Raise ``ValueError`` if a named layer does not exist."""
         for stage in self.stages:
             stage.validate_model_compatibility(teacher, student)
 
     def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Raise ``ValueError`` where the numbers of tensors differ from the number of pairs."""
+        """Raise ``ValueError`` if the number of tensors differs from the number of pairs."""
         if len(teacher_outputs) != len(self.stages) or len(student_outputs) != len(self.student_layer_name):
             got = f"{len(teacher_outputs)} and {len(student_outputs)}"
             raise error(type(self).__name__, f"{len(self.stages)} tensors of each model", got)
 
     def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Make the adapter of each stage."""
+        """Create the adapter of each stage."""
         students = student_outputs[: len(self.stages)]  # without the mask
         for stage, teacher, student in zip(self.stages, teacher_outputs, students, strict=True):
             stage.build_from(teacher, student)
         self.built = True
 
     def get_build_config(self) -> dict[str, Any] | None:
-        """Return what ``build_from_config`` needs to make the adapters again before their weights are loaded."""
+        """Return what ``build_from_config`` needs to rebuild the adapters before their weights are loaded."""
         return {"stages": [stage.get_build_config() for stage in self.stages]} if self.built else None
 
     def build_from_config(self, config: dict[str, Any]) -> None:
@@ -121,7 +122,7 @@ class HierarchicalDistillation(DistillationLoss):
         mask: Tensor = None,
         training: bool = True,
     ) -> Any:
-        """Return the weighted sum over stages of each example."""
+        """Return each example's weighted sum over stages."""
         total: Any = 0.0
         shared = student_outputs[-1] if self.mask_layer_name else None
         for weight, stage, teacher, student in zip(
@@ -133,7 +134,7 @@ class HierarchicalDistillation(DistillationLoss):
         return total
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         stages = [stage.get_config() for stage in self.stages]
         return {
             **super().get_config(),
@@ -146,7 +147,7 @@ class HierarchicalDistillation(DistillationLoss):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> HierarchicalDistillation:
-        """Make the term that ``get_config`` described."""
+        """Rebuild the term that ``get_config`` described."""
         config = dict(config)
         for key in ("loss", "adapter"):
             config[key] = keras.saving.deserialize_keras_object(config[key])

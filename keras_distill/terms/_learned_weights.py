@@ -1,4 +1,4 @@
-"""Weights of tasks that are learned with the student."""
+"""Task weights that are learned with the student."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from keras_distill.terms._logits import LogitsDistillation
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class LearnedWeights(DistillationLoss):
-    """Weighs a term by an uncertainty that is learned with the student, one for each output (Kendall's weighting).
+    """Weights a term by uncertainties learned with the student, one for each output (Kendall's weighting).
 
     Choose it for one student of several tasks whose losses have different scales and noise: a task that cannot be
     learned well gets a small weight. ``callbacks.AdaptiveWeights(method="uncertainty")`` finds the same weights in
     closed form once per epoch, and ``callbacks.DynamicWeightAverage`` follows the speed of learning; neither trains
-    anything. A ``LogitsDistillation`` over several outputs gets a weight for each of them; any other term gets one
-    weight, so that several terms are wrapped one by one.
+    anything. A ``LogitsDistillation`` over several outputs gets a weight for each of them; any other term gets a single
+    weight, so wrap several terms one by one.
 
     Formula: sum_i exp(-s_i) * loss_i + s_i / 2. The log-variances s_i are trained; the weight exp(-s_i) tends to
     1 / (2 loss_i).
 
     Args:
-        term: the term whose loss is weighed.
+        term: the term whose loss is weighted.
         start: > 0, weight of every output at the beginning.
         name: shown in logs and error messages; the wrapped term's name by default.
         **kwargs: as for ``keras.layers.Layer``.
 
     Raises:
-        ValueError: if ``term`` is not a term of this package, takes its mean over the batch itself, or ``start`` is
-            not positive.
+        ValueError: if ``term`` is not a term of this package or averages over the batch itself, or ``start`` is not
+            positive.
 
     Example:
         >>> import numpy as np
@@ -82,15 +82,15 @@ class LearnedWeights(DistillationLoss):
 
     @property
     def weights_of_outputs(self) -> list[float]:
-        """The weights now, in the order of the outputs (of a dictionary: by sorted key)."""
+        """The current weights, in the order of the outputs (of a dictionary: by sorted key)."""
         return [float(each) for each in ops.convert_to_numpy(ops.exp(-self.log_variances))]
 
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
-        """Raise ``ValueError`` where the wrapped term does not fit the models."""
+        """Raise ``ValueError`` if the wrapped term does not fit the models."""
         self.term.validate_model_compatibility(teacher, student)
 
     def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
-        """Raise ``ValueError`` where the wrapped term cannot compare these."""
+        """Raise ``ValueError`` if the wrapped term cannot compare these."""
         self.term.validate_outputs(teacher_outputs, student_outputs)
 
     def build_from(self, teacher_outputs: Any, student_outputs: Any) -> None:
@@ -106,7 +106,7 @@ class LearnedWeights(DistillationLoss):
         self.built = True
 
     def get_build_config(self) -> dict[str, Any] | None:
-        """Return what ``build_from_config`` needs to make the variables again before their weights are loaded."""
+        """Return what ``build_from_config`` needs to recreate the variables before their weights are loaded."""
         if not self.built:
             return None
         return {"count": self.log_variances.shape[0], "term": self.term.get_build_config()}
@@ -129,7 +129,7 @@ class LearnedWeights(DistillationLoss):
         training: bool = True,
         batch: Any = None,
     ) -> dict[str, Any]:
-        """Return the wrapped term's loss of each output, weighed, with the penalty of its log-variance."""
+        """Return the wrapped term's weighted loss of each output, plus the penalty on its log-variance."""
         if not self.built:
             self.build_from(teacher_outputs, student_outputs)
         parts = self.term.losses_by_output(
@@ -146,7 +146,7 @@ class LearnedWeights(DistillationLoss):
         return weighed
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         return {
             **super().get_config(),
             "term": keras.saving.serialize_keras_object(self.term),
@@ -155,5 +155,5 @@ class LearnedWeights(DistillationLoss):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> LearnedWeights:
-        """Make the term that ``get_config`` described."""
+        """Rebuild the term that ``get_config`` described."""
         return cls(**{**config, "term": keras.saving.deserialize_keras_object(config["term"])})

@@ -1,4 +1,4 @@
-"""The term on final outputs: logits at a temperature."""
+"""The term for final outputs: logits at a temperature."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _repeatable(loss: Any) -> Any:
 
 
 def _mask_for(logits: Tensor, mask: Tensor) -> Any:
-    """Return the mask with one entry per row of logits; None where it speaks of an axis that the output has lost."""
+    """Return the mask with one entry per row of logits; None if it refers to an axis that the output no longer has."""
     rank = len(logits.shape) - 1
     if mask is None or len(mask.shape) > rank:
         return None
@@ -51,7 +51,7 @@ def _mask_for(logits: Tensor, mask: Tensor) -> Any:
 
 
 def labels_where(labels: Structure, logits: Tensor, mask: Tensor) -> Any:
-    """Return class labels with 0 at masked positions, where anything may stand; others as they are."""
+    """Return class labels with masked positions, which may hold any value, set to 0."""
     if labels is None or mask is None or len(labels.shape) != len(logits.shape) - 1:
         return labels
     labels = ops.convert_to_tensor(labels)
@@ -63,17 +63,17 @@ class LogitsDistillation(DistillationLoss):
     """Distillation of the final outputs at a temperature (KD, soft targets, knowledge distillation).
 
     Choose it first. With the default loss it is temperature**2 * KL(softmax(teacher / temperature) || softmax(student
-    / temperature)), computed from log-softmax: exact for logits of any size, whatever spelling of KL is given.
+    / temperature)), computed from log-softmax: exact for logits of any size, however KL is spelled.
 
     Args:
         temperature: > 0, no unit; 2 to 8 are usual. A ``keras.optimizers.schedules.LearningRateSchedule`` is evaluated
             at the optimizer's step. For several outputs: one for all, or a structure with one per output.
         loss: ``"kl_divergence"`` in any spelling, any class of ``keras_distill.losses`` for logits,
-            ``"categorical_crossentropy"`` (soft targets, times temperature**2), a Keras regression loss such as
+            ``"categorical_crossentropy"`` (soft targets times temperature**2), a Keras regression loss such as
             ``"mse"`` (between logits / temperature, or log-probabilities / temperature), or a structure of these with
             one per output; ``None`` skips one.
-        from_logits: False where both models' outputs are probabilities; their logarithms are used.
-        class_map: for each of the student's classes its number among the teacher's, where the teacher knows more.
+        from_logits: False if both models' outputs are probabilities; their logarithms are used.
+        class_map: for each student class its index among the teacher's classes, if the teacher has more.
         standardize: standardise each example's logits (logit standardisation) before the loss.
         name: shown in logs and error messages.
         **kwargs: as for ``keras.layers.Layer``.
@@ -113,7 +113,7 @@ class LogitsDistillation(DistillationLoss):
         settings = map_with_none(
             lambda each: None if each is None else Setting(each, _temperature_check(owner)), temperature
         )
-        # Around Keras' tracking, which would wrap the lists and dictionaries in classes of its own.
+        # Bypasses Keras' tracking, which would wrap the lists and dictionaries in classes of its own.
         object.__setattr__(self, "_spec", {"losses": losses, "temperatures": settings, "loss": loss})
         object.__setattr__(self, "_looked_at", {})
         self.from_logits = bool(from_logits)
@@ -135,7 +135,7 @@ class LogitsDistillation(DistillationLoss):
 
     @property
     def temperature(self) -> Any:
-        """The temperature now (> 0): a number, or a structure with one per output. Assign at any time."""
+        """The current temperature (> 0): a number, or a structure with one per output. Assign at any time."""
         return map_with_none(lambda each: None if each is None else each.number, self._spec["temperatures"])
 
     @temperature.setter
@@ -151,7 +151,7 @@ class LogitsDistillation(DistillationLoss):
                 setting.assign(each)
 
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
-        """Refuse softmax heads, one-logit heads and different class counts, as far as they are known by now."""
+        """Refuse softmax heads, one-logit heads and different class counts, as far as they are known yet."""
         owner = type(self).__name__
         for role, model in (("teacher", known_model(teacher)), ("student", student)):
             if model is None:
@@ -198,22 +198,22 @@ class LogitsDistillation(DistillationLoss):
             raise error(owner, "at least 2 classes (softmax over one logit is always 1)", "1", advice)
 
     def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Raise ``ValueError`` where the two structures differ."""
+        """Raise ``ValueError`` if the two structures differ."""
         if not isinstance(teacher_outputs, teachers.Members):
             keras.tree.assert_same_structure(teacher_outputs, student_outputs)
 
     def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Make the temperatures' variables, and check class counts that were not known before."""
+        """Create the temperatures' variables, and check class counts that were not known before."""
         for name, setting in self.settings.items():
             setting.create(self, name)
-        # Tracked, so that the random states of losses that draw are saved and restored with this term.
+        # Tracked, so that the random states of stochastic losses are saved and restored with this term.
         self._draws = [
             loss.seed_generator for loss in flat_with_none(self.loss) if loss is not None and loss.seed_generator
         ]
         self.built = True
 
     def build(self, input_shape: Any = None) -> None:
-        """Make the temperatures' variables."""
+        """Create the temperatures' variables."""
         self.build_from(None, None)
 
     def values(
@@ -271,7 +271,7 @@ class LogitsDistillation(DistillationLoss):
         return self._compare(loss, teacher, student, temperature, labels, mask)
 
     def _refuse_probabilities(self, **outputs: Tensor) -> None:
-        """Raise where an output is that of a softmax, of models too whose last layer is not known (subclassed ones)."""
+        """Raise if an output comes from a softmax, also for models whose last layer is unknown (subclassed ones)."""
         for role, tensor in outputs.items():
             if self.from_logits and not self._looked_at.get(role):
                 activation = activation_of(tensor)
@@ -294,14 +294,14 @@ class LogitsDistillation(DistillationLoss):
         return loss.values(teacher, student, temperature=temperature, labels=labels, mask=mask)
 
     def _standardized(self, logits: Tensor, mask: Tensor) -> Any:
-        """Return the logits standardised where the user asked for it, 0 where masked: garbage there has no spread."""
+        """Return the logits, standardised if requested, with 0 at masked positions, which may hold anything."""
         logits = arguments.clean(logits, mask)
         return losses_room.standardize_logits(logits) if self.standardize else logits
 
     def _members(
         self, loss: LogitsLoss, teacher: Any, student: Any, temperature: Any, labels: Structure, mask: Tensor
     ) -> Any:
-        """Compare with many teachers: their combined distribution, or each of them where the rule says so."""
+        """Compare with several teachers: with their combined distribution, or with each of them if the rule says so."""
         self._check_classes(loss, teacher.members.shape[-1], student.shape[-1])
         student = self._logits(student, mask)
         if loss.needs_members:
@@ -319,7 +319,7 @@ class LogitsDistillation(DistillationLoss):
         return self._compare(loss, combined, student, temperature, labels, mask)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
 
         def describe(loss: Any) -> Any:
             loss = loss.loss if isinstance(loss, KerasLossOnLogits) else loss
@@ -338,7 +338,7 @@ class LogitsDistillation(DistillationLoss):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> LogitsDistillation:
-        """Make the term that ``get_config`` described."""
+        """Rebuild the term that ``get_config`` described."""
         config = dict(config)
         config["loss"] = deserialized(config["loss"])
         config["temperature"] = deserialized(config["temperature"])

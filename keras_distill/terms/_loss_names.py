@@ -1,4 +1,4 @@
-"""However a user spells the loss between two sets of logits: an object of this package, a Keras loss, or a refusal."""
+"""Resolves a user's spelling of the loss between two sets of logits, or refuses it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _SOFT_CROSS_ENTROPY_NAMES = {"categorical_crossentropy", "categoricalcrossentrop
 
 
 def as_logits_loss(loss: Any, owner: str) -> Any:
-    """Turn whatever spelling a user picked into a ``LogitsLoss``, a Keras loss on logits, or a refusal."""
+    """Resolve a user's spelling to a ``LogitsLoss`` or a Keras loss on logits, or raise."""
     if loss is None or isinstance(loss, LogitsLoss):
         return loss
     if isinstance(loss, type) and issubclass(loss, (LogitsLoss, keras.losses.Loss)):
-        return as_logits_loss(loss(), owner)  # a class instead of an object: its defaults
+        return as_logits_loss(loss(), owner)  # a class instead of an object: use its defaults
     if isinstance(loss, str) and _of_ours(loss) is not None:
         return _of_ours(loss)()
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
@@ -56,7 +56,7 @@ def _snake(name: str) -> str:
 
 
 def _of_ours(name: str) -> Any:
-    """Return the class of ``keras_distill.losses`` between logits that a name stands for, in either spelling."""
+    """Return the class of ``keras_distill.losses`` between logits that a name denotes, in either spelling."""
     for each in losses_room.__all__:
         thing = getattr(losses_room, each)
         if isinstance(thing, type) and issubclass(thing, LogitsLoss) and thing is not LogitsLoss:
@@ -66,7 +66,7 @@ def _of_ours(name: str) -> Any:
 
 
 def _column(temperature: Any, logits: Tensor) -> Any:
-    """Return a temperature, one for all or one per example, so that it divides logits."""
+    """Return a temperature, one for all or one per example, in a shape that divides logits."""
     temperature = ops.cast(ops.convert_to_tensor(temperature), "float32")
     if len(temperature.shape) == 0:
         return temperature
@@ -96,7 +96,7 @@ class KerasLossOnLogits(LogitsLoss):
             arguments.clean(ops.cast(logits, "float32"), mask) / column for logits in (teacher_logits, student_logits)
         )
         values = self._per_example(teacher, student)
-        # A user's function that reduces by itself has nothing left to mask.
+        # A user's function that already reduces leaves nothing to mask.
         return arguments.apply_mask(values, mask) if len(values.shape) else values
 
 

@@ -1,4 +1,4 @@
-"""The term that contrasts each example with a memory of all the others."""
+"""A term that contrasts each example with a memory of all the others."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from keras_distill.terms._base import DistillationLoss
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ContrastiveMemory(DistillationLoss):
-    """Contrast of each example with others out of a memory of the whole training set (CRD with a memory bank).
+    """Contrast of each example with others from a memory of the whole training set (CRD with a memory bank).
 
-    Choose it over ``losses.ContrastiveRepresentation`` where batches are small and examples have stable indices: the
-    teacher is a ``teachers.Indexed``. It holds two embeddings, trained with the student, and two memories of
-    num_examples * units numbers, saved with the distiller. One replica only. Usual weight 0.8.
+    Choose it over ``losses.ContrastiveRepresentation`` where batches are small and examples have stable indices, which
+    a ``teachers.Indexed`` teacher supplies. It holds two embeddings, trained with the student, and two memories of
+    num_examples * units numbers, saved with the distiller. It supports one replica only. The usual weight is 0.8.
 
     Formula: ``losses.contrastive_noise`` of the student's embeddings against the teacher's memory plus the reverse;
     then memory_i = unit(momentum * memory_i + (1 - momentum) * embedding_i) on both sides.
 
     Args:
-        num_examples: >= 1, of the training set; indices lie below.
-        teacher_layer_name: the teacher's tap, the penultimate vector mostly.
-        student_layer_name: the student's.
+        num_examples: >= 1, size of the training set; indices are below it.
+        teacher_layer_name: the teacher's tap, usually the penultimate vector.
+        student_layer_name: the student's tap.
         units: >= 1, width of the embeddings.
-        num_negatives: >= 1, drawn anew in each step for each example; 16384 in the paper, which takes
-            batch * 16384 * units numbers of memory.
+        num_negatives: >= 1, drawn anew in each step for each example; the paper's 16384 need memory for batch * 16384 *
+            units numbers.
         contrast_temperature: > 0.
-        momentum: 0 to 1, how much of an example's old embedding stays.
-        seed: of the negatives and of the memories' start.
+        momentum: 0 to 1, share of an example's old embedding that is kept.
+        seed: seed of the negatives and of the initial memories.
         name: shown in logs and error messages.
         **kwargs: as for ``keras.layers.Layer``.
 
@@ -47,8 +47,9 @@ class ContrastiveMemory(DistillationLoss):
 
     Reference:
         Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv:1910.10699.
-        Differs: negatives are drawn among all other examples, of the same class too. In ``evaluate`` nothing is
-        written, and the negatives are always the same; unseen data have no index: ``evaluate_distillation=False``.
+        Differs: negatives are drawn from all other examples, including those of the same class. ``evaluate`` writes
+        nothing and always uses the same negatives; unseen data have no index, so compile with
+        ``evaluate_distillation=False``.
     """
 
     needs_shapes = True
@@ -84,17 +85,17 @@ class ContrastiveMemory(DistillationLoss):
         self._negatives = keras.random.SeedGenerator(self.seed)
 
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
-        """Raise ``ValueError`` where the teacher gives no index or the student's layer does not exist."""
+        """Raise ``ValueError`` if the teacher gives no index or the student's layer does not exist."""
         if not isinstance(teacher, teachers.Indexed):
             got = type(teacher).__name__
             raise error(type(self).__name__, "a teacher that gives indices", got, "Give teachers.Indexed(teacher)")
         taps.Taps(student, self.student_taps, owner=f"{type(self).__name__} (student)")
 
     def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Raise nothing: any two shapes can be embedded."""
+        """Accept everything: any two shapes can be embedded."""
 
     def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Make the embeddings from the sizes of the layers."""
+        """Create the embeddings from the sizes of the layers."""
         self._build_shapes(tuple(teacher_outputs[0].shape), tuple(student_outputs.shape))
 
     def _build_shapes(self, teacher_shape: tuple, student_shape: tuple) -> None:
@@ -104,7 +105,7 @@ class ContrastiveMemory(DistillationLoss):
         self.built = True
 
     def get_build_config(self) -> dict[str, Any] | None:
-        """Return the sizes from which the embeddings are made again."""
+        """Return the sizes from which the embeddings are rebuilt."""
         return {"shapes": [[None, *shape[1:]] for shape in self._shapes]} if self.built else None
 
     def build_from_config(self, config: dict[str, Any]) -> None:
@@ -116,7 +117,7 @@ class ContrastiveMemory(DistillationLoss):
         shape = (ops.shape(index)[0], self.num_negatives)
         seed = self._negatives if training else self.seed
         drawn = keras.random.randint(shape, 0, self.num_examples - 1, dtype="int32", seed=seed)
-        others = drawn + ops.cast(drawn >= index[:, None], "int32")  # all but the example itself, each as likely
+        others = drawn + ops.cast(drawn >= index[:, None], "int32")  # uniform over all other examples
         return ops.concatenate([index[:, None], others], axis=1)
 
     def values(
@@ -128,7 +129,7 @@ class ContrastiveMemory(DistillationLoss):
         mask: Tensor = None,
         training: bool = True,
     ) -> Any:
-        """Return the loss of each example, (batch,), and let the memories learn where this is training."""
+        """Return the loss of each example, (batch,), and update the memories if training."""
         features, index = teacher_outputs
         teacher, student = self.embed_teacher(ops.stop_gradient(features)), self.embed_student(student_outputs)
         candidates = self._candidates(index, training)
@@ -152,7 +153,7 @@ class ContrastiveMemory(DistillationLoss):
         return total
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         return {
             **super().get_config(),
             "num_examples": self.num_examples,

@@ -1,4 +1,4 @@
-"""The term on maps of logits: resolutions that differ, void pixels, boundaries."""
+"""The term for maps of logits: different resolutions, void pixels, boundaries."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class PixelDistillation(LogitsDistillation):
     """Distillation of a map of logits, pixel by pixel (semantic segmentation).
 
     Choose it for segmentation in place of ``LogitsDistillation``: teacher and student may have different output strides
-    (one side is resized, once, bilinearly, before the softmax), void pixels never count, and pixels where classes meet
-    may count more. Beside it, ``FeatureDistillation(losses.ChannelDistributions(), ...)`` compares features.
+    (one side is resized bilinearly before the softmax), void pixels never count, and pixels at class boundaries may
+    count more. Beside it, ``FeatureDistillation(losses.ChannelDistributions(), ...)`` compares features.
 
     Args:
         temperature: > 0; see ``LogitsDistillation``. 1 is usual for pixels.
-        loss: as for ``LogitsDistillation``; losses that compare rows of one example are not for maps.
-        resize: which side is brought to the other's height and width where they differ: "student" or "teacher".
-        boundary_weight: >= 0: how much a pixel counts that is near another class's, in the labels; 1 for all alike.
+        loss: as for ``LogitsDistillation``; losses that compare rows of one example do not suit maps.
+        resize: the side that is resized to the other's height and width if they differ: "student" or "teacher".
+        boundary_weight: >= 0, weight of a pixel whose label is near another class; 1 treats all pixels alike.
         boundary_radius: >= 1, in pixels of the label map.
-        ignore_label: the label of void pixels; ``"auto"``: the ``ignore_class`` of the supervised loss; None:
+        ignore_label: the label of void pixels; ``"auto"`` takes the ``ignore_class`` of the supervised loss; None if
             there are none.
         name: shown in logs and error messages.
         **kwargs: as for ``LogitsDistillation``.
 
     Raises:
-        ValueError: if an option is out of range, outputs are no maps, or there are no labels where they are needed.
+        ValueError: if an option is out of range, outputs are not maps, or needed labels are missing.
 
     Example:
         >>> import numpy as np
@@ -112,13 +112,13 @@ class PixelDistillation(LogitsDistillation):
         )
 
     def _void(self, batch: Any) -> int | None:
-        """Return the label of the void: the one given, or what the supervised loss ignores."""
+        """Return the label of void pixels: the one given, or the one that the supervised loss ignores."""
         if isinstance(self.ignore_label, int) or self.ignore_label is None:
             return self.ignore_label
         return batch.ignored[0] if batch is not None and batch.ignored else None
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         return {
             **super().get_config(),
             "resize": self.resize,
@@ -128,7 +128,7 @@ class PixelDistillation(LogitsDistillation):
 
 
 def _resized(logits: Tensor, size: Any) -> Any:
-    """Return the map at another height and width, bilinearly; as it is where sizes agree or are not known."""
+    """Return the map resized bilinearly; unchanged if the sizes agree or are unknown."""
     if None in size or None in logits.shape[1:3] or tuple(size) == tuple(logits.shape[1:3]):
         return logits
     return ops.image.resize(ops.cast(logits, "float32"), tuple(size), interpolation="bilinear")

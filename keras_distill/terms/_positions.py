@@ -1,4 +1,4 @@
-"""Which positions of a sequence or a map count: masks of layers and of inputs, labels of the void, and their mean."""
+"""Which positions of a sequence or a map count: masks of layers and inputs, void labels, and the mean over the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from keras_distill._checks import error, nearest
 from keras_distill._typing import Structure, Tensor
 from keras_distill.losses._numerics import replicas
 
-#: Inputs that text models take a mask by, in the order in which they are looked for: the outputs follow the decoder.
+#: Names of the mask inputs of text models, in search order; outputs follow the decoder.
 MASK_INPUTS = ("decoder_padding_mask", "padding_mask", "attention_mask")
 
 
@@ -29,19 +29,19 @@ def weighted_mean(
     masked: bool = False,
     fraction: float | None = None,
 ) -> Tensor:
-    """Mean over examples as Keras takes it: weighted values, divided by the number of positions that count.
+    """Mean over examples as in Keras: the sum of weighted values, divided by the number of positions that count.
 
-    Positions that are masked, or whose own weight is 0, are no positions: more padding changes nothing. A weight of an
-    example, as in Keras, leaves its positions in the number. Under several replicas the number is that of the global
-    batch, per local position: the step weighs each replica by its share of the examples.
+    Positions that are masked, or whose own weight is 0, do not count, so more padding changes nothing. An example's
+    weight, as in Keras, leaves its positions in the count. Under several replicas the count is that of the global
+    batch, per local position: the step weights each replica by its share of the examples.
 
     Args:
         values: (batch, ...) or a scalar, which is returned as it is (a loss that needs the whole batch).
         sample_weight: (batch,) or (batch, ...), or None.
         mask: (batch, ...) bool, or None; masked positions never count.
-        masked: whether ``values`` have applied the mask already, as ``arguments.apply_mask`` does.
-        fraction: share of positions that count in all the data, to divide by in place of this batch's own number; None
-            counts. Values without positions are not changed by it.
+        masked: whether the mask is already applied to ``values``, as by ``arguments.apply_mask``.
+        fraction: share of positions that count in all the data, to divide by instead of this batch's own count; None
+            uses the batch's count. It does not affect values without positions.
 
     Returns:
         A scalar, float32; 0 where nothing counts.
@@ -59,7 +59,7 @@ def weighted_mean(
     per_position = False
     if sample_weight is not None:
         weight = _to_rank(ops.cast(sample_weight, "float32"), rank)
-        while len(weight.shape) > rank:  # a weight per position, a value per example
+        while len(weight.shape) > rank:  # one weight per position, one value per example
             weight = ops.mean(weight, axis=-1)
         per_position = any(length != 1 for length in weight.shape[1:])
         values = values * weight
@@ -70,7 +70,7 @@ def weighted_mean(
     kept = ops.ones_like(values) if kept is None else kept
     counted = kept * ops.cast(ops.not_equal(weight, 0.0), "float32") if per_position else kept
     size, unmasked, count = replicas.everywhere(local, ops.sum(kept), ops.sum(counted))
-    # What has applied the mask carries a factor of size / unmasked.
+    # Values with the mask already applied carry a factor of size / unmasked.
     count = count if fraction is None else fraction * size
     return ops.divide_no_nan(total * ((unmasked if masked else size) / ops.maximum(local, 1.0)), count)
 
@@ -87,16 +87,16 @@ def _to_rank(tensor: Tensor, rank: int) -> Tensor:
 
 
 def with_input_mask(owner: str, outputs: Structure, batch: Any, name: str | None) -> tuple[Any, bool]:
-    """Return the outputs with the mask of the inputs on those sequences that carry none.
+    """Return the outputs, with the inputs' mask on sequences that carry none.
 
     Args:
         owner: name shown in the error message.
         outputs: the student's outputs or features; a sequence is (batch, time, channels).
         batch: a ``training.Batch``, or None.
-        name: of the input; ``"auto"`` looks for those of ``MASK_INPUTS``; None uses no input.
+        name: name of the input; ``"auto"`` looks for those of ``MASK_INPUTS``; None uses no input.
 
     Returns:
-        The outputs, and whether a sequence of tokens is among them of which nobody says where it is padding.
+        The outputs, and whether they include a sequence of tokens without any indication of padding.
 
     Raises:
         ValueError: if there is no input of this name.
@@ -128,7 +128,7 @@ def _is_mask_of(mask: Any, tensor: Any) -> bool:
 
 
 def _follows_tokens(tensor: Any, inputs: Any) -> bool:
-    """Whether a tensor is a sequence of the length of integer inputs (batch, time)."""
+    """Return whether a tensor is a sequence as long as integer inputs (batch, time)."""
     return any(
         "int" in keras.backend.standardize_dtype(each.dtype) and _is_mask_of(each, tensor)
         for each in keras.tree.flatten(inputs)
@@ -137,7 +137,7 @@ def _follows_tokens(tensor: Any, inputs: Any) -> bool:
 
 
 def warn_of_padding(owner: str, name: str) -> None:
-    """Say once that a term counts every position of a sequence of tokens.
+    """Warn once that a term counts every position of a sequence of tokens.
 
     Args:
         owner: class of the term.
@@ -155,15 +155,15 @@ def warn_of_padding(owner: str, name: str) -> None:
 
 
 def without_unlabelled(outputs: Structure, labels: Structure, ignored: tuple[int | None, ...]) -> tuple[Any, Any]:
-    """Leave positions out whose label the supervised loss ignores, where labels have the positions of an output.
+    """Leave out positions whose label the supervised loss ignores, where labels have the positions of an output.
 
     Args:
         outputs: the student's outputs.
-        labels: of ``fit``, one for each output or one for all.
+        labels: as given to ``fit``, one for each output or one for all.
         ignored: the ``ignore_class`` of the supervised loss of each output, or one for all.
 
     Returns:
-        Outputs and labels, as from ``without_void``; what has one label per example stays as it is.
+        Outputs and labels, as from ``without_void``; outputs with one label per example are unchanged.
     """
     leaves, given = keras.tree.flatten(outputs), keras.tree.flatten(labels)
     if labels is None or len(given) != len(leaves):
@@ -180,22 +180,22 @@ def without_unlabelled(outputs: Structure, labels: Structure, ignored: tuple[int
 
 
 def _has_positions(label: Any, tensor: Any) -> bool:
-    """Whether there is a label for each position of a sequence or a map, in an axis of its own or not."""
+    """Return whether there is a label for each position of a sequence or a map, with or without a trailing axis."""
     column = len(label.shape) == len(tensor.shape) and label.shape[-1] == 1
     return len(tensor.shape) > 2 and (column or len(label.shape) == len(tensor.shape) - 1)
 
 
 def without_void(owner: str, outputs: Structure, labels: Structure, ignore_label: int) -> tuple[Any, Any]:
-    """Return the outputs with a mask of the positions that have a label, and labels with 0 in place of the void.
+    """Return the outputs with a mask of the labelled positions, and the labels with 0 in place of the void label.
 
     Args:
         owner: name shown in the error message.
         outputs: the student's outputs or features, (batch, ..., channels), or a structure of them.
         labels: (batch, ...), integer, one map for all outputs or one each.
-        ignore_label: the label of the void.
+        ignore_label: the label of void positions.
 
     Returns:
-        Both, of the same structure.
+        Both, with unchanged structure.
 
     Raises:
         ValueError: if there are no labels, or their rank fits no output.
@@ -221,7 +221,7 @@ def without_void(owner: str, outputs: Structure, labels: Structure, ignore_label
 
 
 def nearest_positions(positions: Any, size: Any) -> Any:
-    """Return (batch, *size): the nearest entry of (batch, ...) for each new position; unknown sizes stay."""
+    """Return (batch, *size): the nearest entry of (batch, ...) for each new position; unknown sizes are kept."""
     for axis, (old, new) in enumerate(zip(positions.shape[1:], size, strict=True), start=1):
         if None not in (old, new) and old != new:
             index = np.minimum(((np.arange(new) + 0.5) * old / new).astype("int32"), old - 1)

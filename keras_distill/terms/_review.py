@@ -1,4 +1,4 @@
-"""The term in which deep student stages review shallow ones before they are compared."""
+"""A term that fuses deep student stages into shallow ones before comparing them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from keras_distill.terms._stages import StagesDistillation
 class ReviewDistillation(StagesDistillation):
     """Distillation of several stages with attention-based fusion, deep to shallow (knowledge review, ReviewKD).
 
-    Each student stage is fused with what the deeper stages passed on, gated by a spatial attention, and compared with
-    the teacher's stage at several resolutions. Choose it for convolutional students of another family than the
-    teacher; it trains one ``adapters.AttentionFusion`` per stage, which the exported student does not contain.
+    Each student stage is fused with the output of the deeper stages through a spatial attention, and compared with the
+    teacher's stage at several resolutions. Choose it for convolutional students of another family than the teacher; it
+    trains one ``adapters.AttentionFusion`` per stage, which the exported student does not contain.
 
     Formula: sum over stages of hierarchical_context(teacher stage, fusion(student stage, residual of deeper stages)).
 
     Args:
         teacher_layer_names: taps of the teacher, shallow to deep, each (batch, height, width, channels).
         student_layer_names: as many taps of the student, shallow to deep.
-        hidden_filters: >= 1, channels of what is passed on; None takes the least of 512 and the deepest student
+        hidden_filters: >= 1, channels passed from stage to stage; None takes the smaller of 512 and the deepest student
             stage's channels.
         name: shown in logs and error messages.
         **kwargs: as for ``keras.layers.Layer``.
 
     Raises:
-        ValueError: if the lists are empty or differ in length, a layer is unknown, or a stage is no map of known size.
+        ValueError: if the lists are empty or differ in length, a layer is unknown, or a stage is not a map of known
+            size.
 
     Example:
         >>> term = ReviewDistillation(["block1", "block2"], ["b1", "b2"])
@@ -81,7 +82,7 @@ class ReviewDistillation(StagesDistillation):
         mask: Tensor = None,
         training: bool = True,
     ) -> Any:
-        """Return the sum over stages of each example, (batch,)."""
+        """Return each example's sum over stages, (batch,)."""
         fused, reviewed = None, []
         for fusion, stage in zip(self.fusions, reversed(student_outputs), strict=True):
             output, fused = fusion(stage if fused is None else [stage, fused], training=training)
@@ -89,5 +90,5 @@ class ReviewDistillation(StagesDistillation):
         return losses.hierarchical_context(teacher_features=teacher_outputs[::-1], student_features=reviewed)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         return {**super().get_config(), "hidden_filters": self.hidden_filters}

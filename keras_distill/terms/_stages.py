@@ -1,4 +1,4 @@
-"""What terms that compare several layers of each model at once have in common."""
+"""The common base of terms that compare several layers of each model at once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from keras_distill.terms._structures import check_layers
 
 
 class StagesDistillation(DistillationLoss, abc.ABC):
-    """Base of terms on a list of layers of each model; what they learn depends on the sizes of those layers.
+    """Base of terms on a list of layers of each model, with weights that depend on the sizes of those layers.
 
     Args:
         teacher_layer_names: layers of the teacher.
         student_layer_names: layers of the student.
-        name: name in the logs.
+        name: name shown in the logs.
         **kwargs: as for every layer.
     """
 
@@ -36,22 +36,22 @@ class StagesDistillation(DistillationLoss, abc.ABC):
         self.teacher_layer_name, self.student_layer_name = list(teacher_layer_names), list(student_layer_names)
 
     def validate_model_compatibility(self, teacher: Any, student: keras.Model) -> None:
-        """Raise ``ValueError`` where a named layer does not exist."""
+        """Raise ``ValueError`` if a named layer does not exist."""
         check_layers(type(self).__name__, teacher, self.teacher_taps, student, self.student_taps)
 
     def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Make what is learned from the sizes of the layers."""
+        """Create the trained weights from the sizes of the layers."""
         self._build(*([tuple(tensor.shape) for tensor in side] for side in (teacher_outputs, student_outputs)))
 
     def get_build_config(self) -> dict[str, Any] | None:
-        """Return the sizes from which it is made again."""
+        """Return the sizes from which the weights are recreated."""
         if not self.built:
             return None
         sides = [[[None, *shape[1:]] for shape in side] for side in self._shapes]
         return {"teacher_shapes": sides[0], "student_shapes": sides[1]}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
-        """Make what is learned again."""
+        """Recreate the trained weights."""
         self._build(*([tuple(shape) for shape in config[key]] for key in ("teacher_shapes", "student_shapes")))
 
     def _build(self, teacher_shapes: list[tuple], student_shapes: list[tuple]) -> None:
@@ -64,10 +64,10 @@ class StagesDistillation(DistillationLoss, abc.ABC):
 
     @abc.abstractmethod
     def _build_shapes(self, teacher_shapes: list[tuple], student_shapes: list[tuple]) -> None:
-        """Make what is learned, for layers of these shapes (batch, height, width, channels)."""
+        """Create the trained weights for layers of these shapes (batch, height, width, channels)."""
 
     def get_config(self) -> dict[str, Any]:
-        """Return the names of the layers, and what every term has."""
+        """Return the names of the layers and the configuration common to all terms."""
         return {
             **super().get_config(),
             "teacher_layer_names": list(self.teacher_layer_name),
@@ -75,4 +75,4 @@ class StagesDistillation(DistillationLoss, abc.ABC):
         }
 
     def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Raise nothing: layers of any sizes may be compared."""
+        """Accept everything: layers of any sizes may be compared."""

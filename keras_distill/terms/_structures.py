@@ -43,7 +43,7 @@ def flat_as(structure: Any, outputs: Structure, owner: str, what: str) -> list[A
 
 
 def is_leaf(structure: Any) -> bool:
-    """Return whether this is one thing, not a structure of them."""
+    """Return whether this is a single item, not a structure."""
     return not isinstance(structure, (dict, list, tuple))
 
 
@@ -57,7 +57,7 @@ def deserialized(config: Any) -> Any:
 
 
 def output_shapes(model: Any) -> list[tuple[int | None, ...]] | None:
-    """Return the shapes of a model's outputs; None where they are not known before it is called."""
+    """Return the shapes of a model's outputs; None if they are unknown before it is called."""
     model = known_model(model)
     if model is None or not getattr(model, "outputs", None):
         return None
@@ -65,7 +65,7 @@ def output_shapes(model: Any) -> list[tuple[int | None, ...]] | None:
 
 
 def check_layers(owner: str, teacher: Any, teacher_names: list[str], student: Any, student_names: list[str]) -> None:
-    """Raise ``ValueError`` where a named layer does not exist; a teacher of several models checks its own names.
+    """Raise ``ValueError`` if a named layer does not exist; a teacher of several models checks its own names.
 
     Args:
         owner: name shown in the error message.

@@ -1,4 +1,4 @@
-"""The term that teaches a student to say how unsure the teacher is: uncertainties as further targets."""
+"""A term that teaches a student how unsure the teacher is, with uncertainties as further targets."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _LOSSES = ("mae", "mse")
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class UncertaintyDistillation(DistillationLoss):
-    """Distillation of an ensemble's distribution and of how unsure it is, the latter by a head (uncertainty labels).
+    """Distillation of an ensemble's distribution and, through a head, of its uncertainty (uncertainty labels).
 
-    Choose it to keep any teacher's knowledge uncertainty in one pass without the care that a Dirichlet student needs.
+    Choose it to keep a teacher's knowledge uncertainty in one pass, without the careful tuning of a Dirichlet student.
     The student has two outputs, logits and uncertainties: ``students.with_uncertainty_head(student, 2)`` adds the
-    second. For regression the uncertainties are of no use; see ``losses.NormalInverseGamma``.
+    second. It does not suit regression; see ``losses.NormalInverseGamma``.
 
     Formula: temperature**2 * KL(mean_m p^m || q) + sum_j weight_j * |u_j - U_j|, U_j the teacher's uncertainties in
-    nats at temperature 1, u_j what the head says; squared for ``loss="mse"``.
+    nats at temperature 1, u_j the head's; squared for ``loss="mse"``.
 
     Args:
-        kinds: what the head says, in this order: of "total", "data", "knowledge", "variance"; see
+        kinds: what the head predicts, in this order: any of "total", "data", "knowledge", "variance"; see
             ``metrics.ensemble_uncertainty``. Only "total" makes sense for a teacher without members.
-        temperature: > 0 of the first part: a number or a schedule.
+        temperature: > 0, of the KL part; a number or a schedule.
         weights: >= 0, one per kind; 1 each by default.
         loss: "mae" or "mse".
         outputs: names (of a dict) or positions of the student's logits and uncertainties among its outputs.
@@ -42,7 +42,7 @@ class UncertaintyDistillation(DistillationLoss):
         **kwargs: as for ``keras.layers.Layer``.
 
     Raises:
-        ValueError: if there is no kind, or an argument is out of its bounds.
+        ValueError: if there is no kind, or an argument is out of bounds.
 
     Example:
         >>> import numpy as np
@@ -94,7 +94,7 @@ class UncertaintyDistillation(DistillationLoss):
 
     @property
     def temperature(self) -> float:
-        """The temperature now (> 0). Assign at any time."""
+        """The current temperature (> 0). Assign at any time."""
         return self._temperature.number
 
     @temperature.setter
@@ -102,7 +102,7 @@ class UncertaintyDistillation(DistillationLoss):
         self._temperature.assign(value)
 
     def validate_outputs(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
-        """Raise ``ValueError`` where the student's outputs are not the two that are named."""
+        """Raise ``ValueError`` if the student's outputs are not the two that are named."""
         owner = type(self).__name__
         nested = keras.tree.is_nested(student_outputs)
         known = list(student_outputs) if isinstance(student_outputs, dict) else []
@@ -165,7 +165,7 @@ class UncertaintyDistillation(DistillationLoss):
         training: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """Return the weighted mean of ``values``; of several sample weights, that of the logits. See the base."""
+        """Return the weighted mean of ``values``; of several sample weights, the logits' one applies. See the base."""
         if keras.tree.is_nested(sample_weight):
             flat = sample_weight if isinstance(sample_weight, dict) else dict(enumerate(sample_weight))
             sample_weight = flat.get(self.outputs[0])
@@ -176,7 +176,7 @@ class UncertaintyDistillation(DistillationLoss):
         return weighted_mean(values, sample_weight, mask, masked=True, fraction=self.counted_fraction)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         return {
             **super().get_config(),
             "kinds": list(self.kinds),

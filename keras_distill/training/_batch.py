@@ -1,4 +1,4 @@
-"""What one training step sees of the data, and what a model answered, each as a named tuple."""
+"""The data that one training step sees, and a model's answer to them, each as a named tuple."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Batch(NamedTuple):
         weights: the sample weights, or None.
         extra: fields of a dictionary of inputs that the student does not take (boxes, domains, lengths), by name.
         ignored: the class that the supervised loss of each output ignores (``ignore_class``), or one for all outputs;
-            None for a loss that ignores none. Empty: nothing is known.
+            None for a loss that ignores none. Empty if unknown.
     """
 
     inputs: Any
@@ -31,17 +31,17 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, data: Structure, model: keras.Model | None = None) -> Batch:
-        """Return what Keras hands to a step as a batch.
+        """Make a batch from the data that Keras passes to a step.
 
         Args:
             data: ``x``, ``(x, y)`` or ``(x, y, sample_weight)``.
-            model: the model whose named inputs are not extra fields; None: nothing is extra.
+            model: the model whose named inputs are not extra fields; with None, nothing is extra.
 
         Returns:
             The batch.
 
         Raises:
-            ValueError: if it is known to hold no example, unless it is a replica's part of a larger batch.
+            ValueError: if it is known to be empty, unless it is a replica's part of a larger batch.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         _refuse_empty(x)
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """What one forward pass gave.
+    """The results of one forward pass.
 
     Attributes:
         outputs: the model's outputs: a tensor, a structure, or ``teachers.Members``.
@@ -65,7 +65,7 @@ def extra_fields(inputs: Structure, model: keras.Model | None) -> dict[str, Any]
 
     Args:
         inputs: a batch's inputs.
-        model: a Functional model, whose inputs have names; of any other model nothing is known, so nothing is extra.
+        model: a Functional model, whose inputs have names; for any other model nothing is extra.
     """
     if model is None or not isinstance(inputs, dict) or not getattr(model, "inputs", None):
         return {}
@@ -76,7 +76,7 @@ def extra_fields(inputs: Structure, model: keras.Model | None) -> dict[str, Any]
 
 
 def _refuse_empty(inputs: Any) -> None:
-    """Raise where a batch has no example: its mean is not defined, and layers fail on it each in a way of its own."""
+    """Raise if a batch has no examples: its mean is undefined, and each layer fails on it differently."""
     lengths = [each.shape[0] for each in keras.tree.flatten(inputs) if len(getattr(each, "shape", ())) > 0]
     if lengths and all(length == 0 for length in lengths):
         if tf.distribute.get_strategy().num_replicas_in_sync == 1:

@@ -12,21 +12,21 @@ import numpy as np
 class CallbackState(keras.layers.Layer):
     """States of callbacks by name, written wherever Keras writes weights: in checkpoints, backups and ``save``.
 
-    It belongs to a model without being tracked as one of its layers: it has no variables, is counted nowhere and
-    reaches no graph. A file without a state for a callback is no error: that callback starts afresh.
+    It belongs to a model without being tracked as one of its layers: it has no variables, does not count as a layer and
+    appears in no graph. A file may lack the state of a callback, which then starts afresh.
     """
 
     def __init__(self) -> None:
         super().__init__(name="callback_memory")
         self.built = True
-        # Around Keras' tracking, which would wrap the dictionary in a class of its own.
+        # Bypasses Keras' tracking, which would wrap the dictionary in a class of its own.
         object.__setattr__(self, "states", {})
 
     def save_own_variables(self, store: Any) -> None:
         """Write each state as the bytes of its JSON text.
 
         Args:
-            store: where Keras wants them.
+            store: where Keras writes them.
         """
         for name, state in self.states.items():
             store[name] = np.frombuffer(json.dumps(state).encode(), dtype="uint8")
@@ -48,7 +48,7 @@ def callback_state(model: keras.Model) -> CallbackState:
     Args:
         model: the model that is fitted.
     """
-    # Under the name by which files saved by earlier versions hold it.
+    # Files saved by earlier versions use this name.
     state = vars(model).get("_memory")
     if state is None:
         state = CallbackState()

@@ -1,4 +1,4 @@
-"""Looks at data before training starts: what can be seen without reading a dataset from its source."""
+"""Checks data before training starts, as far as possible without reading a dataset from its source."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _DENSE = {"categorical_crossentropy", "categoricalcrossentropy"}
 
 
 def check_data(distiller: Any, x: Any, y: Any, where: str, sample_weight: Structure = None) -> None:
-    """Raise ``ValueError`` if there is no data, or labels or weights cannot be right.
+    """Raise ``ValueError`` if there is no data, or if labels or weights are certainly wrong.
 
     Args:
-        distiller: compiled.
-        x: what ``fit`` or ``evaluate`` was given.
-        y: the same.
+        distiller: a compiled distiller.
+        x: as given to ``fit`` or ``evaluate``.
+        y: as given to ``fit`` or ``evaluate``.
         where: ``"fit"`` or ``"evaluate"``, for the message.
         sample_weight: as given to ``fit``.
 
     Raises:
-        ValueError: in one sentence, naming what was expected.
+        ValueError: if a check fails; the message says what was expected.
     """
     owner = f"{distiller.owner}.{where}"
     targets: Any = y
@@ -70,14 +70,14 @@ def check_data(distiller: Any, x: Any, y: Any, where: str, sample_weight: Struct
 
 
 def check_models(teacher: Any, student: Any) -> None:
-    """Raise ``ValueError`` unless these are two models without common weights; warn of a teacher without weights.
+    """Raise ``ValueError`` unless these are two models that share no weights; warn if the teacher has no weights yet.
 
     Args:
         teacher: a model or a teacher.
         student: the model to be trained.
 
     Raises:
-        ValueError: if one of them is no model, they are one object, or they share weights.
+        ValueError: if one of them is not a model, they are the same object, or they share weights.
     """
     for role, model in (("teacher", teacher), ("student", student)):
         if not isinstance(model, keras.Model):
@@ -132,12 +132,13 @@ _RENAMED_IN_COMPILE = {
 
 
 def unexpected_arguments(owner: str, arguments: dict[str, Any], *, compiling: bool = False) -> None:
-    """Raise ``ValueError`` for an argument of another library's distiller, with the name it has here.
+    """Raise ``ValueError`` for an argument of another library's distiller, naming its counterpart here.
 
     Args:
         owner: name shown in the message.
         arguments: the keyword arguments that are left over.
-        compiling: they were given to ``compile``, where Keras takes no others; else the constructor passes them on.
+        compiling: whether they were given to ``compile``, where Keras takes no others; the constructor passes others
+            on.
 
     Raises:
         TypeError: for a name that is known nowhere, if ``compiling``.
@@ -152,11 +153,11 @@ def unexpected_arguments(owner: str, arguments: dict[str, Any], *, compiling: bo
 
 
 def warn_of_probabilities(loss: Any, student: keras.Model) -> None:
-    """Warn where Keras will take logits for probabilities: its cross-entropies do, unless told ``from_logits=True``.
+    """Warn if Keras will treat logits as probabilities, as its cross-entropies do without ``from_logits=True``.
 
     Args:
         loss: as given to ``compile``.
-        student: whose outputs the loss sees.
+        student: the model whose outputs the loss sees.
     """
     if not gives_logits(student):
         return
@@ -189,7 +190,7 @@ def _check_batched(spec: Any, targets: Any, owner: str) -> None:
 
 
 def _check_sizes(distiller: Any, x: Any, owner: str) -> None:
-    """Refuse one input of a size that the student, or a plain model as its teacher, does not take."""
+    """Refuse a single input whose size does not fit the student, or a teacher that is a plain model."""
     if isinstance(x, tf.data.Dataset):
         x = x.element_spec[0] if isinstance(x.element_spec, tuple) else x.element_spec
     teacher = getattr(distiller, "teacher", None)
@@ -268,7 +269,7 @@ def _check_labels(distiller: Any, targets: Any, owner: str) -> None:
         ignored = getattr(distiller.loss, "ignore_class", None)
         ids = ids[ids != ignored] if ignored is not None else ids
         if kind not in _SPARSE and ids.ndim > 1:
-            ids = ids[ids >= 0]  # at padding, where no term looks
+            ids = ids[ids >= 0]  # negative labels mark padding, which no term reads
         if ids.size and not np.issubdtype(ids.dtype, np.bool_) and (ids.min() < 0 or ids.max() >= classes):
             bad = ids.min() if ids.min() < 0 else ids.max()
             advice = "Check that the labels fit the number of classes of the student's output"

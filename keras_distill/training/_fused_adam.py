@@ -28,15 +28,15 @@ def update(
     """Apply gradients.
 
     Args:
-        optimizer: applies them; clipping, decay, averages and accumulation are its own in any case.
-        gradients: one for each of the weights: a tensor, the rows of an embedding, or None.
+        optimizer: applies them; clipping, decay, averages and accumulation are always its own.
+        gradients: one for each weight: a tensor, the rows of an embedding, or None.
         weights: the variables.
         xla: whether XLA compiles the step: it fuses Keras' operations, so everything is left to the optimizer.
     """
     if xla or not is_plain_adam(optimizer) or tf.distribute.has_strategy():
         optimizer.apply_gradients(zip(gradients, weights, strict=True))
         return
-    # For this call alone, and not through Keras' __setattr__, which would keep it.
+    # For this call only, bypassing Keras' __setattr__, which would track it.
     object.__setattr__(optimizer, "update_step", _fused_step(optimizer))
     try:
         optimizer.apply_gradients(zip(gradients, weights, strict=True))

@@ -29,9 +29,9 @@ class Update(NamedTuple):
     """One learner's update of a step.
 
     Attributes:
-        learner: whose weights change.
-        gradients: one for each of its weights, or None.
-        state: pairs of a variable that the forward pass moved and its value before the step.
+        learner: the learner whose weights change.
+        gradients: one for each of its weights; an entry may be None.
+        state: pairs of a variable that the forward pass changes and its value before the step.
     """
 
     learner: Learner
@@ -64,7 +64,7 @@ def _sum_of(gradients: Sequence[Any]) -> tf.Tensor | None:
 
 
 def _keep(good: tf.Tensor, before: Sequence[tuple[Any, Any]]) -> None:
-    """Give variables back their value before this step unless all is good."""
+    """Restore the variables' values from before this step unless ``good``."""
     for variable, value in before:
         variable.assign(tf.where(good, tf.convert_to_tensor(variable), value))
 
@@ -81,8 +81,8 @@ class Guard:
     Args:
         model: the model that is fitted: ``Distiller`` or a regime.
         owner: its name in error messages.
-        kept: whose weights are kept, for the message: ``"The student keeps its"``.
-        teachers: those who may explain an error that TensorFlow raised.
+        kept: beginning of the sentence that says whose weights are kept: ``"The student keeps its"``.
+        teachers: teachers that may explain an error raised by TensorFlow.
     """
 
     def __init__(self, model: Any, owner: str, kept: str, teachers: Sequence[Any] = ()) -> None:
@@ -109,13 +109,13 @@ class Guard:
         updates: Sequence[Update],
         causes: Sequence[tuple[str, Any]] = (),
     ) -> None:
-        """Update every learner, unless a named number or a gradient is not finite: then none of them.
+        """Update every learner, or none of them if a named number or a gradient is not finite.
 
         Args:
-            named: what is watched, causes before effects: float32 scalars, each with the name a message shows.
+            named: float32 scalars to watch, causes before effects, each with its name in the message.
             updates: gradients of each learner. Sums over all their entries are watched too: a NaN that a ReLU turns
                 into 0 on its way forwards reaches the gradient of the kernel that it passed.
-            causes: further scalars that are no failure themselves, but name the reason if only a gradient fails.
+            causes: further scalars that are no failure by themselves, but give the reason if only a gradient fails.
         """
         gradients = []
         for update in updates:
@@ -135,7 +135,7 @@ class Guard:
         step = tf.cast(updates[0].learner.optimizer.iterations, tf.int32)
         if by_xla(self._model):
             good = self._note(good, finite, step, number)
-            # Not a condition around the update, which would keep XLA from fusing into it.
+            # Not a condition around the update, which would prevent XLA from fusing it.
             for learner, each, state in updates:
                 # The state last: the forward pass may have written a weight, too.
                 before = [*((weight, tf.convert_to_tensor(weight)) for weight in learner.weights), *state]
@@ -156,7 +156,7 @@ class Guard:
             learner.update(held)
 
     def _note(self, good: tf.Tensor, finite: tf.Tensor, step: tf.Tensor, table: int) -> tf.Tensor:
-        """Write down the first bad step and its first bad name; return whether all is good, now and before."""
+        """Record the first bad step and its first bad name; return whether this and all earlier steps are good."""
         good = tf.logical_and(good, self._failed_step < 0)
         first = tf.logical_and(tf.logical_not(good), self._failed_step < 0)
         index = tf.argmin(tf.cast(finite, tf.int32), output_type=tf.int32)
@@ -176,7 +176,7 @@ class Guard:
             raise self.error(self._tables[table][index], step)
 
     def around(self, run: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return ``run``, Keras' function of several steps, with errors that say what to do."""
+        """Return ``run``, Keras' function that runs several steps, with errors that say what to do."""
 
         def guarded(iterator: Any) -> Any:
             try:
@@ -189,7 +189,7 @@ class Guard:
         return guarded
 
     def translate(self, problem: tf.errors.OpError) -> Exception:
-        """Return the error to raise instead of one that an op raised: ours, a teacher's, or the same."""
+        """Return the error to raise in place of an op's: ours, a teacher's, or the original."""
         if isinstance(problem, tf.errors.ResourceExhaustedError):
             pattern = r"(OOM when allocating tensor with shape\[[\d,]*\]).*?\{\{node ([^}]*)\}\}"
             what = re.search(pattern, str(problem), re.DOTALL)
@@ -214,7 +214,7 @@ class Guard:
         return self.error(self._tables[table][flags.index(0)], step)
 
     def error(self, name: str, step: int) -> NonFiniteLossError:
-        """Return the error: what, when, what is kept, what to try."""
+        """Return the error, which says what failed, when, what is kept and what to try."""
         if name.startswith(("the teacher", "the inputs")):
             advice = "Look for NaN in the data, then at the teacher's weights and precision"
         else:

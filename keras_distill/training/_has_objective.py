@@ -1,4 +1,4 @@
-"""The numbers and logs of one objective as attributes of the model that is fitted."""
+"""Exposes the numbers and logs of one objective as attributes of the fitted model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from keras_distill.training._trainer import Trainer, add_to_mean, num_examples
 
 
 class _ZeroLoss(keras.callbacks.Callback):
-    """Warns once of a student whose own loss was exactly 0.0 for an epoch, as a detector's is that matches no box."""
+    """Warns once if the student's own loss was exactly 0.0 for an epoch, as when a detector's anchors match no box."""
 
     warned = False
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Look at the mean of the epoch."""
+        """Check the mean of the epoch."""
         if not self.warned and (logs or {}).get("student_loss") == 0.0:
             self.warned = True
             warnings.warn(
@@ -54,11 +54,11 @@ class HasObjective(Trainer):
     owner = "Distiller"
 
     def _track_objective(self, objective: Objective, student: keras.Model) -> None:
-        """Create the variables of the objective's numbers, and the means that the logs show.
+        """Create the variables of the objective's settings, and the means shown in the logs.
 
         Args:
             objective: terms, weights and share.
-            student: whose outputs have names.
+            student: the model whose output names the logs use.
         """
         self._objective = objective
         self.distillation_losses = objective.terms
@@ -132,7 +132,7 @@ class HasObjective(Trainer):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Structure = None, training: bool = True
     ) -> Any:
-        """Return the total loss of a batch; what Keras calls to build the supervised loss.
+        """Return the total loss of a batch; Keras calls this to build the supervised loss.
 
         Args:
             x: the inputs.
@@ -149,7 +149,7 @@ class HasObjective(Trainer):
         return self._measured(batch, training or self.evaluate_distillation, training, known)[0].to_minimize
 
     def measure(self, batch: Batch, *, training: bool = False) -> Parts:
-        """Return the loss of a batch and its parts, without an update; what adaptive callbacks look at.
+        """Return the loss of a batch and its parts, without an update; adaptive callbacks use it.
 
         Args:
             batch: inputs, labels, weights.
@@ -161,7 +161,7 @@ class HasObjective(Trainer):
         return self._measured(batch, True, training)[0]
 
     def _listen(self, teacher_inputs: Structure) -> Heard | None:
-        """Return the teacher's outputs and taps; None for a teacher that hears the student first."""
+        """Return the teacher's outputs and taps; None for a teacher that needs the student's outputs first."""
         if self._frozen.teacher.hears_student:
             return None
         return Heard(*self._frozen.teacher.listen(teacher_inputs, self._objective.taps("teacher")))
@@ -190,7 +190,7 @@ class HasObjective(Trainer):
         if self._students_own_loss and batch.labels is not None:
             kwargs = {"x": student_inputs, "y": batch.labels, "y_pred": student.outputs, "training": training}
             supervised = self.student.compute_loss(**kwargs, sample_weight=batch.weights)
-            # The student's own losses are in it already.
+            # It already contains the student's own losses.
             trained = [*self._objective.own_terms, *self._teacher_parts]
         elif self._compile_loss is not None and batch.labels is not None:
             supervised = self._compile_loss(batch.labels, student.outputs, batch.weights)
@@ -206,7 +206,7 @@ class HasObjective(Trainer):
 
     def _build_before(self, x: Any) -> None:
         built = self.built
-        # A learned gate is built when it first hears its members: before a backup's optimizer is loaded, too.
+        # A learned gate is built when it first sees its members, which must precede loading a backup's optimizer.
         self.built = built and all(part.built for part in self._teacher_parts)
         super()._build_before(x)
         self.built = self.built or built
@@ -246,7 +246,7 @@ class HasObjective(Trainer):
             raise error("Distiller", "terms of keras_distill under several replicas", got, "Its scale is not defined")
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this model again."""
+        """Return what ``from_config`` needs to rebuild this model."""
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
@@ -299,14 +299,14 @@ def _output_names(student: keras.Model) -> list[str]:
 
 
 def _log_name(term: Any) -> str:
-    """Return a term's name without the counter that Keras appends to a name nobody gave: it differs between runs."""
+    """Return a term's name without the counter that Keras appends to default names, which differs between runs."""
     own = re.sub(r"(?<!^)(?=[A-Z])", "_", type(term).__name__).lower()
     name = getattr(term, "name", own)
     return own if re.fullmatch(rf"{own}(_\d+)?", name) else name
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """Return names that differ, the index appended to those that do not."""
+    """Return unique names, with the index appended to duplicates."""
     return [name if list(names).count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
 
 

@@ -1,4 +1,4 @@
-"""One model that is trained: its weights, the state that its forward pass moves, and the optimizer that updates it."""
+"""One trained model: its weights, the state that its forward pass changes, and the optimizer that updates it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_distill.training import _fused_adam
 
 
 class Learner:
-    """A model, the layers that are trained along with it, and their optimizer.
+    """A model, the layers trained along with it, and their optimizer.
 
     Args:
         model: the model that is trained.
@@ -37,26 +37,26 @@ class Learner:
 
     @property
     def weights(self) -> list[Any]:
-        """What the optimizer updates, each variable once, the model's first."""
+        """The variables that the optimizer updates, each once, the model's first."""
         found = {id(weight): weight for part in (self.model, *self.parts) for weight in part.trainable_weights}
         return list(found.values())
 
     @property
     def scales_loss(self) -> bool:
-        """Whether the optimizer multiplies the loss against float16 underflow, and itself skips bad steps."""
+        """Whether the optimizer scales the loss against float16 underflow and skips bad steps itself."""
         return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
 
     def build_optimizer(self) -> None:
-        """Make the optimizer's variables, if there are none yet and there is something to train."""
+        """Create the optimizer's variables if there are none yet and there is something to train."""
         weights = self.weights
         if weights and not self.optimizer.built:
             self.optimizer.build(weights)
 
     def moving_state(self) -> list[tuple[Any, tf.Tensor]]:
-        """Return what a forward pass in training mode writes, with the values before it.
+        """Return the variables that a training pass writes, with their values before it.
 
-        These are BatchNorm's statistics and what spectral normalisation divides, its kernel too. Terms write nothing
-        but schedules, and memories, which are as large as the data set, refuse what is not finite themselves.
+        These are BatchNorm's statistics and the vectors and kernels of spectral normalisation. Terms are left out: they
+        write only schedules, and memories, which are as large as the data set and refuse non-finite values themselves.
         """
         own = (DistillationLoss, adapters.MemoryBank)
         layers = [layer for part in (self.model, *self.parts) for layer in part._flatten_layers() if layer.trainable]

@@ -1,13 +1,13 @@
 """The one place that makes ``fit`` and ``evaluate`` work under ``tf.distribute.MultiWorkerMirroredStrategy``.
 
-Keras 3's own ``fit`` stops there twice, before the first step and after it (seen with 3.15.1):
+Keras 3's own ``fit`` fails there in two places, before the first step and after it (seen with 3.15.1):
 
 - to build the model it takes the mean of the first batch over all workers as if it were one scalar;
 - it averages the logs of a step over axis 0, which scalars do not have.
 
-So here the model is built from this worker's part of the batch, and a step hands its logs over as one row each, which
-the average turns back into scalars. Nothing else differs from one worker: gradients, the global batch's share and the
-metrics' states go through the same code as under ``MirroredStrategy``. With one worker everything is Keras' own.
+Here the model is built from this worker's part of the batch, and a step returns each log as a row, which the average
+turns back into a scalar. Nothing else differs: gradients, the share of the global batch and the metrics' states go
+through the same code as under ``MirroredStrategy``. With one worker, everything is Keras' own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from keras_distill._typing import Structure
 
 
 class TrainsOnManyWorkers(keras.Model):
-    """Base of ``Distiller``: two repairs of Keras' trainer, active under several workers only."""
+    """Base of ``Distiller`` with two fixes for Keras' trainer, active only under several workers."""
 
     @property
     def _many_workers(self) -> bool:
@@ -70,7 +70,7 @@ def numbers_of_workers(strategy: Any, number: int) -> list[int]:
 
 
 def is_chief(strategy: Any) -> bool:
-    """Return whether this process writes files for all: the only one, the chief, or else worker 0."""
+    """Return whether this process writes files for all: the only one, the chief, or worker 0 if there is no chief."""
     resolver = getattr(strategy, "cluster_resolver", None)
     if resolver is None or not resolver.task_type:
         return True

@@ -1,4 +1,4 @@
-"""What a student is trained to minimise: a supervised loss and weighted terms, with numbers that may be scheduled."""
+"""What a student minimises: a supervised loss and weighted terms, with weights that may be scheduled."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from keras_distill.training._batch import Batch, Heard
 
 
 class Parts(NamedTuple):
-    """The loss of one batch and what it is made of; every entry is a float32 scalar.
+    """The loss of one batch and its components; every entry is a float32 scalar.
 
     Attributes:
-        to_minimize: what is differentiated: this replica's share of the loss of the global batch.
+        to_minimize: the loss that is differentiated: this replica's share of that of the global batch.
         total: the loss that the logs show.
         student_loss: the supervised loss, unweighted.
         distillation_loss: the weighted sum of the terms.
         terms: (name, value) of each term, unweighted.
-        outputs: (name, value) of each of several outputs: the weighted sum of what the terms compare there.
+        outputs: (name, value) of each output where there are several: the weighted sum of the terms there.
     """
 
     to_minimize: Any
@@ -50,7 +50,7 @@ class Objective:
         owner: name shown in error messages.
 
     Raises:
-        ValueError: if a term is none, the number of weights differs from that of the terms, or a number is out of
+        ValueError: if a term is not one, the number of weights differs from that of the terms, or a number is out of
             bounds.
     """
 
@@ -63,7 +63,7 @@ class Objective:
         self._check_count(weights)
         self.share = Setting(share, lambda value: number(owner, "student_loss_weight", value, low=0.0, high=1.0))
         self.weights = tuple(Setting(weight, self._weight) for weight in weights)
-        self.ignored: tuple[int | None, ...] = ()  # the classes that the supervised losses ignore, known by compile
+        self.ignored: tuple[int | None, ...] = ()  # the classes that the supervised losses ignore, set by compile
 
     def _weight(self, value: Any) -> float:
         return number(self.owner, "each of distillation_loss_weights", value, low=0.0)
@@ -105,7 +105,7 @@ class Objective:
     # ------------------------------------------------------------------ building
 
     def validate(self, teacher: Any, student: keras.Model) -> None:
-        """Raise ``ValueError`` where a term certainly does not fit the two models.
+        """Raise ``ValueError`` if a term certainly does not fit the two models.
 
         Args:
             teacher: a model or a teacher.
@@ -115,7 +115,7 @@ class Objective:
             term.validate_model_compatibility(teacher, student)
 
     def create(self, layer: keras.layers.Layer) -> None:
-        """Make the variables of the weights, owned and saved by ``layer``; build the terms that need no shapes.
+        """Create the variables of the weights, owned and saved by ``layer``, and build the terms that need no shapes.
 
         Args:
             layer: the model that is fitted.
@@ -129,22 +129,22 @@ class Objective:
 
     @property
     def built(self) -> bool:
-        """Whether every term has made what it trains."""
+        """Whether every term has created its weights."""
         return all(term.built for term in self.own_terms)
 
     def build_from(self, teacher: Heard, student: Heard) -> None:
-        """Let each term see once, symbolically or really, what it will compare.
+        """Build each term from the tensors that it will compare, symbolic or real.
 
         Args:
-            teacher: what the teacher gave.
-            student: what the student gave.
+            teacher: the teacher's outputs and taps.
+            student: the student's outputs and taps.
         """
         for term in self.own_terms:
             if not term.built:
                 term.build_from(_side(term, "teacher", teacher), _side(term, "student", student))
 
     def taps(self, role: str) -> list[str]:
-        """Return the names of all layers that the terms want from one of the models, each once.
+        """Return the names of all layers that the terms tap in one of the models, each once.
 
         Args:
             role: ``"teacher"`` or ``"student"``.
@@ -168,10 +168,10 @@ class Objective:
 
         Args:
             batch: inputs, labels, weights and extra fields.
-            teacher: what the teacher gave; None leaves the terms out.
-            student: what the student gave.
+            teacher: the teacher's outputs and taps; None leaves the terms out.
+            student: the student's outputs and taps.
             supervised: the supervised loss of this batch, a scalar mean; 0 where there are no labels.
-            own_losses: regularisers and ``add_loss`` terms of what is trained; a function is called after the terms,
+            own_losses: the trained layers' regularisers and ``add_loss`` terms; a function is called after the terms,
                 some of which add to them (the penalty of a learned gate).
             training: whether this is a training step.
 
@@ -206,12 +206,12 @@ class Objective:
         )
 
     def _values(self, term: Any, batch: Batch, teacher: Heard, student: Heard, training: bool) -> dict[str, Any]:
-        """Return a term's loss, by output where it compares several."""
+        """Return a term's loss, per output where it compares several."""
         teacher_side, student_side = _side(term, "teacher", teacher), _side(term, "student", student)
         term.validate_outputs(teacher_side, student_side)
         if not isinstance(term, DistillationLoss):
             return {"": ops.cast(term.compute_loss(teacher_side, student_side), "float32")}
-        if type(term).compute_loss is not DistillationLoss.compute_loss:  # a term with a mean of its own
+        if type(term).compute_loss is not DistillationLoss.compute_loss:  # a term that reduces by itself
             value = term.compute_loss(
                 teacher_side, student_side, labels=batch.labels, sample_weight=batch.weights, training=training
             )
@@ -246,7 +246,7 @@ def _as_terms(owner: str, terms: Any) -> list[Any]:
 
 
 def _warn_of_the_built_in(owner: str, term: Any) -> None:
-    """Warn of Keras' own term with its default loss, which skips the softmax and the squared temperature."""
+    """Warn if this is Keras' own term with its default loss, which skips the softmax and the squared temperature."""
     built_in = isinstance(term, keras.distillation.LogitsDistillation) and not isinstance(term, DistillationLoss)
     if built_in and getattr(term.loss, "__name__", "") == "kl_divergence":
         warnings.warn(
@@ -261,7 +261,7 @@ def _sum(values: list[Any]) -> Any:
 
 
 def _taps(term: Any, role: str) -> list[str]:
-    """Return the names of the tensors that a term compares on one side; empty for the final outputs."""
+    """Return the taps that a term compares on one side; empty for the final outputs."""
     if isinstance(term, DistillationLoss):
         return list(getattr(term, f"{role}_taps"))
     name = getattr(term, f"{role}_layer_name", None)
@@ -269,7 +269,7 @@ def _taps(term: Any, role: str) -> list[str]:
 
 
 def _side(term: Any, role: str, heard: Heard) -> Any:
-    """Return what a term compares: the outputs, one tap, or a list of taps."""
+    """Return what a term compares on one side: the outputs, one tap, or a list of taps."""
     names, single = _taps(term, role), getattr(term, f"{role}_layer_name", None)
     if not names:
         return heard.outputs
@@ -287,9 +287,10 @@ def num_replicas() -> int:
 
 
 def replica_share(outputs: Structure) -> Any:
-    """Return this replica's part of the global batch, by which its mean loss is multiplied before gradients are summed.
+    """Return this replica's share of the global batch, the factor of its mean loss before gradients are summed.
 
-    It is 1 with one replica, else the local number of examples over the global one: right for a ragged last batch.
+    It is 1 with one replica, else the local number of examples over the global one, which also holds for a ragged last
+    batch.
 
     Args:
         outputs: a structure of tensors whose first axis is the batch.

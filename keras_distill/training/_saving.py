@@ -1,7 +1,7 @@
-"""What files hold of a model in training: ``save()`` writes everything, weight files and exports leave teachers out.
+"""What a model in training saves: ``save()`` writes everything; weight files and exports leave teachers out.
 
 A subclass declares two things: the members that weight files leave out (``_hide``), and the states of training that
-Keras does not save by itself (``_states_of_training``: random generators, a teacher that moves with its student).
+Keras does not save by itself (``_states_of_training``: random generators, a teacher that changes with its student).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from keras_distill.training._multi_worker import TrainsOnManyWorkers
 
 
 class SavesTraining(TrainsOnManyWorkers):
-    """Base of everything that is fitted: saving and loading."""
+    """Base of everything that is fitted; defines saving and loading."""
 
     def _hide(self, **members: Any) -> None:
-        """Hold members where Keras does not track them: they are not trained, counted, or written to weight files."""
-        # In a plain object: Keras writes every model that it finds among attributes, lists and dictionaries.
+        """Store members where Keras does not track them: they are not trained, counted, or written to weight files."""
+        # A plain object, because Keras saves every model that it finds in attributes, lists and dictionaries.
         object.__setattr__(self, "_hidden", types.SimpleNamespace(members=members, now=False))
 
     def _member(self, name: str) -> Any:
-        """Return a hidden member; an attribute that does not exist while weights without it are written."""
+        """Return a hidden member; it raises ``AttributeError`` while weights without it are written."""
         if self._hidden.now:
             raise AttributeError(f"{name} is hidden while weights without it are written.")
         return self._hidden.members[name]
@@ -39,7 +39,7 @@ class SavesTraining(TrainsOnManyWorkers):
             self._hidden.now = False
 
     def _states_of_training(self) -> dict[str, Any]:
-        """Return variables that Keras does not save but a resumed run needs, by a name that stays the same."""
+        """Return variables that Keras does not save but a resumed run needs, by stable names."""
         return {}
 
     def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
@@ -99,7 +99,7 @@ class SavesTraining(TrainsOnManyWorkers):
         """Save this model's own numbers, and the states of training that Keras leaves out.
 
         Args:
-            store: where Keras wants them.
+            store: where Keras writes them.
         """
         super().save_own_variables(store)
         for name, variable in self._states_of_training().items():
@@ -120,7 +120,7 @@ class SavesTraining(TrainsOnManyWorkers):
 
 
 def without_compile(config: Any) -> Any:
-    """Return a serialised teacher without the configuration it was compiled with: it is not trained any more.
+    """Return a serialised teacher without its compile configuration: it is no longer trained.
 
     Args:
         config: from ``serialize_keras_object``.
@@ -134,7 +134,7 @@ _STATES = ("random_state_", "teacher_state_")
 
 
 def states_of_training(layers: Any, teachers: Any) -> dict[str, Any]:
-    """Return the random states of the trained layers, and what their teachers remember between steps.
+    """Return the random states of the trained layers, and the state that their teachers keep between steps.
 
     Args:
         layers: models and terms that are trained.

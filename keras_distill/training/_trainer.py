@@ -1,4 +1,4 @@
-"""What ``Distiller`` and every regime share: numbers in the logs, checks, the guard's errors, saving."""
+"""What ``Distiller`` and every regime share: logs, checks, the guard's errors, saving."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Trainer(SavesTraining):
         return {}
 
     def measure(self, batch: Batch, *, training: bool = False) -> Any:
-        """Return the loss of a batch and its parts, without an update; what adaptive callbacks look at.
+        """Return the loss of a batch and its parts, without an update; adaptive callbacks use it.
 
         Args:
             batch: inputs, labels, weights.
@@ -60,7 +60,7 @@ class Trainer(SavesTraining):
 
     @property
     def terms_that_need_labels(self) -> list[str]:
-        """Names of the losses that compare nothing without labels."""
+        """Names of the losses that need labels."""
         found = []
         for term in self.distillation_losses:
             losses = keras.tree.flatten(getattr(term, "loss", None))
@@ -78,12 +78,12 @@ class Trainer(SavesTraining):
         return self._compile_loss is not None
 
     def _configure(self, optimizers: Sequence[Any], *, stop_on_non_finite: bool, **options: Any) -> None:
-        """Compile afresh as Keras does, with the first optimizer, and prepare the guard.
+        """Compile anew with the first optimizer, as Keras does, and prepare the guard.
 
         Args:
-            optimizers: all that this trainer steps, each scaling its own loss where it must.
+            optimizers: all optimizers of this trainer, each scaling its own loss where needed.
             stop_on_non_finite: see ``Trainer``.
-            **options: of ``keras.Model.compile``.
+            **options: as for ``keras.Model.compile``.
         """
         self._compile_loss = self._compile_metrics = None
         super().compile(optimizer=optimizers[0], auto_scale_loss=False, **options)
@@ -102,7 +102,7 @@ class Trainer(SavesTraining):
         return {name: each.tensor for name, each in self.settings.items() if each.schedule is not None}
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """Return the results of all metrics, and the numbers that follow a schedule.
+        """Return the results of all metrics, and the scheduled numbers.
 
         Returns:
             Name to value.
@@ -113,17 +113,17 @@ class Trainer(SavesTraining):
             if metric is not self._compile_metrics or metric.built:
                 result = metric.result()
                 results.update(result if isinstance(result, dict) else {metric.name: result})
-        # One number under two names, as in keras.distillation: ours is the whole loss, regularisers included.
+        # One number under two names, as in keras.distillation; here it includes regularisers.
         return {**results, "total_loss": results["loss"], **self._scheduled()}
 
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
-        # Keras takes the last step's logs where the names differ from those of all metrics, as they do without labels
-        # or without the teacher. Under several replicas these are means over replicas: not the metrics' results.
+        # Keras returns the last step's logs if their names differ from those of all metrics, as they do without labels
+        # or without the teacher. Under several replicas these are means over replicas, not the metrics' results.
         results = self.get_metrics_result()
         return {name: results[name] for name in logs} if set(logs) <= set(results) else logs
 
     def _unlabelled_logs(self) -> dict[str, Any]:
-        """Return the logs of a batch without labels, of which the user's metrics see nothing."""
+        """Return the logs of a batch without labels, which the user's metrics do not see."""
         compiled = (self._compile_metrics, *(self._compile_loss.metrics if self._compile_loss else ()))
         trackers = [metric for metric in self.metrics if all(metric is not each for each in compiled)]
         logs = {metric.name: metric.result() for metric in trackers}
@@ -154,7 +154,7 @@ class Trainer(SavesTraining):
         if own and len(args) < 4 and not isinstance(callbacks, keras.callbacks.CallbackList):  # the fourth: callbacks
             kwargs["callbacks"] = [*keras.tree.flatten(callbacks or []), *own]
         if isinstance(kwargs.get("callbacks"), (list, tuple)):
-            # A backup made before a policy has looked at the epoch would resume with the policy an epoch behind.
+            # A backup made before a policy has seen the epoch would resume with the policy one epoch behind.
             last = keras.callbacks.BackupAndRestore
             kwargs["callbacks"] = sorted(kwargs["callbacks"], key=lambda callback: isinstance(callback, last))
         try:
@@ -190,7 +190,7 @@ class Trainer(SavesTraining):
         return super().evaluate(x, y, *args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Make the function that runs training steps, with the errors of the guard in place.
+        """Make the training function, with the guard's errors.
 
         Args:
             force: make it again even if there is one.
@@ -201,7 +201,7 @@ class Trainer(SavesTraining):
         return self._guarded("train_function", super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> Any:
-        """Make the function that runs evaluation steps, with the same errors.
+        """Make the evaluation function, with the same errors.
 
         Args:
             force: make it again even if there is one.
@@ -220,7 +220,7 @@ class Trainer(SavesTraining):
     # ------------------------------------------------------------------ building and checks
 
     def _build_with(self, inputs: Structure) -> None:
-        """Make, inside a trace, whatever depends on the shapes of a batch."""
+        """Build, inside a trace, everything that depends on the shapes of a batch."""
 
     def _build_before(self, x: Any) -> None:
         """Build everything from the first element's spec before callbacks see the model (BackupAndRestore must)."""
@@ -235,7 +235,7 @@ class Trainer(SavesTraining):
             spec = keras.tree.map_structure(_spec_of_array, x)
         else:
             return  # a generator: the first step builds
-        # Not through __call__, which would bury the message of a term that does not fit in Keras' own.
+        # Not through __call__: Keras would bury a term's error message in its own.
         tf.function(self._build_with, autograph=False).get_concrete_function(spec)
         self.built = True
 
@@ -249,7 +249,7 @@ class Trainer(SavesTraining):
 
 
 def add_to_mean(mean: keras.metrics.Mean, value: tf.Tensor, count: tf.Tensor) -> None:
-    """Add ``count`` examples with mean ``value`` to ``mean``: ``update_state`` of two scalars in a third of its ops.
+    """Add ``count`` examples with mean ``value`` to ``mean``: like ``update_state``, with a third of its ops.
 
     Args:
         mean: the metric.
@@ -283,6 +283,6 @@ def with_loss_scale(optimizer: Any, model: keras.Model) -> Any:
 
 
 def _spec_of_array(array: Any) -> tf.TensorSpec:
-    """Return what a batch of ``array`` will look like: Keras casts floating numbers to its own precision."""
+    """Return the spec of a batch of ``array``: Keras casts floating-point numbers to its own precision."""
     dtype = keras.backend.standardize_dtype(array.dtype)
     return tf.TensorSpec((None, *array.shape[1:]), keras.config.floatx() if "float" in dtype else dtype)

@@ -141,7 +141,7 @@ def test_the_recorded_run_is_of_the_data_this_version_loads():
 def test_every_local_file_and_room_it_names_is_there():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
-    rooms = README.split("## Which room has what")[1].split("## Licence")[0]
+    rooms = README.split("## What each room contains")[1].split("## Licence")[0]
     for room in re.findall(r"^\| `([^|]*?)` \|", rooms, re.MULTILINE):
         for name in room.split("`, `"):
             assert hasattr(keras_distill, name) or importlib.util.find_spec(f"keras_distill.{name}"), name

@@ -71,11 +71,11 @@ CONSTRUCTION = {
     "temperature NaN": (lambda: LogitsDistillation(float("nan")), "temperature > 0, got nan"),
     "temperature that falls to 0": (
         lambda: LogitsDistillation(keras.optimizers.schedules.CosineDecay(4.0, 100)),
-        "temperature > 0, got 0.0. Use 1.0 for the plain distributions. The schedule reaches 0: let it end elsewhere.",
+        "temperature > 0, got 0.0. Use 1.0 for the plain distributions. The schedule reaches 0: change its bounds.",
     ),
     "weight that falls below 0": (
         lambda: Distiller(mlp(8, 4), mlp(8, 4), LogitsDistillation(), [schedules.Linear(1.0, -0.5, 10)]),
-        "The schedule reaches -0.5: let it end elsewhere.",
+        "The schedule reaches -0.5: change its bounds.",
     ),
     "temperature is text": (lambda: LogitsDistillation("warm"), "temperature > 0, got warm"),
     "schedule starts at 0": (

@@ -300,7 +300,7 @@ class Foreign(Teacher):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Foreign:
-        """Make the teacher again from ``get_config``; the file is opened when the teacher is first asked."""
+        """Rebuild the teacher from ``get_config``; the file is opened when the teacher is first asked."""
         config = dict(config)
         for key in ("function", "preprocess"):
             config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects) if config[key] else None

@@ -284,7 +284,7 @@ class Stored(Teacher):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Stored:
-        """Make the teacher again from ``get_config``; the store itself need not be there."""
+        """Rebuild the teacher from ``get_config``; the store itself need not be there."""
         combine = keras.saving.deserialize_keras_object(config["combine"], custom_objects)
         return cls(**{**config, "combine": combine})
 
