@@ -1,4 +1,4 @@
-"""What every class of this room is: a Keras loss that also gives its values unreduced, for the terms."""
+"""Base classes of the losses: Keras losses that also return their unreduced values, for the terms."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from keras_distill._typing import Structure, Tensor
 class LogitsLoss(keras.losses.Loss):
     """Base of the losses that compare two sets of logits.
 
-    As a plain ``keras.losses.Loss`` it takes ``y_true`` = teacher's logits and ``y_pred`` = student's, compares them
-    at temperature 1 and reduces as Keras does. A term calls ``values`` instead, with its temperature.
+    Used as a plain ``keras.losses.Loss``, it takes the teacher's logits as ``y_true`` and the student's as ``y_pred``,
+    compares them at temperature 1 and reduces as Keras does. A term calls ``values`` instead, with its temperature.
 
     Attributes:
-        needs_labels: True where ``values`` cannot do without ``labels``.
-        needs_batch: True where the result is one scalar for the whole (local) batch.
-        needs_members: True where ``teacher_logits`` are the members of an ensemble, (batch, members, classes).
-        same_outputs: False where teacher's and student's last axes are not the same things, so may differ in size.
-        uses_mask: True where ``values`` gives one value per sequence, for whose positions it needs the mask.
-        needs_lists: True where the last axis holds the items of a list, of which only the order or the top counts.
-        seed_generator: the random state of a loss that draws, which its term saves; None where nothing is drawn.
+        needs_labels: True if ``values`` requires ``labels``.
+        needs_batch: True if the result is one scalar for the whole (local) batch.
+        needs_members: True if ``teacher_logits`` are the members of an ensemble, (batch, members, classes).
+        same_outputs: False if the last axes of teacher and student mean different things and may differ in size.
+        uses_mask: True if ``values`` returns one value per sequence and needs the mask over its positions.
+        needs_lists: True if the last axis holds the items of a list and only their order, or the top ones, matter.
+        seed_generator: the random state of a loss that draws random numbers, saved by its term; None otherwise.
     """
 
     needs_labels = False
@@ -36,7 +36,7 @@ class LogitsLoss(keras.losses.Loss):
     seed_generator: keras.random.SeedGenerator | None = None
 
     def repeatable(self) -> LogitsLoss:
-        """Return this loss, or a copy that draws the same in each call, for evaluation."""
+        """Return this loss, or for evaluation a copy that draws the same random numbers in every call."""
         if self.seed_generator is None:
             return self
         same = object.__new__(type(self))  # copy.copy would call the constructor, which makes a variable
@@ -59,16 +59,16 @@ class LogitsLoss(keras.losses.Loss):
             teacher_logits: (..., classes), float.
             student_logits: (..., classes), float.
             temperature: > 0; a number, or a tensor of shape () or (batch,) for one temperature per example.
-            labels: (...,) integer class ids, where ``needs_labels``; else ignored.
+            labels: (...,) integer class ids if ``needs_labels``; otherwise ignored.
             mask: (...,) bool or None; see ``losses.soft_targets``.
 
         Returns:
-            (...,), float32; a scalar where ``needs_batch``.
+            (...,), float32; a scalar if ``needs_batch``.
         """
         raise NotImplementedError(f"{type(self).__name__} must define values().")
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Compare teacher's ``y_true`` with student's ``y_pred`` at temperature 1."""
+        """Compare the teacher's ``y_true`` with the student's ``y_pred`` at temperature 1."""
         return self.values(y_true, y_pred)
 
 
@@ -76,9 +76,9 @@ class FeatureLoss(keras.losses.Loss):
     """Base of the losses that compare two feature tensors (channels-last).
 
     Attributes:
-        needs_batch: True where the result is one scalar for the whole (local) batch.
-        same_channels: True where teacher and student must have equal shapes, so that an adapter is called for.
-        teacher_gradient: True where the teacher's side has an adapter that this loss trains.
+        needs_batch: True if the result is one scalar for the whole (local) batch.
+        same_channels: True if teacher and student must have equal shapes; where they differ, an adapter is needed.
+        teacher_gradient: True if the teacher's side has an adapter that this loss trains.
     """
 
     needs_batch = False
@@ -89,28 +89,28 @@ class FeatureLoss(keras.losses.Loss):
         """Return the loss of each example, not reduced.
 
         Args:
-            teacher_features: a tensor, or a list of tensors where the loss compares several layers.
+            teacher_features: a tensor, or a list of tensors if the loss compares several layers.
             student_features: the same for the student, after its adapter.
             mask: (batch, time) bool for sequences, or None; masked positions never count.
 
         Returns:
-            (batch,), float32; a scalar where ``needs_batch``.
+            (batch,), float32; a scalar if ``needs_batch``.
         """
         raise NotImplementedError(f"{type(self).__name__} must define values().")
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Compare teacher's ``y_true`` with student's ``y_pred``."""
+        """Compare the teacher's ``y_true`` with the student's ``y_pred``."""
         return self.values(y_true, y_pred)
 
 
 class _Twin(keras.losses.Loss):
-    """A loss whose values are those of a function of this room.
+    """A loss whose values are computed by one of the functions in ``losses``.
 
     Args:
-        function: takes both sides, ``mask`` and the options, all by name.
+        function: takes teacher, student, ``mask`` and the options, all by keyword.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
-        **options: arguments of ``function`` with their checked values: attributes of the loss, and its configuration.
+        **options: checked arguments of ``function``; they become attributes of the loss and part of its config.
     """
 
     def __init__(
@@ -125,14 +125,14 @@ class _Twin(keras.losses.Loss):
         return {option: getattr(self, option) for option in self._options}
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), **self._chosen()}
 
 
 class LogitsTwin(_Twin, LogitsLoss):
-    """The class of a function of ``teacher_logits`` and ``student_logits``.
+    """Wraps a function of ``teacher_logits`` and ``student_logits`` as a loss class.
 
-    A function that has an argument ``temperature`` or ``labels`` is also given these; see ``_Twin`` for the arguments.
+    ``temperature`` and ``labels`` are passed on if the function accepts them; see ``_Twin`` for the arguments.
     """
 
     def values(
@@ -144,7 +144,7 @@ class LogitsTwin(_Twin, LogitsLoss):
         labels: Tensor = None,
         mask: Tensor = None,
     ) -> Tensor:
-        """Return the function of both sides, one value for each example; see ``LogitsLoss.values``."""
+        """Call the function and return one value per example; see ``LogitsLoss.values``."""
         known = inspect.signature(self._function).parameters
         given = {"temperature": temperature, "labels": labels, "mask": mask}
         given = {name: value for name, value in given.items() if name in known}
@@ -153,9 +153,9 @@ class LogitsTwin(_Twin, LogitsLoss):
 
 
 class FeatureTwin(_Twin, FeatureLoss):
-    """The class of a function of ``teacher_features`` and ``student_features``; see ``_Twin`` for the arguments."""
+    """Wraps a function of ``teacher_features`` and ``student_features`` as a loss class; see ``_Twin``."""
 
     def values(self, teacher_features: Structure, student_features: Structure, *, mask: Tensor = None) -> Tensor:
-        """Return the function of both sides, one value for each example; see ``FeatureLoss.values``."""
+        """Call the function and return one value per example; see ``FeatureLoss.values``."""
         sides = {"teacher_features": teacher_features, "student_features": student_features}
         return self._function(**sides, **self._chosen(), mask=mask)

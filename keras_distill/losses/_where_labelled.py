@@ -14,13 +14,13 @@ from keras_distill.losses._numerics import replicas
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class WhereLabelled(keras.losses.Loss):
-    """A supervised loss of the labelled examples alone; the teacher is still heard on all of them.
+    """A supervised loss over the labelled examples only; the student still learns from the teacher on all of them.
 
-    Choose it where only a part of the data has labels: give it to ``compile(loss=...)``, for one output or for each of
-    several. An unlabelled example has NaN as its target, or -1 where targets are integers. It is left out of the mean
-    exactly as if it were not in the batch: no gradient flows from it, and it is not counted. Under several replicas the
+    Choose it when only part of the data has labels: pass it to ``compile(loss=...)``, for one output or for each of
+    several. Mark an unlabelled example by a target of NaN, or -1 if targets are integers. It is left out of the mean
+    exactly as if it were not in the batch: no gradient flows from it, and it is not counted. With several replicas the
     labelled examples of the global batch are counted, so that 2 replicas train as 1 does. An optimizer that accumulates
-    gradients averages the means of its batches: give ``labelled_fraction`` there, so that batches with few labels do
+    gradients averages the means of its batches: pass ``labelled_fraction`` there, so that batches with few labels do
     not count as much as those with many.
 
     Formula: sum of the labelled values / number of labelled; with ``labelled_fraction``, sum of the labelled values /
@@ -28,12 +28,13 @@ class WhereLabelled(keras.losses.Loss):
 
     Args:
         loss: a ``keras.losses.Loss`` with one value per example, or a name that Keras knows.
-        labelled_fraction: the share of the data that has a label, above 0 and at most 1; None counts in each batch.
+        labelled_fraction: the fraction of the data that has a label, above 0 and at most 1; None counts the labels of
+            each batch.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
     Raises:
-        ValueError: if ``loss`` is no loss, or ``labelled_fraction`` is out of its bounds.
+        ValueError: if ``loss`` is not a loss, or ``labelled_fraction`` is out of bounds.
 
     Example:
         >>> loss = WhereLabelled("mean_squared_error")
@@ -73,7 +74,7 @@ class WhereLabelled(keras.losses.Loss):
         labelled, own = ops.logical_not(void), getattr(given, "_keras_mask", None)
         possible = ops.ones_like(labelled) if own is None else ops.cast(own, "bool")
         labelled = ops.logical_and(labelled, possible)
-        # Keras leaves masked positions out of the mean, and rescales it by those that count.
+        # Keras leaves masked positions out of the mean and rescales it by the unmasked ones.
         y_pred._keras_mask = labelled
         value = super().__call__(y_true, y_pred, sample_weight)
         if self.reduction not in ("sum_over_batch_size", "mean"):
@@ -82,15 +83,15 @@ class WhereLabelled(keras.losses.Loss):
         if self.labelled_fraction is not None:
             expected = self.labelled_fraction * ops.sum(ops.cast(possible, value.dtype))
             return value * ops.divide_no_nan(counted, expected)
-        # A trainer multiplies each replica's loss by its share of the examples; what counts is its share of the labels.
+        # A trainer weights each replica's loss by its share of the examples; here it must be its share of the labels.
         examples = ops.cast(ops.shape(labelled)[0], value.dtype)
         return value * ops.divide_no_nan(replicas.share(counted), replicas.share(examples))
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Return the values of the loss; the mask on ``y_pred`` says which of them count."""
+        """Return the unreduced values of the loss; the mask on ``y_pred`` says which of them count."""
         return self._values(y_true, y_pred)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         fraction = {} if self.labelled_fraction is None else {"labelled_fraction": self.labelled_fraction}
         return {**super().get_config(), "loss": keras.saving.serialize_keras_object(self.loss), **fraction}

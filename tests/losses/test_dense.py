@@ -163,7 +163,7 @@ def test_anchors_of_a_wrong_size_are_noticed_before_training():
         [[[0.1, 0.1, 0.5, 0.5, 2.0], [-1, -1, -1, -1, -1]], [[0.0, 0.0, 0.2, 0.4, 1.0], [-1] * 5]], "float32"
     )
     assert losses.check_anchors(anchors=boxes[0, :1, :4], boxes=boxes) == 0.5
-    text = r"overlaps a box by 0.5, got a greatest overlap of 0.0\d+ over 2 boxes, whose mean size is 0.3 x 0.4"
+    text = r"overlaps a box by 0.5, got a largest overlap of 0.0\d+ over 2 boxes, whose mean size is 0.3 x 0.4"
     with pytest.raises(ValueError, match=text):
         losses.check_anchors(anchors=[[0.1, 0.1, 0.12, 0.12]], boxes=boxes)
     with pytest.raises(ValueError, match="at least one box with an area, got none"):

@@ -214,7 +214,7 @@ def test_evaluation_repeats_its_draws_and_a_saved_distiller_goes_on_with_them(tm
         (lambda: losses.RelaxedRanking(rank_temperature=-1.0), "RelaxedRanking: expected rank_temperature > 0"),
         (
             lambda: losses.RankedItems().values(*draw(), labels=[0, 1, 2, 3, 7]),
-            "ranked_items: expected items from 0 to 6, got 7. Items are numbered from 0; negative numbers are padding.",
+            "ranked_items: expected items from 0 to 6, got 7. Item indices start at 0; negative ones are padding.",
         ),
         (lambda: losses.RankDistil(num_items=6).values(*draw()), "rank_distil: expected num_items to be an integer"),
         (lambda: losses.ListMLE().values(draw()[0], draw(items=6)[1]), "teacher and student scores of one shape"),

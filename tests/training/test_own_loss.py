@@ -60,5 +60,5 @@ def test_anchors_that_match_nothing_are_noticed_in_training_and_before():
         distiller.fit(IMAGES, BOXES, epochs=2, verbose=0)
     assert sum("exactly 0.0" in str(each.message) for each in caught) == 1
     anchors = keras.ops.concatenate(list(student.anchor_generator(IMAGES).values()))
-    with pytest.raises(ValueError, match=r"check_anchors: expected .* got a greatest overlap of 0"):
+    with pytest.raises(ValueError, match=r"check_anchors: expected .* got a largest overlap of 0"):
         losses.check_anchors(anchors=anchors, boxes=np.maximum(BOXES["boxes"], 0.0))

@@ -1,1 +1,1 @@
-"""Losses of detectors: boxes, edges as distributions, heatmaps of centres."""
+"""Losses for detectors: boxes, distributions of box edges, heatmaps of centres."""

@@ -1,4 +1,4 @@
-"""Boxes as masks over a feature map, and as partners of anchors."""
+"""Boxes as masks over a feature map, and matching of anchors to boxes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from keras_distill.losses._numerics.arguments import concrete, float32
 
 
 def check_boxes(owner: str, boxes: Tensor) -> Tensor:
-    """Return ``boxes`` as a float32 tensor (batch, boxes, 4), or raise the error that says what is wrong with them.
+    """Return ``boxes`` as a float32 tensor (batch, boxes, 4), or raise if shape or values are wrong.
 
-    Values are looked at where they are known, outside of graphs.
+    Values are checked only where they are known, outside of graphs.
     """
     boxes = float32(boxes)
     if len(boxes.shape) != 3 or boxes.shape[-1] not in (4, None):
@@ -29,12 +29,12 @@ def check_boxes(owner: str, boxes: Tensor) -> Tensor:
 
 
 def real(boxes: Tensor) -> Tensor:
-    """Return (batch, boxes), bool: False for padding, which has no area."""
+    """Return (batch, boxes) bool, False for padding, which has no area."""
     return ops.logical_and(boxes[..., 2] > boxes[..., 0], boxes[..., 3] > boxes[..., 1])
 
 
 def _known_boxes(owner: str, boxes: Tensor, more: bool = False) -> Tensor:
-    """Return boxes as float32, or raise unless they are (..., boxes, 4), or ``more`` numbers each."""
+    """Return boxes as float32, or raise unless they have 4 numbers each (or more than 4, if ``more``)."""
     boxes = float32(boxes)
     shape = tuple(boxes.shape)
     if len(shape) < 2 or not (shape[-1] == 4 or (more and (shape[-1] or 0) > 4)):
@@ -43,10 +43,10 @@ def _known_boxes(owner: str, boxes: Tensor, more: bool = False) -> Tensor:
 
 
 def box_masks(*, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Foreground of a feature map and the weight that makes every box count the same, whatever its size (FGD).
+    """Foreground mask of a feature map, and weights that make boxes of every size count equally (FGD).
 
-    A cell is foreground if it overlaps a box. Its scale is 1 over the number of cells of the box, of the smallest one
-    where several overlap; a background cell's scale is 1 over the number of background cells.
+    A cell is foreground if it overlaps a box. Its scale is 1 over the number of cells of that box, or of the smallest
+    if several overlap; a background cell's scale is 1 over the number of background cells.
 
     Args:
         boxes: (batch, boxes, 4): x_min, y_min, x_max, y_max in 0..1, relative to the image; padding has no area.
@@ -56,7 +56,7 @@ def box_masks(*, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         The foreground, (batch, height, width) bool, and the scale, (batch, height, width) float32.
 
     Raises:
-        ValueError: if the boxes have another shape or lie outside of the image.
+        ValueError: if the boxes have another shape or lie outside the image.
 
     Example:
         >>> import numpy as np
@@ -73,7 +73,7 @@ def box_masks(*, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     cells = ops.sum(rows, axis=-1) * ops.sum(columns, axis=-1)
     each = inside / ops.maximum(cells, 1.0)
     cover = rows[..., :, None] * columns[..., None, :] * each[..., None, None]
-    # A row of zeros more, so that an image without boxes has a maximum.
+    # An extra row of zeros gives an image without boxes a maximum.
     scale = ops.max(ops.pad(cover, [[0, 0], [0, 1], [0, 0], [0, 0]]), axis=1)
     foreground = scale > 0.0
     background = ops.cast(ops.logical_not(foreground), "float32")
@@ -85,7 +85,7 @@ def _overlaps(low: Tensor, high: Tensor, cells: int) -> Tensor:
     """Return (batch, boxes, cells), 1 where the cell overlaps the interval from low to high, in 0..1."""
     start = ops.arange(cells, dtype="float32") / cells
     stop = (ops.arange(cells, dtype="float32") + 1.0) / cells
-    # A hair's breadth: edges that lie on the grid must not reach into the next cell by rounding.
+    # The tolerance keeps edges that lie on the grid from reaching into the next cell by rounding.
     return ops.cast(
         ops.logical_and(low[..., None] < stop - 1e-6, high[..., None] > start + 1e-6),
         "float32",
@@ -112,7 +112,7 @@ def box_overlaps(*, boxes: Tensor, others: Any) -> Tensor:
     pairs = zip(reversed(boxes.shape[:-2]), reversed(others.shape[:-2]), strict=False)
     if any(None not in pair and 1 not in pair and pair[0] != pair[1] for pair in pairs):
         got = f"shapes {tuple(boxes.shape)} and {tuple(others.shape)}"
-        raise _checks.error("box_overlaps", "boxes and others of as many images", got)
+        raise _checks.error("box_overlaps", "boxes and others with equal leading shapes", got)
     one, other = boxes[..., :, None, :], others[..., None, :, :]
     low, high = ops.maximum(one[..., :2], other[..., :2]), ops.minimum(one[..., 2:], other[..., 2:])
     both = ops.prod(ops.maximum(high - low, 0.0), axis=-1)
@@ -129,21 +129,20 @@ def match_anchors(
     negative_overlap: float = 0.4,
     force_match: bool = False,
 ) -> Tensor:
-    """Which box each anchor stands for: the one that it overlaps most, if enough (RetinaNet's rule).
+    """Match each anchor to the box that it overlaps most, if the overlap is large enough (RetinaNet's rule).
 
-    Anchors that match nothing in a whole data set have the wrong size: a detector then trains with a loss of exactly 0
-    for its boxes. ``matched = losses.match_anchors(...) >= 0`` shows it, and as ``mask`` restricts a term to matched
-    anchors.
+    Anchors that match nothing in a whole data set have the wrong size: the detector's box loss is then exactly 0.
+    ``matched = losses.match_anchors(...) >= 0`` reveals this, and as ``mask`` restricts a term to matched anchors.
 
     Args:
         anchors: (anchors, 4): x_min, y_min, x_max, y_max, in the boxes' unit.
         boxes: (batch, boxes, 4); padding has no area and is never matched.
-        positive_overlap: 0 to 1: from this intersection over union on, an anchor stands for the box.
-        negative_overlap: 0 to positive_overlap: below it, the anchor is background.
-        force_match: True gives each box the anchor that overlaps it most, however little.
+        positive_overlap: 0 to 1; an anchor with at least this intersection over union is matched to the box.
+        negative_overlap: 0 to positive_overlap; an anchor below it is background.
+        force_match: True also matches each box to the anchor that overlaps it most, however little.
 
     Returns:
-        (batch, anchors), int32: the number of the box, -1 for background, -2 between the two thresholds.
+        (batch, anchors), int32: the index of the box, -1 for background, -2 between the two thresholds.
 
     Raises:
         ValueError: if shapes or thresholds do not fit.
@@ -176,14 +175,14 @@ def match_anchors(
 
 
 def check_anchors(*, anchors: Tensor, boxes: Tensor, positive_overlap: float = 0.5) -> float:
-    """Return the share of boxes that some anchor stands for, and refuse anchors that match no box at all.
+    """Return the fraction of boxes matched by some anchor, and raise if no anchor matches any box.
 
-    Call it once before training: anchors of a wrong size make a detector whose box loss is exactly 0.0 and stays there.
+    Call it once before training: with anchors of the wrong size a detector's box loss is exactly 0.0 and stays there.
 
     Args:
         anchors: (anchors, 4): x_min, y_min, x_max, y_max, in the boxes' unit.
-        boxes: (images, boxes, 4) or more columns, of the training set; padding has no area.
-        positive_overlap: 0 to 1: from this intersection over union on, an anchor stands for a box.
+        boxes: (images, boxes, 4 or more), boxes of the training set; padding has no area.
+        positive_overlap: 0 to 1; an anchor with at least this intersection over union matches a box.
 
     Returns:
         0 to 1.
@@ -205,7 +204,7 @@ def check_anchors(*, anchors: Tensor, boxes: Tensor, positive_overlap: float = 0
     best = ops.convert_to_numpy(ops.max(box_overlaps(boxes=kept, others=anchors), axis=-1))
     if not (best >= high).any():
         sizes = [f"{each:.3g}" for each in (kept[:, 2:] - kept[:, :2]).mean(axis=0)]
-        got = f"a greatest overlap of {best.max():.3f} over {len(kept)} boxes, whose mean size is {' x '.join(sizes)}"
+        got = f"a largest overlap of {best.max():.3f} over {len(kept)} boxes, whose mean size is {' x '.join(sizes)}"
         advice = "Choose anchors of about that size, in the boxes' unit"
         raise _checks.error(owner, f"an anchor that overlaps a box by {high:g}", got, advice)
     return float((best >= high).mean())

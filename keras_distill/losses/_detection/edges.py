@@ -20,10 +20,11 @@ def edge_distributions(
     temperature: Tensor = 1.0,
     mask: Tensor = None,
 ) -> Tensor:
-    """Divergence between the distributions that two detectors give for each edge of a box (LD).
+    """Divergence between the distributions that two detectors predict for each edge of a box (LD).
 
-    Choose it for detectors with a distribution per edge (generalised focal loss, YOLOv8): it tells the student how
-    unsure the teacher is of each edge. Restrict it by ``mask`` to anchors that matter. The paper's temperature is 10.
+    Choose it for detectors with a distribution per edge (generalised focal loss, YOLOv8): it teaches the student how
+    uncertain the teacher is about each edge. Restrict it by ``mask`` to anchors that matter. The paper's temperature
+    is 10.
 
     Formula: mean over edges of temperature**2 * KL(softmax(teacher / temperature) || softmax(student / temperature)),
     over the bins of the edge.
@@ -31,15 +32,15 @@ def edge_distributions(
     Args:
         teacher_logits: (..., num_edges * bins), the bins of the first edge first. No gradient reaches it.
         student_logits: same shape and meaning.
-        num_edges: >= 1, how many distributions a row holds.
+        num_edges: >= 1, number of distributions in a row.
         temperature: > 0, no unit; see ``soft_targets``.
-        mask: (...,) bool or None: the anchors that count; see ``soft_targets``.
+        mask: (...,) bool or None, True for the anchors that count; see ``soft_targets``.
 
     Returns:
         (...,), float32, nats, not reduced.
 
     Raises:
-        ValueError: if shapes differ or the last axis is no multiple of ``num_edges``.
+        ValueError: if shapes differ or the last axis is not a multiple of ``num_edges``.
 
     Example:
         >>> import numpy as np
@@ -51,7 +52,7 @@ def edge_distributions(
 
     Reference:
         Zheng et al., "Localization Distillation for Dense Object Detection", CVPR 2022, arXiv:2102.12252, eq. 3-5.
-        Differs: the sum over bins (the authors' code takes their mean); the choice of regions is the mask's.
+        Differs: the sum over bins (the authors' code takes their mean); the mask chooses the regions.
     """
     owner = "edge_distributions"
     _checks.integer(owner, "num_edges", num_edges, low=1)
@@ -75,7 +76,7 @@ class EdgeDistributions(LogitsTwin):
     """Class twin of ``edge_distributions`` (LD): ``LogitsDistillation(temperature=10.0, loss=EdgeDistributions())``.
 
     Args:
-        num_edges: >= 1, how many distributions the last axis holds.
+        num_edges: >= 1, number of distributions in the last axis.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 

@@ -1,4 +1,4 @@
-"""Features inside and outside of boxes (FGD)."""
+"""Features inside and outside boxes (FGD)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def foreground_features(
     attention_weight: float = 1e-3,
     attention_temperature: float = 0.5,
 ) -> Tensor:
-    """Feature distillation of detectors with foreground and background apart (FGD, focal part).
+    """Feature distillation of detectors with separate foreground and background (FGD, focal part).
 
-    Choose it where boxes are known in training: small objects then count as much as large ones, and the background no
-    longer drowns them. ``terms.ForegroundDistillation`` brings the boxes of the batch. For teachers of another
-    architecture ``normalized_features`` (PKD) needs no boxes and no weights to tune.
+    Choose it if boxes are known in training: small objects then count as much as large ones, and the background does
+    not dominate. ``terms.ForegroundDistillation`` supplies the boxes of the batch. For teachers of another
+    architecture, ``normalized_features`` (PKD) needs no boxes and no weights to tune.
 
     Formula: sum over cells and channels of w * scale * A_space * A_channel * (teacher - student)**2, with w the
     foreground or the background weight, plus attention_weight * (sum |A_space - A_space'| + sum |A_channel -
@@ -33,7 +33,7 @@ def foreground_features(
 
     Args:
         teacher_features: (batch, height, width, channels). No gradient reaches it.
-        student_features: same rank and channels; of two sizes the larger is average-pooled to the smaller.
+        student_features: same rank and channels; if sizes differ, the larger is average-pooled to the smaller.
         boxes: (batch, boxes, 4): x_min, y_min, x_max, y_max in 0..1; padding has no area.
         foreground_weight: >= 0.
         background_weight: >= 0.
@@ -61,7 +61,7 @@ def foreground_features(
 
     Reference:
         Yang et al., "Focal and Global Knowledge Distillation for Detectors", CVPR 2022, arXiv:2111.11837, eq. 2-9.
-        Differs: without the global part (a block to be trained); a cell belongs to a box if it overlaps it.
+        Differs: without the global part (a trained block); a cell belongs to a box if it overlaps it.
     """
     owner = "foreground_features"
     inside = _checks.number(owner, "foreground_weight", foreground_weight, low=0.0)
@@ -80,7 +80,7 @@ def foreground_features(
 
 
 def _attention(features: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return the attention over cells, (batch, height, width), and over channels, (batch, channels); means of 1."""
+    """Return the attention over cells, (batch, height, width), and over channels, (batch, channels), each of mean 1."""
     size = ops.abs(features)
     height, width, channels = (int(length) for length in features.shape[1:])
     space = ops.softmax(ops.reshape(ops.mean(size, axis=-1), (-1, height * width)) / temperature, axis=-1)

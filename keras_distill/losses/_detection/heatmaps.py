@@ -1,4 +1,4 @@
-"""Heatmaps of object centres, and sizes and offsets where the teacher sees a centre (CenterNet)."""
+"""Heatmaps of object centres, and sizes and offsets at the teacher's centres (CenterNet)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def center_heatmaps(
 ) -> Tensor:
     """Focal-weighted divergence between two heatmaps of object centres (CenterNet).
 
-    Choose it for heatmap heads: nearly all cells are empty and easy, so each cell's divergence is weighted by how far
-    the two probabilities are apart. Both sides are logits of independent sigmoids.
+    Choose it for heatmap heads: nearly all cells are empty and easy, so each cell's divergence is weighted by the
+    difference of the two probabilities. Both sides are logits of independent sigmoids.
 
     Formula: sum over cells and classes of |p - q|**focus * KL(Bernoulli(p) || Bernoulli(q)), divided by max(1, sum of
     p), which is about the number of objects times the width of their peaks; p, q = sigmoid of teacher, student.
 
     Args:
         teacher_features: (batch, ..., classes), logits, rank 3 or 4. No gradient reaches it.
-        student_features: same rank and classes; of two sizes the larger is average-pooled to the smaller.
-        focus: >= 0; 0 weighs all cells alike.
+        student_features: same rank and classes; if sizes differ, the larger is average-pooled to the smaller.
+        focus: >= 0, exponent of the weight; 0 weights all cells equally.
         mask: the shape without the classes, bool, or None. Masked positions never count.
 
     Returns:
@@ -49,7 +49,7 @@ def center_heatmaps(
     Reference:
         Zhou, Wang, Krahenbuhl, "Objects as Points", 2019, arXiv:1904.07850; the weight is that of Li et al.,
         "Generalized Focal Loss", NeurIPS 2020, arXiv:2006.04388, eq. 2.
-        Differs: the divergence in place of the cross-entropy, so that equal heatmaps cost nothing.
+        Differs: the divergence in place of the cross-entropy, so that equal heatmaps give 0.
     """
     owner = "center_heatmaps"
     focus = _checks.number(owner, "focus", focus, low=0.0)
@@ -68,10 +68,10 @@ def center_heatmaps(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class CenterHeatmaps(FeatureTwin):
-    """Class twin of ``center_heatmaps`` (CenterNet), whose arguments it explains.
+    """Class twin of ``center_heatmaps`` (CenterNet); see that function.
 
     Args:
-        focus: >= 0, the power of the weight.
+        focus: >= 0, exponent of the weight.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
@@ -99,9 +99,9 @@ class CenterHeatmaps(FeatureTwin):
 
 
 def center_boxes(*, teacher_features: Tensor, student_features: Tensor, threshold: float = 0.3) -> Tensor:
-    """Distance between sizes (or offsets) at the cells where the teacher sees an object's centre (CenterNet).
+    """Distance between sizes (or offsets) at the cells where the teacher detects an object's centre (CenterNet).
 
-    Choose it beside ``center_heatmaps``: elsewhere the teacher's sizes mean nothing.
+    Choose it beside ``center_heatmaps``. At all other cells the teacher's sizes are meaningless.
 
     Formula: sum over cells of w * mean over channels of |teacher - student|, divided by the sum of w; w is the largest
     class probability of the teacher's heatmap where it reaches ``threshold``, else 0.
@@ -109,14 +109,14 @@ def center_boxes(*, teacher_features: Tensor, student_features: Tensor, threshol
     Args:
         teacher_features: [heatmap logits (batch, height, width, classes), sizes (batch, height, width, channels)]. No
             gradient reaches them.
-        student_features: the same; only the sizes are looked at.
-        threshold: 0 to 1, the least probability that counts as a centre.
+        student_features: the same; only the sizes are used.
+        threshold: 0 to 1, the smallest probability that counts as a centre.
 
     Returns:
-        (batch,), float32, in the unit of the sizes, not reduced; 0 where the teacher sees nothing.
+        (batch,), float32, in the unit of the sizes, not reduced; 0 where the teacher detects nothing.
 
     Raises:
-        ValueError: if a side is no pair, shapes differ or the threshold is out of range.
+        ValueError: if a side is not a pair, shapes differ or the threshold is out of range.
 
     Example:
         >>> import numpy as np
@@ -129,7 +129,7 @@ def center_boxes(*, teacher_features: Tensor, student_features: Tensor, threshol
 
     Reference:
         Zhou, Wang, Krahenbuhl, "Objects as Points", 2019, arXiv:1904.07850, eq. 3.
-        Differs: the teacher's confidence says where and how much, in place of the labels' centres.
+        Differs: weighted by the teacher's confidence instead of the labels' centres.
     """
     owner = "center_boxes"
     threshold = _checks.number(owner, "threshold", threshold, low=0.0, high=1.0)
@@ -152,7 +152,7 @@ class CenterBoxes(FeatureLoss):
     ``FeatureDistillation(CenterBoxes(), teacher_layer_name=["heat", "size"], student_layer_name=["heat", "size"])``.
 
     Args:
-        threshold: 0 to 1, the least probability that counts as a centre.
+        threshold: 0 to 1, the smallest probability that counts as a centre.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
@@ -170,7 +170,7 @@ class CenterBoxes(FeatureLoss):
         self.threshold = _checks.number("CenterBoxes", "threshold", threshold, low=0.0, high=1.0)
 
     def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``center_boxes`` of each example; a mask is refused."""
+        """Return ``center_boxes`` of each example; a mask raises an error."""
         if mask is not None:
             raise _checks.error("center_boxes", "features without a mask", "a mask")
         return center_boxes(
@@ -178,5 +178,5 @@ class CenterBoxes(FeatureLoss):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "threshold": self.threshold}

@@ -1,1 +1,1 @@
-"""One student from the members of an ensemble, and heads that say how much they know."""
+"""Losses that distil the members of an ensemble into one student, and losses for evidential heads."""

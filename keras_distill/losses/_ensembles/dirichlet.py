@@ -1,7 +1,7 @@
-"""A Dirichlet distribution over class probabilities that tells what an ensemble said, and how far it disagreed.
+"""Dirichlet distributions over class probabilities, which capture an ensemble's predictions and its disagreement.
 
-Concentrations are exp(student logits) + offset. Everything is computed in float64: the loss is a difference of large
-numbers as soon as the members agree.
+Concentrations are exp(student logits) + offset. Everything is computed in float64, because the loss is a difference of
+large numbers as soon as the members agree.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from keras_distill.losses._ensembles.soft_targets import check_members, tempered
 from keras_distill.losses._numerics import arguments
 from keras_distill.losses._numerics.special import digamma, log_gamma
 
-_LARGEST_LOG = 30.0  # concentrations above 1e13 would leave no digits of the loss, even in float64
+_LARGEST_LOG = 30.0  # concentrations above 1e13 would leave the loss no correct digits, even in float64
 _SMALLEST_LOG = -300.0
 _FLOAT32_EPSILON = 1.1920929e-07
 
 
 def dirichlet_inputs(owner: str, teacher: Tensor, student: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return members (batch, members, ..., classes) and student as float64 with masked rows put to 0, and the mask."""
+    """Return members (batch, members, ..., classes) and student as float64 with masked rows set to 0, and the mask."""
     members, student = check_members(owner, teacher, student)
     arguments.check_same_shape(owner, members[:, 0], student)
     mask = arguments.check_mask(owner, mask, student)
@@ -63,11 +63,11 @@ def dirichlet_distillation(
 ) -> Tensor:
     """Likelihood of an ensemble's distributions under a Dirichlet student (EnD², ensemble distribution distillation).
 
-    Choose it to keep the ensemble's knowledge uncertainty in one model: the student's ``metrics.dirichlet_uncertainty``
-    then tells it without sampling. From random weights it learns slowly: first give the student the ensemble's mean
-    (``ensemble_soft_targets``, some epochs), then train on with this loss at temperature 1, as
-    ``benchmarks.uncertainty`` does. The paper anneals the temperature from 10 to 1 instead (``schedules.Linear``, after
-    some epochs at 10) and has 100 members. Beyond some hundred classes take ``proxy_dirichlet``.
+    Choose it to keep the ensemble's knowledge uncertainty in one model: ``metrics.dirichlet_uncertainty`` then computes
+    it from the student without sampling. From random weights it learns slowly: first train the student on the
+    ensemble's mean for some epochs (``ensemble_soft_targets``), then with this loss at temperature 1, as
+    ``benchmarks.uncertainty`` does. The paper instead anneals the temperature from 10 to 1 (``schedules.Linear``, after
+    some epochs at 10) and uses 100 members. For more than a few hundred classes use ``proxy_dirichlet``.
 
     Formula: temperature**2 * (sum_k log Gamma(a_k) - log Gamma(a_0) - sum_k (a_k - 1) * mean_m log s^m_k), with
     a = exp(student / temperature) + offset, a_0 = sum_k a_k, s^m = (1 - smoothing) * softmax(member / temperature) +
@@ -76,18 +76,18 @@ def dirichlet_distillation(
     Args:
         teacher_logits: (batch, members, ..., classes), float. No gradient reaches it.
         student_logits: (batch, ..., classes), float: logarithms of the concentrations at temperature 1. Their softmax
-            is the mean prediction (where offset is 0). Concentrations stop at exp(30), and the gradient there.
-        temperature: > 0, of members and student alike; see ``soft_targets`` for its shapes.
-        smoothing: 0 to 1, how much of the uniform distribution each member is mixed with, so that no logarithm of a
-            probability near 0 rules the mean.
-        offset: >= 0, added to the concentrations; 1 makes every Dirichlet have one mode.
+            is the mean prediction (if offset is 0). Concentrations are clipped at exp(30), without gradient beyond.
+        temperature: > 0, for members and student alike; see ``soft_targets`` for its shapes.
+        smoothing: 0 to 1, weight of the uniform distribution mixed into each member, so that the logarithm of a
+            probability near 0 does not dominate the mean.
+        offset: >= 0, added to the concentrations; 1 makes every Dirichlet unimodal.
         mask: (batch, ...) bool or None, as in ``soft_targets``.
 
     Returns:
-        (batch, ...), float32, nats, not reduced: minus a log-density, so it may be very negative and has no zero.
+        (batch, ...), float32, nats, not reduced: a negative log-density, which may be very negative.
 
     Raises:
-        ValueError: if there are no members, the shapes differ, or a number is out of its bounds.
+        ValueError: if there are no members, the shapes differ, or a number is out of bounds.
 
     Example:
         >>> import numpy as np
@@ -101,7 +101,7 @@ def dirichlet_distillation(
 
     Reference:
         Malinin, Mlodozeniec, Gales, "Ensemble Distribution Distillation", ICLR 2020, arXiv:1905.00076, eqs. 10 to 13.
-        Differs: float64 and exact special functions where the published code adds 1e-8 inside logarithms.
+        Differs: float64 and exact special functions; the published code adds 1e-8 inside logarithms.
     """
     owner = "dirichlet_distillation"
     smoothing = _checks.number(owner, "smoothing", smoothing, low=0.0, high=1.0)
@@ -134,20 +134,20 @@ def proxy_dirichlet(
 ) -> Tensor:
     """Divergence between the student's Dirichlet and one fitted to an ensemble (Proxy-Dirichlet, scaled EnD²).
 
-    Choose it over ``dirichlet_distillation`` first: no temperature schedule, converges with thousands of classes. The
-    student's concentrations are exp(logits) + offset, so ``metrics.dirichlet_uncertainty(exp(logits) + 1)`` is what it
-    knows; its mean prediction is these concentrations over their sum.
+    Try it before ``dirichlet_distillation``: it needs no temperature schedule and converges with thousands of classes.
+    The student's concentrations are exp(logits) + offset, so ``metrics.dirichlet_uncertainty(exp(logits) + 1)`` is its
+    uncertainty and the concentrations over their sum are its mean prediction.
 
     Formula: with the members' mean p, precision b_0 = (classes - 1) / (2 * mean_m KL(p || p^m)), a = exp(student) +
     offset, b = b_0 * p + target_offset: reverse: -sum_k p_k * (digamma(a_k) - digamma(a_0)) - H(Dirichlet(a)) / sum b;
     forward: KL(Dirichlet(b) || Dirichlet(a)).
 
     Args:
-        teacher_logits: (batch, members, ..., classes), float, at least 2 members that differ: where all agree the
-            precision is bounded by 1.2e-7 added to its denominator. No gradient reaches it.
-        student_logits: (batch, ..., classes), float. Concentrations stop at exp(30), and the gradient there.
-        temperature: checked, without effect: none is needed.
-        form: "reverse": KL(student || proxy) over the proxy's precision, which converges; "forward": KL(proxy ||
+        teacher_logits: (batch, members, ..., classes), float, at least 2 members that differ; where all agree, 1.2e-7
+            added to its denominator bounds the precision. No gradient reaches it.
+        student_logits: (batch, ..., classes), float. Concentrations are clipped at exp(30), without gradient beyond.
+        temperature: checked, but without effect.
+        form: "reverse", KL(student || proxy) over the proxy's precision, which converges; or "forward", KL(proxy ||
             student).
         offset: >= 0, added to the student's concentrations.
         target_offset: >= 0, added to the proxy's.
@@ -157,7 +157,7 @@ def proxy_dirichlet(
         (batch, ...), float32, nats, not reduced. The forward form is >= 0.
 
     Raises:
-        ValueError: if there are no members, the shapes differ, or an argument is out of its bounds.
+        ValueError: if there are no members, the shapes differ, or an argument is out of bounds.
 
     Example:
         >>> import numpy as np
@@ -197,16 +197,16 @@ def proxy_dirichlet(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class DirichletDistillation(LogitsTwin):
-    """Class twin of ``dirichlet_distillation`` (EnD²), which explains it.
+    """Class twin of ``dirichlet_distillation`` (EnD²); see that function.
 
     Args:
-        smoothing: 0 to 1, how much of the uniform distribution each member is mixed with.
+        smoothing: 0 to 1, weight of the uniform distribution mixed into each member.
         offset: >= 0, added to the concentrations.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
     Raises:
-        ValueError: if a number is out of its bounds.
+        ValueError: if a number is out of bounds.
 
     Example:
         >>> from keras_distill import LogitsDistillation, losses, schedules
@@ -235,7 +235,7 @@ class DirichletDistillation(LogitsTwin):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ProxyDirichlet(LogitsTwin):
-    """Class twin of ``proxy_dirichlet`` (Proxy-Dirichlet), which explains it. The term's temperature is not used.
+    """Class twin of ``proxy_dirichlet`` (Proxy-Dirichlet); see that function. The term's temperature is ignored.
 
     Args:
         form: "reverse" or "forward".
@@ -245,7 +245,7 @@ class ProxyDirichlet(LogitsTwin):
         name: as in ``keras.losses.Loss``.
 
     Raises:
-        ValueError: if an argument is out of its bounds.
+        ValueError: if an argument is out of bounds.
     """
 
     needs_members = True

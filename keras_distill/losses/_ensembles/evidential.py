@@ -1,4 +1,4 @@
-"""Evidence for each class, as a student's head gives it in place of logits (evidential deep learning)."""
+"""Losses for heads that output evidence for each class instead of logits (evidential deep learning)."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def evidential(
 ) -> Tensor:
     """Expected loss under the Dirichlet of an evidential head (EDL, evidential deep learning).
 
-    Choose it for a student whose head gives evidence, so that it can say "I do not know" (classes / a_0) in one pass;
-    with a teacher's distribution as target it is the head's distillation. Where the teacher is an ensemble,
-    ``proxy_dirichlet`` teaches the disagreement itself. Add ``misleading_evidence`` against evidence for wrong classes.
+    Choose it for a student whose head outputs evidence, so that one pass also gives its uncertainty (classes / a_0);
+    with a teacher's distribution as target it distils into that head. If the teacher is an ensemble,
+    ``proxy_dirichlet`` teaches the disagreement itself. ``misleading_evidence`` penalises evidence for wrong classes.
 
     Formula: a = evidence(logits) + 1, a_0 = sum_k a_k, y the targets. mse: sum_k (y_k - a_k / a_0)**2 + a_k (a_0 - a_k)
     / (a_0**2 (a_0 + 1)); log: sum_k y_k (log a_0 - log a_k); digamma: sum_k y_k (digamma(a_0) - digamma(a_k)).
 
     Args:
         targets: (..., classes), probabilities: one-hot labels, or a teacher's. No gradient reaches them.
-        student_logits: (..., classes), float, what ``evidence`` makes >= 0.
+        student_logits: (..., classes), float, before the activation ``evidence``.
         form: "mse", "log" or "digamma".
         evidence: "softplus", or "relu", which has no gradient where the evidence is 0.
         mask: (...,) bool or None, as in ``soft_targets``.
@@ -82,10 +82,10 @@ def _expected_loss(targets: Any, student: Tensor, form: str, evidence: str, mask
 def misleading_evidence(
     *, student_logits: Tensor, labels: Tensor, evidence: str = "softplus", mask: Tensor = None
 ) -> Tensor:
-    """Divergence of the evidence for wrong classes from none at all (EDL's regulariser).
+    """Divergence between the evidence for wrong classes and no evidence at all (EDL's regulariser).
 
-    Choose it beside ``evidential``, as a term of its own whose weight grows from 0 to 1 over the first ten epochs
-    (``schedules.Linear``): at once, it keeps the student from gathering any evidence.
+    Choose it beside ``evidential``, as a separate term whose weight grows from 0 to 1 over the first ten epochs
+    (``schedules.Linear``). At full weight from the start, it keeps the student from gathering any evidence.
 
     Formula: KL(Dirichlet(a~) || Dirichlet(1)), a~ = y + (1 - y) * a, a = evidence(logits) + 1, y the one-hot label.
 
@@ -96,7 +96,7 @@ def misleading_evidence(
         mask: (...,) bool or None, as in ``soft_targets``.
 
     Returns:
-        (...,), float32, nats, >= 0, not reduced. Zero exactly where there is evidence for the label alone.
+        (...,), float32, nats, >= 0, not reduced. Zero exactly where only the label has evidence.
 
     Raises:
         ValueError: if labels are missing or out of range, or evidence is unknown.
@@ -118,7 +118,7 @@ def misleading_evidence(
     alpha = _alpha(ops.cast(arguments.clean(student, mask), "float64"), evidence)
     alpha = ops.where(hot, 1.0 + 0.0 * alpha, alpha)  # NaN stays NaN
     value = dirichlet_kl(alpha, ops.ones_like(alpha))
-    # A label out of range has no column; it must not pass for a right one.
+    # A label out of range has no column and must not count as correct.
     value = ops.where(ops.any(hot, axis=-1), ops.maximum(value, 0.0), float("nan"))
     return arguments.apply_mask(ops.cast(value, "float32"), mask)
 
@@ -157,7 +157,7 @@ class Evidential(LogitsLoss):
         labels: Tensor = None,
         mask: Tensor = None,
     ) -> Tensor:
-        """Return ``evidential`` with the teacher's softmax at ``temperature`` as targets; ``labels`` are not used."""
+        """Return ``evidential`` with the teacher's softmax at ``temperature`` as targets; ``labels`` are ignored."""
         teacher, student = arguments.check_pair("Evidential", teacher_logits, student_logits)
         temperature = arguments.temperature_like("Evidential", temperature, student)
         column = temperature if isinstance(temperature, float) else temperature[..., None]
@@ -167,16 +167,16 @@ class Evidential(LogitsLoss):
         return _expected_loss(targets, student, self.form, self.evidence, mask)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "form": self.form, "evidence": self.evidence}
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class MisleadingEvidence(LogitsLoss):
-    """Class twin of ``misleading_evidence`` (EDL's regulariser). Looks at the labels, not at the teacher.
+    """Class twin of ``misleading_evidence`` (EDL's regulariser). Uses the labels, not the teacher.
 
     Args:
-        evidence: "softplus" or "relu", as of the ``Evidential`` term beside it.
+        evidence: "softplus" or "relu", the same as in the ``Evidential`` term.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
@@ -204,10 +204,10 @@ class MisleadingEvidence(LogitsLoss):
         labels: Tensor = None,
         mask: Tensor = None,
     ) -> Tensor:
-        """Return ``misleading_evidence`` of each example; teacher and ``temperature`` are not used."""
+        """Return ``misleading_evidence`` of each example; teacher and ``temperature`` are ignored."""
         arguments.check_pair("MisleadingEvidence", teacher_logits, student_logits)
         return misleading_evidence(student_logits=student_logits, labels=labels, evidence=self.evidence, mask=mask)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "evidence": self.evidence}

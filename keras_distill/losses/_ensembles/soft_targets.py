@@ -1,4 +1,4 @@
-"""One student from many teachers: their mean, or one head for each of them. And how members are read and checked."""
+"""Soft targets from many teachers: from their mean, or from each to a head of its own; and checks of members."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keras_distill.losses._numerics.distributions import log_softmax
 
 
 def check_members(owner: str, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-    """Return members (no gradient) and student as float32, after a check that there are members, on axis 1."""
+    """Return members (without gradient) and student as float32, after checking that axis 1 holds members."""
     teacher, student = ops.stop_gradient(arguments.float32(teacher)), arguments.float32(student)
     if len(teacher.shape) != len(student.shape) + 1 or len(student.shape) < 2:
         got = f"{tuple(teacher.shape)} for a student of {tuple(student.shape)}"
@@ -27,7 +27,7 @@ def check_members(owner: str, teacher: Tensor, student: Tensor) -> tuple[Tensor,
 
 
 def tempered(temperature: Tensor, axes: int) -> Tensor:
-    """Return a temperature of shape (...,) with further axes at its end; a float as it is."""
+    """Append ``axes`` axes to a temperature of shape (...,); a float is returned unchanged."""
     return temperature if isinstance(temperature, float) else temperature[(..., *([None] * axes))]
 
 
@@ -35,7 +35,7 @@ def log_members(members: Tensor, temperature: Tensor) -> Tensor:
     """Return each member's log-probabilities at the student's temperature, a float, () or (batch, ...)."""
     if isinstance(temperature, float):
         return log_softmax(members, temperature)
-    if len(temperature.shape):  # one for each of the student's positions: the members' axis comes second
+    if len(temperature.shape):  # one per position of the student; axis 1 of the members is the members' axis
         temperature = ops.expand_dims(temperature, 1)
     return log_softmax(members, temperature[..., None])
 
@@ -52,20 +52,20 @@ def ensemble_soft_targets(
 ) -> Tensor:
     """Soft targets from the mean of an ensemble's distributions (EnD, ensemble distillation).
 
-    Choose it for the ensemble's accuracy and its total uncertainty in one model; how far the members disagree is lost.
-    ``LogitsDistillation`` does the same with any loss for ``teachers.Ensemble(combine="mean_probs")``; this is the form
-    for members at hand. To keep the disagreement see ``dirichlet_distillation`` and ``proxy_dirichlet``.
+    Choose it for the ensemble's accuracy and total uncertainty in one model; the members' disagreement is lost.
+    ``LogitsDistillation`` does the same with any loss for ``teachers.Ensemble(combine="mean_probs")``; this function
+    takes the members themselves. To keep the disagreement see ``dirichlet_distillation`` and ``proxy_dirichlet``.
 
     Formula: temperature**2 * KL(mean_m p^m || q), p^m = softmax(member / temperature), each tempered before the mean.
 
     Args:
         teacher_logits: (batch, members, ..., classes), float. No gradient reaches it.
         student_logits: (batch, ..., classes), float.
-        temperature: as in ``soft_targets``; the student's leading shape is what counts.
+        temperature: as in ``soft_targets``, relative to the student's leading shape.
         mask: (batch, ...) bool or None, as in ``soft_targets``.
 
     Returns:
-        (batch, ...), float32, nats, not reduced. Zero exactly where the student gives the mean.
+        (batch, ...), float32, nats, not reduced. Zero exactly where the student equals the mean.
 
     Raises:
         ValueError: if there are no members, the shapes differ, or temperature is not a positive number.
@@ -98,7 +98,7 @@ def member_soft_targets(
     """Soft targets from each member of an ensemble to a head of its own (Hydra), averaged over the heads.
 
     Choose it when the student can afford a small head per member on a shared body (``students.hydra``): the heads keep
-    the members' disagreement. Watch the heads' mutual information: on a body that is too strong they grow alike.
+    the members' disagreement. Monitor the heads' mutual information: on too strong a body they become alike.
 
     Formula: mean over members m of temperature**2 * KL(p^m || q^m), p^m, q^m = softmax(logits / temperature).
 
@@ -106,10 +106,10 @@ def member_soft_targets(
         teacher_logits: (batch, members, ..., classes), float. No gradient reaches it.
         student_logits: same shape: head m copies member m.
         temperature: > 0: a number, or a tensor of shape (), (batch,) or (batch, 1).
-        mask: (batch, ...) bool or None: positions that count, for all heads alike.
+        mask: (batch, ...) bool or None: positions that count, the same for all heads.
 
     Returns:
-        (batch, ...), float32, nats, not reduced. Zero exactly where every head gives its member's distribution.
+        (batch, ...), float32, nats, not reduced. Zero exactly where every head equals its member.
 
     Raises:
         ValueError: if the shapes differ, there is no members' axis, or temperature is not a positive number.
@@ -129,7 +129,7 @@ def member_soft_targets(
     members, heads = arguments.check_pair(owner, teacher_logits, student_logits)
     if len(heads.shape) < 3:
         expected = "student heads of shape (batch, members, ..., classes)"
-        raise _checks.error(owner, expected, tuple(heads.shape), "Make them with students.hydra")
+        raise _checks.error(owner, expected, tuple(heads.shape), "Build the student with students.hydra")
     mask = arguments.check_mask(owner, mask, heads[:, 0])
     if mask is not None:
         mask = ops.broadcast_to(ops.expand_dims(mask, 1), arguments.leading_shape(heads))
@@ -139,7 +139,7 @@ def member_soft_targets(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class EnsembleSoftTargets(LogitsTwin):
-    """Class twin of ``ensemble_soft_targets`` (EnD), which explains it.
+    """Class twin of ``ensemble_soft_targets`` (EnD); see that function.
 
     Args:
         reduction: as in ``keras.losses.Loss``.
@@ -156,7 +156,7 @@ class EnsembleSoftTargets(LogitsTwin):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class MemberSoftTargets(LogitsTwin):
-    """Class twin of ``member_soft_targets`` (Hydra), which explains it.
+    """Class twin of ``member_soft_targets`` (Hydra); see that function.
 
     Args:
         reduction: as in ``keras.losses.Loss``.
@@ -171,24 +171,24 @@ class MemberSoftTargets(LogitsTwin):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class TrustWeighted(LogitsLoss):
-    """Trusts the teacher less where it is unsure: any loss on logits, times 1 - uncertainty / log(classes).
+    """Any loss on logits, weighted by the teacher's certainty: times 1 - uncertainty / log(classes).
 
-    Choose it when the teacher is known to err where it is unsure and labels are there to learn from instead. An example
-    on which the teacher knows nothing counts nothing, one on which it is certain counts in full; the weights depend on
-    the teacher alone, so no student can lower its loss through them.
+    Choose it when the teacher errs mostly where it is uncertain and labels are available there. An example on which the
+    teacher is maximally uncertain has weight 0, one on which it is certain has weight 1. The weights depend on the
+    teacher only, so the student cannot lower its loss through them.
 
     Formula: (1 - u / log(classes)) * loss, u of the teacher at temperature 1: "total": entropy of its (mean)
-    distribution; "knowledge": total less the members' mean entropy, for ensembles.
+    distribution; "knowledge": total minus the members' mean entropy, for ensembles.
 
     Args:
-        loss: a loss of this room on logits, one value per example; None: ``SoftTargets()``.
-        kind: "total" works with any teacher; "knowledge" needs members, and gives the loss their mean unless it wants
-            members itself.
+        loss: a ``LogitsLoss`` with one value per example; None means ``SoftTargets()``.
+        kind: "total" works with any teacher; "knowledge" needs members, and passes their mean to a loss that does not
+            take members.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
     Raises:
-        ValueError: if loss is no loss on logits or needs the whole batch, or kind is unknown.
+        ValueError: if loss is not a loss on logits or needs the whole batch, or kind is unknown.
 
     Example:
         >>> import numpy as np
@@ -199,7 +199,7 @@ class TrustWeighted(LogitsLoss):
 
     Reference:
         Weights by the teacher's entropy, as in Kwon et al., "Adaptive knowledge distillation based on entropy", ICASSP
-        2020. Differs: one teacher's weight against the labels, where the paper weighs teachers against each other.
+        2020. Differs: weights one teacher against the labels; the paper weights teachers against each other.
     """
 
     def __init__(
@@ -253,7 +253,7 @@ class TrustWeighted(LogitsLoss):
         return ops.stop_gradient(1.0 - ops.minimum(unsure / math.log(classes), 1.0))
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         loss = keras.saving.serialize_keras_object(self.loss)
         return {**super().get_config(), "loss": loss, "kind": self.kind}
 

@@ -1,1 +1,1 @@
-"""Losses between layers of two models."""
+"""Losses between intermediate layers of two models."""

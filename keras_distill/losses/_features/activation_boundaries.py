@@ -1,4 +1,4 @@
-"""Losses on features before their activation: which neurons fire, and by how much they must not."""
+"""Losses on features before the activation: which neurons fire, with a margin."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def activation_boundaries(
 
     Args:
         teacher_features: (batch, ..., channels), rank 2, 3 or 4, or a list of layers. No gradient reaches it.
-        student_features: same ranks and channels. Of two sizes the larger is average-pooled.
+        student_features: same ranks and channels. If sizes differ, the larger is average-pooled.
         margin: > 0, in units of the features.
-        stage_decay: > 0; 0.5 halves the weight with each earlier layer, 1.0 weighs all alike (torchdistill).
+        stage_decay: > 0; 0.5 halves the weight with each earlier layer, 1.0 weights all equally (torchdistill).
         scale: > 0, the constant of the public code; 1.0 gives the plain sum.
         mask: the features' shape without the channels, bool, or None. Masked positions never count.
 
@@ -67,7 +67,7 @@ def activation_boundaries(
     for stage, (teacher, student) in enumerate(zip(teachers, students, strict=True)):
         teacher, student = maps.matching(owner, teacher, student)
         fires = teacher > 0.0
-        # Beyond the margin the hinge is flat; at -margin both sides of "s > -margin" give zero.
+        # Beyond the margin the hinge is flat; at -margin both branches of "s > -margin" give zero.
         gap = ops.where(fires, ops.minimum(student - margin, 0.0), ops.maximum(student + margin, 0.0))
         _, gap, _ = maps.masked(owner, teacher, gap, mask)
         weight = scale * stage_decay ** (len(teachers) - 1 - stage)
@@ -77,7 +77,7 @@ def activation_boundaries(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ActivationBoundaries(FeatureTwin):
-    """Class twin of ``activation_boundaries`` (AB), whose arguments it explains.
+    """Class twin of ``activation_boundaries`` (AB); see that function.
 
     Args:
         margin: > 0, in units of the features.
@@ -136,7 +136,7 @@ def negative_mean(*, gamma: Any, beta: Any) -> np.ndarray:
 
     Reference:
         Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv:1904.01866, eq. 4.
-        Differs: -3 |gamma| for channels that hardly ever are negative, as in the authors' code.
+        Differs: -3 |gamma| for channels that are hardly ever negative, as in the authors' code.
     """
     scale, mean = (_checks.array("negative_mean", each) for each in (gamma, beta))
     if scale.ndim != 1 or scale.shape != mean.shape:
@@ -154,17 +154,17 @@ def negative_mean(*, gamma: Any, beta: Any) -> np.ndarray:
 
 
 def margin_relu(*, teacher_features: Tensor, student_features: Tensor, margin: Any, mask: Tensor = None) -> Tensor:
-    """Partial squared distance to the teacher's features behind a margin ReLU (OFD, overhaul).
+    """Partial squared distance to the teacher's features after a margin ReLU (OFD, overhaul).
 
-    Choose it over ``hint`` where layer and adapter end in conv and batch norm: both sides are features before their
-    ReLU, and the student may be as negative as it likes where the teacher is silent. Usual weight 0.001.
+    Choose it over ``hint`` if layer and adapter end in a convolution and batch norm: both sides are features before
+    their ReLU, and the student may be arbitrarily negative where the teacher is inactive. Usual weight 0.001.
 
     Formula: sum over positions and channels of (s - u)**2 with u = max(t, margin), except where t <= 0 and s <= u,
-    which costs nothing.
+    which contributes 0.
 
     Args:
         teacher_features: (batch, ..., channels), rank 2, 3 or 4. No gradient reaches it.
-        student_features: same rank and channels, after an adapter without ReLU. Of two sizes the larger is pooled.
+        student_features: same rank and channels, after an adapter without ReLU. If sizes differ, the larger is pooled.
         margin: (channels,) or a number, <= 0: the mean of the teacher's negative values, see ``negative_mean``.
         mask: the features' shape without the channels, bool, or None. Masked positions never count.
 
@@ -195,7 +195,7 @@ def margin_relu(*, teacher_features: Tensor, student_features: Tensor, margin: A
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class MarginRelu(FeatureTwin):
-    """Class twin of ``margin_relu`` (OFD, overhaul), whose arguments it explains.
+    """Class twin of ``margin_relu`` (OFD, overhaul); see that function.
 
     Args:
         margin: a number or one per channel, <= 0; ``MarginRelu.of(layer)`` takes it from a batch norm.
@@ -237,7 +237,7 @@ class MarginRelu(FeatureTwin):
             A ``MarginRelu`` with the margin of ``negative_mean``.
 
         Raises:
-            ValueError: if the layer is no batch norm, or has no weights yet.
+            ValueError: if the layer is not a batch norm or is not built yet.
         """
         if not isinstance(layer, keras.layers.BatchNormalization) or not layer.built:
             raise _checks.error("MarginRelu.of", "a built keras.layers.BatchNormalization", type(layer).__name__)

@@ -1,4 +1,4 @@
-"""Losses on where a layer looks: spatial attention maps, and what its channels select."""
+"""Losses on where a layer is active: spatial attention maps, and the selectivity of its channels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _KERNELS = ("polynomial", "linear", "gaussian")
 
 
 def attention_map(features: Tensor, p: float = 2.0, absolute: bool = True) -> Tensor:
-    """Return the flattened attention map of each example, of length 1: the channel mean of |features|**p.
+    """Return the flattened attention map of each example, scaled to length 1: the channel mean of |features|**p.
 
     Args:
         features: (batch, ..., channels), float32.
         p: >= 1, the power.
-        absolute: False takes features**p with its sign (odd whole p only matter).
+        absolute: False keeps the sign of features**p (matters only for odd integers p).
 
     Returns:
         (batch, positions). Zeros for an example without any activation.
@@ -47,18 +47,18 @@ def attention_transfer(
 ) -> Tensor:
     """Distance between the spatial attention maps of two layers (AT).
 
-    Choose it when channels differ and no adapter is wanted: only where activity is large is compared. Positive scaling
-    of either side changes nothing. Usual weight 1000; it can hurt between unlike architectures.
+    Choose it when channels differ and no adapter is wanted: it compares only where activations are large. Positive
+    scaling of either side changes nothing. Usual weight 1000; it can hurt between dissimilar architectures.
 
     Formula: mean over positions of (Q_student - Q_teacher)**2, Q = map / ||map||_2 per example, map = mean over the
     channels of |features|**p.
 
     Args:
         teacher_features: (batch, ..., channels), rank 3 or 4. No gradient reaches it.
-        student_features: same rank, any channels. Of two sizes the larger is average-pooled, before the power.
-        p: >= 1. 2 is usual; larger looks at the strongest channels only.
+        student_features: same rank, any channels. If sizes differ, the larger is average-pooled, before the power.
+        p: >= 1. 2 is usual; larger values emphasise the strongest channels.
         mode: "code", the formula above; "paper", the 2-norm of the difference of each example.
-        absolute: False drops the absolute value, as some public codes do; another loss for odd p.
+        absolute: False drops the absolute value, as some public codes do, which changes the loss for odd p.
         mask: (batch, time) bool for sequences, or the map's shape without the channels; masked positions never count.
 
     Returns:
@@ -92,7 +92,7 @@ def attention_transfer(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class AttentionTransfer(FeatureTwin):
-    """Class twin of ``attention_transfer`` (AT), whose arguments it explains.
+    """Class twin of ``attention_transfer`` (AT); see that function.
 
     Args:
         p: >= 1, the power of the activations.
@@ -134,7 +134,7 @@ def neuron_selectivity(
 ) -> Tensor:
     """Squared maximum mean discrepancy between the channels' selectivity patterns (NST).
 
-    Choose it over ``attention_transfer`` when which channel fires where matters, not only where any fires. Positive
+    Choose it over ``attention_transfer`` when it matters where each channel fires, not only where any does. Positive
     scaling of any channel changes nothing. Costs O(channels**2 * positions) per example; usual weight 50.
 
     Formula: mean k(t, t') + mean k(s, s') - 2 mean k(s, t) over all pairs of channels of an example, each channel's map
@@ -143,7 +143,7 @@ def neuron_selectivity(
 
     Args:
         teacher_features: (batch, ..., channels), rank 3 or 4. No gradient reaches it.
-        student_features: same rank, any channels. Of two sizes the larger is average-pooled.
+        student_features: same rank, any channels. If sizes differ, the larger is average-pooled.
         kernel: "polynomial", "linear" or "gaussian".
         mask: the features' shape without the channels, bool, or None. Masked positions never count.
 
@@ -168,7 +168,7 @@ def neuron_selectivity(
     teacher, student = maps.matching(owner, teacher_features, student_features, ranks=(3, 4), channels=False)
     teacher, student, mask = maps.masked(owner, teacher, student, mask)
     teacher, student = (maps.unit(maps.positions(side), axis=1) for side in (teacher, student))
-    if kernel == "linear":  # the means of all pairs are products of the means
+    if kernel == "linear":  # the mean over all pairs is the product of the means
         return ops.sum(ops.square(ops.mean(student, axis=-1) - ops.mean(teacher, axis=-1)), axis=-1)
     pairs = [_products(teacher, teacher), _products(student, student), _products(student, teacher)]
     if kernel == "polynomial":
@@ -192,7 +192,7 @@ def _products(left: Any, right: Any) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class NeuronSelectivity(FeatureTwin):
-    """Class twin of ``neuron_selectivity`` (NST), whose arguments it explains.
+    """Class twin of ``neuron_selectivity`` (NST); see that function.
 
     Args:
         kernel: "polynomial", "linear" or "gaussian".

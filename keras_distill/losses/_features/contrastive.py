@@ -23,11 +23,11 @@ def contrastive_representation(
     teacher_gradient: bool = False,
     mask: Tensor = None,
 ) -> Tensor:
-    """Contrast of each example's student embedding with the teacher's of the batch, and the reverse (CRD, in-batch).
+    """Contrast of each student embedding with the teacher's embeddings of the batch, and the reverse (CRD, in-batch).
 
-    Choose it for embeddings where telling examples apart matters; batches of 64 and more. It sees the examples of the
-    local batch only and needs no sample index; ``contrastive_noise`` is the published form with a memory. Embeddings of
-    one width on both sides: ``adapters.Embedding``.
+    Choose it for embeddings that must tell examples apart, with batches of 64 or more. It sees only the examples of the
+    local batch and needs no sample index; ``contrastive_noise`` is the published form with a memory.
+    ``adapters.Embedding`` gives both sides embeddings of one width.
 
     Formula: -log softmax_j(s_i . t_j / contrast_temperature)_i - log softmax_j(t_i . s_j / contrast_temperature)_i, on
     vectors scaled to length 1.
@@ -36,8 +36,7 @@ def contrastive_representation(
         teacher_features: (batch, ...), rank 2, 3 or 4.
         student_features: (batch, ...), as wide as the teacher's.
         contrast_temperature: > 0, usually 0.07 to 0.1.
-        teacher_gradient: True lets the gradient through to the teacher's features: where the teacher's side has an
-            embedding to train.
+        teacher_gradient: True lets the gradient through to the teacher's features, for an embedding trained there.
         mask: the features' shape without the channels, bool, or None. Masked positions never count.
 
     Returns:
@@ -81,10 +80,10 @@ def contrastive_noise(
     normalizer: Any = None,
     contrast_temperature: float = 0.07,
 ) -> Tensor:
-    """Noise contrast of embeddings with one positive and many negatives out of a memory (CRD, one side).
+    """Noise-contrastive loss with one positive and many negatives from a memory (CRD, one side).
 
-    Choose it over ``contrastive_representation`` for small batches and stable sample indices. The term,
-    ``ContrastiveMemory``, keeps the memory and adds the two sides: student against teacher's memory, and the reverse.
+    Choose it over ``contrastive_representation`` for small batches and stable sample indices. The term
+    ``ContrastiveMemory`` keeps the memory and adds both sides: student against the teacher's memory, and the reverse.
 
     Formula: -log(h_0 / (h_0 + c)) - sum_{k=1..K} log((K / num_examples) / (h_k + c)), with
     h_k = exp(anchor . candidate_k / contrast_temperature) / normalizer and c = K / num_examples + 1e-7.
@@ -92,8 +91,8 @@ def contrastive_noise(
     Args:
         anchors: (batch, units), of length 1.
         candidates: (batch, 1 + K, units), of length 1: the positive, then K negatives. No gradient reaches it.
-        num_examples: >= 1, how many the training set has.
-        normalizer: () > 0, constant through training; None takes this batch's: the mean of exp(...) * num_examples.
+        num_examples: >= 1, size of the training set.
+        normalizer: () > 0, constant during training; None uses that of this batch: mean of exp(...) * num_examples.
         contrast_temperature: > 0.
 
     Returns:
@@ -113,7 +112,7 @@ def contrastive_noise(
 
     Reference:
         Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv:1910.10699, eq. 17-19.
-        Differs: nothing; the logarithms are of sums of exponentials, which never overflow.
+        Differs: nothing; computed with log-sum-exp, which never overflows.
     """
     owner = "contrastive_noise"
     total = _checks.integer(owner, "num_examples", num_examples, low=1)
@@ -129,19 +128,19 @@ def contrastive_noise(
 
 
 def log_mean_score(scores: Tensor) -> Tensor:
-    """Return log(mean(exp(scores))) over everything."""
+    """Return log(mean(exp(scores))) over all elements."""
     return ops.logsumexp(scores) - ops.log(ops.cast(ops.size(scores), "float32"))
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ContrastiveRepresentation(RelationLoss):
-    """Class twin of ``contrastive_representation`` (CRD, in-batch), whose arguments it explains.
+    """Class twin of ``contrastive_representation`` (CRD, in-batch); see that function.
 
     Args:
         contrast_temperature: > 0.
-        teacher_gradient: True where the teacher's side has an embedding to train.
-        gather_replicas: True contrasts the examples of all replicas and gives their mean, a scalar; False those of each
-            replica, one value per example.
+        teacher_gradient: True if the teacher's side has an embedding to train.
+        gather_replicas: True contrasts the examples of all replicas and returns their mean, a scalar; False contrasts
+            those of each replica and returns one value per example.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
@@ -184,7 +183,7 @@ class ContrastiveRepresentation(RelationLoss):
         return ops.mean(values) if self.gather_replicas else values
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {
             **super().get_config(),
             "contrast_temperature": self.contrast_temperature,

@@ -1,4 +1,4 @@
-"""Losses for dense outputs: what each channel sees where, how pixels resemble each other, and normalised maps."""
+"""Losses for dense prediction: per-channel distributions, similarities of pixels, and normalised maps."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from keras_distill.losses._logits.soft_targets import soft_targets
 def channel_distributions(
     *, teacher_features: Tensor, student_features: Tensor, temperature: float = 4.0, mask: Tensor = None
 ) -> Tensor:
-    """Divergence between the distributions over positions that each channel makes (CWD, channel-wise distillation).
+    """Divergence between each channel's distribution over positions (CWD, channel-wise distillation).
 
-    Choose it first for segmentation and detection: each channel of the teacher says where to look, whatever its scale.
-    It works for features and for maps of logits. The channels must be the same in number and order.
+    Choose it first for segmentation and detection: each channel of the teacher shows where to look, whatever its scale.
+    It works for features and for maps of logits. Number and order of the channels must be the same.
 
     Formula: temperature**2 / channels * sum_c KL(p_c || q_c), p_c and q_c the softmax over positions of channel c of
     teacher and student, divided by the temperature.
 
     Args:
         teacher_features: (batch, ..., channels), rank 3 or 4. No gradient reaches it.
-        student_features: same rank and channels; of two sizes the larger is average-pooled to the smaller.
+        student_features: same rank and channels; if sizes differ, the larger is average-pooled to the smaller.
         temperature: > 0, in the units of the features; 1 to 4 in the paper.
-        mask: the features' shape without the channels, bool, or None. Masked positions take no part.
+        mask: the features' shape without the channels, bool, or None. Masked positions never count.
 
     Returns:
-        (batch,), float32, nats, not reduced. Zero exactly when all distributions agree; 0 where nothing is unmasked.
+        (batch,), float32, nats, not reduced. Zero exactly when all distributions agree; 0 if all positions are masked.
 
     Raises:
         ValueError: if ranks, channels or the mask do not fit, or the temperature is not positive.
@@ -45,7 +45,7 @@ def channel_distributions(
 
     Reference:
         Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021, arXiv:2011.13256, eq. 4-5.
-        Differs: sizes that differ are pooled; masked positions are left out of the softmax.
+        Differs: different sizes are pooled; masked positions are left out of the softmax.
     """
     owner = "channel_distributions"
     temperature = _checks.number(owner, "temperature", temperature, above=0.0)
@@ -63,7 +63,7 @@ def channel_distributions(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ChannelDistributions(FeatureTwin):
-    """Class twin of ``channel_distributions`` (CWD), whose arguments it explains.
+    """Class twin of ``channel_distributions`` (CWD); see that function.
 
     Args:
         temperature: > 0, of the softmax over positions.
@@ -103,17 +103,17 @@ def pixel_similarities(
     """Squared difference of the cosines between all pairs of pixels of one image (SKD, pair-wise distillation).
 
     Choose it when teacher and student have different channels, because it needs no adapter, or beside
-    ``channel_distributions`` for long-range structure. Each image is compared with itself alone, so the batch does not
+    ``channel_distributions`` for long-range structure. Pixels are compared within one image only, so the batch does not
     matter. The cost is quadratic in the number of cells.
 
     Formula: mean over pairs (i, j) of (cos(s_i, s_j) - cos(t_i, t_j))**2, s_i and t_i the features at cell i.
 
     Args:
         teacher_features: (batch, ..., channels), rank 3 or 4. No gradient reaches it.
-        student_features: same rank; channels may differ. Of two sizes the larger is average-pooled to the smaller.
+        student_features: same rank; channels may differ. If sizes differ, the larger is average-pooled to the smaller.
         cells: >= 2, the largest number of cells along each axis; finer maps are average-pooled to it.
-        mask: the features' shape without the channels, bool, or None. Masked positions never count; a cell counts
-            where one of its positions does.
+        mask: the features' shape without the channels, bool, or None. Masked positions never count; a cell counts if
+            one of its positions does.
 
     Returns:
         (batch,), float32, 0 to 4, not reduced. Zero exactly when all cosines agree.
@@ -137,7 +137,7 @@ def pixel_similarities(
     teacher, student = maps.matching(owner, teacher_features, student_features, ranks=(3, 4), channels=False)
     teacher, student, mask = maps.masked(owner, teacher, student, mask)
     size = [None if length is None else min(length, cells) for length in student.shape[1:-1]]
-    # The length of a cell's vector does not matter, so that masked positions may be pooled as zeros.
+    # The length of a cell's vector does not matter, so masked positions may be pooled as zeros.
     sides = [maps.unit(maps.positions(maps.pool(side, size))) for side in (student, teacher)]
     ours, theirs = (ops.matmul(side, ops.transpose(side, (0, 2, 1))) for side in sides)
     squares = ops.square(ours - theirs)
@@ -151,7 +151,7 @@ def pixel_similarities(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class PixelSimilarities(FeatureTwin):
-    """Class twin of ``pixel_similarities`` (SKD), whose arguments it explains.
+    """Class twin of ``pixel_similarities`` (SKD); see that function.
 
     Args:
         cells: >= 2, the largest number of cells along each axis.
@@ -181,7 +181,7 @@ class PixelSimilarities(FeatureTwin):
 
 
 def normalized_features(*, teacher_features: Tensor, student_features: Tensor, mask: Tensor = None) -> Tensor:
-    """Half the squared difference of features whose channels have mean 0 and variance 1 (PKD, Pearson distillation).
+    """Half the squared difference of features normalised to mean 0 and variance 1 (PKD, Pearson distillation).
 
     Choose it for detectors whose teacher has another architecture: scale and offset of each channel do not matter,
     only the correlation over the positions of the batch. Its mean over the batch is 1 - r, r the mean over channels of
@@ -192,8 +192,8 @@ def normalized_features(*, teacher_features: Tensor, student_features: Tensor, m
 
     Args:
         teacher_features: (batch, ..., channels), rank 2, 3 or 4. No gradient reaches it.
-        student_features: same rank and channels; of two sizes the larger is average-pooled to the smaller.
-        mask: the features' shape without the channels, bool, or None. Masked positions never count, nor in the
+        student_features: same rank and channels; if sizes differ, the larger is average-pooled to the smaller.
+        mask: the features' shape without the channels, bool, or None. Masked positions never count, also not in the
             statistics.
 
     Returns:
@@ -212,7 +212,7 @@ def normalized_features(*, teacher_features: Tensor, student_features: Tensor, m
     Reference:
         Cao et al., "PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient",
         NeurIPS 2022, arXiv:2207.02039, eq. 3-5.
-        Differs: population variance (the authors' code divides by n - 1); of two sizes the larger is pooled.
+        Differs: population variance (the authors' code divides by n - 1); if sizes differ, the larger is pooled.
     """
     owner = "normalized_features"
     teacher, student = maps.matching(owner, teacher_features, student_features)
@@ -258,9 +258,9 @@ class NormalizedFeatures(FeatureTwin):
 def boundary_weights(
     *, labels: Tensor, radius: int = 2, boundary_weight: float = 5.0, ignore_label: int | None = None
 ) -> Tensor:
-    """Weights for the pixels of a label map: more where classes meet, none at the void label.
+    """Weights for the pixels of a label map: higher where classes meet, 0 at the void label.
 
-    Give them as ``sample_weight``, which every per-pixel term and the supervised loss obey:
+    Pass them as ``sample_weight``, which every per-pixel term and the supervised loss apply:
     ``dataset.map(lambda x, y: (x, y, losses.boundary_weights(labels=y, ignore_label=11)))``.
 
     Formula: 0 at the void label; boundary_weight where the square of side 2 * radius + 1 around the pixel holds a pixel
@@ -269,7 +269,7 @@ def boundary_weights(
     Args:
         labels: (batch, height, width), integer class ids.
         radius: >= 1, in pixels.
-        boundary_weight: >= 0, of a pixel near a boundary, where 1 is that of any other.
+        boundary_weight: >= 0, weight of a pixel near a boundary; any other has weight 1.
         ignore_label: the id of void, or None.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Losses on the geometry of a batch: the distances and the angles that its examples span."""
+"""Losses on the geometry of a batch: distances and angles between its examples."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from keras_distill._typing import Tensor
 from keras_distill.losses._features import maps
 from keras_distill.losses._features.relations import RelationLoss, vectors
 
-_LEAST = 1e-12  # squared distances of different examples below this count as this much, as in the public codes
-_ROUNDING = 5e-7  # of float32: a squared distance below this part of the squared lengths is rounding
-_VERTICES = 8  # of the angles handled at a time
+_LEAST = 1e-12  # lower bound of the squared distance of different examples, as in the public codes
+_ROUNDING = 5e-7  # a float32 squared distance below this fraction of the squared lengths is rounding error
+_VERTICES = 8  # vertices of angles handled at a time
 
 
 def _squared_distances(features: Tensor, dtype: str, rounding: float, floor: Any = 0.0) -> Tensor:
-    """Return (batch, batch) squared distances by one matrix product; ``floor`` where they are nothing but rounding."""
+    """Return (batch, batch) squared distances by one matrix product; ``floor`` where they are only rounding error."""
     features = ops.cast(features - ops.stop_gradient(ops.mean(features, axis=0, keepdims=True)), dtype)
     gram = maps.gram(features)
-    squares = ops.diagonal(gram)  # of the same product: equal rows cancel exactly
+    squares = ops.diagonal(gram)  # from the same product, so that equal rows cancel exactly
     squared = squares[:, None] + squares[None, :] - 2.0 * gram
     least = ops.stop_gradient(rounding * squares + 0.5 * _LEAST)
     return ops.where(squared > least[:, None] + least[None, :], squared, ops.cast(floor, dtype))
@@ -32,7 +32,7 @@ def _relative_distances(features: Tensor, squared: bool) -> Tensor:
     floor = ops.where(ops.equal(index[:, None], index[None, :]), 0.0, _LEAST)
     distances = _squared_distances(features, "float32", _ROUNDING, floor)
     if not squared:
-        distances = ops.sqrt(distances)  # its infinite slope at zero stays behind the choice of the floor
+        distances = ops.sqrt(distances)  # the floor above is a constant, so the infinite derivative at 0 is not used
     count = ops.cast(ops.shape(distances)[0], "float32")
     mean = ops.sum(distances) / ops.maximum(count * (count - 1.0), 1.0)
     return distances / ops.where(mean > 0.0, mean, 1.0)
@@ -43,8 +43,8 @@ def relational_distance(
 ) -> Tensor:
     """Smooth-L1 distance between the relative distances of all pairs of a batch (RKD-D).
 
-    Choose it for embeddings of any width, without an adapter. It compares the examples of the local batch only.
-    Scaling, rotating or shifting either side changes nothing. Usual weight 25, beside 50 of ``relational_angle``.
+    Choose it for embeddings of any width, without an adapter. It compares only the examples of the local batch.
+    Scaling, rotating or shifting either side changes nothing. Usual weight 25, with 50 for ``relational_angle``.
 
     Formula: mean over all batch**2 pairs of h(d_student / m_student - d_teacher / m_teacher), d_ij = ||f_i - f_j||, m
     the mean of d over pairs i != j, h(x) = x**2 / 2 up to |x| = 1, |x| - 1/2 beyond.
@@ -80,7 +80,7 @@ def relational_distance(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class RelationalDistance(RelationLoss):
-    """Class twin of ``relational_distance`` (RKD-D), whose arguments it explains.
+    """Class twin of ``relational_distance`` (RKD-D); see that function.
 
     Args:
         squared: True compares squared distances.
@@ -114,16 +114,16 @@ class RelationalDistance(RelationLoss):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "squared": self.squared}
 
 
 def relational_angle(*, teacher_features: Tensor, student_features: Tensor, mask: Tensor = None) -> Tensor:
     """Smooth-L1 distance between the angles of all triples of a batch (RKD-A).
 
-    Choose it beside ``relational_distance`` (usual weights 50 and 25). It compares the examples of the local batch
-    only. Scaling, rotating or shifting either side changes nothing. Costs O(batch**3) time and O(batch**2) memory; it
-    has a first gradient only.
+    Choose it beside ``relational_distance`` (usual weights 50 and 25). It compares only the examples of the local
+    batch. Scaling, rotating or shifting either side changes nothing. Costs O(batch**3) time and O(batch**2) memory;
+    only first derivatives are supported.
 
     Formula: mean over all batch**3 triples of h(a_student - a_teacher), a_ijk the cosine of the angle at j between i
     and k, 0 where i = j or k = j; h(x) = x**2 / 2 up to |x| = 1, |x| - 1/2 beyond.
@@ -151,14 +151,14 @@ def relational_angle(*, teacher_features: Tensor, student_features: Tensor, mask
         Differs: nothing.
     """
     teacher, student = vectors("relational_angle", teacher_features, student_features, mask)
-    # In double precision this one product keeps the angles of tight clusters; the triples then need float32 only.
+    # This product is in double precision to resolve the angles of tight clusters; float32 is enough for the triples.
     squared = [ops.cast(_squared_distances(side, "float64", 1e-13), "float32") for side in (teacher, student)]
     return _angle_gap(*squared)
 
 
 @ops.custom_gradient
 def _angle_gap(teacher: Tensor, student: Tensor) -> Tensor:
-    """Mean smooth-L1 gap between the angles of two matrices of squared distances, with its gradient in the same pass.
+    """Mean smooth-L1 gap between the angles of two matrices of squared distances, with its gradient from the same pass.
 
     By the law of cosines, angle_jik = (s_ij + s_kj - s_ik) r_ij r_kj / 2 with r = 1 / sqrt(s): the features themselves
     are not needed, and a few vertices j at a time keep the memory O(batch**2).
@@ -209,7 +209,7 @@ def _angles(squared: Any, inverse: Any, vertex: Any) -> tuple[Tensor, Tensor]:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class RelationalAngle(RelationLoss):
-    """Class twin of ``relational_angle`` (RKD-A), whose arguments it explains.
+    """Class twin of ``relational_angle`` (RKD-A); see that function.
 
     Args:
         gather_replicas: True compares the examples of all replicas, False those of each replica.

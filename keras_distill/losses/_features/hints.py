@@ -1,4 +1,4 @@
-"""Losses that match a layer's values: hints, variational information, factors, hierarchical context."""
+"""Losses that match a layer's values: hints and variational information."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def hint(
 ) -> Tensor:
     """Distance between the values of a teacher's layer and a student's (FitNet, hints).
 
-    Choose it first among the feature losses: cheap, any rank. It needs equally many channels, so mostly an adapter, and
-    its size follows the size of the features: the weight has to be tuned.
+    Choose it first among the feature losses: it is cheap and takes any rank. It needs equally many channels, so usually
+    an adapter, and it scales with the features, so its weight must be tuned.
 
     Formula: mean over positions and channels of d(student - teacher); d is the square, the absolute value, or Huber's
     function with delta 1; "cosine" is the mean over positions of 1 - cos(student, teacher) along the channels.
 
     Args:
         teacher_features: (batch, ..., channels), rank 2, 3 or 4. No gradient reaches it.
-        student_features: same rank and channels; of two sizes the larger is average-pooled to the smaller.
+        student_features: same rank and channels; if sizes differ, the larger is average-pooled to the smaller.
         distance: "mse", "mae", "cosine" or "huber".
-        mode: "code" takes the mean, as public codes do; "paper", "mse" only, half the sum over the example.
+        mode: "code" takes the mean, as public codes do; "paper" (for "mse" only) half the sum over the example.
         mask: the features' shape without the channels, bool, or None. Masked positions never count.
 
     Returns:
@@ -71,7 +71,7 @@ def hint(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class HintMatching(FeatureTwin):
-    """Class twin of ``hint`` (FitNet), whose arguments it explains.
+    """Class twin of ``hint`` (FitNet); see that function.
 
     Args:
         distance: "mse", "mae", "cosine" or "huber".
@@ -116,15 +116,15 @@ def variational_information(
 ) -> Tensor:
     """Gaussian negative log-likelihood of the teacher's features under the student's prediction (VID).
 
-    Choose it over ``hint`` when some teacher channels cannot be predicted: a learned variance per channel lets them go.
-    It trains a regressor and the variances: ``adapters.VariationalRegressor`` gives both.
+    Choose it over ``hint`` when some teacher channels cannot be predicted: a learned variance reduces their weight.
+    ``adapters.VariationalRegressor`` provides the trained regressor and the variances.
 
     Formula: mean over positions and channels of ((teacher - mean)**2 / variance + log(variance)) / 2, with
     variance = log(1 + exp(raw_variance)) + min_variance, one per channel; the constant log(2 pi) / 2 is left out.
 
     Args:
         teacher_features: (batch, ..., channels), rank 2, 3 or 4. No gradient reaches it.
-        student_features: the predicted mean; same rank and channels. Of two sizes the larger is average-pooled.
+        student_features: the predicted mean; same rank and channels. If sizes differ, the larger is average-pooled.
         raw_variance: (channels,), any sign; trained.
         min_variance: > 0, in squared units of the features; keeps the logarithm finite.
         mask: the features' shape without the channels, bool, or None. Masked positions never count.
@@ -157,9 +157,7 @@ def variational_information(
     pairs = zip(reversed(raw.shape), reversed(mean.shape), strict=False)
     if len(raw.shape) > len(mean.shape) or any(a not in (1, None, b) and b is not None for a, b in pairs):
         expected = f"raw_variance that fits features of shape {tuple(mean.shape)}"
-        raise _checks.error(
-            owner, expected, f"shape {tuple(raw.shape)}", "Give one for each channel, or for each value"
-        )
+        raise _checks.error(owner, expected, f"shape {tuple(raw.shape)}", "Give one per channel, or one per value")
     variance = ops.softplus(raw) + min_variance
     each = 0.5 * (ops.square(mean - teacher) / variance + ops.log(variance))
     return maps.position_mean(ops.mean(each, axis=-1), mask)
@@ -169,7 +167,7 @@ def variational_information(
 class VariationalInformation(FeatureLoss):
     """Class twin of ``variational_information`` (VID); the student's side is ``[mean, raw_variance]``.
 
-    Use it with the adapter that gives such a pair:
+    Use it with the adapter that returns such a pair:
     ``FeatureDistillation(VariationalInformation(), ..., adapter=adapters.VariationalRegressor(teacher_channels))``.
 
     Args:
@@ -199,7 +197,7 @@ class VariationalInformation(FeatureLoss):
         self.min_variance = _checks.number("VariationalInformation", "min_variance", min_variance, above=0.0)
 
     def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``variational_information`` of each example; ``student_features`` is [mean, raw variance]."""
+        """Return ``variational_information`` of each example; ``student_features`` is [mean, raw_variance]."""
         if not isinstance(student_features, (list, tuple)) or len(student_features) != 2:
             raise _checks.error(
                 "VariationalInformation",
@@ -217,5 +215,5 @@ class VariationalInformation(FeatureLoss):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "min_variance": self.min_variance}

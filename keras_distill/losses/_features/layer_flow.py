@@ -1,4 +1,4 @@
-"""Losses on how features change from layer to layer: the flow of the solution, and of singular vectors."""
+"""Losses on how features change from layer to layer: Gram matrices (FSP) and singular vectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keras_distill.losses._features import maps
 from keras_distill.losses._numerics import arguments
 
 _DISTANCES = ("mean_square", "sum_square", "column_norm")
-_GAP = 1e-6  # eigenvalues nearer than this part of the largest count as equal: their order is rounding
+_GAP = 1e-6  # eigenvalues closer than this fraction of the largest count as equal: their order is rounding error
 
 
 def solution_flow(
@@ -36,7 +36,7 @@ def solution_flow(
 
     Args:
         teacher_features: list of >= 2 layers, each (batch, ..., channels), rank 3 or 4. No gradient reaches them.
-        student_features: list of as many layers; channels as the teacher's, sizes free.
+        student_features: list of as many layers; the teacher's channels, any sizes.
         pooling: "average", or "max" as in the paper.
         distance: "mean_square"; "sum_square", the paper's; "column_norm", the sum over the second layer's channels of
             the 2-norm over the first's (torchdistill).
@@ -82,7 +82,7 @@ def _flows(owner: str, layers: list[Any], pooling: str, mask: Tensor) -> list[An
     """Return the Gram matrix of each pair of consecutive layers: (batch, channels, next channels)."""
     out = []
     for first, second in itertools.pairwise(layers):
-        # Both are of one network here: the gradient is cut by the caller.
+        # Both belong to one network here; the caller stops the gradient.
         first, second = arguments.float32(first), arguments.float32(second)
         if len(first.shape) != len(second.shape) or len(first.shape) not in (3, 4):
             got = f"shapes {tuple(first.shape)} and {tuple(second.shape)}"
@@ -104,7 +104,7 @@ def _flows(owner: str, layers: list[Any], pooling: str, mask: Tensor) -> list[An
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class SolutionFlow(FeatureTwin):
-    """Class twin of ``solution_flow`` (FSP), whose arguments it explains.
+    """Class twin of ``solution_flow`` (FSP); see that function.
 
     Args:
         pooling: "average" or "max".
@@ -144,24 +144,24 @@ def singular_vectors(
 ) -> Tensor:
     """Distance between the affinities of consecutive layers' leading singular vectors (KDSVD).
 
-    Choose it rarely: one eigendecomposition per layer and example, in double precision, is slow. Positive scaling of a
-    layer changes nothing.
+    Choose it rarely: it needs one eigendecomposition per layer and example in double precision, which is slow. Positive
+    scaling of a layer changes nothing.
 
     Formula: sum over consecutive layers of ||R_student - R_teacher||**2, R_abi = exp(-(v_ai - w_bi)**2 / 8) for
     vector i of one layer (v) and the next (w). Vectors are right singular vectors of the (positions, channels) matrix
-    times the teacher's singular values, which are scaled to length 1; each of the teacher's is met by that of the
+    times the teacher's singular values, which are scaled to length 1; each of the teacher's is matched with that of the
     student's first num_vectors + 3 with the largest |cosine|, with its sign.
 
     Args:
         teacher_features: list of >= 2 layers, each (batch, ..., channels), rank 3 or 4. No gradient reaches them.
-        student_features: list of as many layers; channels as the teacher's, sizes free.
+        student_features: list of as many layers; the teacher's channels, any sizes.
         num_vectors: >= 1, singular vectors compared per layer.
         mask: (batch, time) bool for sequences, or None. Masked positions never count.
 
     Returns:
-        (batch,), float32, not reduced. A teacher's vector is turned so that its largest component is positive: the sign
-        of a singular vector is arbitrary, and the value depends on it. Directions whose singular values coincide
-        exchange no gradient.
+        (batch,), float32, not reduced. The sign of a singular vector is arbitrary and affects the value, so the
+        teacher's are flipped to make their largest component positive. No gradient flows between directions whose
+        singular values coincide.
 
     Raises:
         ValueError: if there are fewer than two layers, or shapes, the mask or num_vectors do not fit.
@@ -174,7 +174,7 @@ def singular_vectors(
 
     Reference:
         Lee, Kim, Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018,
-        arXiv:1807.06819, section 3. Differs: signs as said; gradients of coincident singular values are cut.
+        arXiv:1807.06819, section 3. Differs: signs as above; gradients between coincident singular values are 0.
     """
     owner = "singular_vectors"
     count = _checks.integer(owner, "num_vectors", num_vectors, low=1)
@@ -218,7 +218,7 @@ def _right_vectors(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @ops.custom_gradient
 def _eigen(matrix: Any) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, rising and without gradient, and eigenvectors of symmetric matrices; coincident ones stay finite."""
+    """Ascending eigenvalues, without gradient, and eigenvectors of symmetric matrices; gradients are always finite."""
     values, vectors = ops.eigh(matrix)
 
     def grad(*args: Any, upstream: Tensor = None) -> Tensor:
@@ -234,7 +234,7 @@ def _eigen(matrix: Any) -> tuple[Tensor, Tensor]:
 
 
 def _turned(vectors: Any) -> Tensor:
-    """Turn each vector (batch, channels, count) so that its component of largest magnitude is positive."""
+    """Flip each vector, (batch, channels, count), so that its component of largest magnitude is positive."""
     largest = ops.argmax(ops.abs(vectors), axis=1)[:, None, :]
     return vectors * ops.sign(ops.take_along_axis(vectors, largest, axis=1))
 
@@ -249,7 +249,7 @@ def _matched(vectors: Any, targets: Any) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class SingularVectors(FeatureTwin):
-    """Class twin of ``singular_vectors`` (KDSVD), whose arguments it explains.
+    """Class twin of ``singular_vectors`` (KDSVD); see that function.
 
     Args:
         num_vectors: >= 1, singular vectors compared per layer.

@@ -1,4 +1,4 @@
-"""What the feature losses share: reading a pair of feature tensors, pooling, masks, unit vectors."""
+"""Helpers shared by the feature losses: checking a pair of feature tensors, pooling, masks, unit vectors."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from keras_distill import _checks
 from keras_distill._typing import Tensor
 from keras_distill.losses._numerics import arguments
 
-_TINY = 1e-24  # a squared length below this is a zero vector
+_TINY = 1e-24  # a vector with a squared length below this is taken as zero
 
 
 def pair(
     owner: str, teacher: Tensor, student: Tensor, *, ranks: Sequence[int] = (2, 3, 4), teacher_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return both tensors as float32, the teacher's outside the gradient.
+    """Return both tensors as float32, the teacher's without gradient.
 
     Args:
         owner: name shown in the error message.
         teacher: the teacher's features.
         student: the student's features.
-        ranks: the ranks that the owner's maths allows, the batch axis counted.
-        teacher_gradient: True where the teacher's side has an embedding of its own to train.
+        ranks: the allowed ranks, including the batch axis.
+        teacher_gradient: True if the teacher's side has an embedding of its own to train.
 
     Returns:
         (teacher, student).
@@ -45,7 +45,7 @@ def pair(
 
 
 def _is_list_of_tensors(side: Any) -> bool:
-    """Tell a list of layers from one tensor written as nested lists."""
+    """Distinguish a list of layers from one tensor written as nested lists."""
     return isinstance(side, (list, tuple)) and all(ops.is_tensor(each) or isinstance(each, np.ndarray) for each in side)
 
 
@@ -64,12 +64,12 @@ def matching(
         owner: name shown in the error message.
         teacher: (batch, ..., channels).
         student: same rank.
-        ranks: the ranks that the owner's maths allows.
+        ranks: the allowed ranks.
         channels: whether both must have equally many channels.
         kind: "average" or "max" pooling. Unknown sizes are taken as equal.
 
     Returns:
-        (teacher, student), float32, of equal sizes between batch and channels.
+        (teacher, student), float32, of equal size in all axes between batch and channels.
 
     Raises:
         ValueError: if ranks differ or are not allowed, or channels differ.
@@ -96,7 +96,7 @@ def lists(owner: str, teacher: Tensor, student: Tensor, *, least: int = 1) -> tu
         owner: name shown in the error message.
         teacher: a tensor or a list of tensors.
         student: a tensor or a list of tensors.
-        least: how many layers the owner needs.
+        least: minimum number of layers.
 
     Returns:
         (teacher's list, student's list).
@@ -127,7 +127,7 @@ def pool(features: Tensor, size: Sequence[int | None], kind: str = "average") ->
 
     Args:
         features: (batch, ..., channels).
-        size: the new length of each axis between; None leaves one as it is.
+        size: the new length of each of these axes; None keeps it.
         kind: "average" or "max".
 
     Returns:
@@ -172,7 +172,7 @@ def flat(features: Tensor) -> Tensor:
 
 
 def positions(features: Tensor) -> Tensor:
-    """Return (batch, positions, channels), the axes between batch and channels made one."""
+    """Return (batch, positions, channels), with the axes between batch and channels merged."""
     if len(features.shape) == 3:
         return features
     shape = ops.shape(features)
@@ -184,7 +184,7 @@ def positions(features: Tensor) -> Tensor:
 
 @ops.custom_gradient
 def gram(features: Tensor) -> Tensor:
-    """Return the inner products of all pairs of rows, (batch, batch); the gradient takes one product, not two."""
+    """Return the inner products of all pairs of rows, (batch, batch); the gradient needs one product, not two."""
 
     def grad(*args: Any, upstream: Tensor = None) -> Tensor:
         (upstream,) = args or (upstream,)
@@ -208,7 +208,7 @@ def length(difference: Tensor, axis: Any = -1) -> Tensor:
 
 
 def cosine_gap(teacher: Tensor, student: Tensor) -> Tensor:
-    """Return 1 - cosine along the last axis, exactly zero for equal vectors; 1 where just one of them is zero."""
+    """Return 1 - cosine along the last axis, exactly 0 for equal vectors and 1 if exactly one of them is zero."""
     left, right = unit(teacher), unit(student)
     gap = ops.sum(ops.square(right - left), axis=-1)  # 2 - 2 cosine, without its rounding near zero
     alive = ops.logical_and(ops.any(ops.not_equal(left, 0.0), axis=-1), ops.any(ops.not_equal(right, 0.0), axis=-1))
@@ -216,16 +216,16 @@ def cosine_gap(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def scaled(features: Tensor, axis: Any = None) -> Tensor:
-    """Divide by the largest magnitude along ``axis``, so that squares of a scale-free loss neither overflow nor vanish.
+    """Divide by the largest magnitude along ``axis``, so that squares neither overflow nor underflow.
 
-    The divisor takes no part in the gradient, which is exact for losses that no positive factor changes.
+    For scale-invariant losses only: the divisor gets no gradient, which is exact if a positive factor changes nothing.
     """
     top = ops.stop_gradient(ops.max(ops.abs(features), axis=axis, keepdims=True))
     return features / ops.where(top > 0.0, top, 1.0)
 
 
 def smooth_l1(difference: Tensor) -> Tensor:
-    """Return half the square up to 1, the magnitude less a half beyond (Huber's function with delta 1)."""
+    """Return half the square up to 1, and the magnitude minus 1/2 beyond (Huber's function with delta 1)."""
     clipped = ops.clip(difference, -1.0, 1.0)
     return clipped * (difference - 0.5 * clipped)
 
@@ -243,7 +243,7 @@ def masked(owner: str, teacher: Tensor, student: Tensor, mask: Tensor) -> tuple[
         (teacher, student, mask).
 
     Raises:
-        ValueError: if the mask has not one entry per position of both.
+        ValueError: if the mask does not have one entry per position of both.
     """
     mask = arguments.check_mask(owner, mask, student)
     mask = arguments.check_mask(owner, mask, teacher)

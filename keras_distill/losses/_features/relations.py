@@ -14,16 +14,16 @@ from keras_distill.losses._base import FeatureLoss
 from keras_distill.losses._features import maps
 from keras_distill.losses._numerics import replicas
 
-_EPSILON = 1e-7  # of the public code of PKT, in the norms and inside the logarithm
+_EPSILON = 1e-7  # from the public code of PKT: added to the norms and inside the logarithm
 
 
 class RelationLoss(FeatureLoss):
-    """Base of the losses that compare examples with each other: one scalar for the batch.
+    """Base of the losses that compare examples with each other and return one scalar for the batch.
 
     Args:
-        gather_replicas: True compares the examples of all replicas of a ``tf.distribute`` strategy, as one big batch
-            would; False those of each replica on its own.
-        reduction: as in ``keras.losses.Loss``; a scalar stays as it is.
+        gather_replicas: True compares the examples of all replicas of a ``tf.distribute`` strategy as one big batch;
+            False compares those of each replica separately.
+        reduction: as in ``keras.losses.Loss``; a scalar is not changed.
         name: as in ``keras.losses.Loss``.
     """
 
@@ -47,21 +47,21 @@ class RelationLoss(FeatureLoss):
         raise NotImplementedError(f"{type(self).__name__} must define relation().")
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "gather_replicas": self.gather_replicas}
 
 
 def vectors(
     owner: str, teacher: Tensor, student: Tensor, mask: Tensor, *, teacher_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return both sides' features as one vector per example, zeros at masked positions.
+    """Return the features of both sides as one vector per example, with zeros at masked positions.
 
     Raises:
         ValueError: if a rank is not 2, 3 or 4, or the mask does not fit both sides or masks whole examples.
     """
     teacher, student = maps.pair(owner, teacher, student, teacher_gradient=teacher_gradient)
     if mask is not None and len(student.shape) == 2:
-        raise _checks.error(owner, "a mask for features with positions only", "features of rank 2", "Leave it out")
+        raise _checks.error(owner, "a mask only for features with positions", "features of rank 2", "Leave it out")
     teacher, student, _ = maps.masked(owner, teacher, student, mask)
     return maps.flat(teacher), maps.flat(student)
 
@@ -71,8 +71,8 @@ def similarity_preserving(
 ) -> Tensor:
     """Mean squared difference of the row-normalised similarity matrices of a batch (SP).
 
-    Choose it when shapes have nothing in common and no adapter is wanted. It compares the examples of the local batch
-    only; its value changes with the batch size. Positive scaling of either side changes nothing. Usual weight 3000.
+    Choose it when shapes have nothing in common and no adapter is wanted. It compares only the examples of the local
+    batch; its value changes with the batch size. Positive scaling of either side changes nothing. Usual weight 3000.
 
     Formula: sum over i, j of (G_student - G_teacher)_ij**2 / batch**2, G = F F^T with rows scaled to length 1, F the
     features flattened to one row per example.
@@ -80,12 +80,12 @@ def similarity_preserving(
     Args:
         teacher_features: (batch, ...), rank 2, 3 or 4. No gradient reaches it.
         student_features: (batch, ...), any shape of rank 2, 3 or 4.
-        norm: the rows' length: "l2", or "l1" as in one public code.
+        norm: the norm that scales the rows: "l2", or "l1" as in one public code.
         mask: the features' shape without the channels, bool, or None. Masked positions never count.
 
     Returns:
-        (), float32, between 0 and 4 / batch ("l2"). Zero when all similarities agree; 0 for one example. A small value
-        is the difference of rows of length 1, whose rounding leaves it an error of up to 1e-7 * sqrt(value).
+        (), float32, between 0 and 4 / batch ("l2"). Zero when all similarities agree; 0 for one example. Rounding in
+        the difference of unit rows leaves an error of up to 1e-7 * sqrt(value).
 
     Raises:
         ValueError: if a rank or the mask does not fit, or the norm is unknown.
@@ -118,10 +118,10 @@ def _row_similarities(features: Tensor, norm: str) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class SimilarityPreserving(RelationLoss):
-    """Class twin of ``similarity_preserving`` (SP), whose arguments it explains.
+    """Class twin of ``similarity_preserving`` (SP); see that function.
 
     Args:
-        norm: "l2" or "l1", the length of the rows.
+        norm: "l2" or "l1", the norm that scales the rows.
         gather_replicas: True compares the examples of all replicas, False those of each replica.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
@@ -152,7 +152,7 @@ class SimilarityPreserving(RelationLoss):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "norm": self.norm}
 
 
@@ -161,8 +161,8 @@ def probabilistic_transfer(
 ) -> Tensor:
     """Divergence between the neighbourhood probabilities of the examples of a batch (PKT).
 
-    Choose it for embeddings whose direction matters. It compares the examples of the local batch only. Positive scaling
-    of either side changes nothing (beyond 1e-7). Usual weight 30000 in the default form.
+    Choose it for embeddings whose direction matters. It compares only the examples of the local batch. Positive scaling
+    of either side changes nothing (up to 1e-7). Usual weight 30000 in the default form.
 
     Formula: mean over i, j of P_ij log((P_ij + 1e-7) / (Q_ij + 1e-7)); P (teacher) and Q (student) are the rows of
     (cosine + 1) / 2, i = j included, divided by their sums.
@@ -170,7 +170,7 @@ def probabilistic_transfer(
     Args:
         teacher_features: (batch, ...), rank 2, 3 or 4. No gradient reaches it.
         student_features: (batch, ...), any shape of rank 2, 3 or 4.
-        mode: "code" averages over all batch**2 pairs; "row" the row sums over all rows (batch times more).
+        mode: "code" averages over all batch**2 pairs; "row" averages the row sums (batch times as much).
         mask: the features' shape without the channels, bool, or None. Masked positions never count.
 
     Returns:
@@ -201,7 +201,7 @@ def probabilistic_transfer(
 
 def _neighbours(features: Tensor) -> Tensor:
     norm = maps.length(features)[:, None]
-    # A dead example would have a gradient of 1e7: it has none.
+    # An all-zero example would have a gradient of 1e7, so it gets none.
     features = features * ops.where(norm > 0.0, 1.0 / (norm + _EPSILON), 0.0)
     similarity = 0.5 * (maps.gram(features) + 1.0)
     return similarity / ops.sum(similarity, axis=-1, keepdims=True)
@@ -209,7 +209,7 @@ def _neighbours(features: Tensor) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ProbabilisticTransfer(RelationLoss):
-    """Class twin of ``probabilistic_transfer`` (PKT), whose arguments it explains.
+    """Class twin of ``probabilistic_transfer`` (PKT); see that function.
 
     Args:
         mode: "code" or "row".
@@ -244,7 +244,7 @@ class ProbabilisticTransfer(RelationLoss):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "mode": self.mode}
 
 
@@ -262,8 +262,8 @@ def correlation_congruence(
 ) -> Tensor:
     """Distance between the kernel matrices of a batch's embeddings (CC, CCKD).
 
-    Choose it with an embedding of the same width on each side (``adapters.Embedding``). It compares the examples of the
-    local batch only.
+    Choose it with an embedding of the same width on each side (``adapters.Embedding``). It compares only the examples
+    of the local batch.
 
     Formula: sum over i, j of (psi_student - psi_teacher)_ij**2 / batch**2, with
     psi_ij = exp(-2 gamma) * sum_{p=0..order} (2 gamma)**p / p! * (f_i . f_j)**p on vectors of length 1: the Taylor form
@@ -275,12 +275,11 @@ def correlation_congruence(
         gamma: > 0, of the Gaussian kernel.
         order: >= 1, the last term of the expansion.
         kernel: "gaussian", or "bilinear": psi_ij = f_i . f_j.
-        variant: "squared", the formula; "frobenius", the norm not squared, over batch**2 (torchdistill); "neighbour",
-            the mean over consecutive examples of sum_d |D_i| |D_{i+1}|, D = student - teacher (RepDistiller), which
-            ignores the kernel and the normalisation and depends on the order of the batch.
+        variant: "squared", the formula; "frobenius", the norm without the square, over batch**2 (torchdistill);
+            "neighbour", the mean over consecutive examples of sum_d |D_i| |D_{i+1}|, D = student - teacher
+            (RepDistiller), which ignores kernel and normalisation and depends on the order of the batch.
         normalize: whether the vectors are scaled to length 1 first; the expansion is valid only then.
-        teacher_gradient: True lets the gradient through to the teacher's features: where the teacher's side has an
-            embedding to train.
+        teacher_gradient: True lets the gradient through to the teacher's features, for an embedding trained there.
         mask: the features' shape without the channels, bool, or None. Masked positions never count.
 
     Returns:
@@ -301,7 +300,7 @@ def correlation_congruence(
 
     Reference:
         Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019, arXiv:1904.01802, eq. 5-9.
-        Differs: nothing by default; ``variant`` has what public codes compute.
+        Differs: nothing by default; ``variant`` offers what public codes compute.
     """
     owner = "correlation_congruence"
     gamma = _checks.number(owner, "gamma", gamma, above=0.0)
@@ -337,7 +336,7 @@ def _kernel_matrix(features: Tensor, kernel: str, gamma: float, order: int) -> T
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class CorrelationCongruence(RelationLoss):
-    """Class twin of ``correlation_congruence`` (CC, CCKD), whose arguments it explains.
+    """Class twin of ``correlation_congruence`` (CC, CCKD); see that function.
 
     Args:
         gamma: > 0, of the Gaussian kernel.
@@ -345,7 +344,7 @@ class CorrelationCongruence(RelationLoss):
         kernel: "gaussian" or "bilinear".
         variant: "squared", "frobenius" or "neighbour".
         normalize: whether the vectors are scaled to length 1 first.
-        teacher_gradient: True where the teacher's side has an embedding to train.
+        teacher_gradient: True if the teacher's side has an embedding to train.
         gather_replicas: True compares the examples of all replicas, False those of each replica.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
@@ -390,5 +389,5 @@ class CorrelationCongruence(RelationLoss):
     _options = ("gamma", "order", "kernel", "variant", "normalize", "teacher_gradient")
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), **{name: getattr(self, name) for name in self._options}}

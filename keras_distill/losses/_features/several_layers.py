@@ -21,23 +21,23 @@ def hierarchical_context(
 ) -> Tensor:
     """Mean squared distance at several resolutions of a map (HCL of ReviewKD).
 
-    Choose it over ``hint`` for large maps, where layout matters more than detail; ``adapters.AttentionFusion`` makes
-    the student's side in ReviewKD. Values of several stages are summed.
+    Choose it over ``hint`` for large maps, where layout matters more than detail; in ReviewKD
+    ``adapters.AttentionFusion`` produces the student's side. Values of several stages are summed.
 
     Formula: sum_k w_k MSE_k / sum_k w_k, MSE_0 of the full maps with w_0 = 1, then of the maps pooled to each level
-    smaller than the map's height, each with half the weight before. A level that is skipped uses up no weight.
+    smaller than the map's height, each with half the previous weight. A skipped level does not halve the weight.
 
     Args:
         teacher_features: (batch, height, width, channels), or (batch, time, channels), or a list of stages. No gradient
             reaches it.
-        student_features: same rank and channels. Of two sizes the larger is average-pooled.
-        levels: heights (and widths) of the pooled maps, falling.
+        student_features: same rank and channels. If sizes differ, the larger is average-pooled.
+        levels: heights (and widths) of the pooled maps, in descending order.
 
     Returns:
         (batch,), float32, not reduced. Zero exactly when the features are equal.
 
     Raises:
-        ValueError: if shapes do not fit, or a level is no integer >= 1.
+        ValueError: if shapes do not fit, or a level is not an integer >= 1.
 
     Example:
         >>> from keras_distill import losses
@@ -81,10 +81,10 @@ def _mean_square(difference: Tensor) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class HierarchicalContext(FeatureLoss):
-    """Class twin of ``hierarchical_context`` (HCL of ReviewKD), whose arguments it explains.
+    """Class twin of ``hierarchical_context`` (HCL of ReviewKD); see that function.
 
     Args:
-        levels: heights of the pooled maps, falling.
+        levels: heights of the pooled maps, in descending order.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
@@ -109,7 +109,7 @@ class HierarchicalContext(FeatureLoss):
         self.levels = [_checks.integer("HierarchicalContext", "levels", level, low=1) for level in levels]
 
     def values(self, teacher_features: Tensor, student_features: Tensor, *, mask: Tensor = None) -> Tensor:
-        """Return ``hierarchical_context`` of each example; there is none for masked sequences."""
+        """Return ``hierarchical_context`` of each example; masks are not supported."""
         if mask is not None:
             advice = "Use HintMatching or HiddenStates for padded sequences"
             raise _checks.error("HierarchicalContext", "features without a mask", "a mask", advice)
@@ -118,12 +118,12 @@ class HierarchicalContext(FeatureLoss):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "levels": self.levels}
 
 
 def layer_attention(*, queries: Tensor, keys: Any) -> Tensor:
-    """How much each teacher layer teaches each student layer (the attention of SemCKD).
+    """Attention weight of each teacher layer for each student layer (SemCKD).
 
     Formula: softmax over teacher layers of queries . keys, without a temperature.
 
@@ -153,9 +153,9 @@ def layer_attention(*, queries: Tensor, keys: Any) -> Tensor:
 
 
 def semantic_calibration(*, teacher_features: Tensor, student_features: Tensor, attention: Any) -> Tensor:
-    """Squared distances of all pairs of layers, weighted by how much each teacher layer teaches (SemCKD).
+    """Squared distances of all pairs of layers, weighted by the attention to each teacher layer (SemCKD).
 
-    Choose it when it is not clear which layers correspond; the term ``CrossLayerAttention`` trains what it needs.
+    Choose it when it is unclear which layers correspond; the term ``CrossLayerAttention`` trains what it needs.
 
     Formula: sum over student layers s and teacher layers t of attention_st * mean((f_st - f_t)**2), over the number of
     student layers.
@@ -170,7 +170,7 @@ def semantic_calibration(*, teacher_features: Tensor, student_features: Tensor, 
         (batch,), float32, not reduced.
 
     Raises:
-        ValueError: if the lists do not fit each other, or shapes do not.
+        ValueError: if the lists or shapes do not fit each other.
 
     Example:
         >>> pairs = [[[[1.0]], [[1.0]]]]  # one student layer, adapted to two teacher layers
@@ -194,7 +194,7 @@ def semantic_calibration(*, teacher_features: Tensor, student_features: Tensor, 
         *(student_features if isinstance(student_features, (list, tuple)) else []),
     ]
     if not all(isinstance(each, (list, tuple)) for each in lists):
-        advice = "student_features[i][j] is the student's layer i as adapted to the teacher's layer j"
+        advice = "student_features[i][j] is the student's layer i adapted to the teacher's layer j"
         raise _checks.error(owner, "a list of teacher layers and a list of lists of student layers", "others", advice)
     got = (len(student_features), *{len(row) for row in student_features})
     if got != (attention.shape[1], attention.shape[2]) or len(teacher_features) != attention.shape[2]:
@@ -217,10 +217,10 @@ def factor_transfer(
     distance_power: float = 1.0,
     mask: Tensor = None,
 ) -> Tensor:
-    """Distance between a teacher's factor and a student's (FT).
+    """Distance between the teacher's factor and the student's (FT).
 
-    Choose it where an ``adapters.Paraphraser``, trained on the teacher's features first, says what matters in them; an
-    ``adapters.Translator`` makes the student's factor. Usual weight 200.
+    Choose it with an ``adapters.Paraphraser``, trained on the teacher's features beforehand, for the teacher's factor
+    and an ``adapters.Translator`` for the student's. Usual weight 200.
 
     Formula: mean over positions of |Q_student - Q_teacher|**distance_power, Q the attention map of the factor as in
     ``attention_transfer`` ("code"); or the same over all elements of factors scaled to length 1 ("paper").
@@ -228,7 +228,7 @@ def factor_transfer(
     Args:
         teacher_features: (batch, ..., channels), rank 3 or 4 (2 too in "paper"), the teacher's factor. No gradient
             reaches it.
-        student_features: the student's factor; same rank, in "paper" the same channels. Of two sizes the larger is
+        student_features: the student's factor; same rank, in "paper" the same channels. If sizes differ, the larger is
             average-pooled.
         mode: "code" (RepDistiller) or "paper".
         p: >= 1, the power of the attention map; "code" only.
@@ -269,7 +269,7 @@ def factor_transfer(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class FactorTransfer(FeatureTwin):
-    """Class twin of ``factor_transfer`` (FT), whose arguments it explains.
+    """Class twin of ``factor_transfer`` (FT); see that function.
 
     Args:
         mode: "code" or "paper".

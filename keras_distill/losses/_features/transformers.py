@@ -1,4 +1,4 @@
-"""Losses on the inside of transformers: attention maps, hidden states, relations between tokens."""
+"""Losses on transformer internals: attention maps, hidden states, relations between tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_distill.losses._base import FeatureTwin
 from keras_distill.losses._features import maps
 from keras_distill.losses._numerics import arguments
 
-_MASKED = -1e9  # the logit of a key that does not count; its probability is exactly zero
+_MASKED = -1e9  # the logit of a masked key; its probability is exactly zero
 
 
 def attention_maps(
@@ -28,7 +28,7 @@ def attention_maps(
 ) -> Tensor:
     """Distance between the attention of two transformer layers, head by head (TinyBERT, MiniLM).
 
-    Choose it when teacher and student have equally many heads; otherwise ``self_attention_relation``.
+    Choose it when teacher and student have equally many heads; otherwise use ``self_attention_relation``.
 
     Formula: "mse": mean over heads, queries and keys of (S_student - S_teacher)**2 of the scores before the softmax;
     "kl": mean over heads and queries of sum_k A_teacher (log A_teacher - log A_student), A the softmax of the scores.
@@ -37,9 +37,9 @@ def attention_maps(
         teacher_features: (batch, heads, queries, keys). No gradient reaches it.
         student_features: same shape.
         mode: "mse" or "kl".
-        from_scores: "kl" only; False says that the features are probabilities already, as
+        from_scores: "kl" only; False means that the features are already probabilities, as
             ``keras.layers.MultiHeadAttention`` returns them.
-        padding_score: "mse" only; scores at or below are set to 0 on both sides, and count as such. None keeps them.
+        padding_score: "mse" only; scores at or below are set to 0 on both sides and then count. None keeps them.
         mask: (batch, tokens) bool, or None. Masked tokens never count, neither as queries nor as keys.
 
     Returns:
@@ -85,7 +85,7 @@ def attention_maps(
 
 
 def _kl_of_logits(teacher: Tensor, student: Tensor, keys: Any) -> Tensor:
-    """KL divergence along the last axis, over the keys that count."""
+    """KL divergence along the last axis, over the unmasked keys."""
     if keys is not None:
         teacher, student = ops.where(keys, teacher, _MASKED), ops.where(keys, student, _MASKED)
     log_teacher, log_student = ops.log_softmax(teacher), ops.log_softmax(student)
@@ -93,7 +93,7 @@ def _kl_of_logits(teacher: Tensor, student: Tensor, keys: Any) -> Tensor:
 
 
 def _kl_of_probabilities(teacher: Tensor, student: Tensor, keys: Any) -> Tensor:
-    """KL divergence along the last axis; a student's zero where the teacher has none counts as 1e-30."""
+    """KL divergence along the last axis; a student's zero counts as 1e-30 where the teacher's is positive."""
     counts = teacher > 0.0 if keys is None else ops.logical_and(teacher > 0.0, keys)
     ratio = ops.log(ops.where(counts, teacher, 1.0)) - ops.log(ops.where(counts, ops.maximum(student, 1e-30), 1.0))
     return ops.sum(ops.where(counts, teacher * ratio, 0.0), axis=-1)
@@ -101,11 +101,11 @@ def _kl_of_probabilities(teacher: Tensor, student: Tensor, keys: Any) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class AttentionMaps(FeatureTwin):
-    """Class twin of ``attention_maps`` (TinyBERT, MiniLM), whose arguments it explains.
+    """Class twin of ``attention_maps`` (TinyBERT, MiniLM); see that function.
 
     Args:
         mode: "mse" or "kl".
-        from_scores: False says that the features are probabilities; "kl" only.
+        from_scores: False if the features are probabilities; "kl" only.
         padding_score: scores at or below count as 0; "mse" only; None keeps them.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
@@ -145,8 +145,8 @@ def hidden_states(
 ) -> Tensor:
     """Distance between the hidden states of two transformer layers (TinyBERT, DistilBERT, patient KD).
 
-    Choose "mse" behind a linear adapter (TinyBERT), "cosine" for the last layer of equal widths (DistilBERT), "patient"
-    to compare the first token only.
+    Choose "mse" after a linear adapter (TinyBERT), "cosine" for last layers of equal width (DistilBERT), "patient" to
+    compare the first token only.
 
     Formula: "mse": mean over tokens and channels of (h_student - h_teacher)**2; "cosine": mean over tokens of
     1 - cos(h_student, h_teacher); "patient": ||h_student / ||h_student|| - h_teacher / ||h_teacher||||**2 at token 0.
@@ -155,7 +155,7 @@ def hidden_states(
         teacher_features: (batch, tokens, channels). No gradient reaches it.
         student_features: same shape, after its adapter.
         mode: "mse", "cosine" or "patient".
-        mask: (batch, tokens) bool, or None. Masked tokens never count; each other token of the batch counts the same.
+        mask: (batch, tokens) bool, or None. Masked tokens never count; all others of the batch count equally.
 
     Returns:
         (batch,), float32, not reduced. Zero when the states are equal.
@@ -191,7 +191,7 @@ def hidden_states(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class HiddenStates(FeatureTwin):
-    """Class twin of ``hidden_states`` (TinyBERT, DistilBERT, patient KD), whose arguments it explains.
+    """Class twin of ``hidden_states`` (TinyBERT, DistilBERT, patient KD); see that function.
 
     Args:
         mode: "mse", "cosine" or "patient".
@@ -233,7 +233,7 @@ def self_attention_relation(
 ) -> Tensor:
     """Divergence between the relations of tokens inside a layer's queries, keys and values (MiniLM).
 
-    Choose it for the last layer, or one of the last, of transformers of any widths and numbers of heads; no adapter.
+    Choose it for one of the last layers of transformers of any width and number of heads; it needs no adapter.
 
     Formula: sum over relations of the mean over heads and queries of KL(R_teacher || R_student),
     R = softmax(X Y^T / sqrt(head size)); X, Y are split into num_heads heads whatever heads the model has. ("qk", "vv")
@@ -241,8 +241,8 @@ def self_attention_relation(
 
     Args:
         teacher_features: [queries, keys, values], each (batch, tokens, channels) or (batch, tokens, heads, head size);
-            one tensor will do where one letter does. No gradient reaches them.
-        student_features: the same for the student; channels are free.
+            one tensor is enough if the relations use one letter. No gradient reaches them.
+        student_features: the same for the student, with any number of channels.
         num_heads: >= 1, relation heads; divides the channels of both models.
         relations: pairs of the letters q, k, v.
         mask: (batch, tokens) bool, or None. Masked tokens never count, neither as queries nor as keys.
@@ -317,7 +317,7 @@ def _split(owner: str, features: Tensor, heads: int) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class SelfAttentionRelation(FeatureTwin):
-    """Class twin of ``self_attention_relation`` (MiniLM), whose arguments it explains.
+    """Class twin of ``self_attention_relation`` (MiniLM); see that function.
 
     Args:
         num_heads: >= 1, relation heads.

@@ -1,1 +1,1 @@
-"""Losses between two sets of logits of one model each."""
+"""Losses between the logits of one teacher and those of one student."""

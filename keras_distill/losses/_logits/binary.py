@@ -24,7 +24,7 @@ def binary_soft_targets(
 ) -> Tensor:
     """Kullback-Leibler divergence between Bernoulli distributions, label by label (multi-label KD, sigmoid heads).
 
-    Choose it where each label is decided on its own, and for a binary head with one logit.
+    Choose it when each label is predicted independently, and for a binary head with one logit.
 
     Formula: temperature**2 * sum over labels of KL(B(sigmoid(teacher / temperature)) || B(sigmoid(student /
     temperature))), from logits.
@@ -65,7 +65,7 @@ def binary_soft_targets(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class BinarySoftTargets(LogitsTwin):
-    """Class twin of ``binary_soft_targets`` (multi-label KD), which explains it.
+    """Class twin of ``binary_soft_targets`` (multi-label KD); see that function.
 
     Args:
         label_reduction: "sum" or "mean".

@@ -1,4 +1,4 @@
-"""Only what the teacher is sure of: a filter around any loss on logits (pseudo-labels)."""
+"""A confidence filter around any loss on logits (pseudo-labels)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from keras_distill.losses._numerics import arguments
 
 
 def confident(*, teacher_logits: Tensor, min_confidence: float = 0.9) -> Tensor:
-    """Say of which examples the teacher is sure (the filter of pseudo-labels).
+    """Mark the examples on which the teacher is confident (the filter of pseudo-labels).
 
     Args:
         teacher_logits: (..., classes), float.
-        min_confidence: 0 to 1, the least probability of the most probable class at temperature 1.
+        min_confidence: 0 to 1, the threshold for the probability of the likeliest class at temperature 1.
 
     Returns:
         (...,), bool.
@@ -35,22 +35,22 @@ def confident(*, teacher_logits: Tensor, min_confidence: float = 0.9) -> Tensor:
     """
     least = _checks.number("confident", "min_confidence", min_confidence, low=0.0, high=1.0)
     teacher = ops.stop_gradient(arguments.float32(teacher_logits))
-    # Not `>=`: what is not a number must go on, to be noticed.
+    # Not `>=`: a NaN must pass the filter, so that it is noticed.
     return ops.logical_not(ops.max(ops.softmax(teacher, axis=-1), axis=-1) < least)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ConfidentTargets(LogitsLoss):
-    """Any loss on logits where the teacher is sure, and 0 elsewhere (the confidence filter of pseudo-labels).
+    """Any loss on logits where the teacher is confident, and 0 elsewhere (the confidence filter of pseudo-labels).
 
-    Choose it for data on which the teacher often errs: another domain, unlabelled examples. The mean stays one over all
-    examples, so that a filter that lets few through also teaches little. ``TrustWeighted`` weighs instead of choosing.
+    Choose it for data on which the teacher often errs: another domain, unlabelled examples. The mean is still over all
+    examples, so the fewer of them pass the filter, the weaker the term. ``TrustWeighted`` weights examples instead.
 
     Formula: loss where max softmax(teacher) >= min_confidence at temperature 1, else 0.
 
     Args:
         min_confidence: 0 to 1.
-        loss: a loss of this room on logits with one value per example; None: ``SoftTargets()``.
+        loss: a ``LogitsLoss`` with one value per example; None means ``SoftTargets()``.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
@@ -93,12 +93,12 @@ class ConfidentTargets(LogitsLoss):
         labels: Tensor = None,
         mask: Tensor = None,
     ) -> Tensor:
-        """Return the values of ``loss`` where the teacher is sure."""
+        """Return the values of ``loss`` where the teacher is confident, and 0 elsewhere."""
         values = self.loss.values(teacher_logits, student_logits, temperature=temperature, labels=labels, mask=mask)
         sure = confident(teacher_logits=teacher_logits, min_confidence=self.min_confidence)
         return ops.where(ops.logical_or(sure, ops.isnan(values)), values, 0.0)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         loss = keras.saving.serialize_keras_object(self.loss)
         return {**super().get_config(), "min_confidence": self.min_confidence, "loss": loss}

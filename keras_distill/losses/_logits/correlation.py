@@ -13,13 +13,13 @@ from keras_distill.losses._base import LogitsTwin
 from keras_distill.losses._numerics import arguments, row_blocks
 from keras_distill.losses._numerics.distributions import inputs, log_softmax
 
-# Below this part of its mean square, the variance of float32 probabilities is mostly rounding.
+# Below this fraction of the squared mean, the variance of float32 probabilities is mostly rounding error.
 _LEAST_VARIANCE = 1e-10
-_LONG = 1024  # a mean over more entries than this leaves an offset, which is taken out a second time
+_LONG = 1024  # a mean over more entries than this leaves an offset, so the mean is subtracted a second time
 
 
 def _mean_correlation(p: Tensor, q: Tensor, axis: int, weight: Tensor, along: Any) -> Tensor:
-    """Return the mean Pearson correlation of p and q along ``axis``; ``weight`` counts entries, ``along`` vectors."""
+    """Return the mean Pearson correlation of p and q along ``axis``, weighting entries and vectors (``along``)."""
     total = ops.sum(weight, axis=axis, keepdims=True)
 
     def centred(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,8 +43,8 @@ def _correlation(of_p: Any, of_q: Any, of_both: Any, level_p: Any, level_q: Any)
         of_p: centred sum of p * p.
         of_q: centred sum of q * q.
         of_both: centred sum of p * q.
-        level_p: number of entries times the squared mean of p: what counts as constant is measured against it.
-        level_q: the same of q.
+        level_p: number of entries times the squared mean of p, the scale against which p counts as constant.
+        level_q: the same for q.
     """
     norms = _norm(of_p, level_p) * _norm(of_q, level_q)
     dead = ops.equal(norms, 0.0)  # not `norms > 0`, which would hide a NaN
@@ -53,22 +53,22 @@ def _correlation(of_p: Any, of_q: Any, of_both: Any, level_p: Any, level_q: Any)
 
 def _norm(squares: Any, level: Any) -> Tensor:
     squares = ops.maximum(squares, ops.stop_gradient(_LEAST_VARIANCE * level))
-    # The slope of a root is infinite at 0, where there is nothing to correlate with.
+    # The derivative of the square root is infinite at 0, where no correlation is defined.
     dead = ops.equal(squares, 0.0)
     return ops.where(dead, 0.0, ops.sqrt(ops.where(dead, 1.0, squares)))
 
 
 def _scale(p: Tensor, kept: Tensor) -> Tensor:
-    """Return the greatest kept probability of each class, (classes,): squares of smaller ones may leave float32."""
+    """Return each class's largest kept probability, (classes,), as a scale: squares of tiny ones underflow float32."""
     top = ops.stop_gradient(ops.max(kept * p, axis=0))
     return ops.where(top > 0, top, 1.0)
 
 
 class _Columns(NamedTuple):
-    """What the rows seen so far say of each class, (classes,) each but for the count."""
+    """Running statistics of each class over the rows seen so far, (classes,) each except the count."""
 
-    count: Any  # of rows, ()
-    scale_p: Any  # by which p is divided
+    count: Any  # number of rows, ()
+    scale_p: Any  # p is divided by it
     scale_q: Any
     mean_p: Any
     mean_q: Any
@@ -78,7 +78,7 @@ class _Columns(NamedTuple):
 
 
 def _merged(before: _Columns, p: Tensor, q: Tensor, kept: Tensor) -> _Columns:
-    """Add a block of rows, (rows, classes), of which ``kept``, (rows, 1), count: the sums stay centred throughout."""
+    """Add a block of rows, (rows, classes), weighted by ``kept``, (rows, 1), and keep the sums centred."""
     count = ops.sum(kept)
     scale_p, scale_q = (
         ops.maximum(old, ops.max(kept * x, axis=0)) for old, x in ((before.scale_p, p), (before.scale_q, q))
@@ -106,11 +106,11 @@ def _merged(before: _Columns, p: Tensor, q: Tensor, kept: Tensor) -> _Columns:
 def _in_blocks(
     student: Tensor, temperature: Tensor, mask: Tensor, teacher: Tensor, weights: tuple[float, float], rows: int
 ) -> Tensor:
-    """Return the loss over temperature**2 of very many classes, without a second tensor of the logits' size.
+    """Return the loss divided by temperature**2 for many classes, without a second tensor as large as the logits.
 
-    Two passes: one collects what is known of each class over all rows, and the correlation within each row. With these
-    numbers the value's gradient is that of a sum over rows, which the second pass takes block by block; the means need
-    no gradient, because centred sums do not change with them.
+    The first pass collects the statistics of each class over all rows and the correlation within each row. Given these,
+    the gradient is that of a sum over rows, which the second pass computes block by block. The means need no gradient,
+    because centred sums do not depend on them.
     """
     leading = arguments.leading_shape(student)
     learned = () if isinstance(temperature, float) else (ops.broadcast_to(temperature, leading),)
@@ -128,7 +128,7 @@ def _in_blocks(
 
     def within_rows(p: Tensor, q: Tensor) -> Tensor:
         level = 1.0 / p.shape[1]  # probabilities sum to 1
-        for _ in range(2):  # the mean of so many leaves an offset
+        for _ in range(2):  # the mean of so many entries leaves an offset
             p, q = (x - ops.mean(x, axis=1, keepdims=True) for x in (p, q))
         of_p, of_q, of_both = (ops.sum(x, axis=1) for x in (ops.square(p), ops.square(q), p * q))
         return _correlation(of_p, of_q, of_both, level, level)
@@ -139,11 +139,11 @@ def _in_blocks(
 
     @ops.custom_gradient
     def compute(student: Tensor, *column: Any) -> Tensor:
-        # Stopped, so that an eager tape keeps none of what is inside.
+        # Gradients are stopped so that an eager tape keeps no intermediates.
         parts = (student, teacher, *masks, *column)
         still = tuple(map(ops.stop_gradient, parts))
         zero, empty = ops.zeros(()), ops.zeros((student.shape[-1],))
-        least = empty + 1e-37  # a scale that may be divided by
+        least = empty + 1e-37  # a scale must not be 0
         start = _Columns(zero, least, least, *(empty,) * 5)
         apart, columns = row_blocks.fold(collect, (zero, start), still, rows, leading)
         of_p, of_q, of_both = columns[5:]
@@ -154,7 +154,7 @@ def _in_blocks(
         def grad(*args: Any, upstream: Tensor = None) -> tuple[Tensor, ...]:
             upstream = args[0] if args else upstream
             per_row = -inter_weight * ops.divide_no_nan(1.0, columns.count)
-            # How the mean correlation of the classes answers to each of the three sums.
+            # The gradient of the mean correlation of the classes with respect to the three sums.
             _, *slope = row_blocks.with_slopes(
                 lambda *sums: ops.mean(_correlation(*sums, *levels)), (of_p, of_q, of_both)
             )
@@ -193,19 +193,19 @@ def class_correlation(
 ) -> Tensor:
     """One minus the correlation of the probabilities, per example and per class (DIST, from a stronger teacher).
 
-    Choose it when the teacher is much stronger than the student: relations are asked for, not exact values. It sees the
-    local batch only; below 32 examples the part within classes says little.
+    Choose it when the teacher is much stronger than the student: it matches relations, not exact values. It sees only
+    the local batch; below 32 examples the correlation within classes carries little information.
 
     Formula: temperature**2 * (inter_weight * (1 - mean_i r(p_i, q_i)) + intra_weight * (1 - mean_k r(p_k, q_k))), r =
-    Pearson's correlation, p_i an example's probabilities, p_k a class' over the batch. A constant vector has r = 0; r
-    falls to that value below a spread of 1e-5 of the mean, where float32 has only rounding left.
+    Pearson's correlation, p_i an example's probabilities, p_k a class's over the batch. A constant vector has r = 0; r
+    falls to 0 for a spread below 1e-5 of the mean, which float32 cannot tell from rounding error.
 
     Args:
         teacher_logits: (..., classes), float; all leading positions are examples. No gradient reaches it.
         student_logits: same shape and meaning.
         temperature: > 0; a number or a scalar tensor.
-        inter_weight: >= 0, of the correlation within each example.
-        intra_weight: >= 0, of the correlation within each class.
+        inter_weight: >= 0, weight of the correlation within each example.
+        intra_weight: >= 0, weight of the correlation within each class.
         mask: (...,) bool or None; masked positions are left out.
 
     Returns:
@@ -249,12 +249,12 @@ def class_correlation(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ClassCorrelation(LogitsTwin):
-    """Class twin of ``class_correlation`` (DIST), which explains it.
+    """Class twin of ``class_correlation`` (DIST); see that function.
 
     Args:
         inter_weight: >= 0.
         intra_weight: >= 0.
-        reduction: as in ``keras.losses.Loss``; the value is a scalar already.
+        reduction: as in ``keras.losses.Loss``; the value is already a scalar.
         name: as in ``keras.losses.Loss``.
 
     Raises:

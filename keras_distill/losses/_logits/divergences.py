@@ -1,4 +1,4 @@
-"""Divergences between teacher's and student's distributions other than soft targets."""
+"""Divergences between the distributions of teacher and student, other than soft targets."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _REVERSE = Kernel(
 
 
 def _jensen_shannon_kernel(beta: float) -> Kernel:
-    """Return the kernel for the mixture m = beta * p + (1 - beta) * q, by its ratios to p and to q."""
+    """Return the kernel for the mixture m = beta * p + (1 - beta) * q, computed from its ratios to p and to q."""
 
     def to_mixture(pair: Pair) -> tuple[Tensor, Tensor]:
-        """Return log(m / p) and log(m / q); any number where p or q is 0."""
-        # m / p = 1 + (1 - beta) * (exp(x) - 1) and m / q = 1 + beta * (exp(-x) - 1): the one that is below 1 gets the
-        # logarithm, and the other is x away from it.
+        """Return log(m / p) and log(m / q), arbitrary where p or q is 0."""
+        # m / p = 1 + (1 - beta) * (exp(x) - 1) and m / q = 1 + beta * (exp(-x) - 1): the logarithm is taken of the one
+        # below 1, and that of the other differs from it by x.
         distance = ops.abs(pair.log_ratio)
         small = -ops.abs(pair.small)
         rises = pair.log_ratio > 0.0
@@ -43,7 +43,7 @@ def _jensen_shannon_kernel(beta: float) -> Kernel:
 
     def value(pair: Pair) -> Tensor:
         over_p, over_q = to_mixture(pair)
-        # Each is a sum of exp(u) - 1 - u >= 0, u = log(m / p) or log(m / q); far off, exp(u) - 1 cancels between them.
+        # Each is a sum of exp(u) - 1 - u >= 0, u = log(m / p) or log(m / q); where u is large, exp(u) - 1 cancels.
         small_p, small_q = (ops.where(pair.near, u, 0.0) for u in (over_p, over_q))
         near = beta * pair.p * bregman(small_p) + (1.0 - beta) * pair.q * bregman(small_q)
         far = -beta * times(pair.p, over_p) - (1.0 - beta) * times(pair.q, over_q)
@@ -82,13 +82,13 @@ def reverse_soft_targets(
 ) -> Tensor:
     """Temperature-scaled Kullback-Leibler divergence from student to teacher (reverse KL, mode seeking).
 
-    Choose it when the student is too small to cover all that the teacher finds possible and should rather be right
-    about the likeliest classes (usual for language models).
+    Choose it when the student is too small to cover everything the teacher considers possible and should rather be
+    right about the likeliest classes (usual for language models).
 
     Formula: temperature**2 * sum_k q_k * (log q_k - log p_k), p, q = softmax(logits / temperature) of teacher, student.
 
     Args:
-        teacher_logits: (..., classes), float. No gradient reaches it. -inf where the student is not -inf gives inf.
+        teacher_logits: (..., classes), float. No gradient reaches it. The value is inf if a class is -inf here only.
         student_logits: same shape and meaning.
         temperature: as in ``soft_targets``.
         mask: as in ``soft_targets``.
@@ -120,7 +120,7 @@ def jensen_shannon(
     Choose it when a few examples with huge divergence must not dominate: at ``beta=0.5`` it is at most log 2.
 
     Formula: temperature**2 * (beta * KL(p || m) + (1 - beta) * KL(q || m)), m = beta * p + (1 - beta) * q. The ends are
-    defined, not continued: beta=0 is ``soft_targets``, beta=1 ``reverse_soft_targets``, though the formula tends to 0.
+    special cases: beta=0 is ``soft_targets`` and beta=1 ``reverse_soft_targets``, although the formula tends to 0.
 
     Args:
         teacher_logits: (..., classes), float. No gradient reaches it.
@@ -156,9 +156,9 @@ def jensen_shannon(
 def total_variation(
     *, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor = 1.0, mask: Tensor = None
 ) -> Tensor:
-    """Total variation distance between the two distributions (TVD): the greatest difference of any event's probability.
+    """Total variation distance between two distributions (TVD): the largest difference in probability of any event.
 
-    Choose it when outliers of the teacher must count no more than they are likely; its gradient does not shrink near
+    Choose it when outliers of the teacher must not count more than their probability. Its gradient does not shrink near
     the match, so lower the learning rate at the end.
 
     Formula: temperature**2 * sum_k |p_k - q_k| / 2.
@@ -190,7 +190,7 @@ def total_variation(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ReverseSoftTargets(LogitsTwin):
-    """Class twin of ``reverse_soft_targets`` (reverse KL), which explains it.
+    """Class twin of ``reverse_soft_targets`` (reverse KL); see that function.
 
     Args:
         reduction: as in ``keras.losses.Loss``.
@@ -205,7 +205,7 @@ class ReverseSoftTargets(LogitsTwin):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class JensenShannon(LogitsTwin):
-    """Class twin of ``jensen_shannon`` (JSD, GKD), which explains it.
+    """Class twin of ``jensen_shannon`` (JSD, GKD); see that function.
 
     Args:
         beta: 0 to 1, the teacher's share of the mixture.
@@ -229,7 +229,7 @@ class JensenShannon(LogitsTwin):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class TotalVariation(LogitsTwin):
-    """Class twin of ``total_variation`` (TVD), which explains it.
+    """Class twin of ``total_variation`` (TVD); see that function.
 
     Args:
         reduction: as in ``keras.losses.Loss``.

@@ -1,4 +1,4 @@
-"""Cross-entropy to the class that the teacher finds likeliest."""
+"""Cross-entropy to the teacher's most likely class."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def hard_targets(
     Formula: -temperature**2 * sum_k h_k log q_k, h = one-hot(argmax teacher), smoothed by ``label_smoothing``.
 
     Args:
-        teacher_logits: (..., classes), float; of equal greatest logits the first counts.
+        teacher_logits: (..., classes), float; of equal largest logits the first is taken.
         student_logits: same shape.
         temperature: as in ``soft_targets``; divides the student's logits. The teacher's choice does not depend on it.
-        label_smoothing: 0 to 1, the share of the target that is spread over all classes.
+        label_smoothing: 0 to 1, the part of the target that is spread evenly over all classes.
         mask: as in ``soft_targets``.
 
     Returns:
@@ -54,7 +54,7 @@ def hard_targets(
     owner = "hard_targets"
     label_smoothing = _checks.number(owner, "label_smoothing", label_smoothing, low=0.0, high=1.0)
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
-    # Chosen once, apart: the student's way back has no use for the teacher's logits.
+    # Computed beforehand, because the backward pass does not need the teacher's logits.
     chosen = row_blocks.of_rows(lambda logits: ops.cast(ops.argmax(logits, axis=-1), "int32"), teacher, mask)
 
     def rows(student: Tensor, t: Tensor, chosen: Any) -> Tensor:
@@ -69,7 +69,7 @@ def hard_targets(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class HardTargets(LogitsTwin):
-    """Class twin of ``hard_targets`` (hard distillation, DeiT), which explains it.
+    """Class twin of ``hard_targets`` (hard distillation, DeiT); see that function.
 
     Args:
         label_smoothing: 0 to 1.

@@ -1,4 +1,4 @@
-"""Losses that look at the true class: decoupled, normalised and weighted soft targets."""
+"""Losses that use the true class: decoupled, normalised and weighted soft targets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from keras_distill.losses._numerics.distributions import (
 def _surprise_and_logs(logits: Tensor, labels: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy to the labels at temperature 1, without gradient, and log softmax at the temperature.
 
-    One maximum serves both: a pass over the logits less than one after the other.
+    Both share one maximum, which saves a pass over the logits.
     """
     below, _ = shifted(logits)
     still = ops.stop_gradient(below)
@@ -49,7 +49,7 @@ def decoupled_soft_targets(
     non_target_weight: float = 8.0,
     mask: Tensor = None,
 ) -> Tensor:
-    """Soft targets split in two: how likely the target is, and how the rest is shared out (DKD, decoupled KD).
+    """Soft targets in two parts, the target's probability and the distribution of the rest (DKD, decoupled KD).
 
     Choose it when the teacher is so sure of the target that plain soft targets say nothing about the other classes.
     The right ``non_target_weight`` grows with the teacher's confidence; 2 to 8 are usual, with a warm-up.
@@ -70,8 +70,8 @@ def decoupled_soft_targets(
         (...,), float32, nats, not reduced. Zero exactly when the two distributions are equal.
 
     Raises:
-        ValueError: if shapes, labels, temperature or weights do not fit, or there are 2 classes: without the target
-            there is only one class left, and nothing to share out.
+        ValueError: if shapes, labels, temperature or weights do not fit, or there are fewer than 3 classes: with 2,
+            only one is left beside the target.
 
     Example:
         >>> import numpy as np
@@ -93,14 +93,14 @@ def decoupled_soft_targets(
         count = teacher.shape[-1]
         advice = f"With {count} classes only one is left beside the target: use soft_targets"
         if count < 2:
-            advice = "A head with one logit is compared by binary_soft_targets"
+            advice = "For a head with one logit use binary_soft_targets"
         raise _checks.error(owner, "at least 3 classes", f"{count}", advice)
     labels = class_ids(owner, labels, student, mask)
 
     def rows(student: Tensor, t: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         target, row_t = target_mask(labels, student), per_row(t)
         others = without(teacher, target), without(student, target)
-        # The gap between the two target logits, from differences alone: exact where the models nearly agree.
+        # The gap between the two target logits is computed from differences, exact where the models nearly agree.
         offset, rest_ratio = log_ratio.normaliser_ratio(*others, t)
         gap = log_ratio.exact_difference(at_label(student, labels), offset[..., 0], at_label(teacher, labels))
         gap = gap / row_t - rest_ratio[..., 0]
@@ -120,10 +120,10 @@ def normalized_soft_targets(
     non_target_weight: float = 1.5,
     mask: Tensor = None,
 ) -> Tensor:
-    """Cross-entropies on the target, and on the other classes after both models are renormalised there (NKD).
+    """Cross-entropies on the target, and on the other classes with both models renormalised over them (NKD).
 
-    Choose it beside the ordinary cross-entropy, which it does not contain. It is a sum of cross-entropies: its least
-    value is not 0.
+    Choose it in addition to the ordinary cross-entropy, which it does not contain. As a sum of cross-entropies, its
+    minimum is not 0.
 
     Formula: -p_y log q_y - non_target_weight * temperature**2 * sum_{k != y} r_k log s_k; the target's term at
     temperature 1, r and s = softmax over the other classes of logits / temperature.
@@ -132,7 +132,7 @@ def normalized_soft_targets(
         teacher_logits: (..., classes), float, at least 2 classes. No gradient reaches it.
         student_logits: same shape and meaning.
         labels: (...,) integer classes, or one-hot (..., classes).
-        temperature: as in ``soft_targets``; of the other classes only.
+        temperature: as in ``soft_targets``; applies to the other classes only.
         non_target_weight: >= 0.
         mask: as in ``soft_targets``.
 
@@ -158,7 +158,7 @@ def normalized_soft_targets(
     non_target_weight = _checks.number(owner, "non_target_weight", non_target_weight, low=0.0)
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
     if teacher.shape[-1] < 2:
-        advice = "A head with one logit is compared by binary_soft_targets"
+        advice = "For a head with one logit use binary_soft_targets"
         raise _checks.error(owner, "at least 2 classes", f"{teacher.shape[-1]}", advice)
     labels = class_ids(owner, labels, student, mask)
 
@@ -175,7 +175,7 @@ def normalized_soft_targets(
 def weighted_soft_labels(
     *, teacher_logits: Tensor, student_logits: Tensor, labels: Tensor, temperature: Tensor = 1.0, mask: Tensor = None
 ) -> Tensor:
-    """Cross-entropy to soft labels, less for examples that the student already does better on (WSLD).
+    """Cross-entropy to soft labels, with less weight where the student already beats the teacher (WSLD).
 
     Choose it when the teacher is not much better than the student. The published weight of the term is 2.25.
 
@@ -190,7 +190,7 @@ def weighted_soft_labels(
         mask: as in ``soft_targets``.
 
     Returns:
-        (...,), float32, nats, not reduced. Its least value is not 0.
+        (...,), float32, nats, not reduced. Its minimum is not 0.
 
     Raises:
         ValueError: if shapes, labels or temperature do not fit.
@@ -220,7 +220,7 @@ def weighted_soft_labels(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class DecoupledSoftTargets(LogitsTwin):
-    """Class twin of ``decoupled_soft_targets`` (DKD), which explains it.
+    """Class twin of ``decoupled_soft_targets`` (DKD); see that function.
 
     Args:
         target_weight: >= 0.
@@ -252,7 +252,7 @@ class DecoupledSoftTargets(LogitsTwin):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class NormalizedSoftTargets(LogitsTwin):
-    """Class twin of ``normalized_soft_targets`` (NKD), which explains it.
+    """Class twin of ``normalized_soft_targets`` (NKD); see that function.
 
     Args:
         non_target_weight: >= 0.
@@ -282,7 +282,7 @@ class NormalizedSoftTargets(LogitsTwin):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class WeightedSoftLabels(LogitsTwin):
-    """Class twin of ``weighted_soft_labels`` (WSLD), which explains it.
+    """Class twin of ``weighted_soft_labels`` (WSLD); see that function.
 
     Args:
         reduction: as in ``keras.losses.Loss``.

@@ -1,4 +1,4 @@
-"""Targets from a teacher of actions: its Q-values, or the logits of its policy."""
+"""Targets from a teacher that chooses actions: its Q-values, or the logits of its policy."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def policy_targets(
 ) -> Tensor:
     """Divergence from a teacher's action values to a student's policy (policy distillation).
 
-    Choose "kl" first. "nll" hears the teacher's best action alone; "mse" makes the student a Q-network of the same
-    scale, and is the weakest where only the order of the actions matters. For continuous actions compare means and
+    Choose "kl" first. "nll" uses only the teacher's best action; "mse" makes the student a Q-network of the same
+    scale and is the weakest if only the order of the actions matters. For continuous actions compare means and
     log-variances with ``gaussian_kl``.
 
     Formula: "kl": KL(softmax(teacher / temperature) || softmax(student)); "nll": -log softmax(student) at the
@@ -35,9 +35,9 @@ def policy_targets(
     Args:
         teacher_logits: (..., actions), Q-values or policy logits; -inf marks an action that is not allowed. No
             gradient reaches it.
-        student_logits: (..., actions), logits of the student's policy (of "mse": its Q-values).
-        temperature: > 0, in units of the teacher's values: choose it small beside the differences between good
-            actions. 0.01 is for Q-values of clipped rewards; 1.0 takes the logits of a policy as they are.
+        student_logits: (..., actions), logits of the student's policy (for "mse": its Q-values).
+        temperature: > 0, in units of the teacher's values: choose it small compared with the differences between good
+            actions. 0.01 suits Q-values of clipped rewards; 1.0 leaves the logits of a policy unchanged.
         target: "kl", "nll" or "mse".
         mask: (...,) bool or None, as in ``soft_targets``.
 
@@ -65,7 +65,7 @@ def policy_targets(
     teacher, student = arguments.clean(teacher, mask), arguments.clean(student, mask)
     allowed = ops.not_equal(teacher, -float("inf"))
     if target == "kl":
-        # The maximum leaves before the division: differences between large Q-values survive.
+        # Subtracting the maximum before dividing preserves differences between large Q-values.
         top = ops.max(teacher, axis=-1, keepdims=True)
         sharp = ops.where(allowed, (ops.where(allowed, teacher, top) - top) / temperature, -float("inf"))
         values = soft_targets(teacher_logits=sharp, student_logits=student)
@@ -82,12 +82,12 @@ def policy_targets(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class PolicyTargets(LogitsTwin):
-    """Class twin of ``policy_targets`` (policy distillation), which explains it.
+    """Class twin of ``policy_targets`` (policy distillation); see that function.
 
-    Its temperature is its own: a term's temperature, which would soften the student too, is not used.
+    It has its own temperature; the term's temperature, which would also soften the student, is ignored.
 
     Args:
-        temperature: > 0, in units of the teacher's values; acts on the teacher alone.
+        temperature: > 0, in units of the teacher's values; applies to the teacher only.
         target: "kl", "nll" or "mse".
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.

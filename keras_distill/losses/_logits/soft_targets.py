@@ -1,4 +1,4 @@
-"""Hinton's soft targets: the Kullback-Leibler divergence from teacher to student, exact where softmax rounds."""
+"""Hinton's soft targets: Kullback-Leibler divergence from teacher to student, exact even where softmax rounds."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def soft_targets(
     """Temperature-scaled Kullback-Leibler divergence from teacher to student (KD, soft targets).
 
     Choose it first: no state, no labels, any number of classes. Prefer ``logit_matching`` when only logits of unknown
-    scale are stored, and a divergence of this room when the student is too small to cover all the teacher's modes.
+    scale are stored, and another divergence when the student is too small to cover all the teacher's modes.
 
     Formula: temperature**2 * sum_k p_k * (log p_k - log q_k), p, q = softmax(logits / temperature) of teacher, student.
 
     Args:
         teacher_logits: (..., classes), float. Unnormalised log-probabilities; -inf marks a class that cannot occur.
             No gradient reaches it.
-        student_logits: same shape and meaning. A class impossible for the teacher costs nothing; one impossible for the
-            student alone makes the value inf, which is its true value.
+        student_logits: same shape and meaning. A class impossible for the teacher adds nothing to the loss; one
+            impossible for the student alone makes it inf, which is the true value.
         temperature: > 0, no unit: a number, or a tensor of shape (), (batch,), (batch, 1) or (...,). 1.0 compares the
-            plain distributions; 2 to 8 are usual. A tensor gets its gradient.
-        mask: (...,) bool or None. Masked positions give 0 and no gradient, whatever their logits hold; the others are
+            plain distributions; 2 to 8 are usual. The loss is differentiable in a tensor.
+        mask: (...,) bool or None. Masked positions give 0 and no gradient, whatever their logits; the others are
             scaled by positions / unmasked, so that the plain mean is the mean over unmasked positions.
 
     Returns:

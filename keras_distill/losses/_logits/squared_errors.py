@@ -1,4 +1,4 @@
-"""Squared errors between outputs, and divergences of Gaussians: for logits as such, and for regression."""
+"""Squared errors between logits, and between probabilities."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def logit_matching(
 ) -> Tensor:
     """Half the squared distance between logits (logit regression, "do deep nets really need to be deep").
 
-    Choose it when only logits are stored and their scale is that of the student. Centred, it is ``soft_targets`` at a
-    very high temperature, times the number of classes.
+    Choose it when only logits are stored and they have the student's scale. Centred, it is ``soft_targets`` at a very
+    high temperature, times the number of classes.
 
     Formula: sum_k (student_k - teacher_k)**2 / 2. Dividing both by a temperature and multiplying by its square changes
     nothing, so ``temperature`` has no effect here.
 
     Args:
-        teacher_logits: (..., classes), float. No gradient reaches it. A class that is -inf for both costs nothing.
+        teacher_logits: (..., classes), float. No gradient reaches it. A class that is -inf for both adds nothing.
         student_logits: same shape and meaning.
-        temperature: as in ``soft_targets``; checked, without effect.
+        temperature: as in ``soft_targets``; checked, but without effect.
         center: subtract each row's mean first, so that a constant added to the logits changes nothing.
         mask: as in ``soft_targets``.
 
@@ -78,8 +78,8 @@ def probability_matching(
 ) -> Tensor:
     """Squared distance between the two distributions (Brier score against the teacher).
 
-    Choose it when the student should not be punished without bound for single classes; its gradient vanishes where the
-    student is sure and wrong, so it rarely serves alone.
+    Choose it when the penalty for a single class must stay bounded. Its gradient vanishes where the student is
+    confident and wrong, so it is rarely used alone.
 
     Formula: temperature**2 * sum_k (p_k - q_k)**2, p, q = softmax(logits / temperature).
 
@@ -110,7 +110,7 @@ def probability_matching(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class LogitMatching(LogitsTwin):
-    """Class twin of ``logit_matching`` (logit regression), which explains it.
+    """Class twin of ``logit_matching`` (logit regression); see that function.
 
     Args:
         center: subtract each row's mean first.
@@ -129,7 +129,7 @@ class LogitMatching(LogitsTwin):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ProbabilityMatching(LogitsTwin):
-    """Class twin of ``probability_matching``, which explains it.
+    """Class twin of ``probability_matching``; see that function.
 
     Args:
         reduction: as in ``keras.losses.Loss``.

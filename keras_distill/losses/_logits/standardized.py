@@ -1,4 +1,4 @@
-"""Logits of mean 0 and spread 1, and logits of some of the classes only."""
+"""Logits standardised to mean 0 and standard deviation 1, and selection of classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def standardize_logits(logits: Tensor) -> Tensor:
     """Subtract each row's mean and divide by its standard deviation (logit standardisation, before any logit loss).
 
     Args:
-        logits: (..., classes), float, at least 2 classes. -inf stays, and counts in neither mean nor deviation.
+        logits: (..., classes), float, at least 2 classes. -inf is kept and left out of mean and standard deviation.
 
     Returns:
         (..., classes), float32: (z - mean) / (std + 1e-7), std with the divisor classes - 1. A constant row gives 0.
@@ -46,7 +46,7 @@ def standardize_logits(logits: Tensor) -> Tensor:
     def compute(logits: Tensor) -> Tensor:
         impossible = ops.equal(logits, -math.inf)
         total = row_sum(logits)
-        # Few batches have a class that cannot occur, and to look for it everywhere costs a fifth of the time.
+        # Few batches have an impossible class, and handling one in every batch costs a fifth of the time.
         some = ops.any(ops.equal(total, -math.inf))
 
         def of_possible() -> tuple[Tensor, Tensor, Tensor]:
@@ -66,7 +66,7 @@ def standardize_logits(logits: Tensor) -> Tensor:
             upstream = args[0] if args else upstream
 
             def slope(upstream: Tensor, gap: Tensor) -> Tensor:
-                # The slope of a root is infinite at 0: the spread of a constant row counts as constant.
+                # The derivative of a square root is infinite at 0, so a spread of 0 is taken as constant.
                 pull = row_sum(upstream * gap) / (ops.maximum(count - 1.0, 1.0) * spread)
                 pull = ops.where(spread > 0.0, pull, 0.0)
                 each = scale * (upstream - gap * (pull * scale))
@@ -84,17 +84,17 @@ def standardize_logits(logits: Tensor) -> Tensor:
 
 
 def select_classes(logits: Tensor, class_map: Sequence[int]) -> Tensor:
-    """Keep some classes of the logits, in the given order: a teacher that knows more classes than the student.
+    """Select classes of the logits, in the given order, for a teacher that knows more classes than the student.
 
     Args:
         logits: (..., classes), float.
-        class_map: for each class wanted, its number among the logits'.
+        class_map: the indices of the wanted classes.
 
     Returns:
         (..., len(class_map)); its softmax is the distribution given that one of these classes is true.
 
     Raises:
-        ValueError: if an entry is no integer, out of range, or occurs twice.
+        ValueError: if an entry is not an integer, out of range, or occurs twice.
 
     Example:
         >>> select_classes([[1.0, 2.0, 3.0]], [2, 0]).numpy()
@@ -113,16 +113,16 @@ def select_classes(logits: Tensor, class_map: Sequence[int]) -> Tensor:
 def standardized_soft_targets(
     *, teacher_logits: Tensor, student_logits: Tensor, temperature: Tensor = 1.0, mask: Tensor = None
 ) -> Tensor:
-    """Soft targets between standardised logits (logit standardisation), so that only relations are taught.
+    """Soft targets between standardised logits (logit standardisation), which teach relations only.
 
     Choose it when a small student cannot reach the teacher's range of logits; the published temperature is 2 and the
-    weight 9. The absolute scale is no longer taught, so calibration is not transferred: watch the ECE.
+    weight 9. The absolute scale is not taught, so calibration is not transferred: monitor the ECE.
 
     Formula: soft_targets of (z - mean) / (std + 1e-7), std with the divisor classes - 1, for teacher and student.
 
     Args:
         teacher_logits: (..., classes), float, at least 3 classes. No gradient reaches it.
-        student_logits: same shape and meaning; the gradient flows through mean and deviation.
+        student_logits: same shape and meaning; the gradient flows through mean and standard deviation.
         temperature: as in ``soft_targets``.
         mask: as in ``soft_targets``.
 
@@ -130,8 +130,8 @@ def standardized_soft_targets(
         (...,), float32, nats, not reduced. Zero exactly when the logits are equal up to a shift and a positive factor.
 
     Raises:
-        ValueError: if the shapes differ, temperature is not a positive number, or there are 2 classes: every pair of
-            logits becomes +0.7 and -0.7, and nothing is left to teach.
+        ValueError: if the shapes differ, temperature is not a positive number, or there are 2 classes: any two logits
+            become +0.7 and -0.7, so there is nothing to learn.
 
     Example:
         >>> value = standardized_soft_targets(teacher_logits=[[1.0, 2.0, 4.0]], student_logits=[[10.0, 20.0, 40.0]])
@@ -157,7 +157,7 @@ def standardized_soft_targets(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class StandardizedSoftTargets(LogitsTwin):
-    """Class twin of ``standardized_soft_targets`` (logit standardisation), which explains it.
+    """Class twin of ``standardized_soft_targets`` (logit standardisation); see that function.
 
     Args:
         reduction: as in ``keras.losses.Loss``.

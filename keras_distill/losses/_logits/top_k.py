@@ -1,4 +1,4 @@
-"""Soft targets from a teacher of whom only the k likeliest classes were kept."""
+"""Soft targets from the teacher's k likeliest classes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from keras_distill.losses._numerics import arguments, log_ratio, row_blocks
 from keras_distill.losses._numerics.distributions import inputs, per_row
 
 _MISSING = ("spread", "ignore")
-_TAIL = (*_MISSING, "tail")  # of a loss, which can look at the student's tail as well
+_TAIL = (*_MISSING, "tail")  # "tail" is for losses only: it needs the student as well
 
 
 def from_top_k(values: Tensor, indices: Tensor, classes: int, missing: str = "spread") -> Tensor:
-    """Return dense logits of a teacher of whom the k likeliest classes were kept.
+    """Return dense logits of a teacher from its k likeliest classes.
 
     Args:
         values: (..., k), log-probabilities at temperature 1: logits minus their log-sum-exp over all classes.
         indices: (..., k), integer classes, each once.
-        classes: how many there are in all.
-        missing: "spread": the mass that was not kept is shared out evenly over the other classes (marginal smoothing);
-            "ignore": the others cannot occur, and those kept are renormalised (marginal re-norm).
+        classes: total number of classes.
+        missing: "spread" distributes the mass that was not kept evenly over the other classes (marginal smoothing);
+            "ignore" makes the others impossible and renormalises the kept ones (marginal re-norm).
 
     Returns:
         (..., classes), float32 log-probabilities; -inf for classes that cannot occur.
@@ -51,7 +51,7 @@ def from_top_k(values: Tensor, indices: Tensor, classes: int, missing: str = "sp
 
 
 def _checked(owner: str, values: Tensor, indices: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Return what ``from_top_k`` was given as float32 and int32, or raise."""
+    """Return checked ``values`` as float32 and ``indices`` as int32, or raise."""
     values, indices = arguments.float32(values), arguments.integers(owner, "indices", indices)
     if len(values.shape) == 0:
         raise _checks.error(owner, "values of rank >= 1", f"shape {tuple(values.shape)}")
@@ -88,25 +88,26 @@ def top_k_soft_targets(
 ) -> Tensor:
     """Soft targets from the teacher's k likeliest classes (FKD, marginal smoothing), as stores keep them.
 
-    Choose it with labels stored once (``teachers.label(top_k=...)``): k values and indices instead of all classes.
+    Choose it for labels that are stored once (``teachers.label(top_k=...)``): k values and indices instead of all
+    classes.
 
-    Formula: soft_targets of the dense distribution that ``from_top_k`` makes. A temperature other than 1 acts on that
+    Formula: soft_targets of the dense distribution that ``from_top_k`` returns. A temperature other than 1 acts on that
     distribution; it is exact only for the classes kept.
 
     Args:
         teacher_logits: (values, indices), each (..., k): log-probabilities at temperature 1, and integer classes.
         student_logits: (..., classes), float.
         temperature: as in ``soft_targets``.
-        missing: what becomes of the mass that was not kept: "spread" or "ignore", see ``from_top_k``; "tail": it is the
-            mass of one class more, of the teacher and of the student, which nobody has to guess how to share out. At
-            temperature 1 that is a lower bound of the exact divergence.
+        missing: how the mass that was not kept is treated: "spread" or "ignore", see ``from_top_k``; "tail" gives it to
+            one extra class, for teacher and student alike, so that no distribution over the other classes is assumed.
+            At temperature 1 this is a lower bound of the exact divergence.
         mask: as in ``soft_targets``.
 
     Returns:
         (...,), float32, nats, not reduced.
 
     Raises:
-        ValueError: if teacher_logits is no pair, k exceeds the classes, or the shapes do not fit.
+        ValueError: if teacher_logits is not a pair, k exceeds the number of classes, or the shapes do not fit.
 
     Example:
         >>> import numpy as np
@@ -117,7 +118,7 @@ def top_k_soft_targets(
 
     Reference:
         Shen, Xing, "A Fast Knowledge Distillation Framework for Visual Recognition", ECCV 2022, arXiv:2112.01528,
-        section 3.2. Differs: a divergence, zero at the match, where the paper has a cross-entropy.
+        section 3.2. Differs: a divergence, zero at the match, where the paper uses a cross-entropy.
     """
     if not isinstance(teacher_logits, (tuple, list)) or len(teacher_logits) != 2:
         got = type(teacher_logits).__name__
@@ -143,21 +144,21 @@ def top_k_soft_targets(
 
 
 def _with_tail(values: Tensor, rest: Tensor, indices: Tensor, student: Tensor, t: Tensor) -> Tensor:
-    """Return the divergence over the kept classes and one that stands for all others; rest: (..., 1), log-mass."""
+    """Return the divergence over the kept classes and one class for all others, of log-mass ``rest``, (..., 1)."""
     classes = student.shape[-1]
-    # A common offset changes nothing, and a sum of logits of 1e4 would lose digits.
+    # Subtracting a common offset changes nothing, and a sum over logits of 1e4 would lose digits.
     student = student - ops.stop_gradient(ops.max(student, axis=-1, keepdims=True))
     mine = ops.take_along_axis(student, indices, axis=-1)
     if values.shape[-1] < classes:
         hot = ops.any(ops.equal(indices[..., None], ops.arange(classes, dtype="int32")), axis=-2)
-        # No infinities: of a student that excludes all others, the gradient would be NaN.
+        # A finite number, because with -inf the gradient is NaN if the student excludes all other classes.
         others = ops.logsumexp(ops.where(hot, -1e30, student), axis=-1, keepdims=True)
         values, mine = ops.concatenate([values, rest], axis=-1), ops.concatenate([mine, others], axis=-1)
     return log_ratio.divergence(KERNEL, values, mine, per_row(t))
 
 
 def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the k greatest logits, the log-sum-exp of the rest, and the classes of the former."""
+    """Return the k largest logits, the log-sum-exp of the others, and the classes of the k largest."""
     if k > logits.shape[-1]:
         raise _checks.error("TopKSoftTargets", f"k of at most {logits.shape[-1]} classes", k)
     logits = logits - ops.max(logits, axis=-1, keepdims=True)
@@ -168,7 +169,7 @@ def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _kept(logits: Tensor, k: int, missing: str) -> Tensor:
-    """Return what ``from_top_k`` makes of the k greatest logits, the mass of the rest summed, not left over from 1."""
+    """Like ``from_top_k`` of the k largest logits, but with the remaining mass summed instead of subtracted from 1."""
     classes = logits.shape[-1]
     if k > classes:
         raise _checks.error("TopKSoftTargets", f"k of at most {classes} classes", k)
@@ -183,11 +184,11 @@ def _kept(logits: Tensor, k: int, missing: str) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class TopKSoftTargets(LogitsLoss):
-    """Class twin of ``top_k_soft_targets`` (FKD): of a dense teacher, the k likeliest classes; of a pair, that pair.
+    """Class twin of ``top_k_soft_targets`` (FKD); takes a (values, indices) pair, or the top k of dense logits.
 
     Args:
-        k: >= 1, how many classes are kept of a dense teacher.
-        missing: "spread", "ignore" or "tail"; see ``top_k_soft_targets``. "tail" is right for a store of the same k.
+        k: >= 1, number of classes kept from dense teacher logits.
+        missing: "spread", "ignore" or "tail"; see ``top_k_soft_targets``. "tail" gives a store of the same k its value.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
@@ -215,7 +216,7 @@ class TopKSoftTargets(LogitsLoss):
         labels: Tensor = None,
         mask: Tensor = None,
     ) -> Tensor:
-        """Return ``top_k_soft_targets`` of each example; ``labels`` are not used."""
+        """Return ``top_k_soft_targets`` for each example; ``labels`` are ignored."""
         if not isinstance(teacher_logits, (tuple, list)):
             teacher, student, t, mask = inputs("TopKSoftTargets", teacher_logits, student_logits, temperature, mask)
 
@@ -235,5 +236,5 @@ class TopKSoftTargets(LogitsLoss):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "k": self.k, "missing": self.missing}

@@ -1,1 +1,1 @@
-"""What the losses compute with; nothing here is a loss."""
+"""Numerical helpers shared by the losses; nothing here is a loss."""

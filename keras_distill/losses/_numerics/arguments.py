@@ -1,4 +1,4 @@
-"""Private helpers of the losses: dtypes, shapes, temperature, masks. Nothing here is a loss."""
+"""Argument handling shared by the losses: dtypes, shapes, temperature and masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keras_distill.losses._numerics import replicas
 
 
 def float32(x: Tensor) -> Tensor:
-    """Return ``x`` as a float32 tensor, whatever it was."""
+    """Return ``x`` as a float32 tensor."""
     return ops.cast(_checks.tensor("losses", x, ops.convert_to_tensor), "float32")
 
 
@@ -30,7 +30,7 @@ def integers(owner: str, name: str, x: Tensor) -> Tensor:
 
 
 def concrete(x: Tensor) -> np.ndarray | None:
-    """Return the value of ``x`` as an array, or None where it is known only when a graph runs."""
+    """Return the value of ``x`` as an array, or None if ``x`` is symbolic."""
     try:
         return np.asarray(ops.convert_to_numpy(x) if ops.is_tensor(x) else x)
     except (NotImplementedError, TypeError, ValueError, RuntimeError):
@@ -38,7 +38,7 @@ def concrete(x: Tensor) -> np.ndarray | None:
 
 
 def check_same_shape(owner: str, teacher: Tensor, student: Tensor, what: str = "logits") -> None:
-    """Raise unless teacher's and student's static shapes agree, unknown sizes matching anything."""
+    """Raise unless the static shapes of teacher and student agree; an unknown size matches any size."""
     left, right = tuple(teacher.shape), tuple(student.shape)
     if len(left) == 0 or len(right) == 0:
         raise _checks.error(owner, f"{what} of rank >= 1", f"shapes {left} and {right}")
@@ -56,7 +56,7 @@ def is_float(x: Tensor) -> bool:
 
 
 def floating(x: Tensor) -> Tensor:
-    """Return ``x`` as a tensor in the floating precision that it has, float32 where it has none."""
+    """Return ``x`` as a floating-point tensor: in its own precision, or as float32 if it holds integers."""
     x = _checks.tensor("losses", x, ops.convert_to_tensor)
     return x if is_float(x) else float32(x)
 
@@ -68,14 +68,14 @@ def check_pair(owner: str, teacher: Tensor, student: Tensor, what: str = "logits
 
 
 def check_floating(owner: str, teacher: Tensor, student: Tensor, what: str = "logits") -> tuple[Tensor, Tensor]:
-    """Return teacher (without gradient) and student as tensors of one shape, each in the precision that it has."""
+    """Return teacher (without gradient) and student as tensors of one shape, each in its own precision."""
     teacher, student = ops.stop_gradient(floating(teacher)), floating(student)
     check_same_shape(owner, teacher, student, what)
     return teacher, student
 
 
 def leading_shape(logits: Tensor) -> tuple[Any, ...]:
-    """Return the shape of ``logits`` without its last axis, static where it is known."""
+    """Return the shape of ``logits`` without its last axis, static where known."""
     return tuple(ops.shape(logits))[:-1]
 
 
@@ -89,7 +89,8 @@ def temperature_like(owner: str, temperature: Tensor, logits: Tensor) -> Tensor:
         logits: (..., classes).
 
     Returns:
-        A float for a Python number, else float32 of shape () or (...,): differentiable in ``temperature``.
+        A float for a Python number, otherwise a float32 tensor of shape () or (...,), differentiable in
+        ``temperature``.
     """
     advice = "Use 1.0 for the plain distributions"
     if isinstance(temperature, numbers.Real) and not isinstance(temperature, np.ndarray):
@@ -131,10 +132,10 @@ def check_mask(owner: str, mask: Tensor, logits: Tensor) -> Tensor:
 
 
 def apply_mask(values: Tensor, mask: Tensor) -> Tensor:
-    """Zero the masked ``values``, scale the rest by positions / unmasked: a plain mean is then the masked mean.
+    """Zero the masked ``values`` and scale the rest by positions / unmasked, so that a plain mean is the masked mean.
 
-    Both are counted over all replicas, so that the mean over a global batch is that over its unmasked positions,
-    wherever they lie.
+    Both counts are over all replicas, so that the mean over a global batch is the mean over its unmasked positions,
+    however they are distributed.
     """
     if mask is None:
         return values
@@ -144,11 +145,11 @@ def apply_mask(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def clean(logits: Tensor, mask: Tensor) -> Tensor:
-    """Put 0 at masked positions of ``logits``, so that garbage there reaches neither value nor gradient."""
+    """Set masked positions of ``logits`` to 0, so that garbage there reaches neither value nor gradient."""
     return logits if mask is None else ops.where(mask[..., None], logits, 0.0)
 
 
 def gap(teacher: Tensor, student: Tensor) -> Tensor:
-    """Return student - teacher, 0 where both are the same infinity."""
+    """Return student - teacher, and 0 where both are the same infinity."""
     same = ops.logical_and(ops.isinf(teacher), ops.equal(teacher, student))
     return ops.where(same, 0.0, student) - ops.where(same, 0.0, teacher)

@@ -1,4 +1,4 @@
-"""Log-probabilities at a temperature, and expectations in which an impossible class counts nothing. No loss is here."""
+"""Log-probabilities at a temperature, and expectations to which an impossible class contributes nothing."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def inputs(
         mask: (...,) bool or None.
 
     Returns:
-        Teacher (no gradient) and student in the precision that they have, temperature as a float or () or (...,), and
-        the mask: what ``row_blocks.by_rows`` takes.
+        The arguments of ``row_blocks.by_rows``: teacher (without gradient) and student, each in its own precision,
+        the temperature as a float or of shape () or (...,), and the mask.
     """
     teacher, student = arguments.check_floating(owner, teacher, student)
     temperature = arguments.temperature_like(owner, temperature, student)
@@ -34,14 +34,14 @@ def inputs(
 
 
 def per_row(temperature: Tensor) -> Tensor:
-    """Return the temperature as it multiplies values of shape (...,)."""
+    """Return the temperature in the form that multiplies values of shape (...,)."""
     return temperature if isinstance(temperature, float) else temperature[..., 0]
 
 
 def shifted(logits: Tensor, temperature: Tensor = 1.0) -> tuple[Tensor, Tensor]:
-    """Return (logits - maximum) / temperature and the maximum, (..., 1); the slope at -inf is 0, not NaN.
+    """Return (logits - maximum) / temperature and the maximum, (..., 1); the gradient at -inf is 0, not NaN.
 
-    The maximum leaves before the division: near ties between logits of 1e4 survive in float32.
+    Subtracting the maximum before dividing preserves near ties between logits of 1e4 in float32.
     """
     top = ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))
     impossible = ops.equal(logits, -float("inf"))
@@ -56,7 +56,7 @@ def log_softmax(logits: Tensor, temperature: Tensor = 1.0) -> Tensor:
 
 
 def expectation(probabilities: Tensor, values: Tensor) -> Tensor:
-    """Return the sum of probability * value over the last axis; where the probability is 0 the value does not count."""
+    """Return the sum of probability * value over the last axis, ignoring values whose probability is 0."""
     return ops.sum(probabilities * ops.where(ops.equal(probabilities, 0.0), 0.0, values), axis=-1)
 
 
@@ -66,14 +66,14 @@ def bernoulli_kl(teacher_logits: Tensor, student_logits: Tensor, gap: Tensor = N
     Args:
         teacher_logits: any shape.
         student_logits: same shape.
-        gap: student's logit less teacher's, as exact as the caller knows it: where the two nearly agree, the result is
-            taken from it alone and has its relative error. None: their difference.
+        gap: the student's logit minus the teacher's, as exact as the caller knows it: where the two nearly agree, the
+            result is computed from it alone and inherits its relative error. None subtracts the logits.
     """
     gap = ops.stop_gradient(arguments.gap(teacher_logits, student_logits) if gap is None else gap)
 
     @ops.custom_gradient
     def compute(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        # Seen from the side that the teacher finds likelier: its probability is p >= 1/2, the other's `rest`.
+        # From the outcome that the teacher finds likelier: its probability is p >= 1/2, that of the other is `rest`.
         sign = ops.where(teacher_logits < 0.0, -1.0, 1.0)
         student, distance = sign * student_logits, sign * gap
         odds = ops.exp(-ops.abs(teacher_logits))
@@ -81,8 +81,8 @@ def bernoulli_kl(teacher_logits: Tensor, student_logits: Tensor, gap: Tensor = N
         rest = odds * p
         near = ops.abs(gap) <= NEAR
         decay = ops.exp(-ops.abs(student))
-        # log(q / p), for the likelier side and for the other: from the gap alone where the two nearly agree, elsewhere
-        # log((1 + decay) / (1 + odds)), a logarithm less than one of each.
+        # log(q / p) for both outcomes: from the gap alone where the two nearly agree, otherwise
+        # log((1 + decay) / (1 + odds)), which needs one logarithm instead of two.
         step = ops.where(near, -distance, 0.0)
         change = rest * (step + bregman(step))
         grown = ops.log1p(ops.where(near, change, (decay - odds) * p))
@@ -102,10 +102,10 @@ def bernoulli_kl(teacher_logits: Tensor, student_logits: Tensor, gap: Tensor = N
 
 
 def class_ids(owner: str, labels: Tensor, logits: Tensor, mask: Tensor = None) -> Tensor:
-    """Return labels as int32 of the leading shape of ``logits``, one-hot ones by their greatest entry; 0 where masked.
+    """Return labels as int32 of the leading shape of ``logits``, 0 where masked; one-hot labels by their argmax.
 
     Raises:
-        ValueError: if there are none, the shape does not fit, or a label is known to be out of range.
+        ValueError: if labels are None, their shape does not fit, or a label is known to be out of range.
     """
     if labels is None:
         raise _checks.error(owner, "labels", "None", "A term passes on the y of fit")
@@ -125,29 +125,29 @@ def class_ids(owner: str, labels: Tensor, logits: Tensor, mask: Tensor = None) -
 
 
 def target_mask(labels: Tensor, logits: Tensor) -> Tensor:
-    """Return (..., classes) bool, true at each row's label."""
+    """Return a bool tensor (..., classes), true at each row's label."""
     return ops.equal(ops.arange(logits.shape[-1], dtype="int32"), labels[..., None])
 
 
 def at_label(values: Tensor, labels: Tensor) -> Tensor:
-    """Return each row's value at its label, (...,); NaN, never garbage, where the label is out of range."""
+    """Return each row's value at its label, (...,); NaN where the label is out of range."""
     inside = ops.logical_and(labels >= 0, labels < values.shape[-1])
     taken = ops.take_along_axis(values, ops.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
     return ops.where(inside, taken, float("nan"))
 
 
 def without(logits: Tensor, target: Tensor) -> Tensor:
-    """Make the target's class impossible."""
+    """Set the target's logit to -inf, which makes the class impossible."""
     return ops.where(target, -float("inf"), logits)
 
 
 def target_logit(logits: Tensor, labels: Tensor, temperature: Tensor = 1.0) -> Tensor:
-    """Return the logit of "target against the rest": the target's logit less log-sum-exp of the others'."""
+    """Return the logit of "target against the rest": the target's logit minus the log-sum-exp of the others."""
     others = without(logits, target_mask(labels, logits))
     below, top = shifted(others, temperature)
     return (at_label(logits, labels) - top[..., 0]) / per_row(temperature) - ops.log(ops.sum(ops.exp(below), axis=-1))
 
 
 def surprise(logits: Tensor, labels: Tensor, temperature: Tensor = 1.0) -> Tensor:
-    """Return the cross-entropy to the labels, with digits even where the label is all but sure."""
+    """Return the cross-entropy to the labels, accurate even where the label's probability is nearly 1."""
     return ops.softplus(-target_logit(logits, labels, temperature))

@@ -1,7 +1,7 @@
-"""How two rows of logits are compared without losing digits, and without losing memory where the classes are many.
+"""Divergences between rows of logits, accurate in float32 and economical in memory for many classes.
 
-Everything here works on log(q / p), taken from the difference of the logits themselves, so that its rounding error is
-relative to itself. Divergences are then sums of terms that are each >= 0: nothing cancels, at any temperature.
+Everything here works on log(q / p), computed from the difference of the logits themselves, so that its rounding error
+is relative to its own size. Divergences are then sums of non-negative terms: nothing cancels, at any temperature.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ from keras_distill.losses._numerics import arguments, row_blocks
 # (exp(x) - 1 - x) / x**2 for |x| <= NEAR: a Chebyshev fit of degree 6, relative error below 3e-8.
 NEAR = 0.75
 _SERIES = (2.5113472e-05, 0.00020114328, 0.001388779, 0.0083325636, 0.04166668, 0.16666672, 0.5)
-LONG, LANES = 1024, 128  # classes from which on a sum has two steps, and how many sums there are after the first
+LONG, LANES = 1024, 128  # from LONG classes on, sums are taken in two steps, with LANES partial sums in between
 
 
 class Constants(NamedTuple):
-    """What is left to know of each row once its sums are taken: every entry (..., 1)."""
+    """Per-row constants from which ``pair_again`` rebuilds a Pair without new sums: every entry (..., 1)."""
 
     top_p: Any  # largest teacher logit
     top_q: Any  # largest student logit
     scale_p: Any  # 1 / sum exp((logits - top) / temperature)
     scale_q: Any
-    log_ratio: Any  # log of the normalisers' ratio, a common offset of the logits apart
+    log_ratio: Any  # log of the normalisers' ratio, up to a common offset of the logits
     excess: Any  # its rounding error
 
 
 class Pair(NamedTuple):
-    """Two distributions per row, and what is known of their ratio: every entry (..., classes)."""
+    """Two distributions per row and their ratio: every entry (..., classes)."""
 
     p: Any  # softmax(teacher / temperature)
     q: Any  # softmax(student / temperature)
     log_ratio: Any  # log(q / p); inf, -inf or NaN where p or q or both are 0 because a logit is -inf
-    near: Any  # |log_ratio| <= NEAR, but for rounding
-    small: Any  # log_ratio where near, else 0: safe to put into a series
-    difference: Any  # q - p, relative to itself where near
+    near: Any  # |log_ratio| <= NEAR, up to rounding
+    small: Any  # log_ratio where near, else 0: safe to insert into a series
+    difference: Any  # q - p, with a relative rounding error where near
 
 
 class Kernel(NamedTuple):
-    """A divergence D between the two distributions of a Pair: functions of that Pair."""
+    """A divergence D between the two distributions of a Pair, given by functions of that Pair."""
 
     value: Callable[[Pair], Any]  # D of each row, (...,)
-    level: Callable[[Pair], Any]  # what the next one has to know of the whole row, (..., 1)
+    level: Callable[[Pair], Any]  # the row-wide quantity that to_student takes as its second argument, (..., 1)
     to_student: Callable[[Pair, Any], Any]  # D's gradient with respect to student / temperature, (..., classes)
-    to_teacher: Callable[[Pair], Any]  # and to teacher / temperature: what a learned temperature needs
+    to_teacher: Callable[[Pair], Any]  # with respect to teacher / temperature, for a learned temperature
 
 
 def bregman(x: Tensor) -> Tensor:
-    """Return exp(x) - 1 - x for |x| <= NEAR, with a float32 error relative to the result itself."""
+    """Return exp(x) - 1 - x for |x| <= NEAR, to float32 relative accuracy."""
     series = x * _SERIES[0] + _SERIES[1]
     for coefficient in _SERIES[2:]:
         series = series * x + coefficient
@@ -71,7 +71,7 @@ def row_sum(x: Tensor) -> Tensor:
 
 
 def long_sum(x: Tensor) -> Tensor:
-    """Return ``row_sum``, of many classes in two steps.
+    """Return ``row_sum``, taken in two steps if there are many classes.
 
     XLA sums sequentially; over thousands of nearly equal terms, such as a flat teacher's, the rounding errors share a
     sign and reach 1e-5.
@@ -81,7 +81,7 @@ def long_sum(x: Tensor) -> Tensor:
         return row_sum(x)
     whole = classes - classes % LANES
     sums = ops.sum(ops.reshape(x[..., :whole], (*ops.shape(x)[:-1], -1, LANES)), axis=-2)
-    # The minimum, here too, keeps the two steps apart.
+    # As in exact_difference, the minimum keeps graph optimisers from merging the two steps.
     total = row_sum(ops.minimum(sums, math.inf))
     return total + row_sum(x[..., whole:]) if whole < classes else total
 
@@ -94,7 +94,7 @@ def exact_difference(x: Tensor, offset: Any, y: Any) -> Tensor:
 def weights(logits: Tensor, top: Any, inverse: Any) -> Tensor:
     """Return exp((logits - top) * inverse).
 
-    The maximum leaves before the division: near ties between logits of 1e4 survive in float32.
+    Subtracting the maximum first preserves near ties between logits of 1e4 in float32.
     """
     return ops.exp((logits - top) * inverse)
 
@@ -102,10 +102,9 @@ def weights(logits: Tensor, top: Any, inverse: Any) -> Tensor:
 def compared(teacher: Tensor, student: Tensor, temperature: Tensor) -> tuple[Pair, Constants]:
     """Compare softmax(teacher / temperature) with softmax(student / temperature).
 
-    The logits are subtracted from each other first, which is exact in float32 for close ones, after a whole number that
-    takes away a common offset. The constant of the ratio would then be the largest rounding error of all where the
-    distributions nearly agree, so its error is measured, as the amount by which p * ratio fails to sum to 1, and taken
-    off again.
+    A whole number removes a common offset; then the logits are subtracted, which is exact in float32 if they are close.
+    Where the distributions nearly agree, the largest remaining rounding error is that of the ratio's constant. It is
+    measured, as the amount by which p * ratio fails to sum to 1, and subtracted.
     """
     inverse = 1.0 / temperature
     top_p, top_q = (ops.max(logits, axis=-1, keepdims=True) for logits in (teacher, student))
@@ -125,7 +124,7 @@ def compared(teacher: Tensor, student: Tensor, temperature: Tensor) -> tuple[Pai
 
 
 def pair_again(teacher: Tensor, student: Tensor, temperature: Tensor, row: Constants) -> Pair:
-    """Return what ``compared`` returned, given the constants of each row: the sums are not taken again."""
+    """Rebuild the Pair that ``compared`` returned from the constants of each row, without new sums."""
     inverse = 1.0 / temperature
     p = weights(teacher, row.top_p, inverse) * row.scale_p
     q = weights(student, row.top_q, inverse) * row.scale_q
@@ -137,12 +136,12 @@ def pair_again(teacher: Tensor, student: Tensor, temperature: Tensor, row: Const
 def _pair(p: Tensor, q: Tensor, log_ratio: Any) -> Pair:
     near = ops.abs(log_ratio) <= NEAR
     small = ops.where(near, log_ratio, 0.0)
-    # Not expm1, which TensorFlow computes to fewer digits for some elements than for others.
+    # Not expm1, whose accuracy in TensorFlow differs between elements.
     return Pair(p, q, log_ratio, near, small, ops.where(near, p * (small + bregman(small)), q - p))
 
 
 def compare(kernel: Kernel, owner: str, teacher: Tensor, student: Tensor, temperature: Tensor, mask: Tensor) -> Tensor:
-    """Check what a public loss was given, then return its ``divergence``."""
+    """Check the arguments of a public loss and return its ``divergence``."""
     teacher, student = arguments.check_floating(owner, teacher, student)
     temperature = arguments.temperature_like(owner, temperature, student)
     return divergence(kernel, teacher, student, temperature, arguments.check_mask(owner, mask, student))
@@ -153,23 +152,23 @@ def divergence(kernel: Kernel, teacher: Tensor, student: Tensor, temperature: Te
 
     From ``row_blocks.CHUNKED_FROM_CLASSES`` classes on, the rows are evaluated in blocks, forward and backward: apart
     from the gradient, no intermediate is as large as the logits. ``row_blocks.by_rows`` does the same by automatic
-    differentiation; here the backward pass reuses what the forward pass knows of each row.
+    differentiation; here the backward pass reuses the per-row constants of the forward pass.
 
     Args:
         kernel: the divergence D.
         teacher: (..., classes), float; gets no gradient.
         student: (..., classes), float.
         temperature: a float, or float32 () or (...,).
-        mask: (...,) bool or None; masked positions come out as 0, with gradient 0 whatever their logits hold.
+        mask: (...,) bool or None; masked positions have value 0 and gradient 0, whatever their logits.
 
     Returns:
-        (...,), float32; masked means scaled as ``arguments.apply_mask`` says.
+        (...,), float32, masked and scaled by ``arguments.apply_mask``.
     """
     learned = not isinstance(temperature, float)
     temperature = arguments.float32(temperature)
     leading = arguments.leading_shape(student)
     cut = row_blocks.rows_per_block(student)
-    # A program of its own that gives value and slope is worth it only if nothing else has to come out of it.
+    # Computing value and gradient in one compiled program pays only if the program need not output anything else.
     at_once = cut is None and row_blocks.fuses(student)
     if cut is None:
         teacher, student = arguments.float32(teacher), arguments.float32(student)
@@ -181,13 +180,13 @@ def divergence(kernel: Kernel, teacher: Tensor, student: Tensor, temperature: Te
     ) -> tuple[Tensor, Tensor, Tensor]:
         keep = more[-1] if mask is not None else None
         column = temperature[..., None] if len(temperature.shape) else temperature
-        # In blocks, half precision becomes float32 here: never a copy of all of it.
+        # In blocks, half precision is cast to float32 here, so that the full logits are never copied.
         return *(arguments.clean(arguments.float32(logits), keep) for logits in (teacher, student)), column
 
     def forward(teacher: Tensor, student: Tensor, temperature: Tensor, *more: Any) -> tuple[Tensor, ...]:
         pair, row = compared(*clean(teacher, student, temperature, more))
         level = kernel.level(pair)
-        # What is kept for the way back: the slope itself, all of the pair, or in blocks what is known of each row.
+        # Kept for the backward pass: the gradient itself, the whole pair, or in blocks the constants of each row.
         kept = (kernel.to_student(pair, level),) if at_once else pair if cut is None else row
         return temperature * temperature * kernel.value(pair), level, *kept
 
@@ -219,7 +218,7 @@ def divergence(kernel: Kernel, teacher: Tensor, student: Tensor, temperature: Te
 
     @ops.custom_gradient
     def compute(student: Tensor, temperature: Tensor) -> Tensor:
-        # Stopped, so that an eager tape keeps none of what is inside.
+        # Gradients are stopped so that an eager tape keeps no intermediates.
         inputs = (teacher, ops.stop_gradient(student), ops.stop_gradient(temperature))
         value, *kept = row_blocks.over_blocks(forward, (*inputs, *masks), cut, leading)
 
@@ -227,7 +226,7 @@ def divergence(kernel: Kernel, teacher: Tensor, student: Tensor, temperature: Te
             upstream = args[0] if args else upstream
 
             def once(slope: Callable[..., tuple[Any, ...]]) -> Tensor:
-                """Take one slope, apart from the other: a graph leaves out the one that nobody asks for."""
+                """Compute one gradient separately, so that graph pruning drops it if unused."""
 
                 @ops.custom_gradient
                 def first(student: Tensor, temperature: Tensor, upstream: Tensor) -> Tensor:
@@ -249,17 +248,17 @@ def divergence(kernel: Kernel, teacher: Tensor, student: Tensor, temperature: Te
 
 
 def normaliser_ratio(teacher: Tensor, student: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how much larger the student's normaliser is than the teacher's, in two parts, (..., 1) each.
+    """Return the log ratio of the student's normaliser to the teacher's, in two parts, (..., 1) each.
 
     The logarithm of sum exp(student / temperature) over sum exp(teacher / temperature) is offset / temperature + rest.
 
     Args:
         teacher: (..., classes), float32, without gradient.
-        student: same shape; the rest has its gradient, the offset is a constant.
-        temperature: a float or (..., 1); the rest has its gradient.
+        student: same shape; the rest is differentiable in it, the offset is a constant.
+        temperature: a float or (..., 1); the rest is differentiable in it.
 
     Returns:
-        The offset, a whole number, and the rest, relative to itself where the distributions nearly agree.
+        The offset, a whole number, and the rest, with a relative rounding error where the distributions nearly agree.
     """
     still = ops.stop_gradient(student)
     fixed = temperature if isinstance(temperature, float) else ops.stop_gradient(temperature)

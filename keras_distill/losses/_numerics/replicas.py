@@ -1,4 +1,4 @@
-"""The global batch under ``tf.distribute``: for losses that compare examples, and for what positions are divided by."""
+"""The global batch under ``tf.distribute``, for losses that compare examples and for counts of positions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def gather(features: Tensor) -> Tensor:
     """Return the features of all replicas, one after the other along the batch axis.
 
     The gradient of each replica's part is summed over the replicas, so that a loss averaged over the replicas equals
-    the loss of one big batch. Outside a replica, or with one replica, the features come back as they are.
+    the loss of one big batch. Outside a replica, or with one replica, the features are returned unchanged.
 
     Args:
         features: (batch, ...) of this replica.
@@ -26,7 +26,7 @@ def gather(features: Tensor) -> Tensor:
 
 
 def share(count: Tensor) -> Tensor:
-    """Return this replica's part of a count over all replicas; 1 where there is only one, 0 where nothing is counted.
+    """Return this replica's share of a count over all replicas: 1 with one replica, 0 if the total is 0.
 
     Args:
         count: scalar, float.
@@ -36,7 +36,7 @@ def share(count: Tensor) -> Tensor:
 
 
 def everywhere(*counts: Tensor) -> list[Tensor]:
-    """Return the sum of each count over all replicas; outside a replica, or with one replica, the counts as they are.
+    """Return the sum of each count over all replicas; outside a replica, or with one, the counts themselves.
 
     Args:
         *counts: float32 scalars.
@@ -49,8 +49,8 @@ def everywhere(*counts: Tensor) -> list[Tensor]:
 
 
 def _context() -> Any:
-    """Return TensorFlow's replica context, or None where there are not several replicas."""
-    # Keras has no collective operations; TensorFlow is the one backend, and is imported only where one is asked for.
+    """Return TensorFlow's replica context, or None unless there are several replicas."""
+    # Keras has no collective operations. TensorFlow, the only backend, is imported only where one is needed.
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()

@@ -26,11 +26,11 @@ from keras_distill.losses._numerics.xla import as_written, compiled, eager
 CHUNKED_FROM_CLASSES = 32_000
 FUSED_FROM_CLASSES = 512
 CHUNK_ELEMENTS = 1 << 19
-EAGER_CHUNK_ELEMENTS = 1 << 22  # a block costs a hundred Python calls there
+EAGER_CHUNK_ELEMENTS = 1 << 22  # larger, because in eager mode a block costs a hundred Python calls
 
 
 def rows_per_block(logits: Tensor) -> int | None:
-    """Return how many rows of ``logits``, (..., classes), one block has, or None to take all at once."""
+    """Return the number of rows of ``logits``, (..., classes), in a block, or None to take all rows at once."""
     shape = tuple(logits.shape)
     classes = shape[-1]
     if classes is None or classes < CHUNKED_FROM_CLASSES or len(shape) == 1:
@@ -47,7 +47,7 @@ def rows_per_block(logits: Tensor) -> int | None:
 
 
 def cut(x: Tensor, rows: int, leading: tuple[Any, ...]) -> Tensor:
-    """Return ``x``, (*leading, ...), as (blocks, rows, ...)."""
+    """Reshape ``x`` from (*leading, ...) to (blocks, rows, ...)."""
     return ops.reshape(x, (-1, rows, *tuple(ops.shape(x))[len(leading) :]))
 
 
@@ -57,13 +57,13 @@ def over_blocks(
     """Apply ``function`` to all rows at once, or block after block of ``rows`` rows.
 
     Args:
-        function: of as many tensors as there are parts, (rows, ...) each; returns tensors (rows, ...).
-        parts: (*leading, ...) each.
-        rows: what ``rows_per_block`` said; None for all at once.
-        leading: the shape without the last axis of the logits.
+        function: takes one tensor (rows, ...) for each part; returns tensors (rows, ...).
+        parts: tensors (*leading, ...).
+        rows: the result of ``rows_per_block``; None takes all rows at once.
+        leading: the shape of the logits without the last axis.
 
     Returns:
-        What ``function`` returns, (*leading, ...) each.
+        The results of ``function``, (*leading, ...) each.
     """
     if rows is None:
         return fused(function, parts[0], *parts)
@@ -73,10 +73,10 @@ def over_blocks(
 
 
 def fuses(logits: Tensor) -> bool:
-    """Whether to compile a function of ``logits``, (..., classes), by XLA on its own.
+    """Return whether to compile a function of ``logits``, (..., classes), with XLA on its own.
 
-    Outside XLA a graph runs it op by op, and reads and writes all classes for each. Compiled it is several times as
-    fast, but each shape is compiled anew: only where the batch alone may change, and not in vain for few classes.
+    Without XLA a graph runs op by op, and each op reads and writes all classes. Compiled code is several times as
+    fast, but every new shape compiles again: it pays where only the batch size may change and classes are many.
     """
     shape = tuple(logits.shape)
     known = len(shape) >= 2 and None not in shape[1:]
@@ -84,7 +84,7 @@ def fuses(logits: Tensor) -> bool:
 
 
 def fused(function: Callable[..., Any], logits: Tensor, *args: Any) -> Tensor:
-    """Return ``function(*args)``, compiled by XLA where ``fuses(logits)``."""
+    """Return ``function(*args)``, compiled with XLA if ``fuses(logits)``."""
     return compiled(function)(*args) if fuses(logits) else function(*args)
 
 
@@ -95,7 +95,7 @@ def fold(
     rows: int,
     leading: tuple[Any, ...],
 ) -> tuple[Tensor, ...]:
-    """Return what is left of ``state = function(state, *block)`` after all blocks; there is no gradient."""
+    """Return the final state of ``state = function(state, *block)`` over all blocks, without gradient."""
     blocks = tuple(cut(x, rows, leading) for x in parts)
     count = ops.shape(blocks[0])[0]
 
@@ -116,15 +116,15 @@ def pull_back(
     """Return the gradient of sum(upstream * function(*watched, *given)) with respect to ``watched``, block by block.
 
     Args:
-        function: of rows; returns (rows,).
+        function: takes tensors (rows, ...); returns (rows,).
         upstream: (*leading,).
-        watched: (*leading, ...) each.
-        given: (*leading, ...) each, without gradient.
-        rows: of a block.
-        leading: the shape without the last axis of the logits.
+        watched: tensors (*leading, ...).
+        given: tensors (*leading, ...), which get no gradient.
+        rows: number of rows in a block.
+        leading: the shape of the logits without the last axis.
 
     Returns:
-        A gradient of each of ``watched``, of its shape and dtype. There is no second derivative.
+        A gradient for each of ``watched``, of its shape and dtype. Requesting a second derivative raises.
     """
 
     def within(upstream: Tensor, *block: Any) -> tuple[Tensor, ...]:
@@ -141,7 +141,7 @@ def with_slopes(
     function: Callable[..., Any], watched: tuple[Any, ...], given: tuple[Any, ...] = (), upstream: Tensor = None
 ) -> tuple[Tensor, ...]:
     """Return function(*watched, *given) and its gradient with respect to each of ``watched``, times upstream."""
-    # Keras has no gradient of a function; TensorFlow is the one backend, and is imported only where one is asked for.
+    # Keras cannot differentiate a function. TensorFlow, the only backend, is imported only where this is needed.
     import tensorflow as tf
 
     with tf.GradientTape() as tape:
@@ -151,13 +151,13 @@ def with_slopes(
 
 
 def all_in_one_pass(function: Callable[..., Any], student: Tensor, temperature: Tensor, *given: Any) -> Tensor:
-    """Return function(student, temperature, *given); where it ``fuses``, the student's gradient is made with it.
+    """Return function(student, temperature, *given); if it ``fuses``, one program also computes the student's gradient.
 
     Args:
         function: returns (...,) or a scalar.
-        student: (..., classes), or a tuple of such; the only ones with a gradient, but for a temperature.
+        student: (..., classes), or a tuple of such; only it and a tensor temperature get a gradient.
         temperature: a float, or a tensor.
-        *given: tensors, or tuples of such.
+        *given: tensors, or tuples of tensors.
 
     Returns:
         (...,) or a scalar.
@@ -169,7 +169,7 @@ def all_in_one_pass(function: Callable[..., Any], student: Tensor, temperature: 
     learned = () if isinstance(temperature, float) else (temperature,)
 
     def values(*parts: Any) -> Tensor:
-        """Take the students, what is given, then the temperature if it is a tensor."""
+        """Call ``function`` on flat arguments: the students, ``given``, then the temperature if it is a tensor."""
         parts, by = (parts[:-1], parts[-1]) if learned else (parts, temperature)
         return function(tree.pack_sequence_as(student, parts[:count]), by, *tree.pack_sequence_as(given, parts[count:]))
 
@@ -206,7 +206,7 @@ def all_in_one_pass(function: Callable[..., Any], student: Tensor, temperature: 
 
 
 def _scale(slope: Any, upstream: Tensor, watched: tuple[Any, ...], rows: int, leading: tuple[Any, ...]) -> Tensor:
-    """Return upstream * slope, block by block into the place where the slope, made of ``watched``, was."""
+    """Return upstream * slope, scaling block by block in place; ``slope`` is the gradient for ``watched``."""
     import tensorflow as tf
 
     @ops.custom_gradient
@@ -225,30 +225,30 @@ def _scale(slope: Any, upstream: Tensor, watched: tuple[Any, ...], rows: int, le
 
 
 def refuse(*args: Any, **kwargs: Any) -> Tensor:
-    """Stand for the gradient of a gradient."""
+    """Raise in place of a second derivative."""
     raise _checks.error("losses", "at most one derivative of a divergence", "a second one")
 
 
 def at_once(function: Callable[..., Any], student: Tensor, temperature: Tensor, mask: Tensor, *given: Any) -> Tensor:
-    """Return ``by_rows`` of all rows in one call, before the mask acts on the values."""
+    """Call ``function`` as ``by_rows`` does, on all rows at once and without masking the values."""
     wide = len(tree.flatten(student)[0].shape)
     student, given = tree.map_structure(lambda x: _ready(x, mask, wide), (student, given))
     return function(student, temperature if isinstance(temperature, float) else temperature[..., None], *given)
 
 
 def by_rows(function: Callable[..., Any], student: Tensor, temperature: Tensor, mask: Tensor, *given: Any) -> Tensor:
-    """Return ``function`` of each row, with its gradient to the student and to a temperature that is a tensor.
+    """Apply ``function`` to each row, differentiable in the student and in a temperature that is a tensor.
 
     Args:
-        function: (student, temperature, *given) -> (...,), each row on its own. What is wide, as logits are, reaches it
-            as float32 and as 0 in masked rows; the temperature as a float, or so that it broadcasts against the wide.
-        student: (..., classes), floating, or a tuple of such; the only ones with a gradient.
+        function: (student, temperature, *given) -> (...,), row by row. Tensors of the logits' rank reach it as float32
+            and as 0 in masked rows; the temperature as a float, or in a shape that broadcasts against the logits.
+        student: (..., classes), floating, or a tuple of such; ``given`` gets no gradient.
         temperature: a float, or float32 of shape () or (...,).
         mask: (...,) bool or None.
-        *given: the teacher's side, labels: (..., any) or (...,) each, or tuples of such.
+        *given: the teacher's tensors and labels, (..., any) or (...,), or tuples of such.
 
     Returns:
-        (...,), float32, masked as ``arguments.apply_mask`` says.
+        (...,), float32, masked and scaled by ``arguments.apply_mask``.
     """
     logits = tree.flatten(student)[0]
     rows, leading = rows_per_block(logits), arguments.leading_shape(logits)
@@ -258,11 +258,11 @@ def by_rows(function: Callable[..., Any], student: Tensor, temperature: Tensor, 
     learned = () if isinstance(temperature, float) else (ops.broadcast_to(temperature, leading),)
     masks = () if mask is None else (mask,)
     students, others = tuple(tree.flatten(student)), (*tree.flatten(given), *masks)
-    # To scale a gradient costs less than to compute a block again. That of halves is not kept: it would be in float32.
+    # Scaling a kept gradient costs less than recomputing a block. In half precision it would be kept as float32.
     in_one_pass = all(keras.backend.standardize_dtype(x.dtype) == "float32" for x in students)
 
     def values(*pieces: Any) -> Tensor:
-        """Take the students, what is given and the mask, then the temperature."""
+        """Call ``function`` on flat arguments: the students, ``given``, the mask, then the temperature."""
         pieces, column = (pieces[:-1], pieces[-1]) if learned else (pieces, temperature)
         pieces, keep = (pieces[:-1], pieces[-1]) if masks else (pieces, None)
         mine, more = tree.pack_sequence_as((student, given), pieces)
@@ -270,7 +270,7 @@ def by_rows(function: Callable[..., Any], student: Tensor, temperature: Tensor, 
 
     @ops.custom_gradient
     def compute(*watched: Any) -> Tensor:
-        # Stopped, so that an eager tape keeps none of what is inside.
+        # Gradients are stopped so that an eager tape keeps no intermediates.
         mine, column = (tuple(map(ops.stop_gradient, x)) for x in (watched[: len(students)], watched[len(students) :]))
 
         def forward(*block: Any) -> tuple[Tensor, ...]:
@@ -300,7 +300,7 @@ def by_rows(function: Callable[..., Any], student: Tensor, temperature: Tensor, 
 
 
 def of_rows(function: Callable[..., Any], x: Tensor, mask: Tensor) -> Tensor:
-    """Return ``function`` of each row of ``x``, (..., classes), block by block where it is wide; without gradient."""
+    """Apply ``function`` to each row of ``x``, (..., classes), in blocks if there are many classes; no gradient."""
     (result,) = over_blocks(
         lambda x, *masks: (function(_ready(x, masks[0] if masks else None, len(x.shape))),),
         (ops.stop_gradient(x), *(() if mask is None else (mask,))),
@@ -311,5 +311,5 @@ def of_rows(function: Callable[..., Any], x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _ready(x: Tensor, mask: Tensor, wide: int) -> Tensor:
-    """Make what is wide and floating float32, 0 where masked: in a block, never a copy of all of it."""
+    """Cast a floating tensor of rank ``wide`` to float32, 0 where masked; within blocks, only the block is copied."""
     return arguments.clean(arguments.float32(x), mask) if len(x.shape) == wide and arguments.is_float(x) else x

@@ -1,4 +1,4 @@
-"""The special functions that ``keras.ops`` lacks, made of ``keras.ops`` so that XLA and gradients of any order work."""
+"""Special functions missing from ``keras.ops``, built on ``keras.ops`` so that XLA and higher derivatives work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_distill._typing import Tensor
 
-_SHIFT = 8  # below this the argument is moved up by recurrence; above it the series in 1/x is exact to 1e-13
+_SHIFT = 8  # below this the argument is raised by recurrence; above it the series in 1/x is exact to 1e-13
 _LOG_GAMMA = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 _DIGAMMA = (-1 / 12, 1 / 120, -1 / 252, 1 / 240, -1 / 132, 691 / 32760)
 
@@ -29,7 +29,7 @@ def digamma(x: Tensor) -> Tensor:
         x: > 0, float32 or float64, any shape.
 
     Returns:
-        The same shape and dtype; to 1e-13 of max(1, |value|) in float64, 4e-6 in float32.
+        Same shape and dtype; accurate to 1e-13 * max(1, |value|) in float64, 4e-6 in float32.
 
     Example:
         >>> import numpy as np
@@ -56,7 +56,7 @@ def log_gamma(x: Tensor) -> Tensor:
         x: > 0, float32 or float64, any shape.
 
     Returns:
-        The same shape and dtype; to 1e-13 of max(1, |value|) in float64, 4e-6 in float32.
+        Same shape and dtype; accurate to 1e-13 * max(1, |value|) in float64, 4e-6 in float32.
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""Whether code is being traced, and functions that XLA compiles on their own within a graph."""
+"""Detects tracing, and compiles single functions with XLA inside a graph."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def eager() -> bool:
-    """Return whether ops run at once, that is, whether no graph is being traced."""
+    """Return whether ops run eagerly, that is, no graph is being traced."""
     import tensorflow as tf
 
     return tf.executing_eagerly()
@@ -25,9 +25,9 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``function``, as code that AutoGraph leaves alone: rewriting all it calls costs several times the calls.
+    """Return ``function``, exempt from AutoGraph, whose rewriting costs several times as much as the calls.
 
-    TensorFlow's map converts what it is given even in eager mode.
+    TensorFlow's map converts its function even in eager mode.
     """
     import tensorflow as tf
 

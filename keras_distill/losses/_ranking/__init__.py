@@ -1,1 +1,1 @@
-"""Losses on ranked lists: the last axis holds the items of one list, and the teacher's scores say their order."""
+"""Losses on ranked lists: the last axis holds the items of one list, ordered by the teacher's scores."""

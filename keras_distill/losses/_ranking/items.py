@@ -1,4 +1,4 @@
-"""The teacher's top items, each as a positive example of its own weight."""
+"""The teacher's top items as weighted positive examples."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _WEIGHTINGS = ("static", "dynamic", "both")
 
 
 def position_weights(*, top_k: int, position_decay: float = 1.0) -> Tensor:
-    """Weights of the positions from the top, which sum to 1 (the static weights of ranking distillation).
+    """Weights of the top positions, which sum to 1 (the static weights of ranking distillation).
 
     Formula: w_r proportional to exp(-r / position_decay).
 
     Args:
-        top_k: >= 1, how many positions.
-        position_decay: > 0, positions over which the weight falls by a factor e.
+        top_k: >= 1, number of positions.
+        position_decay: > 0, number of positions over which the weight falls by a factor e.
 
     Returns:
         (top_k,), float32.
@@ -55,25 +55,25 @@ def ranked_items(
     seed: Any = None,
     mask: Tensor = None,
 ) -> Tensor:
-    """Pointwise loss that makes positives of the teacher's top items (RD, ranking distillation).
+    """Pointwise loss that treats the teacher's top items as positives (RD, ranking distillation).
 
-    Choose it beside the loss on the user's own items. Begin with weighting="static" and go on with "both" after some
-    epochs: dynamic weights look at where the student has put an item so far.
+    Choose it beside the loss on the user's own items. Begin with weighting="static" and continue with "both" after some
+    epochs: dynamic weights depend on the student's current rank of an item.
 
     Formula: sum_r w_r * -log sigmoid(student score of the teacher's r-th item). Static w_r: ``position_weights``.
-    Dynamic: max(tanh(dynamic_scale * (rank - r)), 0), rank = floor(items * share of num_samples random items with a
+    Dynamic: max(tanh(dynamic_scale * (rank - r)), 0), rank = floor(items * fraction of num_samples random items with a
     higher student score). "both": their product. No gradient reaches the weights.
 
     Args:
         teacher_logits: (..., items), the teacher's scores; -inf marks padding. No gradient reaches it.
         student_logits: same shape, the student's scores of the same items.
-        labels: the user's own items, which are left out of the teacher's top: the shape of the scores (non-zero marks
-            an item), or (...,) or (..., n) item numbers, negative ones being padding. None leaves out nothing.
-        top_k: >= 1, how many of the teacher's items.
+        labels: the user's own items, which are excluded from the teacher's top: a tensor of the shape of the scores
+            (non-zero marks an item), or item indices (...,) or (..., n), negative for padding. None excludes nothing.
+        top_k: >= 1, number of the teacher's items.
         weighting: "static", "dynamic" or "both".
         position_decay: > 0, see ``position_weights``.
         dynamic_scale: > 0, how fast a dynamic weight grows with the distance between the two ranks.
-        num_samples: >= 1 items drawn to estimate a rank; None compares with all items, exactly.
+        num_samples: >= 1, number of items drawn to estimate a rank; None compares with all items, which is exact.
         seed: an integer or ``keras.random.SeedGenerator`` for the drawn items.
         mask: None, (..., items) bool for items that exist, or (...,) bool for lists that count.
 
@@ -91,7 +91,7 @@ def ranked_items(
 
     Reference:
         Tang, Wang, "Ranking Distillation: Learning Compact Ranking Models With High Performance for Recommender
-        System", KDD 2018, arXiv:1809.07428, eq. 6 to 9. Differs: nothing; the weight of the whole is the term's.
+        System", KDD 2018, arXiv:1809.07428, eq. 6 to 9. Differs: nothing; the term sets the overall weight.
     """
     owner = "ranked_items"
     _checks.choice(owner, "weighting", weighting, _WEIGHTINGS)
@@ -115,7 +115,7 @@ def ranked_items(
 
 
 def _ranks(scores: Tensor, student: Tensor, exists: Any, num_samples: int | None, seed: Any) -> Tensor:
-    """Return how many items the student prefers to each of ``scores``, counted or estimated, as floats from 0."""
+    """Return the number of items that the student scores above each of ``scores``, exact or estimated, as floats."""
     everything = ops.sum(ops.cast(exists, "float32"), axis=-1, keepdims=True)
     if num_samples is None:
         others, share = ops.where(exists, student, -float("inf")), 1.0 / ops.maximum(everything, 1.0)
@@ -128,22 +128,22 @@ def _ranks(scores: Tensor, student: Tensor, exists: Any, num_samples: int | None
         index = ops.cast(ops.minimum(index, ops.maximum(everything - 1.0, 0.0)), "int32")
         others, share = ops.take_along_axis(first, index, axis=-1), 1.0 / num_samples
     above = ops.cast(scores[..., :, None] < others[..., None, :], "float32")
-    # A little more than the share, so that rounding does not take a whole rank away.
+    # The small addition keeps rounding from lowering the floor by a whole rank.
     return ops.floor(everything * ops.sum(above, axis=-1) * share + 1e-3)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class RankedItems(order.RankingLoss):
-    """Class twin of ``ranked_items`` (RD, ranking distillation), which explains it.
+    """Class twin of ``ranked_items`` (RD, ranking distillation); see that function.
 
     Args:
-        top_k: >= 1, how many of the teacher's items.
+        top_k: >= 1, number of the teacher's items.
         weighting: "static", "dynamic" or "both".
-        position_decay: > 0, positions over which a static weight falls by a factor e.
+        position_decay: > 0, number of positions over which a static weight falls by a factor e.
         dynamic_scale: > 0.
         num_samples: >= 1, or None for exact ranks.
-        exclude_labels: whether the items in ``labels`` are left out of the teacher's top.
-        seed: >= 0, of the drawn items.
+        exclude_labels: whether the items in ``labels`` are excluded from the teacher's top.
+        seed: >= 0, seed for drawing items.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
@@ -184,7 +184,7 @@ class RankedItems(order.RankingLoss):
         labels: Tensor = None,
         mask: Tensor = None,
     ) -> Tensor:
-        """Return ``ranked_items`` of each list; ``temperature`` is not used."""
+        """Return ``ranked_items`` of each list; ``temperature`` is ignored."""
         return ranked_items(
             teacher_logits=teacher_logits,
             student_logits=student_logits,
@@ -199,6 +199,6 @@ class RankedItems(order.RankingLoss):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         names = ("top_k", "weighting", "position_decay", "dynamic_scale", "num_samples", "exclude_labels", "seed")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

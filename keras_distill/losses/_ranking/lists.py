@@ -1,4 +1,4 @@
-"""Whole lists: the likelihood that the student gives to the teacher's order."""
+"""Listwise losses: the likelihood of the teacher's order under the student's scores."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def list_mle(
 ) -> Tensor:
     """Negative log-likelihood of the teacher's order under the student's scores (ListMLE, Plackett-Luce).
 
-    Choose it for lists whose whole order matters. Where only the top does, give top_k; for lists of very many items,
-    most of them irrelevant, ``relaxed_ranking`` or ``rank_distil`` cost less.
+    Choose it for lists whose whole order matters. If only the top matters, pass top_k; for very long lists of mostly
+    irrelevant items, ``relaxed_ranking`` or ``rank_distil`` cost less.
 
     Formula: sum over positions k of log(sum_{i >= k} exp(s_i)) - s_k, s the student's scores in descending order of
     the teacher's; the first top_k positions only, if given. Equal teacher scores keep the order of the list.
@@ -26,7 +26,7 @@ def list_mle(
         teacher_logits: (..., items), the teacher's scores; only their order counts. -inf marks padding. No gradient
             reaches it.
         student_logits: same shape, the student's scores of the same items.
-        top_k: None for all positions, or how many from the top.
+        top_k: number of positions from the top, or None for all.
         mask: None, (..., items) bool for items that exist, or (...,) bool for lists that count.
 
     Returns:
@@ -43,7 +43,7 @@ def list_mle(
 
     Reference:
         Xia et al., "Listwise Approach to Learning to Rank: Theory and Algorithm", ICML 2008, section 4.
-        Differs: nothing. ``keras_rs.losses.ListMLELoss`` is the same for labels >= 0; negative ones are padding there.
+        Differs: nothing. ``keras_rs.losses.ListMLELoss`` is the same for labels >= 0; it treats others as padding.
     """
     top_k = None if top_k is None else _checks.integer("list_mle", "top_k", top_k, low=1)
     teacher, student, exists, whole = order.lists("list_mle", teacher_logits, student_logits, mask)
@@ -63,10 +63,10 @@ def _longer(scores: Tensor, top_k: int) -> bool:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ListMLE(LogitsTwin, order.RankingLoss):
-    """Class twin of ``list_mle`` (Plackett-Luce likelihood of the teacher's order), which explains it.
+    """Class twin of ``list_mle`` (Plackett-Luce likelihood of the teacher's order); see that function.
 
     Args:
-        top_k: None for all positions, or how many from the top.
+        top_k: number of positions from the top, or None for all.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
@@ -96,10 +96,10 @@ def rank_distil(
     num_items: int | None = None,
     mask: Tensor = None,
 ) -> Tensor:
-    """Order of the teacher's top items, against very many others of which some are sampled (RankDistil).
+    """Likelihood of the order of the teacher's top items, above a sample of all others (RankDistil).
 
-    Choose it when a catalogue is too large to score whole: give each list the teacher's top_k items and some sampled
-    ones, and num_items, the size of the catalogue. Without num_items it is ``list_mle`` of the first top_k positions.
+    Choose it when a catalogue is too large to score as a whole: build each list from the teacher's top_k items and some
+    sampled ones, and pass the size of the catalogue as num_items. Without num_items it is ``list_mle`` with top_k.
 
     Formula: sum over k < top_k of log(sum_{k <= i < top_k} exp(s_i) + c * sum_rest exp(s_j)) - s_k, s in the teacher's
     order, c = (num_items - top_k) / (items in the list - top_k): each sampled item stands for c items.
@@ -107,9 +107,9 @@ def rank_distil(
     Args:
         teacher_logits: (..., items), the teacher's scores; -inf marks padding. No gradient reaches it.
         student_logits: same shape, the student's scores of the same items.
-        top_k: >= 1, how many of the teacher's best items are put in order.
-        num_items: None, or how many items the catalogue has; the items of a list after its top_k are then taken as a
-            uniform sample of all others.
+        top_k: >= 1, number of the teacher's best items that are put in order.
+        num_items: None, or the number of items in the catalogue; the items of a list after its top_k are then taken as
+            a uniform sample of all others.
         mask: None, (..., items) bool for items that exist, or (...,) bool for lists that count.
 
     Returns:
@@ -127,14 +127,14 @@ def rank_distil(
 
     Reference:
         Reddi et al., "RankDistil: Knowledge Distillation for Ranking", AISTATS 2021. Differs: the teacher's own order
-        stands for orders drawn from its distribution, and unlisted items are counted through the sampled ones.
+        replaces orders drawn from its distribution, and sampled items represent the unlisted ones.
     """
     owner = "rank_distil"
     top_k = _checks.integer(owner, "top_k", top_k, low=1)
     teacher, student, exists, whole = order.lists(owner, teacher_logits, student_logits, mask)
     items = student.shape[-1]
     if num_items is not None:
-        advice = "Count the whole catalogue, the items of the list among them"
+        advice = "Count the whole catalogue, including the items of the list"
         num_items = _checks.integer(owner, "num_items", num_items, low=items or 1, advice=advice)
     scores, there = order.sorted_by(teacher, None, student, exists)
     rest = ops.full_like(scores[..., 0], order.FAR)
@@ -150,11 +150,11 @@ def rank_distil(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class RankDistil(LogitsTwin, order.RankingLoss):
-    """Class twin of ``rank_distil`` (top of the list against sampled items), which explains it.
+    """Class twin of ``rank_distil`` (top of the list against sampled items); see that function.
 
     Args:
         top_k: >= 1.
-        num_items: None, or the size of the catalogue that the lists are samples of.
+        num_items: None, or the size of the catalogue from which the lists are sampled.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 

@@ -1,4 +1,4 @@
-"""Lists in the teacher's order, and the likelihood of an order: what the ranking losses share. Nothing is public."""
+"""Helpers shared by the ranking losses: lists in the teacher's order, and the likelihood of an order."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from keras_distill._typing import Tensor
 from keras_distill.losses._base import LogitsLoss
 from keras_distill.losses._numerics import arguments
 
-FAR = -1e30  # stands for -inf where a gradient passes: exp(FAR - anything) is 0, and FAR - FAR is a number
+FAR = -1e30  # replaces -inf where gradients flow: exp(FAR - x) is 0, but FAR - FAR is not NaN
 
 
 class RankingLoss(LogitsLoss):
-    """Base of the losses on lists: teacher's and student's last axis are the scores of the same items.
+    """Base of the losses on lists: the last axes of teacher and student hold the scores of the same items.
 
-    A term's temperature is not used unless the loss says so: an order has none.
+    The term's temperature is ignored unless the loss documents otherwise, because an order has none.
     """
 
     needs_lists = True
 
 
 def lists(owner: str, teacher: Tensor, student: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Check what all ranking losses are given.
+    """Check the arguments that all ranking losses share.
 
     Args:
         owner: name shown in the error message.
@@ -33,8 +33,8 @@ def lists(owner: str, teacher: Tensor, student: Tensor, mask: Tensor) -> tuple[T
         mask: None, (..., items) bool for items or (...,) bool for whole lists.
 
     Returns:
-        Teacher without gradient and student, float32; (..., items) bool of the items that exist; the mask of whole
-        lists or None. The student's scores are 0 where an item does not exist, so that garbage there has no gradient.
+        Teacher (without gradient) and student, float32; (..., items) bool of the items that exist; the mask of whole
+        lists or None. The student's scores are 0 where an item does not exist, so that garbage there gets no gradient.
     """
     teacher, student = arguments.check_pair(owner, teacher, student, "scores")
     exists = ops.not_equal(teacher, -float("inf"))
@@ -58,7 +58,7 @@ def finished(values: Tensor, teacher: Tensor, exists: Any, whole: Any) -> Tensor
 
 
 def sorted_by(keys: Any, count: int | None, *tensors: Any) -> list[Any]:
-    """Return the tensors in descending order of ``keys`` along the last axis, the first ``count``; ties keep theirs."""
+    """Return the first ``count`` entries of each tensor in descending order of ``keys`` (last axis), ties in place."""
     items = keys.shape[-1] if keys.shape[-1] is not None else ops.shape(keys)[-1]
     count = items if count is None else ops.minimum(count, items) if keys.shape[-1] is None else min(count, items)
     index = ops.top_k(keys, count)[1]
@@ -66,23 +66,23 @@ def sorted_by(keys: Any, count: int | None, *tensors: Any) -> list[Any]:
 
 
 def log_sum(scores: Tensor, kept: Tensor) -> Tensor:
-    """Return the logarithm of the sum of exp(score) over the items kept; about ``FAR`` where there is none."""
+    """Return the log-sum-exp of the scores of the kept items; about ``FAR`` if there are none."""
     return ops.logsumexp(ops.where(kept, scores, FAR), axis=-1)
 
 
 def _log_add(a: Tensor, b: Tensor) -> Tensor:
-    """Return log(exp(a) + exp(b)); unlike ``ops.logaddexp``, with the right gradient where both are equal."""
+    """Return log(exp(a) + exp(b)); unlike ``ops.logaddexp``, with the correct gradient where both are equal."""
     top = ops.stop_gradient(ops.maximum(a, b))
     return top + ops.log(ops.exp(a - top) + ops.exp(b - top))
 
 
 def order_cost(scores: Tensor, exists: Any, rest: Any) -> Tensor:
-    """Negative log-likelihood of an order under Plackett and Luce's model, followed by items in no order.
+    """Negative log-likelihood of an order under the Plackett-Luce model, followed by unordered items.
 
     Args:
         scores: (..., k), the student's, best item first.
         exists: (..., k) bool.
-        rest: (...,) log-sum-exp of the scores of the items that come after all these.
+        rest: (...,) log-sum-exp of the scores of the items that follow.
 
     Returns:
         (...,): the sum over the k positions of log(sum of exp over the items from here on and the rest) - score.
@@ -96,11 +96,11 @@ def order_cost(scores: Tensor, exists: Any, rest: Any) -> Tensor:
 
 
 def whole_order_cost(scores: Tensor, exists: Any) -> Tensor:
-    """Return ``order_cost`` of a whole list, in memory proportional to its length where that is known."""
+    """Return ``order_cost`` of a whole list, in memory proportional to its length if that is known."""
     if scores.shape[-1] is None:
         return order_cost(scores, exists, ops.full_like(scores[..., 0], FAR))
     from_here_on, reach = ops.where(exists, scores, FAR), 1
-    while reach < scores.shape[-1]:  # each pass doubles how many of the following items an entry has summed
+    while reach < scores.shape[-1]:  # each pass doubles the number of following items summed into an entry
         further = ops.full_like(from_here_on[..., :reach], FAR)
         from_here_on = _log_add(from_here_on, ops.concatenate([from_here_on[..., reach:], further], axis=-1))
         reach *= 2
@@ -112,12 +112,12 @@ def seen_items(owner: str, labels: Tensor, scores: Tensor) -> Tensor:
 
     Args:
         owner: name shown in the error message.
-        labels: None; the shape of ``scores``: non-zero marks an item; or (...,) or (..., n) integer item numbers,
-            negative ones being padding.
+        labels: None; or the shape of ``scores``, where non-zero marks an item; or integer item indices, (...,) or
+            (..., n), negative for padding.
         scores: (..., items).
 
     Raises:
-        ValueError: if an item number is known to be out of range, or the shape does not fit.
+        ValueError: if an item index is known to be out of range, or the shape does not fit.
     """
     if labels is None:
         return None
@@ -127,11 +127,11 @@ def seen_items(owner: str, labels: Tensor, scores: Tensor) -> Tensor:
     if len(labels.shape) == len(scores.shape) - 1:
         labels = labels[..., None]
     if len(labels.shape) != len(scores.shape):
-        advice = "Give item numbers, or one number per item that is not 0 for the user's own items"
+        advice = "Give item indices, or one number per item, non-zero for the user's own items"
         raise _checks.error(owner, f"labels of shape {tuple(scores.shape)[:-1]} and more", tuple(labels.shape), advice)
     known, items = arguments.concrete(labels), scores.shape[-1]
     if known is not None and known.size and items is not None and known.max() >= items:
-        advice = "Items are numbered from 0; negative numbers are padding"
+        advice = "Item indices start at 0; negative ones are padding"
         raise _checks.error(owner, f"items from 0 to {items - 1}", int(known.max()), advice)
     labels = ops.cast(labels, "int32")
     return ops.any(ops.equal(labels[..., None], ops.arange(ops.shape(scores)[-1], dtype="int32")), axis=-2)

@@ -1,4 +1,4 @@
-"""Pairs of items: which of the two the teacher prefers."""
+"""Pairwise losses: which of two items the teacher prefers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def rank_net(
     pair_reduction: str = "sum",
     mask: Tensor = None,
 ) -> Tensor:
-    """Logistic loss over pairs of items that the teacher puts in an order (RankNet).
+    """Logistic loss over the pairs of items that the teacher orders (RankNet).
 
-    Choose it for short lists, where each preference counts the same. Memory grows with top_k times items; for the top
+    Choose it for short lists in which every preference counts equally. Memory grows with top_k times items; for the top
     of a long list choose ``rank_distil`` or ``relaxed_ranking``.
 
     Formula: sum over pairs with teacher_i > teacher_j of log(1 + exp(-(student_i - student_j))); with
@@ -38,9 +38,9 @@ def rank_net(
     Args:
         teacher_logits: (..., items), the teacher's scores; -inf marks padding. No gradient reaches it.
         student_logits: same shape, the student's scores of the same items.
-        temperature: > 0, used with targets="probability" alone, there as in ``soft_targets``.
-        targets: "order" (who is preferred) or "probability" (by how much; zero where all differences agree).
-        top_k: None for all pairs; else only pairs whose better item is among the teacher's top_k.
+        temperature: > 0, as in ``soft_targets``; used only with targets="probability".
+        targets: "order" (which item is preferred) or "probability" (by how much; zero if all differences agree).
+        top_k: None for all pairs; otherwise only pairs whose better item is among the teacher's top_k.
         pair_reduction: "sum" over the pairs of a list, or "mean".
         mask: None, (..., items) bool for items that exist, or (...,) bool for lists that count.
 
@@ -57,8 +57,8 @@ def rank_net(
         0.6931
 
     Reference:
-        Burges et al., "Learning to Rank using Gradient Descent", ICML 2005, eq. 3. Differs: the teacher's scores give
-        the preferences; equal ones give no pair.
+        Burges et al., "Learning to Rank using Gradient Descent", ICML 2005, eq. 3. Differs: the teacher's scores define
+        the preferences; equal scores form no pair.
     """
     owner = "rank_net"
     _checks.choice(owner, "targets", targets, _TARGETS)
@@ -85,11 +85,11 @@ def rank_net(
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class RankNet(LogitsTwin, order.RankingLoss):
-    """Class twin of ``rank_net`` (pairs of items), which explains it.
+    """Class twin of ``rank_net`` (pairs of items); see that function.
 
     Args:
         targets: "order" or "probability".
-        top_k: None, or how many of the teacher's best items are compared with all.
+        top_k: None, or the number of the teacher's best items that are compared with all.
         pair_reduction: "sum" or "mean".
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.

@@ -1,4 +1,4 @@
-"""A relaxed order: interesting items in the teacher's order, uninteresting ones merely below them."""
+"""Relaxed ranking: interesting items in the teacher's order, uninteresting ones anywhere below them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keras_distill.losses._ranking import order
 def relaxed_order(*, interesting: Any, uninteresting: Any) -> Tensor:
     """Negative log-likelihood of a relaxed order, from the student's scores of both kinds of items (RRD).
 
-    ``relaxed_ranking`` chooses the items from whole lists; this function takes them as they were chosen before.
+    ``relaxed_ranking`` chooses the items from whole lists; this function takes items that are already chosen.
 
     Formula: sum_k log(sum_{i >= k} exp(interesting_i) + sum_j exp(uninteresting_j)) - interesting_k.
 
@@ -44,7 +44,7 @@ def relaxed_order(*, interesting: Any, uninteresting: Any) -> Tensor:
         raise _checks.error("relaxed_order", "lists of scores", "a number")
     if tuple(interesting.shape)[:-1] != tuple(uninteresting.shape)[:-1]:
         got = f"{tuple(interesting.shape)} and {tuple(uninteresting.shape)}"
-        raise _checks.error("relaxed_order", "scores of as many lists of each kind", got)
+        raise _checks.error("relaxed_order", "equally many lists of both kinds", got)
     rest = ops.logsumexp(uninteresting, axis=-1)
     return order.order_cost(interesting, ops.ones_like(interesting, dtype="bool"), rest)
 
@@ -62,18 +62,18 @@ def relaxed_ranking(
 ) -> Tensor:
     """Teacher's order among sampled interesting items, above sampled uninteresting ones (RRD, relaxed ranking).
 
-    Choose it for catalogues: the order of items that nobody will see is ignored. Its weight beside the loss on the
+    Choose it for catalogues: it ignores the order of items that no user will see. Its weight beside the loss on the
     user's own items is small, 1e-3 in the reference, because it sums over the interesting items.
 
     Formula: ``relaxed_order`` of num_interesting items, drawn without replacement with probability proportional to
-    exp(-rank / rank_temperature) of the teacher's rank and put in its order, and num_uninteresting items drawn
-    uniformly from the others. A list of at most num_interesting + num_uninteresting items is taken as sampled before:
-    its best num_interesting items by the teacher are the interesting ones, all others uninteresting.
+    exp(-rank / rank_temperature) of the teacher's rank and sorted by it, and num_uninteresting items drawn uniformly
+    from the others. A list of at most num_interesting + num_uninteresting items is assumed to be sampled already: the
+    teacher's best num_interesting items are the interesting ones, all others uninteresting.
 
     Args:
         teacher_logits: (..., items), the teacher's scores; -inf marks padding. No gradient reaches it.
         student_logits: same shape, the student's scores of the same items.
-        labels: the user's own items, which are left out; as in ``ranked_items``.
+        labels: the user's own items, which are excluded; as in ``ranked_items``.
         num_interesting: >= 1.
         num_uninteresting: >= 1, or None for all others.
         rank_temperature: > 0, in ranks; None takes the best num_interesting items, without drawing.
@@ -95,7 +95,7 @@ def relaxed_ranking(
 
     Reference:
         Kang et al., "DE-RRD: A Knowledge Distillation Framework for Recommender System", CIKM 2020, arXiv:2012.04357,
-        section 4.2. Differs: items are drawn anew in each step, not each epoch.
+        section 4.2. Differs: items are drawn in each step, not in each epoch.
     """
     owner = "relaxed_ranking"
     num_interesting = _checks.integer(owner, "num_interesting", num_interesting, low=1)
@@ -115,7 +115,7 @@ def relaxed_ranking(
         interesting, uninteresting = _draws(
             ops.stop_gradient(scores), there, num_interesting, num_uninteresting, rank_temperature, seed
         )
-        # The drawn items in the teacher's order: those at the smallest positions first.
+        # The drawn items in the teacher's order, smallest positions first.
         position = ops.where(interesting, -ops.arange(ops.shape(scores)[-1], dtype="float32"), -float("inf"))
         chosen, kept = order.sorted_by(position, num_interesting, scores, interesting)
         rest = order.log_sum(scores, uninteresting)
@@ -136,7 +136,7 @@ def _draws(
         keys = -ops.arange(shape[-1], dtype="float32") / temperature + _gumbel(shape, seed)
     interesting = _largest(keys, there, k)
     others = ops.logical_and(there, ops.logical_not(interesting))
-    # A number is a state that does not advance: the second draw needs one of its own.
+    # An integer seed does not advance, so the second draw needs another one.
     second = seed + 1 if isinstance(seed, int) else seed
     return interesting, others if n is None else _largest(_gumbel(shape, second), others, n)
 
@@ -157,14 +157,14 @@ def _largest(keys: Any, allowed: Any, count: int) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class RelaxedRanking(order.RankingLoss):
-    """Class twin of ``relaxed_ranking`` (RRD), which explains it.
+    """Class twin of ``relaxed_ranking`` (RRD); see that function.
 
     Args:
         num_interesting: >= 1.
         num_uninteresting: >= 1, or None for all others.
         rank_temperature: > 0, in ranks; None takes the best items, without drawing.
-        exclude_labels: whether the items in ``labels`` are left out.
-        seed: >= 0, of the drawn items.
+        exclude_labels: whether the items in ``labels`` are excluded.
+        seed: >= 0, seed for drawing items.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
@@ -205,7 +205,7 @@ class RelaxedRanking(order.RankingLoss):
         labels: Tensor = None,
         mask: Tensor = None,
     ) -> Tensor:
-        """Return ``relaxed_ranking`` of each list; ``temperature`` is not used."""
+        """Return ``relaxed_ranking`` of each list; ``temperature`` is ignored."""
         return relaxed_ranking(
             teacher_logits=teacher_logits,
             student_logits=student_logits,
@@ -218,6 +218,6 @@ class RelaxedRanking(order.RankingLoss):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         names = ("num_interesting", "num_uninteresting", "rank_temperature", "exclude_labels", "seed")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -1,1 +1,1 @@
-"""Losses between outputs that are numbers, with and without a variance."""
+"""Regression losses, with and without a predicted variance."""

@@ -1,6 +1,6 @@
-"""One student from an ensemble of Gaussians: their moments, their mixture, or how the members spread.
+"""Losses that distil an ensemble of Gaussians: by their moments, their mixture, or the spread of the members.
 
-A Gaussian output is a last axis of means, then as many log-variances. Ensembles of them are (batch, members, outputs).
+The last axis of a Gaussian output holds means, then as many log-variances. Ensembles are (batch, members, outputs).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NODES, _NODE_WEIGHTS = (each.astype("float32") for each in np.polynomial.hermit
 
 
 def _members_and_parts(owner: str, teacher: Tensor, student: Tensor, mask: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """Return members' means and log-variances, the student as (..., parts, outputs), and the mask."""
+    """Return the members' means and log-variances, the student as (..., parts, outputs), and the mask."""
     members, student = check_members(owner, teacher, student)
     outputs = members.shape[-1] // 2
     if members.shape[-1] != 2 * outputs or student.shape[-1] % parts or student.shape[-1] // parts != outputs:
@@ -73,10 +73,10 @@ def gaussian_moments(members: Tensor) -> Tensor:
 def normal_inverse_gamma(*, teacher_outputs: Structure, student_outputs: Structure, mask: Tensor = None) -> Tensor:
     """Likelihood of an ensemble's Gaussians under the student's Normal-inverse-gamma (EnD² for regression).
 
-    Choose it to keep an ensemble's split of the variance, into noise and ignorance, in one model:
-    ``metrics.normal_inverse_gamma_uncertainty`` reads it off. Its mean is the members' mean weighted by their
-    precision: where their variances differ by orders of magnitude the surest member decides; ``gaussian_mixture`` then
-    fits better.
+    Choose it to keep an ensemble's split of the variance into data and knowledge uncertainty in one model;
+    ``metrics.normal_inverse_gamma_uncertainty`` computes the two. Its mean is the precision-weighted mean of the
+    members: if their variances differ by orders of magnitude, the most certain member dominates, and
+    ``gaussian_mixture`` fits better.
 
     Formula: mean over members of -log N(m_i; m, s_i / v) - log InverseGamma(s_i; a, b), summed over outputs; m_i, s_i
     the member's mean and variance.
@@ -87,7 +87,7 @@ def normal_inverse_gamma(*, teacher_outputs: Structure, student_outputs: Structu
         mask: (batch, ...) bool or None, as in ``soft_targets``.
 
     Returns:
-        (batch, ...), float32, nats, not reduced: minus a log-density, it has no zero.
+        (batch, ...), float32, nats, not reduced: a negative log-density.
 
     Raises:
         ValueError: if there are no members or the shapes do not fit.
@@ -101,7 +101,7 @@ def normal_inverse_gamma(*, teacher_outputs: Structure, student_outputs: Structu
     Reference:
         Malinin, Chervontsev, Provilkov, Gales, "Regression Prior Networks", 2020, arXiv:2006.11590, section 3;
         Lindqvist et al., "A General Framework for Ensemble Distribution Distillation", 2020, arXiv:2002.11531.
-        Differs: outputs are independent, so a Normal-inverse-gamma each stands for the Normal-Wishart.
+        Differs: outputs are independent, so each has a Normal-inverse-gamma instead of a joint Normal-Wishart.
     """
     means, logs, student, mask = _members_and_parts("normal_inverse_gamma", teacher_outputs, student_outputs, mask, 4)
     means, logs, student = (ops.cast(each, "float64") for each in (means, logs, student))
@@ -117,21 +117,21 @@ def normal_inverse_gamma(*, teacher_outputs: Structure, student_outputs: Structu
 def gaussian_mixture(*, teacher_outputs: Structure, student_outputs: Structure, mask: Tensor = None) -> Tensor:
     """Cross-entropy from an ensemble of Gaussians to the student's Gaussian mixture, output by output.
 
-    Choose it where the members' means lie so far apart that one Gaussian (``EnsembleGaussianKL``) would put its mass
-    between them. Each output has a mixture of its own.
+    Choose it when the members' means lie so far apart that one Gaussian (``EnsembleGaussianKL``) would put its mass
+    between them. Each output has its own mixture.
 
     Formula: mean over members of -E[log sum_c w_c N(y; m_c, s_c)], y ~ N(m_i, s_i), summed over outputs; the
-    expectation by Gauss-Hermite quadrature with 15 nodes per member, which
-    is good to a thousandth while the variances are within a factor of 3 of each other.
+    expectation by Gauss-Hermite quadrature with 15 nodes per member, which is accurate to a thousandth if the
+    variances are within a factor of 3 of each other.
 
     Args:
         teacher_outputs: (batch, members, ..., 2 * outputs): means, then log-variances. No gradient reaches it.
         student_outputs: (batch, ..., 3 * components * outputs): all logits of the weights, all means, all
-            log-variances, each component by component; ``students.MixtureHead`` gives them.
+            log-variances, each component by component, as from ``students.MixtureHead``.
         mask: (batch, ...) bool or None, as in ``soft_targets``.
 
     Returns:
-        (batch, ...), float32, nats, not reduced; least, the teacher's entropy, where both are one distribution.
+        (batch, ...), float32, nats, not reduced; its minimum, the teacher's entropy, is reached if both are equal.
 
     Raises:
         ValueError: if there are no members or the shapes do not fit.
@@ -170,7 +170,7 @@ def gaussian_mixture(*, teacher_outputs: Structure, student_outputs: Structure, 
 
 
 class _MembersRegression(LogitsLoss):
-    """Base: a regression's distribution from the members of an ensemble; temperature and labels mean nothing."""
+    """Base of the regression losses on the members of an ensemble, which ignore temperature and labels."""
 
     needs_members = True
     same_outputs = False
@@ -183,7 +183,7 @@ class _MembersRegression(LogitsLoss):
 class EnsembleGaussianKL(_MembersRegression):
     """Divergence from the Gaussian with an ensemble's mean and variance to the student's (EnD for regression).
 
-    Choose it for one Gaussian student of an ensemble of Gaussians: ``gaussian_kl`` after ``gaussian_moments``.
+    Choose it for a Gaussian student of an ensemble of Gaussians: it is ``gaussian_kl`` after ``gaussian_moments``.
 
     Args:
         reduction: as in ``keras.losses.Loss``.
@@ -197,7 +197,7 @@ class EnsembleGaussianKL(_MembersRegression):
 
     Reference:
         Lindqvist et al., "A General Framework for Ensemble Distribution Distillation", 2020, arXiv:2002.11531.
-        Differs: the ensemble's two moments stand for its members.
+        Differs: the ensemble's two moments represent its members.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class EnsembleGaussianKL(_MembersRegression):
         labels: Tensor = None,
         mask: Tensor = None,
     ) -> Tensor:
-        """Return ``gaussian_kl`` of each example; ``temperature`` and ``labels`` are not used."""
+        """Return ``gaussian_kl`` of each example; ``temperature`` and ``labels`` are ignored."""
         members, student = check_members("EnsembleGaussianKL", teacher_logits, student_logits)
         arguments.check_same_shape("EnsembleGaussianKL", members[:, 0], student, "means and log-variances")
         teacher, half = gaussian_moments(members), student.shape[-1] // 2
@@ -229,7 +229,7 @@ class EnsembleGaussianKL(_MembersRegression):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class NormalInverseGamma(_MembersRegression):
-    """Class twin of ``normal_inverse_gamma`` (EnD² for regression), which explains it.
+    """Class twin of ``normal_inverse_gamma`` (EnD² for regression); see that function.
 
     Args:
         reduction: as in ``keras.losses.Loss``.
@@ -250,13 +250,13 @@ class NormalInverseGamma(_MembersRegression):
         labels: Tensor = None,
         mask: Tensor = None,
     ) -> Tensor:
-        """Return ``normal_inverse_gamma`` of each example; ``temperature`` and ``labels`` are not used."""
+        """Return ``normal_inverse_gamma`` of each example; ``temperature`` and ``labels`` are ignored."""
         return normal_inverse_gamma(teacher_outputs=teacher_logits, student_outputs=student_logits, mask=mask)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class GaussianMixture(_MembersRegression):
-    """Class twin of ``gaussian_mixture``, which explains it.
+    """Class twin of ``gaussian_mixture``; see that function.
 
     Args:
         reduction: as in ``keras.losses.Loss``.
@@ -275,5 +275,5 @@ class GaussianMixture(_MembersRegression):
         labels: Tensor = None,
         mask: Tensor = None,
     ) -> Tensor:
-        """Return ``gaussian_mixture`` of each example; ``temperature`` and ``labels`` are not used."""
+        """Return ``gaussian_mixture`` of each example; ``temperature`` and ``labels`` are ignored."""
         return gaussian_mixture(teacher_outputs=teacher_logits, student_outputs=student_logits, mask=mask)

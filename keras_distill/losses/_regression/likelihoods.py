@@ -1,4 +1,4 @@
-"""Regression with uncertainty: likelihoods of labels under the distribution that a model predicts."""
+"""Regression with uncertainty: likelihoods of labels under a predicted distribution."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _LOG_2PI = math.log(2 * math.pi)
 def gaussian_likelihood(
     *, labels: Tensor, student_outputs: Structure, beta: float = 0.0, mask: Tensor = None
 ) -> Tensor:
-    """Negative log-likelihood of labels under Gaussians with a variance each, for regression (beta-NLL).
+    """Negative log-likelihood of labels under Gaussians with predicted variances, for regression (beta-NLL).
 
     Choose it to train a Gaussian teacher or student on labels. With ``beta`` 0.5 examples of large variance keep their
-    part of the gradient, which plain likelihood (0) takes from them.
+    share of the gradient, which the plain likelihood (0) reduces.
 
     Formula: sum over outputs of sg(v)**beta * (log(2 pi v) + (y - m)**2 / v) / 2, sg: no gradient.
 
     Args:
         labels: (..., outputs), or (...,) for one output.
-        student_outputs: (..., 2 * outputs): means, then log-variances; ``students.GaussianHead`` gives them.
+        student_outputs: (..., 2 * outputs): means, then log-variances, as from ``students.GaussianHead``.
         beta: 0 to 1.
         mask: (...,) bool or None, as in ``soft_targets``.
 
@@ -36,7 +36,7 @@ def gaussian_likelihood(
         (...,), float32, nats for beta 0, not reduced.
 
     Raises:
-        ValueError: if the shapes do not fit or beta is out of its bounds.
+        ValueError: if the shapes do not fit or beta is out of bounds.
 
     Example:
         >>> value = gaussian_likelihood(labels=[[1.0]], student_outputs=[[0.0, 0.0]])
@@ -81,16 +81,16 @@ def evidential_regression(
 ) -> Tensor:
     """Likelihood of labels under an evidential regression head (deep evidential regression).
 
-    Choose it for one model that splits its variance into data and knowledge without an ensemble; where there is an
-    ensemble, ``normal_inverse_gamma`` learns the split from it.
+    Choose it for a single model that splits its variance into data and knowledge uncertainty without an ensemble; if
+    there is an ensemble, ``normal_inverse_gamma`` learns the split from it.
 
     Formula: sum over outputs of -log t_{2a}(y; m, b (1 + v) / (v a)) + regularizer * |y - m| * (2 v + a), with the mean
     m, the precision factor v, the shape a and the scale b of a Normal-inverse-gamma; t is Student's.
 
     Args:
         labels: (..., outputs), or (...,) for one output.
-        student_outputs: (..., 4 * outputs): all m, all log v, all log(a - 1), all log b;
-            ``students.NormalInverseGammaHead`` gives them.
+        student_outputs: (..., 4 * outputs): all m, all log v, all log(a - 1), all log b, as from
+            ``students.NormalInverseGammaHead``.
         regularizer: >= 0, per unit of the label.
         mask: (...,) bool or None, as in ``soft_targets``.
 
@@ -132,7 +132,7 @@ class GaussianLikelihood(keras.losses.Loss):
         name: as in ``keras.losses.Loss``.
 
     Raises:
-        ValueError: if beta is out of its bounds.
+        ValueError: if beta is out of bounds.
     """
 
     def __init__(
@@ -149,13 +149,13 @@ class GaussianLikelihood(keras.losses.Loss):
         return gaussian_likelihood(labels=y_true, student_outputs=y_pred, beta=self.beta)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "beta": self.beta}
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class EvidentialRegression(keras.losses.Loss):
-    """Class twin of ``evidential_regression``: a Keras loss from labels to the numbers of an evidential head.
+    """Class twin of ``evidential_regression``: a Keras loss from labels to the outputs of an evidential head.
 
     Args:
         regularizer: >= 0.
@@ -180,5 +180,5 @@ class EvidentialRegression(keras.losses.Loss):
         return evidential_regression(labels=y_true, student_outputs=y_pred, regularizer=self.regularizer)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "regularizer": self.regularizer}

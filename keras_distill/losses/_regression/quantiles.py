@@ -1,4 +1,4 @@
-"""Quantiles: the pinball loss of labels, or of a teacher's members, under predicted quantiles."""
+"""Pinball loss of labels, or of a teacher's members, under predicted quantiles."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def quantile_targets(
 ) -> Tensor:
     """Pinball loss of values under predicted quantiles (quantile regression), for intervals and fan charts.
 
-    Choose it for a student that gives quantiles. The values are labels, or what an ensemble says: with members on a
-    last axis, the student learns the quantiles of the ensemble's mixture of point forecasts.
+    Choose it for a student that predicts quantiles. The values are labels or an ensemble's predictions: with members on
+    the last axis, the student learns the quantiles of the ensemble's mixture of point forecasts.
 
     Formula: mean over levels (and members) of max(level * (y - q), (level - 1) * (y - q)).
 
     Args:
-        labels: (...,), or (..., members): values of which each member counts the same. No gradient reaches it.
+        labels: (...,), or (..., members), where all members count equally. No gradient reaches it.
         student_quantiles: (..., levels), in the order of ``levels``.
         levels: increasing numbers between 0 and 1.
         mask: (...,) bool or None, as in ``soft_targets``.
@@ -76,7 +76,7 @@ class QuantileTargets(keras.losses.Loss):
     """Class twin of ``quantile_targets`` (pinball loss), for ``compile``: ``y_true`` values, ``y_pred`` quantiles.
 
     Args:
-        levels: increasing numbers between 0 and 1, the order of the student's outputs.
+        levels: increasing numbers between 0 and 1, in the order of the student's outputs.
         reduction: as in ``keras.losses.Loss``.
         name: as in ``keras.losses.Loss``.
 
@@ -98,5 +98,5 @@ class QuantileTargets(keras.losses.Loss):
         return quantile_targets(labels=y_true, student_quantiles=y_pred, levels=self.levels)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "levels": self.levels}

@@ -1,4 +1,4 @@
-"""Regression from a teacher's answers: its values, with or without a bound, and its Gaussians."""
+"""Regression to a teacher's predictions: to its values, with or without a bound, and to its Gaussians."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gaussian_kl(
 ) -> Tensor:
     """Kullback-Leibler divergence from the teacher's Gaussian to the student's, for regression with uncertainty.
 
-    Choose it when the teacher predicts means and variances (an ensemble does: mean, and law of total variance).
+    Choose it when the teacher predicts means and variances (for an ensemble, by the law of total variance).
 
     Formula: sum over outputs of (log(v_s / v_t) + (v_t + (m_t - m_s)**2) / v_s - 1) / 2.
 
@@ -97,10 +97,10 @@ def regression_matching(
     margin: float | None = None,
     mask: Tensor = None,
 ) -> Tensor:
-    """Squared distance between regression outputs, where wanted only while the student is worse than the teacher.
+    """Squared distance between regression outputs, optionally only where the student is worse than the teacher.
 
-    Choose the bounded form (``margin``) when the teacher errs: it is an upper bound, not a truth, and an example on
-    which the student is already better by the margin costs nothing.
+    Choose the bounded form (``margin``) when the teacher errs: its error is then only an upper bound, and an example on
+    which the student is already better by the margin adds nothing.
 
     Formula: sum over outputs of (s - t)**2; bounded: sum of (s - y)**2 where that plus the margin exceeds the sum of
     (t - y)**2, else 0.
@@ -133,7 +133,7 @@ def regression_matching(
         return row_blocks.by_rows(lambda s, _, t: ops.sum(ops.square(s - t), axis=-1), student, 1.0, mask, teacher)
     margin = _checks.number(owner, "margin", margin, low=0.0)
     if labels is None:
-        raise _checks.error(owner, "labels, which the bounded form compares with", "None")
+        raise _checks.error(owner, "labels, which the bounded form needs", "None")
     truth = arguments.floating(labels)
     truth = truth[..., None] if len(truth.shape) < len(student.shape) else truth
 
@@ -148,7 +148,7 @@ def regression_matching(
 class GaussianKL(LogitsLoss):
     """Class twin of ``gaussian_kl``, for models whose last axis holds means, then as many log-variances.
 
-    A temperature has no meaning for a regression: the term's is not used.
+    The term's temperature has no meaning for regression and is ignored.
 
     Args:
         reduction: as in ``keras.losses.Loss``.
@@ -167,7 +167,7 @@ class GaussianKL(LogitsLoss):
         labels: Tensor = None,
         mask: Tensor = None,
     ) -> Tensor:
-        """Return ``gaussian_kl`` of each example; ``temperature`` and ``labels`` are not used."""
+        """Return ``gaussian_kl`` of each example; ``temperature`` and ``labels`` are ignored."""
         for outputs in (teacher_logits, student_logits):
             if outputs.shape[-1] % 2:
                 expected = "an even last axis: means, then log-variances"
@@ -185,7 +185,7 @@ class GaussianKL(LogitsLoss):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class RegressionMatching(LogitsLoss):
-    """Class twin of ``regression_matching``, which explains it. The term's temperature is not used.
+    """Class twin of ``regression_matching``; see that function. The term's temperature is ignored.
 
     Args:
         margin: >= 0 for the bounded form, which needs labels; None for the plain one.
@@ -215,7 +215,7 @@ class RegressionMatching(LogitsLoss):
         labels: Tensor = None,
         mask: Tensor = None,
     ) -> Tensor:
-        """Return ``regression_matching`` of each example; ``temperature`` is not used."""
+        """Return ``regression_matching`` of each example; ``temperature`` is ignored."""
         return regression_matching(
             teacher_outputs=teacher_logits,
             student_outputs=student_logits,
@@ -225,5 +225,5 @@ class RegressionMatching(LogitsLoss):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "margin": self.margin}

@@ -1,1 +1,1 @@
-"""Losses on sequences: alignments of CTC, tags of a linear chain, tokens."""
+"""Losses on sequences: CTC and linear-chain CRFs."""

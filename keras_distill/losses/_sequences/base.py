@@ -1,4 +1,4 @@
-"""What losses on sequences share: the mask belongs to the loss, and each sequence has one value."""
+"""Base of the losses on sequences, which apply the mask themselves and return one value per sequence."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from keras_distill.losses._base import LogitsLoss
 
 
 def mask_on(tensor: Tensor) -> Tensor:
-    """Return the mask that Keras layers have put on ``tensor``, or None."""
+    """Return the mask that Keras layers attached to ``tensor``, or None."""
     return getattr(tensor, "_keras_mask", None)
 
 
 class _Reduce(keras.losses.Loss):
-    """Reduces values that have been computed already, with Keras' own reductions and sample weights."""
+    """Reduces precomputed values with Keras' reductions and sample weights."""
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return y_pred
 
 
 class SequenceLoss(LogitsLoss):
-    """Base of the losses that give one value per sequence and read the mask of the logits themselves.
+    """Base of the losses that return one value per sequence and apply the mask of the logits themselves.
 
-    ``keras.losses.Loss`` multiplies values by the mask on ``y_pred``, which has an axis of time that these values no
-    longer have: it raises, or, where the batch is as long as the sequences, multiplies by wrong numbers silently.
+    ``keras.losses.Loss`` multiplies values by the mask on ``y_pred``, whose time axis these values no longer have: it
+    raises or, if the batch is as long as the sequences, silently multiplies by the wrong numbers.
 
     Attributes:
-        uses_mask: True: a term passes the student's mask to ``values``.
+        uses_mask: True, so that a term passes the student's mask to ``values``.
     """
 
     uses_mask = True
@@ -39,5 +39,5 @@ class SequenceLoss(LogitsLoss):
         return reduce(values, values, sample_weight)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Return ``values`` with the mask that Keras layers have put on ``y_pred``."""
+        """Return ``values`` with the mask that Keras layers attached to ``y_pred``."""
         return self.values(y_true, y_pred, mask=mask_on(y_pred))

@@ -17,22 +17,22 @@ from keras_distill.losses._sequences.base import SequenceLoss
 def crf_negative_log_likelihood(*, labels: Tensor, potentials: Tensor, mask: Tensor = None) -> Tensor:
     """Negative log-likelihood of tag sequences under a linear-chain CRF (CRF).
 
-    Choose it where neighbouring tags depend on each other, as in BIO tagging. ``adapters.LinearChainCrf`` makes the
+    Choose it when neighbouring tags depend on each other, as in BIO tagging. ``adapters.LinearChainCrf`` produces the
     potentials. Cost: one loop over the tokens, and tags * tags numbers per token.
 
     Formula: log sum_y' exp(score(y')) - score(y), score(y) = sum_t potentials[t, y_(t-1), y_t].
 
     Args:
         labels: (batch, tokens), integers from 0 to tags - 1; negative ones are left out like masked tokens.
-        potentials: (batch, tokens, tags, tags), float: of the tag before (third axis) and the tag now (fourth axis).
-            At the first token that counts only row 0 is read: the start scores.
-        mask: (batch, tokens) bool or None. Masked tokens are left out, wherever they stand.
+        potentials: (batch, tokens, tags, tags), float: third axis the previous tag, fourth axis the current tag. At the
+            first unmasked token only row 0 is read, the start scores.
+        mask: (batch, tokens) bool or None. Masked tokens are left out, at any position.
 
     Returns:
         (batch,), float32, nats, >= 0; 0 for a sequence without tokens.
 
     Raises:
-        ValueError: if the shapes do not fit, or, where the values are known, if a label is outside the tags.
+        ValueError: if the shapes do not fit, or a label is known to be out of range.
 
     Example:
         >>> import numpy as np
@@ -52,7 +52,7 @@ def crf_negative_log_likelihood(*, labels: Tensor, potentials: Tensor, mask: Ten
 def crf_log_marginals(*, potentials: Tensor, mask: Tensor = None) -> Tensor:
     """Return the log-probability of each tag at each token, over all tag sequences (forward-backward).
 
-    They are what a CRF teaches token by token: logits for ``losses.SoftTargets`` at a student without a CRF.
+    With them a CRF teaches token by token, as logits for ``losses.SoftTargets`` and a student without a CRF.
 
     Args:
         potentials: (batch, tokens, tags, tags); see ``crf_negative_log_likelihood``.
@@ -101,7 +101,7 @@ def crf_decode(*, potentials: Tensor, mask: Tensor = None) -> Tensor:
     potentials, mask = _checked("crf_decode", potentials, mask)
     best = _forward(potentials, mask, combine=ops.max)
     following = _backward(potentials, mask, combine=ops.max)
-    # Max-marginals: the best sequence through each tag. Ties would need back pointers; ``argmax`` takes the first.
+    # Max-marginals: the score of the best sequence through each tag. In a tie ``argmax`` takes the first tag.
     together = best + following
     return _traced(potentials, mask, best, together)
 
@@ -122,13 +122,13 @@ def _logsumexp(x: Tensor, axis: int) -> Tensor:
 
 
 def _packed(potentials: Tensor, mask: Tensor) -> Tensor:
-    """Return (tokens, batch, tags, tags + 1): the potentials, and in the last column whether the token counts."""
+    """Return (tokens, batch, tags, tags + 1): the potentials, and in the last column the mask."""
     flag = ops.broadcast_to(ops.cast(mask, "float32")[..., None, None], (*ops.shape(potentials)[:3], 1))
     return ops.transpose(ops.concatenate([potentials, flag], axis=-1), (1, 0, 2, 3))
 
 
 def _forward(potentials: Tensor, mask: Tensor, combine: Any = _logsumexp) -> Tensor:
-    """Return scores of all beginnings (or of the best one) that end in each tag, (batch, tokens, tags)."""
+    """Return the combined score of all prefixes that end in each tag, (batch, tokens, tags)."""
     zero = ops.zeros_like(potentials[:, 0, 0])
 
     def step(carry: Tensor, now: Any) -> Any:
@@ -144,7 +144,7 @@ def _forward(potentials: Tensor, mask: Tensor, combine: Any = _logsumexp) -> Ten
 
 
 def _backward(potentials: Tensor, mask: Tensor, combine: Any = _logsumexp) -> Tensor:
-    """Return scores of all ends (or of the best one) that follow each tag, (batch, tokens, tags)."""
+    """Return the combined score of all suffixes that follow each tag, (batch, tokens, tags)."""
     zero = ops.zeros_like(potentials[:, 0, 0])
 
     def step(carry: Tensor, now: Any) -> Any:
@@ -162,7 +162,7 @@ def _backward(potentials: Tensor, mask: Tensor, combine: Any = _logsumexp) -> Te
 
 
 def _traced(potentials: Tensor, mask: Tensor, best: Any, together: Any) -> Tensor:
-    """Return the tags of the best sequence, from left to right, each the best one that follows the tag before."""
+    """Return the tags of the best sequence, choosing from left to right the best successor of each tag."""
     following = together - best
     tags = potentials.shape[-1]
 
@@ -198,7 +198,7 @@ def _negative_log_likelihood(owner: str, labels: Tensor, potentials: Tensor, mas
 
 
 def _log_partition(potentials: Tensor, mask: Tensor) -> Tensor:
-    """Return the logarithm of the sum over all tag sequences, (batch,); its gradient is the marginals of tag pairs."""
+    """Return the log partition function, (batch,); its gradient is the marginals of tag pairs."""
     held = ops.stop_gradient(potentials)
     forward, backward = _forward(held, mask), _backward(held, mask)
     total = ops.where(ops.any(mask, axis=1), ops.logsumexp(forward[:, -1], axis=-1), 0.0)
@@ -217,7 +217,7 @@ def _score(labels: Tensor, potentials: Tensor, mask: Tensor) -> Tensor:
     tags = potentials.shape[-1]
     place = ops.cumsum(ops.ones_like(labels), axis=1) - 1
     seen = ops.where(mask, place, -1)
-    # The last token before this one that counts: a running maximum of places.
+    # The last unmasked token before this one, as a running maximum of positions.
     earlier = place[:, None, :] < place[:, :, None]
     before = ops.max(ops.where(earlier, seen[:, None, :], -1), axis=2)
     tag_before = ops.where(before >= 0, ops.take_along_axis(labels, ops.maximum(before, 0), axis=1), 0)

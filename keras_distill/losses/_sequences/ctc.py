@@ -1,4 +1,4 @@
-"""Connectionist temporal classification, exact for logits of any size, and for masks of any form."""
+"""Connectionist temporal classification, exact for logits of any size and with arbitrary masks."""
 
 from __future__ import annotations
 
@@ -14,32 +14,31 @@ from keras_distill.losses._numerics import arguments
 from keras_distill.losses._numerics.xla import compiled
 from keras_distill.losses._sequences.base import SequenceLoss
 
-NEVER = -1e30  # stands for log 0: its sums stay finite, so that no difference of infinities becomes NaN
+NEVER = -1e30  # replaces log 0: sums stay finite, so that no difference of infinities becomes NaN
 
 
 def ctc(*, labels: Tensor, logits: Tensor, mask: Tensor = None, blank: int = 0) -> Tensor:
     """Negative log-likelihood of label sequences without an alignment, summed over all alignments (CTC).
 
-    Choose it for speech and handwriting, where the labels are in order but nobody says at which frame. It differs from
-    ``keras.losses.CTC``: a mask on the logits is understood, logits of 1e4 are exact, and labels that do not fit into
-    the frames are an error and not a large number. Cost: two loops over the frames.
+    Choose it for speech and handwriting, where the order of the labels is known but not their frames. Unlike
+    ``keras.losses.CTC``, it applies a mask on the logits, is exact for logits of 1e4, and raises for labels that do not
+    fit into the frames instead of returning a large number. Cost: two loops over the frames.
 
-    Formula: -log sum_a prod_t q_t(a_t) over the paths a that give the labels when repeats are merged and blanks
+    Formula: -log sum_a prod_t q_t(a_t) over the paths a that yield the labels when repeats are merged and blanks
     dropped, q = softmax(logits).
 
     Args:
         labels: (batch, labels), integers from 0 to classes - 1. ``blank`` and every negative number are padding.
         logits: (batch, frames, classes), float.
-        mask: (batch, frames) bool or None. Masked frames are left out, wherever they stand.
+        mask: (batch, frames) bool or None. Masked frames are left out, at any position.
         blank: the class that means "no label".
 
     Returns:
-        (batch,), float32, nats. Labels that cannot be aligned (more labels and repeats than frames) give inf and no
-        gradient where they are known only inside a graph.
+        (batch,), float32, nats. Inside a graph, labels that cannot be aligned (more labels and repeats than frames)
+        give inf and no gradient.
 
     Raises:
-        ValueError: if the shapes do not fit, or, where the values are known, if a label is outside the classes or
-            labels are longer than their frames.
+        ValueError: if the shapes do not fit, or if known labels are out of range or do not fit into their frames.
 
     Example:
         >>> import numpy as np
@@ -61,7 +60,7 @@ def _ctc(owner: str, labels: Tensor, logits: Tensor, mask: Tensor, blank: int) -
 
 
 def checked(owner: str, labels: Tensor, logits: Tensor, mask: Tensor, blank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return int32 labels, float32 logits and the mask, or raise the error that says what does not fit."""
+    """Return int32 labels, float32 logits and the mask, or raise if they do not fit together."""
     logits, labels = arguments.float32(logits), ops.convert_to_tensor(labels)
     shapes = f"{tuple(labels.shape)} and {tuple(logits.shape)}"
     if len(logits.shape) != 3:
@@ -102,27 +101,27 @@ def _check_known(owner: str, labels: np.ndarray, mask: np.ndarray | None, shape:
 
 
 def frames_needed(labels: Tensor, blank: int = 0) -> int:
-    """Return the least number of frames that can carry ``labels``: one per label, and one blank between equal ones."""
+    """Return the smallest number of frames for ``labels``: one per label, and one blank between equal neighbours."""
     row = np.asarray(labels)
     row = row[(row >= 0) & (row != blank)]
     return int(len(row) + np.sum(row[1:] == row[:-1]))
 
 
 def negative_log_likelihood(labels: Tensor, logits: Tensor, mask: Tensor, blank: int) -> Tensor:
-    """Return CTC's loss, (batch,), of checked arguments. Its gradient comes from the posterior of the alignments."""
+    """Return the CTC loss, (batch,), of checked arguments, with its gradient from the alignment posteriors."""
     states, exists, skips, last = _states(labels, blank)
     log_q = ops.log_softmax(arguments.clean(logits, mask), axis=-1)
     classes = ops.shape(log_q)[-1]
     index = ops.broadcast_to(
         ops.minimum(states, classes - 1)[:, None, :], (*ops.shape(log_q)[:2], ops.shape(states)[1])
     )
-    # A label outside the classes can never be emitted: the value is inf, not that of another label.
+    # A label that is out of range can never be emitted, so the value is inf, not that of another label.
     allowed = ops.logical_and(exists, states < classes)[:, None, :]
     emitted = ops.where(allowed, ops.take_along_axis(log_q, index, axis=-1), NEVER)
     held = ops.maximum(ops.stop_gradient(emitted), NEVER)
     kept = ops.ones_like(held[:, :, 0], dtype="bool") if mask is None else mask
-    # Both loops in one program of XLA, several times as fast as op by op; but not where every batch has another shape,
-    # which would be compiled again. Nothing in them has a gradient of its own.
+    # XLA runs both loops several times as fast as op by op, but not if the shape varies by batch, because each shape
+    # is compiled again. No gradient flows through the loops.
     posterior = compiled(_posterior) if None not in tuple(held.shape) else _posterior
     total, occupied = posterior(held, kept, skips, last)
     possible = total > NEVER / 2
@@ -142,11 +141,11 @@ def _posterior(emitted: Any, kept: Tensor, skips: Any, last: Any) -> tuple[Tenso
 
 
 def _states(labels: Tensor, blank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the states blank, label, blank, label, ..., blank of each sequence, and what may follow what.
+    """Return the states blank, label, blank, label, ..., blank of each sequence, and their allowed transitions.
 
     Returns:
         states: (batch, states), the class of each; exists: which belong to the sequence; skips: where the blank before
-        may be left out; last: where a path may end.
+        may be skipped; last: where a path may end.
     """
     labels = ops.pad(labels, ((0, 0), (0, 1)), constant_values=-1)  # room for the last blank, also without any label
     real = ops.logical_and(labels >= 0, labels != blank)
@@ -167,7 +166,7 @@ def _states(labels: Tensor, blank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _shifted(x: Tensor, by: int) -> Tensor:
-    """Return ``x`` moved by ``by`` states, NEVER where nothing comes from."""
+    """Return ``x`` shifted by ``by`` states and padded with NEVER."""
     edge = ops.full_like(x[:, : abs(by)], NEVER)
     return ops.concatenate([edge, x[:, :-by]] if by > 0 else [x[:, -by:], edge], axis=1)
 
@@ -178,19 +177,19 @@ def _logsumexp(x: Tensor, axis: int = -1) -> Tensor:
 
 
 def _scan(emitted: Any, kept: Tensor, skips: Any, last: Any, *, backward: bool) -> Tensor:
-    """Return log-probabilities of all beginnings that end in a state, or of all ends that follow it.
+    """Return log-probabilities of all prefixes that end in a state, or of all suffixes that follow it.
 
     Args:
         emitted: (batch, frames, states), log-probability of the state's class.
-        kept: (batch, frames) bool; other frames are passed over.
+        kept: (batch, frames) bool; other frames are skipped.
         skips: (batch, states) bool.
         last: (batch, states) bool.
-        backward: False: frame t is included; True: only what comes after t.
+        backward: False for prefixes, which include frame t; True for suffixes, which begin after t.
 
     Returns:
         (batch, frames, states).
     """
-    # One tensor to scan over: with two, Keras' scan for TensorFlow fails where the number of frames is unknown.
+    # A single tensor to scan over: with two, Keras' scan for TensorFlow fails if the number of frames is unknown.
     together = ops.concatenate([emitted, ops.cast(kept, "float32")[:, :, None]], axis=2)
     time_first = ops.transpose(together, (1, 0, 2))
     started = ops.zeros_like(kept[:, 0])
@@ -210,7 +209,7 @@ def _scan(emitted: Any, kept: Tensor, skips: Any, last: Any, *, backward: bool) 
         return (alpha, begun), (alpha, begun)
 
     def backward_step(carry: Tensor, now: Any) -> Tensor:
-        beta, begun = carry  # what comes from the next frame on, its emission included
+        beta, begun = carry  # suffixes from the next frame on, including its emission
         emission, keep = now[:, :-1], now[:, -1] > 0.0
         follow = ops.where(skipped_to, _shifted(beta, -2), NEVER)
         come = _logsumexp(ops.stack([beta, _shifted(beta, -1), follow], axis=-1))
@@ -220,14 +219,14 @@ def _scan(emitted: Any, kept: Tensor, skips: Any, last: Any, *, backward: bool) 
         return (beta, begun), (after, begun)
 
     step = backward_step if backward else forward_step
-    # Keras' scan for TensorFlow returns a stack for each part of the carry.
+    # Keras' scan for TensorFlow returns one stack per part of the carry.
     _, (stacked, _) = ops.scan(step, (ops.where(number < 0, zero, NEVER), started), time_first, reverse=backward)
     return ops.transpose(stacked, (1, 0, 2))
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Ctc(SequenceLoss):
-    """Class twin of ``ctc``: a supervised loss for ``compile`` that understands the mask on the model's output.
+    """Class twin of ``ctc``: a supervised loss for ``compile`` that applies the mask on the model's output.
 
     Args:
         blank: the class that means "no label"; see ``ctc``.

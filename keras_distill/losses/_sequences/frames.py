@@ -1,4 +1,4 @@
-"""Teaching a CTC student frame by frame: whole distributions, or the labels at the teacher's spikes."""
+"""Frame-by-frame losses for CTC students: whole distributions, or the labels at the teacher's spikes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def frame_soft_targets(
     blank_threshold: float = 0.9,
     neighbours: int = 1,
 ) -> Tensor:
-    """Soft targets frame by frame for CTC models, with a choice of what to do with blanks (frame-level CTC KD).
+    """Soft targets frame by frame for CTC models, with optional removal of blanks (frame-level CTC KD).
 
-    Choose it where teacher and student emit their labels at the same frames: same subsampling and family, a student
-    initialised from the teacher, or both trained with ``guided_ctc``. Most frames say "blank"; ``keep`` decides whether
-    they count. Plain removal of blanks does not always help; frames around the spikes are the safer choice.
+    Choose it if teacher and student emit their labels at the same frames: same subsampling and family, a student
+    initialised from the teacher, or both trained with ``guided_ctc``. Most frames are blanks; ``keep`` decides whether
+    they count. Removing all blanks does not always help; keeping frames around the spikes is the safer choice.
 
     Formula: temperature**2 * sum_t k_t KL(p_t || q_t) / sum_t k_t, k_t = 1 at the frames kept.
 
@@ -39,16 +39,16 @@ def frame_soft_targets(
         teacher_logits: (batch, frames, classes), float; gets no gradient.
         student_logits: the same shape.
         temperature: > 0; see ``soft_targets``.
-        mask: (batch, frames) bool or None; masked frames never count and are nobody's neighbours.
+        mask: (batch, frames) bool or None; masked frames never count, also not as neighbours.
         blank: the class that means "no label".
-        keep: ``"all"`` frames; ``"without_blanks"``: those where the teacher's probability of the blank is at most
-            ``blank_threshold``; ``"around_spikes"``: those where the teacher's likeliest class is a label, and
-            ``neighbours`` frames on both sides of each.
+        keep: ``"all"`` frames; ``"without_blanks"``, those where the teacher's probability of the blank is at most
+            ``blank_threshold``; or ``"around_spikes"``, those where the teacher's likeliest class is a label, and
+            ``neighbours`` frames on either side of each.
         blank_threshold: 0 to 1, for ``"without_blanks"``; 0.9 to 0.99 are usual.
         neighbours: >= 0 frames, for ``"around_spikes"``.
 
     Returns:
-        (batch,), float32, nats per kept frame; 0 for a sequence without any.
+        (batch,), float32, nats per kept frame; 0 for a sequence without kept frames.
 
     Raises:
         ValueError: if the shapes differ, ``keep`` is unknown, or a number is out of bounds.
@@ -124,7 +124,7 @@ def _frame_soft_targets(
 
 
 def _widened(spikes: Any, neighbours: int) -> Tensor:
-    """Return where a spike is at most ``neighbours`` frames away."""
+    """Return a mask of the frames that are at most ``neighbours`` frames from a spike."""
     if neighbours == 0:
         return spikes
     window = 2 * neighbours + 1
@@ -173,7 +173,7 @@ class FrameSoftTargets(SequenceLoss):
         labels: Tensor = None,
         mask: Tensor = None,
     ) -> Tensor:
-        """Return ``frame_soft_targets`` of each sequence; ``labels`` are not used."""
+        """Return ``frame_soft_targets`` of each sequence; ``labels`` are ignored."""
         options = (self.blank, self.keep, self.blank_threshold, self.neighbours)
         return _frame_soft_targets("FrameSoftTargets", teacher_logits, student_logits, temperature, mask, *options)
 
@@ -184,12 +184,12 @@ class FrameSoftTargets(SequenceLoss):
 
 
 def guided_ctc(*, teacher_logits: Tensor, student_logits: Tensor, mask: Tensor = None, blank: int = 0) -> Tensor:
-    """Minus the student's probability of the guide's labels at the guide's spikes (guided CTC).
+    """Negative probability of the guide's labels at the guide's spikes (guided CTC).
 
-    Choose it beside ``ctc`` so that several models, or teacher and student, emit their labels at the same frames; frame
-    by frame distillation and averaging then work. It has no temperature: it compares probabilities with one label.
+    Choose it beside ``ctc`` so that several models, or teacher and student, emit their labels at the same frames;
+    frame-level distillation and averaging then work. It has no temperature, because each frame has one label.
 
-    Formula: -sum_{t, k} M_tk q_tk, M_tk = 1 where k is the guide's likeliest class at t and no blank.
+    Formula: -sum_{t, k} M_tk q_tk, M_tk = 1 where k is the guide's likeliest class at t and not the blank.
 
     Args:
         teacher_logits: the guide's, (batch, frames, classes), float; gets no gradient.
@@ -198,7 +198,7 @@ def guided_ctc(*, teacher_logits: Tensor, student_logits: Tensor, mask: Tensor =
         blank: the class that means "no label".
 
     Returns:
-        (batch,), float32, from minus the number of spikes to 0: it is not a divergence and not zero at equality.
+        (batch,), float32, from minus the number of spikes to 0; not a divergence, so not zero for equal models.
 
     Raises:
         ValueError: if the shapes differ or ``blank`` is not among the classes.
@@ -259,7 +259,7 @@ class GuidedCtc(SequenceLoss):
         labels: Tensor = None,
         mask: Tensor = None,
     ) -> Tensor:
-        """Return ``guided_ctc`` of each sequence; ``temperature`` and ``labels`` are not used."""
+        """Return ``guided_ctc`` of each sequence; ``temperature`` and ``labels`` are ignored."""
         return _guided_ctc("GuidedCtc", teacher_logits, student_logits, mask, self.blank)
 
     def get_config(self) -> dict[str, Any]:

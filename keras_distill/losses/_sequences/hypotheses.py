@@ -15,10 +15,10 @@ from keras_distill.losses._sequences.ctc import checked, negative_log_likelihood
 
 
 def n_best_ctc(*, hypotheses: Tensor, weights: Tensor, logits: Tensor, mask: Tensor = None, blank: int = 0) -> Tensor:
-    """CTC's loss of a teacher's best hypotheses, weighted (sequence-level distillation for CTC, N-best).
+    """Weighted CTC loss of a teacher's best hypotheses (sequence-level distillation for CTC, N-best).
 
-    Choose it where teacher and student do not emit their labels at the same frames: nothing about time is compared.
-    ``teachers.n_best`` makes the hypotheses once; the cost is that of ``ctc`` times their number.
+    Choose it if teacher and student emit their labels at different frames: timing is not compared.
+    ``teachers.n_best`` computes the hypotheses once; the cost is that of ``ctc`` times their number.
 
     Formula: -sum_n w_n log P_ctc(h_n | x).
 
@@ -33,7 +33,7 @@ def n_best_ctc(*, hypotheses: Tensor, weights: Tensor, logits: Tensor, mask: Ten
         (batch,), float32, nats.
 
     Raises:
-        ValueError: as for ``ctc``, and if hypotheses and weights do not fit together.
+        ValueError: as for ``ctc``, or if hypotheses and weights do not fit together.
 
     Example:
         >>> import numpy as np
