@@ -1,4 +1,4 @@
-"""Who is listened to: several models, one with dropout on, outputs stored on disk. ``Distiller`` takes any of them."""
+"""Teachers: several models, a model with dropout on, outputs stored on disk. ``Distiller`` takes any of them."""
 
 from keras_distill.teachers._base import Preprocessed, Single, StoredTeacherError, Teacher, as_teacher
 from keras_distill.teachers._calibrated import Calibrated

@@ -1,4 +1,4 @@
-"""What a teacher is: something to listen to, that says what it sees of a batch and what it answers."""
+"""The base class of teachers, which defines what a teacher sees of a batch and what it answers."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _PACKAGE = "keras_distill"
 
 
 class StoredTeacherError(ValueError):
-    """A store of teacher outputs that does not fit: another dataset or order, or a damaged file."""
+    """A store of teacher outputs does not fit: another dataset or order, or a damaged file."""
 
 
 class Teacher(keras.Model):
-    """Base of everything that teaches besides a plain ``keras.Model``. Subclasses define ``listen``.
+    """Base of all teachers other than a plain ``keras.Model``. Subclasses define ``listen``.
 
-    A teacher is a Keras model, so its weights are saved with the distiller; called, it gives the combined logits,
-    so ``teacher.predict`` and ``teacher.evaluate`` work. It never changes the models it is made of.
+    A teacher is a Keras model, so its weights are saved with the distiller. Calling it returns the combined logits, so
+    ``teacher.predict`` and ``teacher.evaluate`` work. It never changes the models it is made of.
     """
 
     @property
     def runs(self) -> bool:
-        """Whether it runs a model on each batch, and not only reads what one said before."""
+        """Whether it runs a model on each batch, rather than reading stored answers."""
         return True
 
     def split(self, x: Any) -> tuple[Any, Any]:
-        """Return what the student sees of a batch's inputs, and what the teacher sees."""
+        """Return the student's part of a batch's inputs, and the teacher's."""
         return x, x
 
     def listen(
@@ -42,30 +42,30 @@ class Teacher(keras.Model):
         """Run the teacher once, in inference mode.
 
         Args:
-            teacher_x: what ``split`` gave for the teacher.
-            taps: names of layers whose outputs are wanted as well.
-            differentiable: whether a gradient flows through the answers to ``teacher_x``, as the training of a
-                generator needs it; False stops it. The teacher's own weights are never trained.
+            teacher_x: the teacher's inputs, from ``split``.
+            taps: names of layers whose outputs are also returned.
+            differentiable: whether a gradient flows through the answers to ``teacher_x``, as training a generator
+                requires; False stops it. The teacher's own weights are never trained.
 
         Returns:
             The outputs (a tensor, a structure, or ``Members``) and a dict from tap name to tensor.
 
         Raises:
-            ValueError: if a gradient is asked for and the answers are not computed from ``teacher_x``.
+            ValueError: if a gradient is requested but the answers are not computed from ``teacher_x``.
         """
         raise NotImplementedError(f"{type(self).__name__} must define listen().")
 
     def call(self, x: Any, training: bool = False) -> Any:
-        """Return the combined outputs; ``training`` changes nothing."""
+        """Return the combined outputs; ``training`` has no effect."""
         return resolved(self.listen(self.split(x)[1])[0])
 
     def build(self, input_shape: Any = None) -> None:
-        """Do nothing: the models inside build themselves when they are first run."""
+        """Do nothing: the inner models are built when they first run."""
         self.built = True
 
     @property
     def trainable(self) -> bool:
-        """False once a distiller has the teacher: nothing of it is trained but ``trainable_parts``."""
+        """False once a distiller has the teacher: only ``trainable_parts`` are trained."""
         return keras.Model.trainable.fget(self)
 
     @trainable.setter
@@ -80,7 +80,7 @@ class Teacher(keras.Model):
         return []
 
     def translate(self, problem: Exception) -> Exception:
-        """Return the error to raise instead of one that TensorFlow raised while this teacher was in use."""
+        """Return the error to raise in place of one that TensorFlow raised while this teacher was in use."""
         return problem
 
     @property
@@ -91,12 +91,12 @@ class Teacher(keras.Model):
     def listen_to(
         self, student_outputs: Structure, taps: dict[str, Any], batch: Any = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Answer what the student has just said; called instead of ``listen`` where ``hears_student``.
+        """Answer after the student's pass; called instead of ``listen`` if ``hears_student``.
 
         Args:
-            student_outputs: the student's outputs, with their gradient: stop it unless it is wanted.
+            student_outputs: the student's outputs, through which gradients flow unless stopped here.
             taps: the tensors that terms tap from the student, by name.
-            batch: the batch (inputs, labels, weights, extra fields); None where only shapes matter.
+            batch: the batch (inputs, labels, weights, extra fields); None if only shapes matter.
 
         Returns:
             As ``listen``.
@@ -109,7 +109,7 @@ class Teacher(keras.Model):
         return False
 
     def after_update(self, student: keras.Model, step: Any) -> None:
-        """Move with the student after an update; called inside the traced step.
+        """Follow the student after an update; called inside the traced step.
 
         Args:
             student: the model that has been updated.
@@ -118,16 +118,16 @@ class Teacher(keras.Model):
 
     @property
     def states_of_training(self) -> list[Any]:
-        """Variables that change in training and that a resumed run needs: the random states, by default."""
+        """Variables that change in training and that a resumed run needs; by default, the random states."""
         return [generator.state for generator in self.seed_generators]
 
     @property
     def seed_generators(self) -> list[keras.random.SeedGenerator]:
-        """The sources of the teacher's randomness; empty where it always gives the same answer."""
+        """The sources of the teacher's randomness; empty for a deterministic teacher."""
         return []
 
     def reseed(self, number: int) -> None:
-        """Restart the randomness, as a function of ``number`` and the teacher's own seed; no-op where there is none."""
+        """Restart the randomness from ``number`` and the teacher's own seed; no-op for a deterministic teacher."""
         for index, generator in enumerate(self.seed_generators):
             seed = (generator._initial_seed + 1_000_003 * number + 7919 * index) % (2**31)
             generator.state.assign(ops.convert_to_tensor([seed, 0], generator.state.dtype))
@@ -139,19 +139,19 @@ def resolved(outputs: Structure) -> Any:
 
 
 def silent(outputs: Structure, differentiable: bool = False) -> Any:
-    """Stop the gradient of each tensor in a structure, unless it is asked for."""
+    """Stop the gradient of each tensor in a structure unless ``differentiable``."""
     if differentiable:
         return outputs
     return keras.tree.map_structure(ops.stop_gradient, outputs)
 
 
 def gradient(differentiable: bool) -> dict[str, bool]:
-    """Return what to hand on to an inner teacher's ``listen``, which may be older than the argument."""
+    """Return the keyword arguments for an inner teacher's ``listen``, which may lack ``differentiable``."""
     return {"differentiable": True} if differentiable else {}
 
 
 def refuse_gradient(teacher: Teacher, differentiable: bool) -> None:
-    """Raise ``ValueError`` where a gradient is asked for from a teacher that Keras does not run on the inputs."""
+    """Raise ``ValueError`` if a gradient is requested from a teacher that Keras does not run on the inputs."""
     if differentiable:
         owner = type(teacher).__name__
         advice = "Give the Keras model itself"
@@ -159,7 +159,7 @@ def refuse_gradient(teacher: Teacher, differentiable: bool) -> None:
 
 
 def as_teacher(model: Any, owner: str = "teachers") -> Teacher:
-    """Return ``model`` if it is a teacher, else a ``Single`` around the Keras model it must be.
+    """Return ``model`` if it is a teacher, else wrap the Keras model in ``Single``.
 
     Args:
         model: a ``keras.Model`` or a ``teachers.Teacher``.
@@ -184,7 +184,7 @@ def as_teacher(model: Any, owner: str = "teachers") -> Teacher:
 
 
 def refuse_probabilities(owner: str, model: Any) -> None:
-    """Raise ``ValueError`` where a model certainly ends in softmax or sigmoid."""
+    """Raise ``ValueError`` if a model certainly ends in softmax or sigmoid."""
     model = model.model if isinstance(model, (Single, Preprocessed)) else model
     if isinstance(model, Teacher):
         return
@@ -196,7 +196,7 @@ def refuse_probabilities(owner: str, model: Any) -> None:
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class Single(Teacher):
-    """One Keras model as a teacher: what a plain model given to ``Distiller`` becomes.
+    """One Keras model as a teacher; ``Distiller`` wraps a plain model in it.
 
     Args:
         model: any Keras model.
@@ -227,7 +227,7 @@ class Single(Teacher):
 
 
 def known_model(teacher: Any) -> keras.Model | None:
-    """Return the one Keras model whose layers and outputs may be looked at; None for a teacher of another kind.
+    """Return the single Keras model whose layers and outputs can be inspected; None for other kinds of teacher.
 
     Args:
         teacher: a ``keras.Model`` or a ``Teacher``.
@@ -238,7 +238,7 @@ def known_model(teacher: Any) -> keras.Model | None:
 
 
 class Around(Teacher):
-    """Base of teachers that change what one other hears or says, and leave the rest to it.
+    """Base of teachers that change the inputs or outputs of an inner teacher and delegate everything else.
 
     Args:
         model: a Keras model or a teacher.
@@ -284,20 +284,20 @@ class Around(Teacher):
         return self.model.states_of_training
 
     def after_update(self, student: keras.Model, step: Any) -> None:
-        """As the inner teacher does."""
+        """Follow the student as the inner teacher does."""
         self.model.after_update(student, step)
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class Preprocessed(Around):
-    """A teacher that sees a function of the batch: another resolution, another modality, another tokenisation.
+    """A teacher that sees a function of the batch: another resolution, modality or tokenisation.
 
     Args:
         model: a Keras model or a teacher.
-        fn: from the batch's inputs to what the teacher sees; TensorFlow or Keras operations, traced into the step.
-            To save the distiller, give a Keras layer or a function registered with
+        fn: function from the batch's inputs to the teacher's; TensorFlow or Keras operations, traced into the step. To
+            save the distiller, give a Keras layer or a function registered with
             ``keras.saving.register_keras_serializable``.
-        student_fn: from the batch's inputs to what the student sees; None leaves them as they are.
+        student_fn: function from the batch's inputs to the student's; None leaves them unchanged.
         **kwargs: passed on to ``keras.Model`` (``name``).
 
     Example:
@@ -328,7 +328,7 @@ class Preprocessed(Around):
         self.student_fn = student_fn
 
     def split(self, x: Any) -> tuple[Any, Any]:
-        """Return what the student sees, and what the teacher sees: ``fn`` of it."""
+        """Return the student's inputs, and ``fn`` of the inputs for the teacher."""
         return (x if self.student_fn is None else self.student_fn(x)), self.model.split(self.fn(x))[1]
 
     def get_config(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A teacher whose confidence was corrected before anybody learns from it."""
+"""A teacher whose confidence is corrected before a student learns from it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from keras_distill.teachers._base import Around, gradient, refuse_probabilities,
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Calibrated(Around):
-    """A teacher behind a fitted scaler: its logits are calibrated, then the student listens.
+    """A teacher behind a fitted scaler: the student learns from calibrated logits.
 
-    Choose it where the teacher is over-confident, as most large ones are: its soft targets then say what it really
-    knows, and the student inherits that. An ensemble is scaled as the one teacher that it is together; to keep its
-    members apart (for ``losses.DirichletDistillation``), calibrate each: ``Ensemble([Calibrated(m, s), ...])``.
+    Choose it where the teacher is over-confident, as most large ones are: its soft targets then state what it really
+    knows, and the student inherits that. An ensemble is scaled as a single teacher; to keep its members separate (for
+    ``losses.DirichletDistillation``), calibrate each: ``Ensemble([Calibrated(m, s), ...])``.
 
     Args:
         teacher: a Keras model or a teacher with one output, logits.
@@ -25,7 +25,7 @@ class Calibrated(Around):
         **kwargs: passed on to ``keras.Model`` (``name``).
 
     Raises:
-        ValueError: if the teacher ends in softmax or sigmoid, or the scaler is none or not fitted.
+        ValueError: if the teacher ends in softmax or sigmoid, or the scaler is not one or is not fitted.
 
     Example:
         >>> import keras, numpy as np
@@ -44,7 +44,7 @@ class Calibrated(Around):
         super().__init__(teacher, **kwargs)
         refuse_probabilities("Calibrated", self.model)
         if not isinstance(scaler, keras.layers.Layer):
-            # The scaler's own room is a neighbour of this one, so it is asked for its layer, not imported.
+            # Import contracts keep `calibration` out of this package, so the scaler is asked for its layer.
             make = getattr(scaler, "fitted_layer", None)
             if make is None:
                 advice = "Use calibration.TemperatureScaler().fit(logits, labels)"

@@ -1,4 +1,4 @@
-"""From a teacher's classes to the student's, exactly and in log space."""
+"""Maps a teacher's classes to the student's, exactly and in log space."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from keras_distill.teachers._members import log_sum_exp
 
 
 class ClassMap:
-    """Adds up a teacher's probabilities over the classes that mean the same to the student.
+    """Sums a teacher's probabilities over the classes that are one class for the student.
 
     Args:
-        classes: for each class of the teacher the student's class, -1 for one that the student does not know (its
-            probability is shared out over the rest); or a (teacher classes, student classes) matrix of shares >= 0.
+        classes: for each class of the teacher the student's class, or -1 for one that the student lacks (its
+            probability is redistributed over the rest); or a (teacher classes, student classes) matrix of shares >= 0.
         num_classes: the student's number of classes; None takes it from ``classes``.
         owner: name shown in the error message.
 
     Attributes:
-        complete: True where every class of the student has a source in the teacher.
+        complete: whether every class of the student has a source in the teacher.
 
     Example:
         >>> import numpy as np

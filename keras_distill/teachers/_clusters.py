@@ -1,4 +1,4 @@
-"""A teacher that answers with the representative of the group its output belongs to."""
+"""A teacher that answers with the representative of its output's cluster."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _NAME = "ClusterTargets"
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ClusterTargets(_Reworded):
-    """A teacher whose answers are grouped, and each group answers with its representative (cluster targets).
+    """A teacher whose answers are clustered and replaced by their cluster's representative (cluster targets).
 
     Choose it for targets that a person can read as a short list: "this is one of the 7s that look like a 1". The
-    outputs are encoded as square roots of their probabilities (distances are then Hellinger's), grouped by k-means,
-    and the representative of a group is the mean of its members' probabilities. ``ClusterTargets.fit`` finds the
-    groups. Its result is this package's definition, not a published one.
+    outputs are encoded as square roots of their probabilities (which makes distances Hellinger's) and clustered by
+    k-means; the representative of a cluster is the mean of its members' probabilities. ``ClusterTargets.fit`` finds the
+    clusters. This is the package's own definition, not a published one.
 
     Args:
         model: a Keras model or a teacher with one output, logits.
-        representatives: (clusters, classes), probabilities of each group; rows sum to 1.
-        centers: (clusters, classes), where the groups lie among the encoded outputs; None encodes the representatives.
+        representatives: (clusters, classes), probabilities of each cluster; rows sum to 1.
+        centers: (clusters, classes), centres among the encoded outputs; None encodes the representatives.
         **kwargs: passed on to ``keras.Model`` (``name``).
 
     Raises:
-        ValueError: if the teacher ends in softmax or sigmoid, or the representatives are no distributions.
+        ValueError: if the teacher ends in softmax or sigmoid, or the representatives are not distributions.
 
     Example:
         >>> import keras, numpy as np
@@ -55,14 +55,14 @@ class ClusterTargets(_Reworded):
 
     @classmethod
     def fit(cls, model: keras.Model, x: Any, clusters: int, seed: int = 0, batch_size: int = 256) -> ClusterTargets:
-        """Group what a teacher answers to some inputs, and return the teacher that answers with the groups.
+        """Cluster a teacher's answers to some inputs, and return the teacher that answers with the clusters.
 
         Args:
             model: a Keras model or a teacher with one output, logits.
             x: the inputs, an array with at least ``clusters`` examples.
-            clusters: >= 1, how many groups at most; fewer where the answers have fewer distinct values.
-            seed: of the first centres (k-means++).
-            batch_size: >= 1, of the predictions.
+            clusters: >= 1, largest number of clusters; there are fewer if the answers have fewer distinct values.
+            seed: seed of the initial centres (k-means++).
+            batch_size: >= 1, batch size of the predictions.
 
         Returns:
             The teacher.
@@ -83,14 +83,14 @@ class ClusterTargets(_Reworded):
         return cls(model, representatives, centers)
 
     def groups(self, logits: Tensor) -> Any:
-        """Return the index of the group that each row of logits belongs to, (...,)."""
+        """Return the index of the cluster that each row of logits belongs to, (...,)."""
         encoded = ops.sqrt(ops.softmax(ops.cast(logits, "float32"), axis=-1))
         centers = ops.convert_to_tensor(self.centers.astype("float32"))
         near = ops.matmul(encoded, ops.transpose(centers)) - 0.5 * ops.sum(ops.square(centers), axis=-1)
         return ops.argmax(near, axis=-1)
 
     def reword(self, logits: Tensor) -> Any:
-        """Return the logarithm of the representative of each row's group."""
+        """Return the logarithm of the representative of each row's cluster."""
         with np.errstate(divide="ignore"):
             table = np.log(self.representatives).astype("float32")
         return ops.take(ops.convert_to_tensor(table), self.groups(logits), axis=0)
@@ -102,7 +102,7 @@ class ClusterTargets(_Reworded):
 
 
 def _k_means(points: np.ndarray, clusters: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Lloyd's algorithm from k-means++ centres; return the centres of the groups that are not empty, and the groups."""
+    """Run Lloyd's algorithm from k-means++ centres; return the centres of non-empty clusters, and the clusters."""
     chosen = [points[rng.integers(len(points))]]
     nearest = ((points - chosen[0]) ** 2).sum(-1)
     while len(chosen) < clusters and nearest.max() > 1e-24:

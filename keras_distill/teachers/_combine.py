@@ -1,4 +1,4 @@
-"""How several teachers become one: the rules that an ``Ensemble`` takes as ``combine``."""
+"""Rules that combine several teachers into one, the argument ``combine`` of an ``Ensemble``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _PACKAGE = "keras_distill"
 
 
 class Combine:
-    """Base of the rules. A rule gives each member a weight per example, and says what is weighed.
+    """Base of the rules. A rule gives each member a weight per example, and says what is weighted.
 
     Attributes:
-        per_member: True where the loss is evaluated for each member and the values are weighed; False where the
-            members' distributions are averaged first. For KL and cross-entropy the gradient is the same.
-        needs_labels: True where the weights depend on the labels.
-        needs_student: True where the weights depend on the student's logits.
-        needs_spread: True where every member must say how unsure it is (``MonteCarloDropout``, ``Ensemble``).
+        per_member: True if the loss is evaluated for each member and the values are weighted; False if the members'
+            distributions are averaged first. For KL and cross-entropy the gradient is the same.
+        needs_labels: True if the weights depend on the labels.
+        needs_student: True if the weights depend on the student's logits.
+        needs_spread: True if every member must report its uncertainty (``MonteCarloDropout``, ``Ensemble``).
     """
 
     per_member = False
@@ -36,7 +36,7 @@ class Combine:
         raise NotImplementedError(f"{type(self).__name__} must define weights().")
 
     def checked_weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Tensor) -> Any:
-        """Return ``weights``, after checking that what the rule needs is there."""
+        """Return ``weights``, after checking that the rule has what it needs."""
         name = type(self).__name__
         if self.needs_labels and labels is None:
             raise error(name, "labels", "None", "Train with (x, y), or use combine='mean_probs'")
@@ -66,7 +66,7 @@ class Combine:
 
 
 class _Fixed(Combine):
-    """A rule whose weights are numbers of the user's, the same for every example."""
+    """A rule with weights given by the user, the same for every example."""
 
     def __init__(self, weights: Sequence[float] | None = None) -> None:
         name = type(self).__name__
@@ -77,7 +77,7 @@ class _Fixed(Combine):
         self.fixed = weights
 
     def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Tensor) -> Any:
-        """Return the normalised weights, the same for every example; equal ones where none were given."""
+        """Return the normalised weights, the same for every example; equal ones if none were given."""
         count = members.num_members
         fixed = self.fixed or [1.0] * count
         if len(fixed) != count:
@@ -108,7 +108,7 @@ class MeanProbs(_Fixed):
 class MeanLogits(_Fixed):
     """Average the members' logits: the geometric mean of their probabilities, sharper than ``MeanProbs``.
 
-    The one to use for outputs that are no logits, such as regressions.
+    Use it for outputs that are not logits, such as regressions.
 
     Formula: z = sum_m w_m * z_m, w normalised.
 
@@ -121,7 +121,7 @@ class MeanLogits(_Fixed):
         weights = self.checked_weights(members, temperature, labels=labels, student_logits=student_logits)
         logits = ops.cast(members.members, "float32")
         weighed = ops.expand_dims(weights, -1) * logits
-        # A class that a member rules out (-inf) stays ruled out, unless that member has no say at all.
+        # A class that a member rules out (-inf) stays ruled out, unless that member has weight 0.
         return ops.sum(ops.where(ops.expand_dims(weights, -1) > 0, weighed, ops.zeros_like(logits)), axis=1)
 
 
@@ -155,7 +155,7 @@ class EntropyWeighted(Combine):
     per_member = True
 
     def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Tensor) -> Any:
-        """Return the weights; equal ones where every member is certain."""
+        """Return the weights; equal ones if every member is certain."""
         unsure = entropy(members.log_probs())
         total = ops.sum(unsure, axis=1, keepdims=True)
         share = ops.where(total > 0, unsure / ops.where(total > 0, total, 1.0), 1.0 / members.num_members)
@@ -187,7 +187,7 @@ class ConfidenceWeighted(Combine):
             if len(labels.shape) == rank:
                 labels = ops.squeeze(labels, -1)
             target = ops.one_hot(ops.cast(labels, "int32"), log_probs.shape[-1], dtype="float32")
-        # log p is bounded below, so that a label a member rules out (-inf) gives it weight 0 and not NaN.
+        # log p is bounded below, so that a member that rules out the label (-inf) gets weight 0 instead of NaN.
         bounded = ops.maximum(log_probs, -1e4)
         cross_entropy = -ops.sum(ops.expand_dims(target, 1) * bounded, axis=-1)
         return (1.0 - ops.softmax(cross_entropy, axis=1)) / (members.num_members - 1)
@@ -197,15 +197,15 @@ class ConfidenceWeighted(Combine):
 class GradientBased(Combine):
     """Weigh the members so that their gradients at the student's logits agree best (AEKD).
 
-    The weights are the point of the capped simplex where the combined gradient is shortest: the student moves only
-    where the members do not pull it in opposite directions.
+    The weights are the point of the capped simplex where the combined gradient is shortest, so that the student moves
+    only where the members do not pull it in opposite directions.
 
     Formula: argmin_w |sum_m w_m * g_m|**2, g_m = softmax(student / temperature) - softmax(z_m / temperature),
     0 <= w_m <= max(max_weight, 1 / members), sum_m w_m = 1, per example.
 
     Args:
-        max_weight: 0 < max_weight <= 1, no unit: the most that one member may weigh. 1.0 lets one decide alone.
-        num_iterations: exact moves of weight from one member to another.
+        max_weight: 0 < max_weight <= 1, no unit: largest weight of a member. 1.0 lets one member decide alone.
+        num_iterations: number of exact transfers of weight from one member to another.
 
     Reference:
         Du et al., "Agree to disagree: adaptive ensemble knowledge distillation in gradient space", NeurIPS 2020.
@@ -235,12 +235,12 @@ class GradientBased(Combine):
 
 
 def smallest_norm(gram: Any, max_weight: float, num_iterations: int) -> Any:
-    """Minimise w' gram w over 0 <= w <= max_weight, sum w = 1, by the best exact move between two entries each time.
+    """Minimise w' gram w over 0 <= w <= max_weight, sum w = 1, by repeated optimal transfers between two entries.
 
     Args:
         gram: (..., members, members), float32, positive semi-definite.
         max_weight: at least 1 / members.
-        num_iterations: number of moves.
+        num_iterations: number of transfers.
 
     Returns:
         (..., members), float32.
@@ -248,7 +248,7 @@ def smallest_norm(gram: Any, max_weight: float, num_iterations: int) -> Any:
     count = gram.shape[-1]
     start = ops.ones_like(gram[..., 0]) / count
     diagonal = ops.diagonal(gram, axis1=-2, axis2=-1)
-    # Entry [i, j] is about moving weight from member i to member j.
+    # Entry [i, j] describes a transfer of weight from member i to member j.
     curvature = ops.maximum(ops.expand_dims(diagonal, -1) + ops.expand_dims(diagonal, -2) - 2.0 * gram, 1e-12)
 
     def improve(_: Any, weights: Any) -> Any:
@@ -267,15 +267,15 @@ def smallest_norm(gram: Any, max_weight: float, num_iterations: int) -> Any:
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class UncertaintyWeighted(Combine):
-    """Weigh each member by its precision: the less it knows about an example, the less it says.
+    """Weight each member by its precision: the less it knows about an example, the less it counts.
 
-    Each member must know how unsure it is: a ``MonteCarloDropout`` or an ``Ensemble`` of its own.
+    Each member must report its uncertainty, as a ``MonteCarloDropout`` or a nested ``Ensemble`` does.
 
     Formula: w_m proportional to 1 / (u_m + epsilon); u_m = mutual information of member m, nats (its variance for
     regressions, ``spread="variance"``).
 
     Args:
-        epsilon: > 0: uncertainty that every member has at least.
+        epsilon: > 0, added to every member's uncertainty.
         spread: ``"mutual_information"`` for logits, ``"variance"`` for regressions.
     """
 
@@ -304,11 +304,11 @@ class UncertaintyWeighted(Combine):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class Stochastic(_Fixed):
-    """Listen to one member per batch, drawn at random: unbiased for ``MeanLoss``, and runs one model instead of all.
+    """Use one member per batch, drawn at random: unbiased for ``MeanLoss``, and runs one model instead of all.
 
     Args:
-        weights: one number >= 0 per member: how often it is drawn; None for equally often.
-        seed: of the draws, for reproducible training.
+        weights: one number >= 0 per member, proportional to how often it is drawn; None draws all equally often.
+        seed: seed of the draws, for reproducible training.
     """
 
     def __init__(self, weights: Sequence[float] | None = None, seed: int = 0) -> None:
@@ -316,12 +316,12 @@ class Stochastic(_Fixed):
         self.seed = int(number("Stochastic", "seed", seed, low=0))
 
     def draw(self, count: int, seeds: keras.random.SeedGenerator) -> Any:
-        """Return the number of the member to listen to, a scalar int32 tensor."""
+        """Return the index of the member to use, a scalar int32 tensor."""
         log_shares = ops.log(ops.convert_to_tensor([self.fixed or [1.0] * count], "float32"))
         return ops.squeeze(keras.random.categorical(log_shares, 1, dtype="int32", seed=seeds))
 
     def weights(self, members: Members, temperature: Any, *, labels: Any, student_logits: Tensor) -> Any:
-        """Return 1 for the member that was drawn: the ensemble passes on no other."""
+        """Return 1 for the drawn member, the only one that the ensemble passes on."""
         return ops.ones(ops.shape(members.members)[:-1], "float32")
 
     def get_config(self) -> dict[str, Any]:

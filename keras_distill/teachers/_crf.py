@@ -1,4 +1,4 @@
-"""A tagger with a CRF as a teacher of taggers without one: it teaches its marginals."""
+"""A tagger with a CRF as a teacher of taggers without one, through its marginals."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from keras_distill._checks import error
 def crf_marginals(model: keras.Model) -> keras.Model:
     """Return a model that gives the log-marginals of a CRF tagger, token by token, as logits (CRF teacher).
 
-    A student with a softmax per token learns from them by ``LogitsDistillation``: it has the CRF's knowledge of
-    neighbouring tags in its soft targets, and none of its cost. The weights are shared with ``model``.
+    A student with a softmax per token learns from them by ``LogitsDistillation``: its soft targets carry the CRF's
+    knowledge of neighbouring tags, at no inference cost. The weights are shared with ``model``.
 
     Args:
         model: a trained model that ends in ``adapters.LinearChainCrf``.
 
     Returns:
-        A model with the same inputs; (batch, tokens, tags), the mask of the potentials passed on.
+        A model with the same inputs; (batch, tokens, tags), with the mask of the potentials passed on.
 
     Raises:
         ValueError: if the model does not give potentials (batch, tokens, tags, tags).

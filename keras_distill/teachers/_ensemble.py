@@ -32,7 +32,7 @@ _WEIGHTED = ("mean_probs", "mean_logits", "mean_loss", "stochastic")
 def combine_rule(
     owner: str, combine: str | _combine.Combine, weights: Sequence[float] | None = None
 ) -> _combine.Combine:
-    """Return the rule that a name and fixed weights stand for, or the rule itself if one was given."""
+    """Return the rule for a name and fixed weights, or the rule itself if one was given."""
     if isinstance(combine, _combine.Combine):
         if weights is not None:
             raise error(owner, "weights=None with a rule of your own", weights, "Give them to the rule")
@@ -50,22 +50,21 @@ def combine_rule(
 class Ensemble(Teacher):
     """Several models as one teacher (multi-teacher distillation). All run in one graph, frozen, in inference mode.
 
-    Choose ``combine="mean_probs"`` first. Members may differ in everything but the meaning of their outputs: wrap one
-    in ``Preprocessed`` to give it other inputs; ``class_maps`` translates other label spaces; a member may itself be a
+    Choose ``combine="mean_probs"`` first. Members must agree only on the meaning of their outputs: wrap one in
+    ``Preprocessed`` to give it other inputs, and use ``class_maps`` for other label spaces. A member may itself be a
     teacher. Feature terms reach a member's layers as ``"0/block3"``, ``"1/block3"``.
 
     Args:
         models: Keras models or teachers, which give logits.
         weights: one number >= 0 per member, for the four rules that take fixed weights; None for equal ones.
         combine: ``"mean_probs"``, ``"mean_logits"``, ``"mean_loss"``, ``"entropy"``, ``"confidence"``,
-            ``"gradient"``, ``"uncertainty"``, ``"learned_gate"``, ``"stochastic"``, or one of the classes behind these
-            names with settings of its own, such as ``GradientBased(max_weight=1.0)``.
+            ``"gradient"``, ``"uncertainty"``, ``"learned_gate"``, ``"stochastic"``, or an object of one of the classes
+            behind these names, such as ``GradientBased(max_weight=1.0)``.
         temperatures: one number > 0 per member, by which its logits are divided before anything else, as fitted by
             ``calibration.TemperatureScaler``; the term's temperature comes on top. None for 1.0.
-        class_maps: one entry per member: None, or for each of the member's classes the student's class (-1: unknown to
-            the student), or a (member classes, student classes) matrix of shares. Applied before the
-            term's temperature.
-        num_classes: the student's number of classes; None for the largest that ``class_maps`` name.
+        class_maps: one entry per member: None, or for each of the member's classes the student's class (-1 if it lacks
+            it), or a (member classes, student classes) matrix of shares. Applied before the term's temperature.
+        num_classes: the student's number of classes; None for the largest in ``class_maps``.
         **kwargs: passed on to ``keras.Model`` (``name``).
 
     Raises:
@@ -198,13 +197,13 @@ class Ensemble(Teacher):
         if isinstance(self.combine, LearnedGate):
             gate_inputs = self.combine.inputs(stacked, teacher_x)
             gate = self.combine.make_layer(len(outputs))
-            if not gate.built:  # not called, which would leave its penalty behind
+            if not gate.built:  # built, not called: a call would add its penalty
                 gate.build(keras.tree.map_structure(lambda each: tuple(each.shape), gate_inputs))
         return Members(stacked, self.combine, spread, gate_inputs)
 
     @property
     def trainable_parts(self) -> list[keras.layers.Layer]:
-        """The learned gate, if there is one, and those of the members."""
+        """The learned gate, if any, and the members' trainable parts."""
         own = [] if self.gate is None else [self.gate]
         return own + [part for member in self.models for part in member.trainable_parts]
 
@@ -215,7 +214,7 @@ class Ensemble(Teacher):
         return own + [generator for member in self.models for generator in member.seed_generators]
 
     def get_build_config(self) -> dict[str, Any]:
-        """Return the input shape of the learned gate, so that its saved weights can be loaded."""
+        """Return the input shape of the learned gate, needed to load its saved weights."""
         return {"gate_inputs": self.gate.input_shape_seen} if self.gate is not None and self.gate.built else {}
 
     def build_from_config(self, config: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The same teacher, faster: in bfloat16, or compiled by XLA, without touching the user's model."""
+"""A faster copy of a teacher, in bfloat16 or compiled by XLA, that leaves the user's model unchanged."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _DTYPES = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16", "float32")
 class Fast(Single):
     """A faster copy of a teacher: lower precision, or its own XLA compilation, or both.
 
-    Whether it is faster depends on the machine: bfloat16 pays on GPUs, TPUs and CPUs with AMX or AVX512-BF16, and costs
-    on others. Time it (``benchmarks/stored_teacher.py`` does), and look at ``agreement``. The layers that give the
-    outputs stay in float32, so that the logits keep their digits.
+    Whether it is faster depends on the machine: bfloat16 is faster on GPUs, TPUs and CPUs with AMX or AVX512-BF16, and
+    slower on others. Time it (``benchmarks/stored_teacher.py`` does), and check ``agreement``. The output layers stay
+    in float32, so that the logits keep their precision.
 
     Args:
         model: a built Functional or Sequential model, possibly nested. It is copied, and not changed.
         dtype: a Keras dtype policy: ``"mixed_bfloat16"``, ``"mixed_float16"``, ``"bfloat16"``, ``"float16"`` or
             ``"float32"`` (a plain copy).
-        jit_compile: True compiles the teacher with XLA whatever the student does.
+        jit_compile: True compiles the teacher with XLA, independently of the student.
         **kwargs: passed on to ``keras.Model`` (``name``).
 
     Raises:
@@ -77,7 +77,7 @@ class Fast(Single):
 
 
 def in_precision(model: keras.Model, dtype: str) -> keras.Model:
-    """Return a copy of a model, weights included, that computes in another precision but for its last layers.
+    """Return a copy of a model, weights included, that computes in another precision except in its output layers.
 
     Args:
         model: a built Functional or Sequential model.
@@ -101,7 +101,7 @@ def in_precision(model: keras.Model, dtype: str) -> keras.Model:
         config = copy.deepcopy(layer.get_config())
         if id(layer) not in heads and not isinstance(layer, keras.layers.InputLayer):
             config = _with_policy(config, policy)
-            keras.config.set_dtype_policy(dtype)  # for layers that make layers of their own
+            keras.config.set_dtype_policy(dtype)  # for layers that create sublayers
         try:
             return layer.__class__.from_config(config)
         finally:
@@ -132,13 +132,13 @@ def _is_float_policy(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How far one teacher says what another says, over a dataset.
+    """How closely one teacher agrees with another over a dataset.
 
     Attributes:
         top1: fraction of examples with the same most probable class, 0 to 1.
         mean_kl: mean KL divergence from the exact teacher to the other at temperature 1, nats.
-        max_probability_gap: largest difference of any probability.
-        num_examples: how many examples were compared.
+        max_probability_gap: largest difference in any probability.
+        num_examples: number of examples compared.
     """
 
     top1: float
@@ -156,7 +156,7 @@ def agreement(teacher: keras.Model, exact: keras.Model, dataset: tf.data.Dataset
         dataset: yields x, (x, y) or (x, y, sample_weight), batched; every batch is used.
 
     Returns:
-        The figures.
+        The agreement figures.
 
     Raises:
         ValueError: if the dataset is empty.

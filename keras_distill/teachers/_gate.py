@@ -1,4 +1,4 @@
-"""A learned weighting of several teachers: the one rule that is trained."""
+"""A learned weighting of several teachers, the only trained rule."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Gate(keras.layers.Layer):
     """Gives each member a weight per example, and reports the entropy penalty as the layer's own loss.
 
     Args:
-        num_members: how many weights.
+        num_members: number of weights.
         scores: layer or model that maps the teacher's input to (batch, members); None for one dense layer on the
             members' probabilities, which starts from equal weights.
-        entropy_weight: >= 0: penalty on the entropy that the weights lack, against collapse onto one member.
+        entropy_weight: >= 0, weight of the penalty on low entropy, which prevents collapse onto one member.
         **kwargs: passed on to ``keras.layers.Layer``.
     """
 
@@ -36,7 +36,7 @@ class Gate(keras.layers.Layer):
         self.scores = scores or keras.layers.Dense(num_members, kernel_initializer="zeros", dtype="float32")
 
     def build(self, input_shape: Any) -> None:
-        """Build the layer that gives the scores."""
+        """Build the layer that computes the scores."""
         if not self.scores.built:
             self.scores.build(input_shape)
         self.input_shape_seen = input_shape
@@ -65,11 +65,11 @@ class Gate(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class LearnedGate(Combine):
-    """Weigh the members by a small network that is trained along with the student.
+    """Weight the members by a small network that is trained along with the student.
 
-    Use it when no rule says in advance which teacher to trust where. The gate sees the same loss as the student, so it
-    learns to prefer the teacher that is easiest to follow, and only the entropy penalty keeps it from following that
-    one alone: compare with ``ConfidenceWeighted``, which looks at the labels instead.
+    Use it when no rule says in advance which teacher to trust where. The gate minimises the same loss as the student,
+    so it learns to prefer the teacher that is easiest to follow, and only the entropy penalty keeps the others in use.
+    Compare with ``ConfidenceWeighted``, which uses the labels instead.
 
     Formula: sum_m w_m * loss(z_m, student), w = softmax(scores(x)) per example; the gate adds
     entropy_weight * (log members - mean(H(w))) to the training loss.
@@ -77,7 +77,7 @@ class LearnedGate(Combine):
     Args:
         scores: layer or model from the teacher's input to (batch, members) scores; None for one dense layer on the
             members' probabilities, which works for every kind of input.
-        entropy_weight: >= 0; larger keeps the weights more equal.
+        entropy_weight: >= 0; larger values keep the weights more equal.
 
     Reference:
         Liu, Zhang, Wang, "Adaptive multi-teacher multi-level knowledge distillation", Neurocomputing 2020.
@@ -92,13 +92,13 @@ class LearnedGate(Combine):
         self.layer: Gate | None = None
 
     def make_layer(self, num_members: int) -> Gate:
-        """Return the layer that is trained; made once, for the ensemble that owns it."""
+        """Create the trained layer, once, for the ensemble that owns it."""
         if self.layer is None:
             self.layer = Gate(num_members, self.scores, self.entropy_weight, name="gate")
         return self.layer
 
     def inputs(self, members: Any, teacher_x: Any) -> Any:
-        """Return what the gate looks at, without gradients to the teachers."""
+        """Return the gate's inputs, without gradients to the teachers."""
         if self.scores is not None:
             return teacher_x
         probabilities = ops.exp(Members(members, self).log_probs())

@@ -1,4 +1,4 @@
-"""A teacher that knows which example of the training set it hears."""
+"""A teacher that knows the index of each example in the training set."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from keras_distill.teachers._base import Around, gradient
 class Indexed(Around):
     """A teacher for terms that remember examples (``terms.ContrastiveMemory``): inputs come as ``(inputs, index)``.
 
-    The index is an example's place in the training set, the same in each epoch: ``fit((x, np.arange(len(x))), y)``, or
-    ``dataset.enumerate().map(lambda i, xy: ((xy[0], i), xy[1]))`` before shuffling. The student sees the inputs alone.
+    The index is an example's position in the training set, the same in each epoch: ``fit((x, np.arange(len(x))), y)``,
+    or ``dataset.enumerate().map(lambda i, xy: ((xy[0], i), xy[1]))`` before shuffling. The student sees the inputs
+    alone.
 
     Args:
         model: a Keras model or a teacher.
@@ -31,10 +32,10 @@ class Indexed(Around):
         ((4, 2), array([0, 1, 2, 3], dtype=int32))
     """
 
-    index_name = ":index"  # of the tap; no layer can be called so
+    index_name = ":index"  # of the tap; no layer can have this name
 
     def split(self, x: Any) -> tuple[Any, Any]:
-        """Return what the student sees, and what the teacher sees with the index."""
+        """Return the student's inputs, and the teacher's with the index."""
         if not isinstance(x, (list, tuple)) or len(x) != 2:
             raise error("Indexed", "inputs of the form (inputs, index)", type(x).__name__, "See its docstring")
         inputs, index = x

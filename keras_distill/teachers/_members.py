@@ -1,4 +1,4 @@
-"""What several teachers say about one batch, and how they agree and disagree."""
+"""The answers of several teachers to one batch, and how they agree and disagree."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def log_probabilities(logits: Tensor, temperature: Any = 1.0) -> Any:
         The shape of ``logits``, float32.
     """
     tempered = ops.cast(logits, "float32") / for_rank(temperature, len(logits.shape))
-    # The largest logit goes first: beside 1e4, the logarithm of a sum would be rounded away.
+    # The largest logit is subtracted first: next to 1e4, the logarithm of a sum would be rounded away.
     top = ops.max(tempered, axis=-1, keepdims=True)
     shifted = tempered - ops.where(ops.isfinite(top), top, ops.zeros_like(top))
     return shifted - ops.expand_dims(log_sum_exp(shifted, axis=-1), -1)
 
 
 def for_rank(temperature: Any, rank: int) -> Any:
-    """Reshape a temperature of shape (), (batch,) or (batch, 1) so that it divides a tensor of that rank."""
+    """Reshape a temperature of shape (), (batch,) or (batch, 1) to divide a tensor of that rank."""
     temperature = ops.cast(ops.convert_to_tensor(temperature), "float32")
     if len(temperature.shape) == 0:
         return temperature
@@ -54,16 +54,16 @@ def entropy(log_probs: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Members:
-    """The logits of several teachers for one batch, with the rule that makes them one.
+    """The logits of several teachers for one batch, with the rule that combines them.
 
     ``LogitsDistillation`` turns this into one teacher (``resolve``) or compares the student with each member
-    (``weighted_members``), as the rule says; a term that wants to know how far the members disagree reads ``members``.
+    (``weighted_members``), as the rule says; a term that needs the members' disagreement reads ``members``.
 
     Attributes:
         members: (batch, members, classes), float; (batch, members, time, classes) for sequences.
         combine: the rule, one of ``teachers.MeanProbs()`` and its relatives.
-        spread: (batch, members, ...) or None: how unsure each member is of itself; ``UncertaintyWeighted`` reads it.
-        gate_inputs: what ``LearnedGate`` looks at, or None.
+        spread: (batch, members, ...), each member's own uncertainty, or None; ``UncertaintyWeighted`` reads it.
+        gate_inputs: the inputs of ``LearnedGate``, or None.
 
     Example:
         >>> import numpy as np
@@ -81,12 +81,12 @@ class Members:
 
     @property
     def num_members(self) -> int:
-        """How many teachers there are."""
+        """The number of teachers."""
         return int(self.members.shape[1])
 
     @property
     def per_member(self) -> bool:
-        """True where the student is to be compared with each member, and the values weighed."""
+        """True if the student is compared with each member and the values are weighted."""
         return self.combine.per_member
 
     def log_probs(self, temperature: Any = 1.0) -> Any:
@@ -97,7 +97,7 @@ class Members:
         """Return each member's weight for each example.
 
         Args:
-            temperature: > 0, of the term.
+            temperature: > 0, the term's temperature.
             labels: (batch,) integer classes or (batch, classes) one-hot, where the rule needs them.
             student_logits: (batch, classes), where the rule needs them.
 
@@ -105,7 +105,7 @@ class Members:
             (batch, members), float32, (batch, members, time) for sequences; sums to 1 over the members.
 
         Raises:
-            ValueError: if the rule needs labels or the student's logits and there are none.
+            ValueError: if the rule needs labels or the student's logits and they are missing.
         """
         return self.combine.checked_weights(self, temperature, labels=labels, student_logits=student_logits)
 
@@ -119,7 +119,7 @@ class Members:
     def resolve(self, temperature: Any = 1.0, *, labels: Any = None, student_logits: Tensor = None) -> Any:
         """Return logits whose softmax at ``temperature`` is the combined distribution at that temperature.
 
-        Each member is tempered before they are combined, so the result depends on the temperature.
+        Members are tempered before they are combined, so the result depends on the temperature.
 
         Args:
             temperature: > 0; a number, or a tensor of shape (), (batch,) or (batch, 1).
@@ -134,7 +134,7 @@ class Members:
         return self.combine.resolve(self, temperature, labels=labels, student_logits=student_logits)
 
     def predictive(self) -> Any:
-        """Return the combined logits at temperature 1; the plain mean where the rule needs labels or the student."""
+        """Return the combined logits at temperature 1; the plain mean if the rule needs labels or the student."""
         if self.combine.needs_labels or self.combine.needs_student:
             return log_sum_exp(self.log_probs(), axis=1)
         return self.resolve(1.0)
@@ -153,6 +153,6 @@ class Members:
         return entropy(mean - ops.expand_dims(log_sum_exp(mean, axis=-1), -1))
 
     def knowledge_uncertainty(self) -> Any:
-        """Return the mutual information: total uncertainty less the members' mean entropy, (batch,), nats, >= 0."""
+        """Return the mutual information: total uncertainty minus the members' mean entropy, (batch,), nats, >= 0."""
         data = ops.mean(entropy(self.log_probs()), axis=1)
         return ops.maximum(self.total_uncertainty() - data, 0.0)

@@ -1,4 +1,4 @@
-"""One model with its dropout left on, heard several times."""
+"""One model sampled several times with its dropout on."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _DROPOUTS = (_layers.Dropout, _layers.AlphaDropout, _layers.GaussianDropout, _la
 
 
 def dropout_layers(model: keras.Model, also: tuple[type, ...] = ()) -> list[tuple[Any, list[Any]]]:
-    """Return each layer of ``model`` whose dropout ``training=True`` switches on, with the owners of its randomness.
+    """Return each layer of ``model`` with dropout in training mode, and the owners of its randomness.
 
     Args:
         model: any Keras model.
-        also: further layer classes that do nothing but drop, of the user's own.
+        also: further layer classes, of the user's own, that only apply dropout.
 
     Returns:
         Pairs of layer and the objects (the layer itself, or an RNN's cells) whose ``seed_generator`` it draws from.
@@ -47,7 +47,7 @@ def dropout_layers(model: keras.Model, also: tuple[type, ...] = ()) -> list[tupl
 
 @contextlib.contextmanager
 def _dropping(layers: Sequence[tuple[Any, list[Any]]], seeds: keras.random.SeedGenerator) -> Iterator[None]:
-    """Let ``layers``, and no others, behave as in training, drawing from ``seeds``; everything is put back after."""
+    """Run only ``layers`` in training mode, drawing from ``seeds``; everything is restored afterwards."""
     with contextlib.ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any) -> None:
@@ -75,18 +75,18 @@ def _with_training(call: Any) -> Any:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class MonteCarloDropout(Teacher):
-    """A model with dropout on and everything else (BatchNorm) in inference mode, heard ``num_samples`` times.
+    """A model with dropout on and everything else (BatchNorm) in inference mode, sampled ``num_samples`` times.
 
-    Each pass draws fresh masks, one per sample and example, so the student is taught by the mean over masks, and
-    ``Members`` shows how far the samples differ. All samples of a batch run as one larger batch. The model is not
+    Each pass draws fresh masks, one per sample and example, so the student learns from the mean over masks, and
+    ``Members`` shows how much the samples differ. All samples of a batch run as one larger batch. The model is not
     changed.
 
     Args:
         model: a Keras model with dropout somewhere inside: Dropout and its relatives, attention, RNN layers.
-        num_samples: how often each example is heard; 10 or more for the spread, 1 is enough for an unbiased mean.
-        seed: of the masks; the same seed gives the same masks in the same order.
+        num_samples: number of samples per example; 10 or more for the spread, 1 is enough for an unbiased mean.
+        seed: seed of the masks; the same seed gives the same masks in the same order.
         combine: as in ``Ensemble``.
-        also: further layer classes, of your own, that should run with ``training=True``.
+        also: further layer classes of your own to run with ``training=True``.
         **kwargs: passed on to ``keras.Model`` (``name``).
 
     Raises:

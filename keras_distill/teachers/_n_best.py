@@ -1,4 +1,4 @@
-"""The likeliest label sequences of a CTC teacher, made once, for sequence-level distillation."""
+"""The likeliest label sequences of a CTC teacher, decoded once, for sequence-level distillation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class NBest:
 
     Args:
         labels: (examples, hypotheses, labels), int32, padded with -1.
-        weights: (examples, hypotheses), float32: the posteriors, renormalised over the list; 0 where there is none.
-        log_probabilities: (examples, hypotheses), float32, exact; -inf where there is none.
+        weights: (examples, hypotheses), float32: the posteriors, renormalised over the list; 0 for a missing
+            hypothesis.
+        log_probabilities: (examples, hypotheses), float32, exact; -inf for a missing hypothesis.
 
     Example:
         >>> found = NBest(np.array([[[1], [-1]]]), np.array([[0.75, 0.25]]), np.log([[0.6, 0.2]]))
@@ -53,7 +54,7 @@ def n_best(
 
     Args:
         teacher: a trained model whose output is logits (batch, frames, classes); a mask on them is respected.
-        x: the inputs: an array, or a structure of arrays, examples first.
+        x: the inputs: an array or a structure of arrays, with the examples on the first axis.
         num_hypotheses: >= 1, hypotheses per example.
         beam_width: >= num_hypotheses, prefixes kept after each frame.
         blank: the class that means "no label".
@@ -96,7 +97,7 @@ def n_best(
     log_probabilities = np.concatenate(scores)
     weights = np.exp(log_probabilities - log_probabilities.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
-    order = np.argsort(-log_probabilities, axis=1, kind="stable")  # by their exact probabilities
+    order = np.argsort(-log_probabilities, axis=1, kind="stable")  # sort by exact probability
     return NBest(
         np.take_along_axis(np.concatenate(padded), order[..., None], axis=1),
         np.take_along_axis(weights, order, axis=1).astype("float32"),

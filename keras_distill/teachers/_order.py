@@ -1,4 +1,4 @@
-"""Teachers whose targets keep the order of the classes, or the gaps between them, and forget the rest."""
+"""Teachers whose targets keep only the order of the classes, or a function of the gaps between them."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ _PACKAGE = "keras_distill"
 
 
 class _Reworded(Around):
-    """Base of teachers that say something else with the inner teacher's one output, logits."""
+    """Base of teachers that transform the inner teacher's single output, logits."""
 
     def __init__(self, model: keras.Model, **kwargs: Any) -> None:
         super().__init__(model, **kwargs)
         refuse_probabilities(type(self).__name__, self.model)
 
     def reword(self, logits: Tensor) -> Any:
-        """Return the new logits for the inner teacher's, (..., classes) float32."""
+        """Return the transformed logits, (..., classes) float32."""
         raise NotImplementedError(f"{type(self).__name__} must define reword().")
 
     def listen(
         self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
     ) -> tuple[Any, dict[str, Any]]:
-        """Run the inner teacher and rewrite its combined logits; see ``Teacher.listen``."""
+        """Run the inner teacher and transform its combined logits; see ``Teacher.listen``."""
         outputs, tapped = self.model.listen(teacher_x, taps, **gradient(differentiable))
         outputs = resolved(outputs)
         if keras.tree.is_nested(outputs):
             owner = type(self).__name__
             raise error(owner, "a teacher with one output", f"{len(keras.tree.flatten(outputs))} outputs")
         logits = ops.cast(outputs, "float32")
-        # A class that cannot occur stays impossible, whatever is made of the others.
+        # A class that cannot occur stays impossible.
         possible = logits > float("-inf")
         return ops.where(possible, self.reword(logits), float("-inf")), tapped
 
@@ -53,7 +53,7 @@ class _Reworded(Around):
 
 
 def ranks(logits: Tensor) -> Any:
-    """Return the position of each class, 0 for the greatest logit; ties share the mean of their positions.
+    """Return the rank of each class, 0 for the greatest logit; ties share the mean of their ranks.
 
     Args:
         logits: (..., classes).
@@ -70,11 +70,11 @@ def ranks(logits: Tensor) -> Any:
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class RankTargets(_Reworded):
-    """A teacher that says only in which order it sees the classes (rank targets).
+    """A teacher that gives only the order of the classes (rank targets).
 
-    Choose it where a teacher's confidence is not to be trusted or not to be passed on. Order alone loses the
-    calibration: the target is equally sure of every example. ``mix`` brings the teacher's own probabilities back.
-    These targets are this package's definition, not a published one.
+    Choose it where a teacher's confidence should not be trusted or passed on. Order alone loses the calibration: the
+    target is equally sure of every example. ``mix`` adds the teacher's own probabilities. These targets are the
+    package's own definition, not a published one.
 
     Formula: with rank_k the position of class k (0 is the greatest, ties share the mean):
     ``"softmax"``: t_k ~ exp(-rank_k / temperature); ``"zipf"``: t_k ~ (1 + rank_k) ** -exponent.
@@ -84,10 +84,10 @@ class RankTargets(_Reworded):
     Args:
         model: a Keras model or a teacher with one output, logits.
         form: ``"softmax"`` or ``"zipf"``.
-        top_k: >= 1, how many classes are told apart; None tells all apart.
-        temperature: > 0, of the softmax form: small values say almost only the first class.
-        exponent: > 0, of the Zipf form: large values say almost only the first class.
-        mix: 0 to 1, share of the teacher's own probabilities in the target.
+        top_k: >= 1, number of classes to distinguish; None distinguishes all.
+        temperature: > 0, of the softmax form; small values put almost all mass on the first class.
+        exponent: > 0, of the Zipf form; large values put almost all mass on the first class.
+        mix: share of the teacher's own probabilities in the target, 0 to 1.
         **kwargs: passed on to ``keras.Model`` (``name``).
 
     Raises:
@@ -144,11 +144,11 @@ class RankTargets(_Reworded):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class SortedDifferences(_Reworded):
-    """A teacher whose classes keep their order while the gaps between neighbours are rewritten (sorted differences).
+    """A teacher whose classes keep their order while the gaps between them are transformed (sorted differences).
 
     Choose ``"log"`` or ``"cap"`` for an over-confident teacher: large gaps shrink and small ones stay, so the student
-    learns which classes are alike and hears less of how sure the teacher is. ``"identity"`` is plain soft targets.
-    These targets are this package's definition, not a published one.
+    learns which classes are alike and less of the teacher's confidence. ``"identity"`` is plain soft targets. These
+    targets are the package's own definition, not a published one.
 
     Formula: with sorted logits z_(1) >= z_(2) >= ... and gaps d_r = z_(r) - z_(r+1), the logit of the class in place r
     is -sum_{q < r} g(d_q) / temperature, where g(d) is min(d, cap), log(1 + d), d / s, or d itself; s is the standard
@@ -191,7 +191,7 @@ class SortedDifferences(_Reworded):
         ordered = ops.take_along_axis(logits, order, axis=-1)
         upper, lower = ordered[..., :-1], ordered[..., 1:]
         possible = lower > float("-inf")
-        # Impossible classes come last; their gaps are put to 0 here and their logits to -inf afterwards.
+        # Impossible classes come last; their gaps are set to 0 here and their logits to -inf afterwards.
         gaps = ops.where(possible, ops.where(possible, upper, 0.0) - ops.where(possible, lower, 0.0), 0.0)
         if self.transform == "cap":
             gaps = ops.minimum(gaps, self.cap)

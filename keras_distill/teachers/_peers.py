@@ -1,4 +1,4 @@
-"""Teachers made of the student's own outputs in the same pass: its other outputs, or its deepest one."""
+"""Teachers computed from the student's own outputs in the same pass: its other outputs, or its deepest one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keras_distill.teachers._members import Members
 
 
 class HearsStudent(Teacher, abc.ABC):
-    """Base of teachers that answer after the student's pass, from its several outputs, without a gradient."""
+    """Base of teachers that answer after the student's pass, from its several outputs, without gradients."""
 
     @property
     def hears_student(self) -> bool:
@@ -24,7 +24,7 @@ class HearsStudent(Teacher, abc.ABC):
         return True
 
     def listen(self, teacher_x: Any, taps: Any = (), *, differentiable: bool = False) -> tuple[Any, dict[str, Any]]:
-        """Raise: it has nothing to say before the student has."""
+        """Raise: it cannot answer before the student has run."""
         raise error(type(self).__name__, "to be the teacher of a Distiller", "a call without a student")
 
     def listen_to(
@@ -39,10 +39,10 @@ class HearsStudent(Teacher, abc.ABC):
 
     @abc.abstractmethod
     def answers(self, outputs: list[Any]) -> list[Any]:
-        """Return what is taught to each output, from all of them.
+        """Return the targets of each output, from all of them.
 
         Args:
-            outputs: the student's outputs without their gradient, in Keras' order.
+            outputs: the student's outputs, without gradients, in Keras' order.
         """
 
 
@@ -50,8 +50,8 @@ class HearsStudent(Teacher, abc.ABC):
 class Peers(HearsStudent):
     """Each output of a student learns from its other outputs (online distillation between branches, KDCL).
 
-    Choose it for branches on a common trunk, trained together in one ``Distiller``; for students that share nothing,
-    with an optimizer each, use ``regimes.MutualLearning``.
+    Choose it for branches on a common trunk, trained together in one ``Distiller``; for separate students, each with
+    its own optimizer, use ``regimes.MutualLearning``.
 
     Args:
         combine: ``"pairwise"``: an output is compared with each of the others and the values are averaged (DML);
@@ -59,7 +59,7 @@ class Peers(HearsStudent):
         **kwargs: passed on to ``keras.Model`` (``name``).
 
     Raises:
-        ValueError: if ``combine`` is another word; in ``fit``, if the student has a single output.
+        ValueError: if ``combine`` is unknown; in ``fit``, if the student has a single output.
 
     Example:
         >>> import keras, numpy as np
@@ -96,9 +96,9 @@ class Peers(HearsStudent):
 class DeepestExit(HearsStudent):
     """The last output of a student teaches its earlier ones (be your own teacher, BYOT).
 
-    Choose it with ``students.with_exits``: one training gives a model and cheaper versions of it. Give the terms
-    ``None`` for the last output, which learns from the labels alone. A ``FeatureDistillation`` names layers of the
-    student on both sides: the hint is ``FeatureDistillation("mse", "<bottleneck>", "features_<layer>")``.
+    Choose it with ``students.with_exits``: a single training run gives a model and cheaper versions of it. Give the
+    terms ``None`` for the last output, which learns from the labels alone. A ``FeatureDistillation`` names layers of
+    the student on both sides; the paper's hint is ``FeatureDistillation("mse", "<bottleneck>", "features_<layer>")``.
 
     Args:
         **kwargs: passed on to ``keras.Model`` (``name``).
@@ -113,7 +113,7 @@ class DeepestExit(HearsStudent):
 
     Reference:
         Zhang et al., "Be Your Own Teacher", ICCV 2019, arXiv:1905.08094, eq. 1-3. Differs: the hint between features is
-        a term of your own, with a weight of your own.
+        a separate term with its own weight.
     """
 
     def answers(self, outputs: list[Any]) -> list[Any]:
@@ -129,9 +129,9 @@ class DeepestExit(HearsStudent):
 class GatedPeers(HearsStudent):
     """A gated ensemble of a student's outputs teaches each of them (on-the-fly native ensemble, ONE).
 
-    The student's last output is the gate: its logits over the branches, (batch, branches); it gets no lesson. The gate
+    The student's last output is the gate: logits over the branches, (batch, branches). It is not taught itself but
     learns through the supervised loss of the mixture, an output between branches and gate that ``students.with_gate``
-    adds; without one the gate stands still.
+    adds; without one the gate does not learn.
 
     Formula: teacher = log sum_m softmax(gate)_m * softmax(logits_m), the same for every branch.
 
@@ -151,7 +151,7 @@ class GatedPeers(HearsStudent):
     """
 
     def answers(self, outputs: list[Any]) -> list[Any]:
-        """Return the gated ensemble for every branch and the mixture; the gate hears itself, which is no lesson."""
+        """Return the gated ensemble for every branch and the mixture; the gate gets itself, which teaches nothing."""
         *others, gate = outputs
         if gate.shape[-1] not in (len(others), len(others) - 1):
             expected = f"the student's last output to be a gate over its {len(others)} other outputs"

@@ -1,4 +1,4 @@
-"""A teacher whose knowledge of the classes it does not choose is shuffled."""
+"""A teacher whose logits of all classes but the predicted one are shuffled."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from keras_distill.teachers._base import Around, gradient, resolved, silent
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class PermutedDarkKnowledge(Around):
-    """A teacher whose logits of all classes but its first are permuted anew for each example (DKPP).
+    """A teacher whose logits, except the largest, are permuted anew for each example (DKPP).
 
-    Choose it as a control: what it still teaches is the teacher's confidence, not how classes resemble each other.
+    Choose it as a control: it still teaches the teacher's confidence, but not how classes resemble each other.
 
     Args:
         model: a Keras model or a teacher, with logits of shape (batch, classes).
-        seed: >= 0, of the permutations.
+        seed: >= 0, seed of the permutations.
         **kwargs: passed on to ``keras.Model`` (``name``).
 
     Example:
@@ -44,14 +44,14 @@ class PermutedDarkKnowledge(Around):
     def listen(
         self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
     ) -> tuple[Any, dict[str, Any]]:
-        """Run the teacher once and permute what it says; see ``Teacher.listen``."""
+        """Run the teacher once and permute its logits; see ``Teacher.listen``."""
         outputs, tapped = self.model.listen(teacher_x, taps, **gradient(differentiable))
         permuted = keras.tree.map_structure(self._permuted, resolved(outputs))
         return silent(permuted, differentiable), tapped
 
     def _permuted(self, logits: Tensor) -> Any:
         top = ops.one_hot(ops.argmax(logits, axis=-1), logits.shape[-1], dtype="bool")
-        # Sorting random keys permutes uniformly. The first class has the smallest key in both orders, so it stays.
+        # Sorting random keys permutes uniformly. The largest logit has the smallest key in both orders, so it stays.
         keys = ops.where(top, -1.0, keras.random.uniform(ops.shape(logits), seed=self.orders))
         places = ops.where(top, -1.0, ops.cast(ops.arange(logits.shape[-1]), "float32"))
         shuffled = ops.take_along_axis(logits, ops.argsort(keys, axis=-1), axis=-1)

@@ -1,4 +1,4 @@
-"""States that a policy has visited, with what the teacher says there: in memory, or on disk."""
+"""States that a policy has visited, with the teacher's values there, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OWNER = "PolicyBuffer"
 
 
 def action_values(policy: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a policy as a function of arrays: a Keras model is traced once, any other callable is taken as it is.
+    """Return a policy as a function of arrays: a Keras model is traced once, any other callable is used as it is.
 
     Args:
         policy: a ``keras.Model``, or a function from (environments, ...) states to (environments, outputs).
@@ -38,10 +38,10 @@ def choose_actions(values: np.ndarray, space: Any, *, epsilon: float, rng: np.ra
     """Return one action per environment: greedy, or a random one with probability ``epsilon``.
 
     Args:
-        values: (environments, outputs): action values or logits; for a box of actions means, then log-variances.
+        values: (environments, outputs): action values or logits; for a box of actions, means followed by log-variances.
         space: the action space of one environment (``gymnasium.spaces``): discrete, or a box.
         epsilon: in 0..1; for a box the probability with which an action is drawn from the policy's Gaussian.
-        rng: source of the draws.
+        rng: source of randomness.
 
     Returns:
         (environments,) integers, or (environments, dimensions) float32 within the box.
@@ -56,15 +56,15 @@ def choose_actions(values: np.ndarray, space: Any, *, epsilon: float, rng: np.ra
 
 
 class PolicyBuffer:
-    """Replay of a teacher: visited states and the teacher's values there, gathered in vectorised environments.
+    """Replay buffer of a teacher: visited states and the teacher's values there, gathered in vectorised environments.
 
-    ``gather`` acts by the teacher (epsilon-greedy) or by any other policy, such as the student (DAgger), and always
-    keeps the teacher's values. With a path every call writes one pair of ``.npy`` files, which are read through memory
-    maps: the replay may be larger than memory, survives a kill, and goes on where it stopped.
+    ``gather`` follows the teacher (epsilon-greedy) or any other policy, such as the student (DAgger), and always
+    records the teacher's values. With a path, every call writes one pair of ``.npy`` files, which are memory-mapped:
+    the buffer may be larger than memory, survives a kill, and resumes where it stopped.
 
     Args:
-        path: a directory, made if it is not there; None keeps everything in memory.
-        capacity: >= 1, how many states are kept; the oldest calls of ``gather`` are dropped beyond it.
+        path: a directory, created if missing; None keeps everything in memory.
+        capacity: >= 1, number of states to keep; beyond it, the oldest calls of ``gather`` are dropped.
 
     Raises:
         ValueError: if capacity is below 1, path cannot be written to, or the files there do not fit each other.
@@ -127,13 +127,13 @@ class PolicyBuffer:
 
     @property
     def states(self) -> np.ndarray:
-        """All states, (examples, ...), float32; of a buffer on disk, a copy in memory."""
+        """All states, (examples, ...), float32; a copy in memory if the buffer is on disk."""
         self._check_filled()
         return np.concatenate([states for states, _ in self._parts])
 
     @property
     def values(self) -> np.ndarray:
-        """The teacher's values, (examples, outputs), float32; of a buffer on disk, a copy in memory."""
+        """The teacher's values, (examples, outputs), float32; a copy in memory if the buffer is on disk."""
         self._check_filled()
         return np.concatenate([values for _, values in self._parts])
 
@@ -142,7 +142,7 @@ class PolicyBuffer:
             raise error(_OWNER, "at least one gathered state", "an empty buffer", "Call gather() or add() first")
 
     def add(self, states: Any, values: Any) -> None:
-        """Append states and the teacher's values there; drop the oldest parts beyond the capacity.
+        """Append states with the teacher's values; drop the oldest parts beyond the capacity.
 
         Args:
             states: (examples, ...), finite.
@@ -161,7 +161,7 @@ class PolicyBuffer:
             self._numbers.append(len(self._numbers))
         else:
             part = self._numbers[-1] + 1 if self._numbers else 0
-            for file, array in zip(self._files(part), (states, values), strict=True):  # the values come last: complete
+            for file, array in zip(self._files(part), (states, values), strict=True):  # values last: part complete
                 content = io.BytesIO()
                 np.save(content, array)
                 try:
@@ -186,23 +186,23 @@ class PolicyBuffer:
         epsilon: float = 0.05,
         seed: int = 0,
     ) -> dict[str, float]:
-        """Act in vectorised environments and keep every state with the teacher's values there.
+        """Act in vectorised environments and record every state with the teacher's values.
 
         Args:
             environments: a ``gymnasium.vector.VectorEnv``, such as ``gymnasium.make_vec("CartPole-v1", 8)``.
             teacher: a ``keras.Model`` or a function from states to action values or logits (discrete actions), or to
                 means and log-variances side by side (a box).
-            num_states: >= 1, how many are added; whole steps of all environments, so that a few more may come.
-            actor: the policy that acts; None is the teacher. The student makes it DAgger.
-            epsilon: in 0..1, how often the actor's action gives way to a random one.
-            seed: >= 0, of the environments and of the random actions.
+            num_states: >= 1, number of states to add; rounded up to whole steps of all environments.
+            actor: the policy that acts; None uses the teacher. With the student this is DAgger.
+            epsilon: probability, in 0..1, of a random action instead of the actor's.
+            seed: >= 0, seed of the environments and of the random actions.
 
         Returns:
             "states", "episodes", "mean_return" and "mean_length" of the episodes that ended; NaN where none did.
 
         Raises:
-            ValueError: if a reward is NaN, all episodes end at their first step, the teacher says the same everywhere,
-                or its outputs do not fit the actions.
+            ValueError: if a reward is NaN, all episodes end at their first step, the teacher gives the same values
+                everywhere, or its outputs do not fit the actions.
         """
         integer(_OWNER, "num_states", num_states, low=1)
         number(_OWNER, "epsilon", epsilon, low=0.0, high=1.0)
@@ -212,7 +212,7 @@ class PolicyBuffer:
         states, _ = environments.reset(seed=integer(_OWNER, "seed", seed, low=0))
         count = len(states)
         resets_at_once = str(environments.metadata.get("autoreset_mode")).endswith("SAME_STEP")
-        ended = np.zeros(count, bool)  # by the last step: the next one resets, whatever the action is
+        ended = np.zeros(count, bool)  # by the last step: the next step resets, ignoring the action
         lengths, rewards_so_far = np.zeros(count, int), np.zeros(count)
         kept: list[tuple[np.ndarray, np.ndarray]] = []
         episodes: list[tuple[float, int]] = []
@@ -227,7 +227,7 @@ class PolicyBuffer:
             actions = choose_actions(decided, space, epsilon=epsilon, rng=rng)
             states, rewards, terminated, truncated, _ = environments.step(actions)
             if not np.isfinite(np.asarray(rewards, "float64")).all():
-                advice = "Mend the environment: a return cannot be measured"
+                advice = "Fix the environment: the return cannot be computed"
                 raise error(_OWNER, "finite rewards", "NaN or infinity", advice)
             lengths += alive
             rewards_so_far += np.where(alive, rewards, 0.0)
@@ -237,11 +237,11 @@ class PolicyBuffer:
             if resets_at_once:
                 ended = np.zeros(count, bool)
             if len(episodes) >= 20 and max(length for _, length in episodes) <= 1:
-                advice = "Look at the environment's reset and step"
+                advice = "Check the environment's reset and step"
                 raise error(_OWNER, "episodes longer than one step", f"{len(episodes)} that end at once", advice)
         new_states, new_values = (np.concatenate(parts) for parts in zip(*kept, strict=True))
         if len(new_values) > 1 and np.ptp(new_values, axis=0).max() == 0.0 and np.ptp(new_states, axis=0).max() > 0.0:
-            advice = "Nothing can be learned from it: look at its weights and inputs"
+            advice = "Nothing can be learned from it: check its weights and inputs"
             raise error(_OWNER, "a teacher whose values depend on the state", "the same values everywhere", advice)
         self.add(new_states, new_values)
         means = np.mean(episodes, axis=0) if episodes else (math.nan, math.nan)
@@ -257,10 +257,10 @@ class PolicyBuffer:
 
         Args:
             batch_size: >= 1; the last batch of an epoch may be smaller.
-            seed: of the order, which is new in each epoch; None keeps the order in which they were gathered.
+            seed: seed of the order, which is new in each epoch; None keeps the order of gathering.
 
         Returns:
-            A ``keras.utils.PyDataset``; states are read from disk as they are asked for.
+            A ``keras.utils.PyDataset``; states are read from disk on demand.
 
         Raises:
             ValueError: if the buffer is empty or batch_size is below 1.
@@ -275,7 +275,7 @@ def _check_outputs(values: np.ndarray, space: Any) -> None:
         kind = "one value per action" if hasattr(space, "n") else "a mean and a log-variance per dimension"
         raise error(_OWNER, f"{expected} outputs of the teacher ({kind})", values.shape)
     if not np.isfinite(values).all():
-        raise error(_OWNER, "finite values of the teacher", "NaN or infinity", "Look at its weights and inputs")
+        raise error(_OWNER, "finite values of the teacher", "NaN or infinity", "Check its weights and inputs")
 
 
 class _Batches(keras.utils.PyDataset):
@@ -303,6 +303,6 @@ class _Batches(keras.utils.PyDataset):
         return both[0], both[1]
 
     def on_epoch_end(self) -> None:
-        """Draw the order of the next epoch."""
+        """Draw a new order for the next epoch."""
         if self._rng is not None:
             self._order = self._rng.permutation(self._starts[-1])

@@ -1,4 +1,4 @@
-"""A teacher whose answers are arrays in memory: what ``teacher.predict`` gave, found again for each example."""
+"""A teacher whose answers are arrays in memory, such as from ``teacher.predict``, looked up for each example."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _BATCH = 4096
 class Precomputed(Teacher):
     """Answers computed before training, as in tutorials: ``Precomputed(teacher.predict(x), x)``, then ``fit(x, y)``.
 
-    Choose it for a data set that fits into memory and is not augmented; ``teachers.label`` writes to disk, and checks
+    Choose it for a data set that fits into memory and is not augmented; ``teachers.label`` writes to disk and checks
     more. Each example finds its row by a 64-bit fingerprint of its bytes, so shuffling, batching, sharding over
-    replicas and XLA change nothing. An example that is not among ``inputs`` stops training: give the rows of the
-    validation data too (concatenated), and let a random augmentation be part of the student's model.
+    replicas and XLA change nothing. An example that is not among ``inputs`` stops training: include the rows of the
+    validation data (concatenated), and make random augmentation part of the student's model.
 
-    Without ``inputs`` the batch says which row it wants: ``fit((x, np.arange(len(x))), y)``, and the student sees the
-    first part alone.
+    Without ``inputs`` the batch carries the row indices: ``fit((x, np.arange(len(x))), y)``, and the student sees only
+    the first part.
 
     Args:
         outputs: (examples, ...), an array or a structure of them: logits, or probabilities for terms that take them.
-        inputs: what the student is fed, as given to ``fit``: (examples, ...), an array or a structure of them; floats
-            are taken in Keras' precision, as ``fit`` does. Equal examples share the first one's row.
+        inputs: the student's inputs, as given to ``fit``: (examples, ...), an array or a structure of them; floats are
+            cast to Keras' precision, as in ``fit``. Equal examples share the row of the first.
         **kwargs: passed on to ``keras.Model`` (``name``).
 
     Raises:
-        ValueError: if there is no row, or not one row for each example.
+        ValueError: if there are no rows, or not one row for each example.
 
     Example:
         >>> import keras, numpy as np
@@ -82,12 +82,12 @@ class Precomputed(Teacher):
         return False
 
     def split(self, x: Any) -> tuple[Any, Any]:
-        """Return what the student sees, and by what a row is found: the same inputs, or the index beside them."""
+        """Return the student's inputs, and the key to the rows: the same inputs, or the index given with them."""
         if self.by_inputs:
             return x, x
         if isinstance(x, (list, tuple)) and len(x) == 2:
             return x[0], x[1]
-        return x, None  # to predict, nobody asks the teacher
+        return x, None  # prediction does not use the teacher
 
     def listen(
         self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
@@ -109,7 +109,7 @@ class Precomputed(Teacher):
             rows = ops.reshape(ops.cast(teacher_x, "int32"), (-1,))
             known = ops.logical_and(rows >= 0, rows < self.num_examples)
             rows = ops.clip(rows, 0, self.num_examples - 1)
-        # XLA leaves assertions out: there the row is NaN, which stops training as well.
+        # XLA drops assertions; there the row is NaN, which also stops training.
         tf.debugging.Assert(tf.reduce_all(known), [_UNKNOWN])
 
         def answer(table: Any) -> Any:
@@ -120,7 +120,7 @@ class Precomputed(Teacher):
         return silent(keras.tree.pack_sequence_as(self._template, list(map(answer, self._tables)))), {}
 
     def translate(self, problem: Exception) -> Exception:
-        """Return the sentence behind TensorFlow's error about an unknown example."""
+        """Return a clear error in place of TensorFlow's about an unknown example."""
         if _UNKNOWN not in str(problem):
             return problem
         what = "examples that were given with their outputs" if self.by_inputs else "an index of a row of outputs"
@@ -128,14 +128,14 @@ class Precomputed(Teacher):
         return error(_OWNER, what, "another one", advice)
 
     def get_config(self) -> dict[str, Any]:
-        """Return shapes and structure; the arrays are weights, which a saved distiller holds."""
+        """Return shapes and structure; the arrays themselves are saved as weights."""
         tables = [{"shape": list(each.shape), "dtype": each.dtype} for each in self._tables]
         template = keras.tree.pack_sequence_as(self._template, list(range(len(tables))))
         return {"name": self.name, "tables": tables, "template": template, "by_inputs": self.by_inputs}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Precomputed:
-        """Rebuild the teacher from ``get_config``, its weights still to be loaded."""
+        """Rebuild the teacher from ``get_config``, without its weights, which are loaded afterwards."""
         tables = [np.zeros(each["shape"], each["dtype"]) for each in config["tables"]]
         outputs = keras.tree.map_structure(lambda index: tables[index], config["template"])
         inputs = np.zeros((len(tables[0]), 1), "float32") if config["by_inputs"] else None
@@ -172,7 +172,7 @@ def fingerprints(x: Any) -> Any:
     for index, leaf in enumerate(keras.tree.flatten(x)):
         words = _words(tf.convert_to_tensor(leaf))
         factors = np.random.Philox(key=index).random_raw(int(words.shape[1])).astype("int64") | 1
-        # Mixed first: the low bits of most floats are zero, and sums of products would keep them so.
+        # Mixed first: the low bits of most floats are zero, and would stay zero in sums of products.
         mixed = words * tf.constant(-7046029254386353131, tf.int64)
         mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, tf.constant(29, tf.int64)))
         total += tf.reduce_sum(mixed * factors, axis=1)
@@ -191,7 +191,7 @@ def _words(x: tf.Tensor) -> tf.Tensor:
 
 
 def _first_not_below(numbers: Any, wanted: Any, count: int) -> Any:
-    """Return where in the sorted ``numbers`` each of ``wanted`` would first stand; the last place for larger ones."""
+    """Return the leftmost insertion index of each of ``wanted`` in the sorted ``numbers``, at most the last index."""
     place = ops.zeros_like(wanted, dtype="int32")
     step = 1 << max(count - 1, 0).bit_length()
     while step >= 1:

@@ -1,4 +1,4 @@
-"""A teacher made of the student itself: its running average, or what it was some time ago."""
+"""A teacher made from the student itself: its running average, or an earlier state."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from keras_distill.teachers._base import Single
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Snapshot(Single):
-    """A copy of a model that follows it: the mean teacher (EMA), or the model as it was some steps ago.
+    """A copy of a model that follows it: its moving average (mean teacher, EMA), or its state some steps ago.
 
-    Give the student to the constructor, and the snapshot to ``Distiller`` as the teacher of that student: it then moves
-    inside the training step, after each update, and its weights are saved with the state of training. A student of
-    another architecture is not followed. The default is the mean teacher; ``decay=0.0`` with ``every_steps`` = steps
-    per epoch is last epoch's student.
+    Give the student to the constructor, and the snapshot to ``Distiller`` as that student's teacher: it is then updated
+    inside the training step, after each update of the student, and its weights are saved with the state of training. A
+    student of another architecture is not followed. The default is the mean teacher; ``decay=0.0`` with ``every_steps``
+    = steps per epoch is last epoch's student.
 
     Formula: after every ``every_steps``-th step, teacher = decay * teacher + (1 - decay) * student, for all weights,
     BatchNorm's statistics included; integer state is copied. During the first ``warmup_steps`` steps the decay of the
-    n-th move is min(decay, 1 - 1 / (n + 1)), the plain average so far.
+    n-th update is min(decay, 1 - 1 / (n + 1)), the plain average so far.
 
     Args:
-        model: the model to copy: built, and one that ``keras.models.clone_model`` can clone.
+        model: the model to copy; it must be built and clonable by ``keras.models.clone_model``.
         decay: 0 <= decay <= 1, no unit. 0.999 averages over about the last 1000 updates.
-        every_steps: how many training steps lie between two updates.
+        every_steps: number of training steps between two updates.
         warmup_steps: >= 0, training steps in which the decay rises, so that the first weights are forgotten sooner.
         **kwargs: passed on to ``keras.Model`` (``name``).
 
@@ -61,10 +61,10 @@ class Snapshot(Single):
         self.decay = self_decay
         self.every_steps = integer("Snapshot", "every_steps", every_steps, low=1)
         self.warmup_steps = integer("Snapshot", "warmup_steps", warmup_steps, low=0)
-        self.moves_by_itself = False  # once a training step has it as teacher
+        self.moves_by_itself = False  # True once a training step updates it
 
     def update(self, student: keras.Model, num_updates: int = 1) -> None:
-        """Move towards the student as it is now, as ``num_updates`` updates with this student would."""
+        """Move towards the current student as far as ``num_updates`` updates would."""
         decay = self.decay**num_updates
         for own, other in zip(self.model.variables, student.variables, strict=True):
             if own.dtype.startswith(("float", "bfloat")):
@@ -74,7 +74,7 @@ class Snapshot(Single):
                 own.assign(other)
 
     def after_update(self, student: keras.Model, step: Any) -> None:
-        """Move towards the student if a move is due; called inside the traced step."""
+        """Move towards the student if an update is due; called inside the traced step."""
         pairs = list(zip(self.model.variables, student.variables, strict=False))
         if len(self.model.variables) != len(student.variables) or any(a.shape != b.shape for a, b in pairs):
             return
@@ -113,7 +113,7 @@ class Snapshot(Single):
     def follow(self, student: keras.Model) -> keras.callbacks.Callback:
         """Return a callback that updates this snapshot as ``student`` is trained by plain ``fit``.
 
-        In a ``Distiller`` that has the snapshot as its teacher the callback is not needed, and does nothing.
+        A ``Distiller`` with the snapshot as its teacher does not need the callback, which then does nothing.
         """
         return _Follow(self, student)
 
@@ -128,7 +128,7 @@ class Snapshot(Single):
 
 
 class _Follow(keras.callbacks.Callback):
-    """Updates a ``Snapshot`` after every ``every_steps``-th batch, also where Keras runs several batches at once."""
+    """Updates a ``Snapshot`` after every ``every_steps``-th batch, also if Keras runs several batches per call."""
 
     def __init__(self, teacher: Snapshot, student: keras.Model) -> None:
         super().__init__()

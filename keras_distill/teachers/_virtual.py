@@ -1,4 +1,4 @@
-"""A teacher without a model: the right class, and the same share for all others."""
+"""A teacher without a model: a fixed probability for the right class, the rest shared by the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keras_distill.teachers._base import Teacher
 class VirtualTeacher(Teacher):
     """A hand-made teacher that gives the right class a fixed probability (teacher-free distillation, Tf-KD).
 
-    Choose it as a baseline: what it gains over plain training is regularisation, not knowledge.
+    Choose it as a baseline: its gain over plain training is regularisation, not knowledge.
 
     Formula: p_k = correct_probability for the right class, (1 - correct_probability) / (classes - 1) for each other;
     its outputs are log p. The paper uses it at a high temperature, 20.
@@ -48,12 +48,12 @@ class VirtualTeacher(Teacher):
 
     @property
     def needs_labels(self) -> bool:
-        """True: its answers are made from the labels."""
+        """True: its answers are computed from the labels."""
         return True
 
     @property
     def hears_student(self) -> bool:
-        """True: the student's outputs say how many classes there are."""
+        """True: the student's outputs give the number of classes."""
         return True
 
     def listen(self, teacher_x: Any, taps: Any = (), *, differentiable: bool = False) -> tuple[Any, dict[str, Any]]:
@@ -74,7 +74,7 @@ class VirtualTeacher(Teacher):
         return keras.tree.pack_sequence_as(student_outputs, answers), {}
 
     def logits(self, labels: Any, num_classes: int) -> Any:
-        """Return the logarithms of the probabilities that this teacher gives.
+        """Return the logarithms of this teacher's probabilities.
 
         Args:
             labels: (batch, ...) integer classes, or (batch, ..., 1).

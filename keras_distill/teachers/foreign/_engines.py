@@ -1,4 +1,4 @@
-"""What runs a foreign model: one class per runtime, all with arrays by name in and out."""
+"""Runtimes of foreign models: one class each, all with arrays by name as inputs and outputs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Engine:
     """A model in its runtime.
 
     Attributes:
-        inputs: the ports that it takes; None where they are not known (a function takes what it is given).
-        outputs: the ports that it gives; None where they are not known before it was called.
-        in_graph: True where it is made of TensorFlow operations, so that ``run`` takes and gives tensors.
+        inputs: the input ports; None if unknown (a function takes whatever it is given).
+        outputs: the output ports; None if unknown before the first call.
+        in_graph: True if it consists of TensorFlow operations, so that ``run`` takes and returns tensors.
     """
 
     inputs: list[Port] | None = None
@@ -39,12 +39,12 @@ class Engine:
     in_graph = False
 
     def run(self, feeds: Any) -> dict[str, Any]:
-        """Return arrays (tensors where ``in_graph``) by output name, for arrays by input name."""
+        """Return arrays (tensors if ``in_graph``) by output name, for arrays by input name."""
         raise NotImplementedError(f"{type(self).__name__} must define run().")
 
     @property
     def batch(self) -> int | None:
-        """The number of rows that it always takes, or None where it takes any."""
+        """The fixed number of rows per call, or None if any number is accepted."""
         return self.inputs[0].shape[0] if self.inputs else None
 
 
@@ -125,11 +125,11 @@ def _onnx_dtype(name: str) -> str:
 
 
 class LiteRT(Engine):
-    """A ``.tflite`` file; each thread has an interpreter of its own, because one may not be shared."""
+    """A ``.tflite`` file; each thread has its own interpreter, because interpreters are not thread-safe."""
 
     def __init__(self, owner: str, path: Path, max_bytes: int) -> None:
         self._package = extra(owner, "ai_edge_litert.interpreter", "litert")
-        self._content = path.read_bytes()  # a mapped file that is replaced later would end the process
+        self._content = path.read_bytes()  # replacing a memory-mapped file would crash the process
         self._mine = threading.local()
         interpreter = self._interpreter()
         signatures = interpreter.get_signature_list()
@@ -154,11 +154,11 @@ class LiteRT(Engine):
         return self._mine.interpreter
 
     def _seen_dtype(self, name: str, details: dict[str, Any]) -> str:
-        """Return float32 for a quantised tensor, whose scale is applied here, else the file's own dtype."""
+        """Return float32 for a quantised tensor, which is rescaled here, else the file's own dtype."""
         return "float32" if self._scales[name][0] else np.dtype(details["dtype"]).name
 
     def run(self, feeds: Any) -> dict[str, Any]:
-        """Run this thread's interpreter, with the file's own scales where it is quantised."""
+        """Run this thread's interpreter, applying the file's scales if it is quantised."""
         interpreter = self._interpreter()
         feeds = {name: self._quantized(name, array) for name, array in feeds.items()}
         if self._signature is not None:

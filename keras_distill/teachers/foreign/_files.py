@@ -1,4 +1,4 @@
-"""Files of models that somebody else wrote: sizes, paths and digests are checked before a runtime sees them."""
+"""Checks model files from untrusted sources (sizes, paths, digests) before a runtime loads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from keras_distill._checks import error
 
-#: Operations of TensorFlow that reach outside the graph: Python functions, and files that are not the model's own.
+#: TensorFlow operations that reach outside the graph: Python functions, and files that are not part of the model.
 OUTSIDE_OPS = frozenset({
     "PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles", "LoadDataset", "SaveDataset",
     "SaveDatasetV2", "TextLineDataset", "TFRecordDataset", "FixedLengthRecordDataset", "TextLineReader",
@@ -25,15 +25,16 @@ def checked(owner: str, path: str | os.PathLike[str], suffix: str | None, max_by
 
     Args:
         owner: name shown in the error message.
-        path: a file, or a directory where ``suffix`` is None.
-        suffix: the ending that the file must have; None expects a SavedModel directory.
-        max_bytes: the largest size allowed, every file in a directory counted.
+        path: a file, or a directory if ``suffix`` is None.
+        suffix: the required file extension; None expects a SavedModel directory.
+        max_bytes: the largest total size allowed.
 
     Returns:
         The path and the number of bytes.
 
     Raises:
-        ValueError: if nothing is there, the ending is another one, a file lies outside the directory or is too large.
+        ValueError: if nothing is there, the extension is wrong, a file lies outside the directory, or the size is too
+            large.
     """
     path = Path(path)
     if suffix is not None:
@@ -63,7 +64,7 @@ def digest(path: Path) -> str:
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
     for each in files:
         if each != path:
-            if each.name == "fingerprint.pb":  # it holds a random number, written anew each time
+            if each.name == "fingerprint.pb":  # contains a random number that differs between saves
                 continue
             total.update(each.relative_to(path).as_posix().encode() + b"\0")
         with open(each, "rb") as stream:
@@ -72,7 +73,7 @@ def digest(path: Path) -> str:
 
 
 def check_saved_model(owner: str, path: Path) -> None:
-    """Raise ``ValueError`` where a SavedModel's graph has an operation that reaches outside of it."""
+    """Raise ``ValueError`` if a SavedModel's graph has an operation that reaches outside of it."""
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -90,11 +91,11 @@ def check_saved_model(owner: str, path: Path) -> None:
 
 
 def check_onnx(owner: str, path: Path, max_bytes: int) -> None:
-    """Raise ``ValueError`` where an ONNX file names external data outside its directory, or too much of it."""
+    """Raise ``ValueError`` if an ONNX file refers to external data outside its directory, or to too much of it."""
     onnx = extra(owner, "onnx", "onnx")
     try:
         model = onnx.load(str(path), load_external_data=False)
-    except Exception as problem:  # protobuf's DecodeError, whatever its implementation
+    except Exception as problem:  # DecodeError of any protobuf implementation
         raise error(owner, "a readable .onnx file", f"{path}: {type(problem).__name__}") from problem
     size = path.stat().st_size
     for each in {entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data
@@ -120,7 +121,7 @@ def _tensors(graph: Any) -> Any:
 
 
 def extra(owner: str, module: str, name: str) -> Any:
-    """Import an optional package, or raise the error that names the extra that brings it."""
+    """Import an optional package, or raise the error that names the extra that installs it."""
     import importlib
 
     try:
@@ -131,10 +132,10 @@ def extra(owner: str, module: str, name: str) -> Any:
 
 
 def digest_of_function(function: Any) -> str:
-    """Return a SHA-256 of a function's code and of the objects that it refers to.
+    """Return a SHA-256 of a function's code and of the objects it refers to.
 
-    The bound object, default values and closure count with their pickled bytes, where they can be pickled; global
-    variables do not count. Nothing is unpickled.
+    The bound object, default values and closure enter with their pickled bytes if they can be pickled; global variables
+    are ignored. Nothing is unpickled.
     """
     total = hashlib.sha256()
     inner = getattr(function, "__func__", function)
@@ -149,7 +150,7 @@ def digest_of_function(function: Any) -> str:
         text = getattr(each, "model_to_string", None)  # LightGBM: its text is the same in every process
         try:
             total.update(text().encode() if callable(text) else pickle.dumps(each, protocol=4))
-        except Exception:  # what cannot be pickled counts with its type alone
+        except Exception:  # unpicklable objects enter with their type only
             total.update(type(each).__qualname__.encode())
     return total.hexdigest()
 

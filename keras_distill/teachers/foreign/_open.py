@@ -1,4 +1,4 @@
-"""The four ways to a foreign teacher."""
+"""The four constructors of foreign teachers."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ def from_callable(
     fingerprint: str | None = None,
     name: str | None = None,
 ) -> Foreign:
-    """Make a teacher of any function of arrays: a scikit-learn or LightGBM model, a client of a server, a simulator.
+    """Make a teacher from any function of arrays: a scikit-learn or LightGBM model, a client of a server, a simulator.
 
-    Live, each training step calls the function from the graph with NumPy arrays, which XLA cannot do: such a step must
-    not be compiled by XLA (``compile(jit_compile="auto")`` sees to it). It is better to ask once:
+    A live teacher calls the function from the graph with NumPy arrays in each training step, which XLA cannot compile
+    (``compile(jit_compile="auto")`` takes care of this). It is better to store the answers once:
     ``teachers.label(teacher, dataset, path)``. A ``tf.function`` stays inside the graph.
 
     Args:
-        function: from a batch of inputs, (batch, ...) arrays in the dataset's own structure, to an array (batch, ...),
+        function: maps a batch of inputs, (batch, ...) arrays in the dataset's own structure, to an array (batch, ...),
             a list of arrays, or a dict of arrays by name.
-        preprocess: from the batch's inputs to what ``function`` gets; TensorFlow or Keras operations, traced into the
-            step, outside of any gradient. None hands them over as they are.
-        outputs: which named outputs are the teacher's final outputs: None for all (one alone is a plain tensor), a
-            name, a list of names, or a dict from our names to theirs. A list is named "output_0", "output_1", ...
-        activation: what the model applied last, which is undone: "softmax" (outputs are probabilities; their logarithms
+        preprocess: maps the batch's inputs to those of ``function``; TensorFlow or Keras operations, traced into the
+            step, outside of any gradient. None passes them on unchanged.
+        outputs: which named outputs are the teacher's final outputs: None for all (a plain tensor if there is one), a
+            name, a list of names, or a dict from new names to the model's. List outputs are named "output_0",
+            "output_1", ...
+        activation: the model's last activation, to be undone: "softmax" (outputs are probabilities; their logarithms
             are used), "sigmoid" (log-odds are used), or None for logits and other numbers; or a dict by output name.
-        batch_size: the largest number of rows per call; None for the whole batch, shared out over the threads.
-        num_threads: how many calls run at a time, for functions that may be called from several threads.
-        fingerprint: names the model's version in the manifest of a store, so that another one is noticed. None takes a
-            SHA-256 of the function's code and of the objects that it holds.
+        batch_size: the largest number of rows per call; None for the whole batch, divided among the threads.
+        num_threads: number of concurrent calls, for thread-safe functions.
+        fingerprint: identifies the model's version in the manifest of a store, so that a change is noticed. None uses a
+            SHA-256 of the function's code and of the objects it holds.
         name: of the Keras model that the teacher is.
 
     Returns:
@@ -62,7 +63,7 @@ def from_callable(
 
 def _from_file(format: str, path: str | os.PathLike[str], **options: Any) -> Foreign:
     teacher = Foreign(format, path=os.fspath(path), **options)
-    _ = teacher.engine  # errors now, not in the first step
+    _ = teacher.engine  # raises errors now, not in the first step
     wanted = options["outputs"]
     if wanted is not None:
         teacher._wanted([])
@@ -80,14 +81,14 @@ def from_saved_model(
     max_bytes: int = _MOST_BYTES,
     name: str | None = None,
 ) -> Foreign:
-    """Make a teacher of a TensorFlow SavedModel, whoever wrote it; it runs inside the graph.
+    """Make a teacher from a TensorFlow SavedModel of any origin; it runs inside the graph.
 
-    The graph is read before it is loaded, and refused where it calls Python or reads files of its own; files that lie
-    outside the directory through links are refused.
+    The graph is inspected before it is loaded, and refused if it calls Python or reads other files; links to files
+    outside the directory are refused.
 
     Args:
         path: the directory with ``saved_model.pb``.
-        signature: the name of the signature that is called.
+        signature: the name of the signature to call.
         preprocess: see ``from_callable``.
         outputs: see ``from_callable``; names are the signature's.
         activation: see ``from_callable``.
@@ -125,10 +126,10 @@ def from_onnx(
     max_bytes: int = _MOST_BYTES,
     name: str | None = None,
 ) -> Foreign:
-    """Make a teacher of an ONNX file, run by ONNX Runtime (extra ``onnx``): a model of PyTorch, for instance.
+    """Make a teacher from an ONNX file, run by ONNX Runtime (extra ``onnx``): a PyTorch model, for instance.
 
-    Such models mostly take channels first: ``preprocess=lambda x: tf.transpose(x, [0, 3, 1, 2])``. Weights in files of
-    their own are followed only inside the model's directory. XLA and speed: see ``from_callable``.
+    Such models usually take channels first: ``preprocess=lambda x: tf.transpose(x, [0, 3, 1, 2])``. External weight
+    files are loaded only from the model's directory. For XLA and speed see ``from_callable``.
 
     Args:
         path: a file that ends in .onnx.
@@ -166,10 +167,10 @@ def from_litert(
     max_bytes: int = _MOST_BYTES,
     name: str | None = None,
 ) -> Foreign:
-    """Make a teacher of a LiteRT (TensorFlow Lite) file, run by ai-edge-litert (extra ``litert``).
+    """Make a teacher from a LiteRT (TensorFlow Lite) file, run by ai-edge-litert (extra ``litert``).
 
-    A quantised file hears and answers in float32: its own scales are applied on both sides. Each thread has an
-    interpreter of its own. XLA and speed: see ``from_callable``.
+    A quantised file takes and returns float32: its own scales are applied on both sides. Each thread has its own
+    interpreter. For XLA and speed see ``from_callable``.
 
     Args:
         path: a file that ends in .tflite.

@@ -1,4 +1,4 @@
-"""A model of another runtime as a teacher: live through a bridge of arrays, or labelled once."""
+"""A model of another runtime as a teacher, live through NumPy arrays or labelled once."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ _LABEL_FIRST = "Run teachers.label(teacher, dataset, path) once and train on its
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Foreign(Teacher):
-    """A black box as a teacher; made by ``from_saved_model``, ``from_onnx``, ``from_litert`` and ``from_callable``.
+    """A black-box teacher, made by ``from_saved_model``, ``from_onnx``, ``from_litert`` and ``from_callable``.
 
     Its named outputs serve as the final outputs, and each of them as a tap for feature terms (``teacher_layer_name``)
     and for ``teachers.label(features=...)``. A saved distiller keeps the path, the settings and the file's digest, not
-    the file: loading compares the digest when the teacher is first asked.
+    the file; the digest is compared when the teacher is first used after loading.
 
     Args:
         format: ``"saved_model"``, ``"onnx"``, ``"litert"`` or ``"callable"``.
-        path: of the model; None for a function.
-        function: what is called; None for a file.
+        path: path of the model; None for a function.
+        function: the function to call; None for a file.
         preprocess: see ``from_callable``.
         outputs: see ``from_callable``.
         activation: see ``from_callable``.
         batch_size: see ``from_callable``.
         num_threads: see ``from_callable``.
-        fingerprint: of the file or the function; None computes it.
+        fingerprint: fingerprint of the file or the function; None computes it.
         max_bytes: see ``from_onnx``.
-        options: more settings of one format, such as the signature of a SavedModel.
+        options: settings specific to one format, such as the signature of a SavedModel.
         **kwargs: passed on to ``keras.Model`` (``name``).
     """
 
@@ -87,17 +87,17 @@ class Foreign(Teacher):
 
     @property
     def owner(self) -> str:
-        """The name shown in error messages: of the function that makes such a teacher."""
+        """The name shown in error messages: the function that makes such a teacher."""
         return f"from_{self._given['format']}"
 
     @property
     def path(self) -> str | None:
-        """Where the model's file lies; None for a function."""
+        """Path of the model's file; None for a function."""
         return self._given["path"]
 
     @property
     def identity(self) -> str:
-        """What makes two foreign teachers the same, wherever their file lies: its digest and what is done to it."""
+        """Identity of a foreign teacher, independent of its file's location: digest and settings."""
         given = self._given
         before = None if given["preprocess"] is None else digest_of_function(given["preprocess"])
         kept = {key: given[key] for key in ("format", "outputs", "activation", "options")}
@@ -106,7 +106,7 @@ class Foreign(Teacher):
 
     @property
     def engine(self) -> _engines.Engine:
-        """The model in its runtime, opened when it is first needed."""
+        """The model in its runtime, opened on first use."""
         if "engine" not in self._open:
             given = self._given
             if given["format"] == "callable":
@@ -121,7 +121,7 @@ class Foreign(Teacher):
                 self.fingerprint = found
                 try:
                     self._open["engine"] = kind(self.owner, file, given["max_bytes"], **(given["options"] or {}))
-                except Exception as problem:  # each runtime has errors of its own
+                except Exception as problem:  # each runtime raises its own errors
                     if str(problem).startswith(f"{self.owner}: expected"):
                         raise
                     first = (str(problem).splitlines() or [""])[0][:200]
@@ -131,7 +131,7 @@ class Foreign(Teacher):
 
     @property
     def output_ports(self) -> dict[str, _engines.Port]:
-        """Every output by name. A function is asked once, with zeros, what it gives."""
+        """Every output by name. A function is called once, with zeros, to find its outputs."""
         known = self.engine.outputs or self._open.get("probed")
         if known is None:
             got = "a function that was not called yet"
@@ -177,7 +177,7 @@ class Foreign(Teacher):
         return name
 
     def _logits(self, name: str, tensor: Tensor) -> Any:
-        """Undo the model's last activation, so that terms see logits; always finite."""
+        """Undo the model's last activation, so that terms see logits; the result is always finite."""
         kind = self._given["activation"]
         kind = kind.get(name) if isinstance(kind, dict) else kind
         tensor = tf.cast(tensor, tf.float32)
@@ -189,7 +189,7 @@ class Foreign(Teacher):
         return tensor
 
     def _feeds(self, x: Any) -> Any:
-        """Return what the engine takes: inputs by name, cast and checked, or for a function x as it is."""
+        """Return the engine's inputs: by name, cast and checked, or for a function x unchanged."""
         ports = self.engine.inputs
         if ports is None:
             return keras.tree.map_structure(tf.convert_to_tensor, x)
@@ -227,13 +227,13 @@ class Foreign(Teacher):
 
         rows = leaves[0].shape[0]
         found = tf.numpy_function(call, leaves, [tf.dtypes.as_dtype(port.dtype) for port in ports])
-        found = found if isinstance(found, (list, tuple)) else [found]  # one alone comes without a list
+        found = found if isinstance(found, (list, tuple)) else [found]  # a single output comes without a list
         for tensor, port in zip(found, ports, strict=True):
             tensor.set_shape((rows, *port.shape[1:]))
         return {port.name: tensor for port, tensor in zip(ports, found, strict=True)}
 
     def _probe(self, feeds: Any) -> list[_engines.Port]:
-        """Ask a function what it gives for two rows of zeros, before a graph needs to know."""
+        """Call a function on two rows of zeros to find its outputs before a graph needs them."""
         if "probed" not in self._open:
             leaves = keras.tree.flatten(feeds)
             if any(None in tensor.shape[1:] for tensor in leaves):
@@ -241,7 +241,7 @@ class Foreign(Teacher):
                 advice = "Pad to one size, or use teachers.label, which sees real batches"
                 raise error(self.owner, "inputs whose shape is known but for the batch", got, advice)
             zeros = [np.zeros((2, *tensor.shape[1:]), tensor.dtype.as_numpy_dtype) for tensor in leaves]
-            # In a thread of its own: a function that uses TensorFlow must not run inside the graph being traced.
+            # In a separate thread: a function that uses TensorFlow must not run inside the graph being traced.
             with ThreadPoolExecutor(1) as thread:
                 found = thread.submit(self._in_parts, keras.tree.pack_sequence_as(feeds, zeros)).result()
             self._open["probed"] = [
@@ -250,7 +250,7 @@ class Foreign(Teacher):
         return self._open["probed"]
 
     def _in_parts(self, feeds: Any) -> dict[str, np.ndarray]:
-        """Run the engine on a whole batch: in parts of its batch size, several at a time."""
+        """Run the engine on a whole batch in parts of its batch size, several concurrently."""
         rows = len(keras.tree.flatten(feeds)[0])
         fixed = self.engine.batch
         size = fixed or self._given["batch_size"] or max(1, -(-rows // self._given["num_threads"]))
@@ -264,7 +264,7 @@ class Foreign(Teacher):
     def _part(self, feeds: Any, start: int, size: int, fixed: int | None) -> dict[str, np.ndarray]:
         part = keras.tree.map_structure(lambda array: array[start : start + size], feeds)
         rows = len(keras.tree.flatten(part)[0])
-        if fixed and rows < fixed:  # the last part of a model with a batch size of its own
+        if fixed and rows < fixed:  # the last part, for a model with a fixed batch size
             part = keras.tree.map_structure(lambda a: np.concatenate([a, np.repeat(a[-1:], fixed - rows, 0)]), part)
         found = {name: np.asarray(array) for name, array in self.engine.run(part).items()}
         for name, array in found.items():
@@ -280,7 +280,7 @@ class Foreign(Teacher):
         return self._open["pool"]
 
     def translate(self, problem: Exception) -> Exception:
-        """Return the clear error behind one of TensorFlow: XLA cannot call the bridge, or the model refused a batch."""
+        """Return a clear error in place of TensorFlow's: XLA cannot call the model, or the model refused a batch."""
         text = str(problem)
         if "PyFunc" in text and ("compil" in text.lower() or "XLA" in text):
             got = "a step that XLA compiles"
@@ -300,7 +300,7 @@ class Foreign(Teacher):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Foreign:
-        """Rebuild the teacher from ``get_config``; the file is opened when the teacher is first asked."""
+        """Rebuild the teacher from ``get_config``; the file is opened on first use."""
         config = dict(config)
         for key in ("function", "preprocess"):
             config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects) if config[key] else None

@@ -1,4 +1,4 @@
-"""A teacher's answers on disk: written once, checked, repaired and read beside the dataset."""
+"""A teacher's answers on disk: written once, verified, repaired, and read along with the dataset."""
 
 from keras_distill.teachers.store._label import label
 from keras_distill.teachers.store._ray import label_with_ray

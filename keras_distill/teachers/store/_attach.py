@@ -1,4 +1,4 @@
-"""Pair a dataset with the records of a store, example by example, with the check in the graph."""
+"""Pairs a dataset with the records of a store, example by example, with the checks inside the graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from keras_distill.teachers.store._stored import Stored
 
 _OWNER = "Stored.attach"
-# Then come the number of the batch's first example, and 1 or 0 for each that is there on both sides.
+# Followed by the index of the batch's first example, and 1 or 0 for each example present on both sides.
 SAME_EXAMPLES = "Stored.attach: 1 where the example is the one that was labelled, else 0, from number"
 _BUFFER_BYTES = 1 << 20
 
@@ -33,18 +33,18 @@ def rows(store: Stored, manifest: dict[str, Any], first: Any, count: int, batch_
     def read(name: tf.Tensor) -> tf.data.Dataset:
         return tf.data.TFRecordDataset(name, buffer_size=_BUFFER_BYTES).skip(1)  # the header
 
-    # Each function of a pipeline costs some 10 ms when an epoch begins: one shard does without the one that reads many.
+    # Each pipeline function costs about 10 ms at the start of an epoch, so a single shard skips the one for many.
     many = len(manifest["shards"]) > 1
     records = tf.data.Dataset.from_tensor_slices(names[shard:]).flat_map(read) if many else read(names[0])
     blocks = records.skip(skipped_blocks)
     decoded = blocks.map(lambda each: layout.rows_of(each, specs))
-    if tf.get_static_value(skipped_rows) != 0:  # not zero, or not known
+    if tf.get_static_value(skipped_rows) != 0:  # not zero, or unknown
         decoded = decoded.enumerate().map(lambda i, each: each[tf.where(i == 0, skipped_rows, 0) :])
     batches = decoded.rebatch(batch_size).take(-(-count // batch_size))
     last = count % batch_size
     if last == 0 or manifest["count"] == count:
         return batches
-    # The next row of the store belongs to the next view.
+    # The store's next row belongs to the next view.
     whole = tf.constant(count // batch_size, tf.int64)
     return batches.enumerate().map(lambda i, each: each[: tf.where(i == whole, last, batch_size)])
 
@@ -84,7 +84,7 @@ def attached(
         return _paired(seen, stored, store, batched, batch_size, count, known)
 
     def all_views(augment: Augment) -> tf.data.Dataset:
-        """Each element is read once, and becomes one of all its views."""
+        """Read each element once and replace it by all of its views."""
         seen = view_of(dataset, augment, 0, options["seed"], batched, several=views)
         stored = tuple(rows(store, manifest, number * count, count, batch_size) for number in range(views))
         zipped = tf.data.Dataset.zip(stored)
@@ -102,14 +102,14 @@ def attached(
     if known:
         length = int(dataset.cardinality()) * (1 if chosen is not None or (views_together and batched) else views)
         whole = whole.apply(tf.data.experimental.assert_cardinality(length))
-    # By files, each worker of a cluster would get its own part of the records but not of the examples.
+    # With sharding by files, each worker of a cluster would get its own part of the records but not of the examples.
     setting = tf.data.Options()
     setting.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return whole.with_options(setting)
 
 
 def seen_first(dataset: Any, augment: Augment | None, options: dict, view: int, batched: bool) -> tf.data.Dataset:
-    """Return the first element of the dataset, as the teacher saw it."""
+    """Return the first element of the dataset as the teacher saw it."""
     first = dataset.take(1)
     return first if augment is None else view_of(first, augment, view, options["seed"], batched)
 
@@ -120,7 +120,7 @@ def _x(element: Any) -> Any:
 
 def _is_batched(dataset: tf.data.Dataset, inputs: list[dict[str, Any]] | None) -> bool:
     specs = keras.tree.flatten(_x(dataset.element_spec))
-    if inputs is None:  # augmentation may change the shapes; an unbatched example has no unknown first dimension
+    if inputs is None:  # augmentation may change shapes; only batches have an unknown first dimension
         return specs[0].shape.rank is not None and specs[0].shape.rank > 0 and specs[0].shape[0] is None
     shapes = [tuple(spec.shape) for spec in specs]
     plain = [tuple(each["shape"]) for each in inputs]
@@ -138,7 +138,7 @@ def _agree(shape: tuple, other: tuple) -> bool:
 
 
 def _count_fits(dataset: tf.data.Dataset, batched: bool, batch_size: int, rows: int) -> bool:
-    """Compare the number of batches, if it is known, with the number of stored examples."""
+    """Compare the number of batches, if known, with the number of stored examples."""
     count = int(dataset.cardinality())
     if count == tf.data.INFINITE_CARDINALITY:
         raise files.stored_error("a finite dataset", "an endless one", "Put .repeat() after attach()", _OWNER)
@@ -170,9 +170,9 @@ def _paired(
     known: bool,
     several: bool = False,
 ) -> tf.data.Dataset:
-    """Zip the two, with the checks; where the number of batches is not known, also look at who ends first.
+    """Zip the two with checks; if the number of batches is unknown, also check which ends first.
 
-    With ``several`` both hold tuples, one entry for each view, which are put into one batch.
+    With ``several``, both hold tuples with one entry per view, which are joined into one batch.
     """
     specs = store.specs
 
@@ -220,7 +220,7 @@ def _paired(
 
 
 def _with_end(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Append one last element of zeros; each element gets a flag that says whether it is real."""
+    """Append a final element of zeros; each element gets a flag that says whether it is real."""
 
     def nothing(spec: Any) -> tf.Tensor:
         shape = [1 if size is None else size for size in spec.shape]
@@ -232,19 +232,19 @@ def _with_end(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _same_examples(ours: tf.Tensor, theirs: tf.Tensor, first: tf.Tensor, batch_size: int) -> tf.Operation:
-    """Demand equal fingerprints; ``Stored.translate`` finds in the flags which example is the first that differs.
+    """Assert equal fingerprints; ``Stored.translate`` finds the first differing example from the flags.
 
-    Few ops, without branches: each runs for every batch, and is compiled whenever an epoch begins.
+    Uses few ops and no branches, because each runs for every batch and is compiled at the start of each epoch.
     """
     sizes = tf.size(ours), tf.size(theirs)
     both = tf.minimum(*sizes)
     flags = tf.equal(ours[:both], theirs[:both])
     same = tf.logical_and(tf.reduce_all(flags), tf.equal(*sizes))
-    # The raw op: tf.debugging.Assert puts a branch around what are not strings.
+    # The raw op, because tf.debugging.Assert wraps anything but strings in a branch.
     return tf.raw_ops.Assert(condition=same, data=[SAME_EXAMPLES, first, flags], summarize=batch_size)
 
 
 def _demand(condition: tf.Tensor, index: tf.Tensor, what: str) -> tf.Operation:
-    # As one string: with numbers beside it the assertion would become a branch.
+    # One string, because further numbers would turn the assertion into a branch.
     text = tf.strings.join(["Stored.attach: example ", tf.strings.as_string(index), " of the dataset ", what])
     return tf.debugging.Assert(condition, [text])

@@ -1,4 +1,4 @@
-"""The files of a store: shards that appear whole or not at all, a manifest that says complete or not, a lock."""
+"""The files of a store: shards that are written atomically, a manifest that marks completion, and a lock."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SETTINGS = ("teacher", "teacher_file", "inputs", "outputs", "template", "row_byt
 _FORMAT = "keras_distill stored teacher"
 _FRAME_BYTES = 16  # TFRecord's length and two checksums
 MOST_HEADER_BYTES = 10_000
-# As earlier versions named their hidden files: by a process number, which says nothing on another machine.
+# Names of earlier versions' hidden files, with a process id, which means nothing on another machine.
 _BY_PROCESS = re.compile(r"\.writing-.*-\d+")
 
 
 def stored_error(expected: str, got: Any, advice: str = "", owner: str = "Stored") -> StoredTeacherError:
-    """Make the room's error, in the package's one sentence."""
+    """Build a ``StoredTeacherError`` in the package's error format."""
     return StoredTeacherError(str(error(owner, expected, got, advice)))
 
 
@@ -39,12 +39,12 @@ def stored_error(expected: str, got: Any, advice: str = "", owner: str = "Stored
 
 
 def canonical(value: Any) -> bytes:
-    """Return one spelling of a JSON value, for digests."""
+    """Return the canonical bytes of a JSON value, for digests."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest in one rename, with its own digest inside."""
+    """Write the manifest atomically, with its own digest inside."""
     body = {key: value for key, value in manifest.items() if key != "digest"}
     body["digest"] = hashlib.sha256(canonical(body)).hexdigest()
     text = json.dumps(body, indent=1, sort_keys=True) + "\n"
@@ -56,10 +56,10 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def read_manifest(path: Path, owner: str = "Stored") -> dict[str, Any]:
-    """Read and check the manifest, before anything that it says is used.
+    """Read and validate the manifest before any of it is used.
 
     Raises:
-        StoredTeacherError: if there is none, it is damaged, of another format version, or not what ``label`` writes.
+        StoredTeacherError: if it is missing, damaged, of another format version, or not written by ``label``.
     """
     file = path / "manifest.json"
     try:
@@ -88,7 +88,7 @@ def read_manifest(path: Path, owner: str = "Stored") -> dict[str, Any]:
 
 
 def new_manifest(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the manifest of a store in which nothing is finished yet."""
+    """Return the manifest of a store with no finished shards."""
     return {"format": _FORMAT, "format_version": FORMAT_VERSION, "complete": False, **settings}
 
 
@@ -97,14 +97,14 @@ def new_manifest(settings: dict[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One finished file: its number, its name's digest, and what its first record says."""
+    """One finished file: its number, the digest in its name, and its first record."""
 
     index: int
     file: Path
     digest: str
 
     def header(self) -> dict[str, Any]:
-        """Return the first record: number of the ``shard``, ``count`` of rows, digests of ``inputs`` and ``settings``.
+        """Return the first record: ``shard`` number, row ``count``, digests of ``inputs`` and ``settings``.
 
         Raises:
             StoredTeacherError: if it cannot be read.
@@ -123,14 +123,14 @@ class Shard:
 
 
 def _confine(file: Path) -> None:
-    """Refuse a link that leads out of the store."""
+    """Refuse a link that points outside the store."""
     if file.is_symlink() and file.resolve().parent != file.parent.resolve():
         advice = "Copy the file itself into the store"
         raise stored_error(f"the files of the store in {file.parent}", f"{file.name}, a link out of it", advice)
 
 
 def find_shards(path: Path) -> dict[int, Shard]:
-    """Return the finished shards by number; of two versions of one shard the one whose name comes first."""
+    """Return the finished shards by number; of two versions of a shard, the one whose name sorts first."""
     found: dict[int, Shard] = {}
     for file in sorted(path.iterdir()) if path.is_dir() else ():
         match = SHARD.fullmatch(file.name)
@@ -146,22 +146,22 @@ def digest_of(file: Path) -> str:
 
 
 def wrong_records(file: Path, index: int, entry: dict[str, Any], manifest: dict[str, Any]) -> str | None:
-    """Compare a shard's first record and the length of each record with the manifest, reading nothing else.
+    """Compare a shard's first record and all record lengths with the manifest, reading nothing else.
 
-    TensorFlow would believe a length that the file gives, and end the process where it is absurd.
+    TensorFlow trusts the lengths in the file, and an absurd one would crash the process.
 
     Args:
         file: the shard.
         index: its number.
-        entry: what the manifest says about it: ``count`` and ``bytes``.
-        manifest: of the store; checked.
+        entry: its entry in the manifest: ``count`` and ``bytes``.
+        manifest: the store's manifest, already checked.
 
     Returns:
         What is wrong, or None.
 
     Raises:
         StoredTeacherError: if the first record cannot be read.
-        OSError: if the file cannot.
+        OSError: if the file cannot be read.
     """
     header = Shard(index, file, "").header()
     if header["count"] != entry["count"]:
@@ -187,7 +187,7 @@ def _at(stream: Any, position: int) -> bytes:
 
 
 def settings_digest(settings: dict[str, Any]) -> str:
-    """Return the digest that identifies a store, as in the first record of a shard.
+    """Return the digest that identifies a store, stored in the first record of each shard.
 
     Args:
         settings: a manifest, or ``Labeller.settings()``.
@@ -196,10 +196,10 @@ def settings_digest(settings: dict[str, Any]) -> str:
 
 
 def write_shard(path: Path, index: int, header: dict[str, Any], batches: list[np.ndarray], block: int) -> Shard:
-    """Write one shard under a temporary name, then give it its own: it appears whole or not at all.
+    """Write one shard atomically: under a temporary name, then renamed.
 
     Args:
-        path: of the store.
+        path: path of the store.
         index: number of the shard.
         header: its first record.
         batches: (rows, row bytes) uint8 arrays.
@@ -209,7 +209,7 @@ def write_shard(path: Path, index: int, header: dict[str, Any], batches: list[np
         The finished shard.
 
     Raises:
-        StoredTeacherError: if the disk is full or refuses; the finished shards are kept.
+        StoredTeacherError: if the disk is full or cannot be written; the finished shards are kept.
     """
     temporary = path / f"{_files.WRITING}{index:06d}-{_files.writer_name()}"
     rows = np.concatenate(batches)
@@ -241,11 +241,11 @@ def write_shard(path: Path, index: int, header: dict[str, Any], batches: list[np
 
 
 def remove_leftovers(path: Path, alone: bool) -> None:
-    """Remove the hidden files of writers that were killed, and never one that a live writer fills.
+    """Remove the hidden files of killed writers, never those of live ones.
 
     Args:
         path: of the store.
-        alone: whether this writer holds the lock on all of the store.
+        alone: whether this writer holds the lock on the whole store.
     """
     for file in path.glob(f"{_files.WRITING}*"):
         if _files.is_left_over(file) or (alone and _BY_PROCESS.fullmatch(file.name)):
@@ -257,12 +257,12 @@ def remove_leftovers(path: Path, alone: bool) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path, part: tuple[int, int]) -> Iterator[None]:
-    """Make the store's directory and hold its lock: for all of it, or for the part ``(i, n)``.
+    """Create the store's directory and hold its lock, for all of it or for the part ``(i, n)``.
 
     The system releases the lock when the process ends.
 
     Raises:
-        StoredTeacherError: if another writer, of this process or another, holds it, or the directory cannot be written.
+        StoredTeacherError: if another writer, in this process or another, holds it, or the directory cannot be written.
     """
     number, count = part
     refused = f"to write into {path}"

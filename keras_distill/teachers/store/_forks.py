@@ -1,4 +1,4 @@
-"""TensorFlow hangs in a process that was forked after its threads had started; here that is refused at once."""
+"""Refuses processes that were forked after TensorFlow had started its threads, in which it would hang."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _state = {"threads": False, "forked": False}
 
 
 def _before() -> None:
-    # TensorFlow's pools name their threads so; without them nothing of it has run, and a fork does no harm.
+    # These are the names of TensorFlow's pool threads; without them, nothing of it has run and forking is safe.
     names = (file.read_text() for file in Path("/proc/self/task").glob("*/comm"))
     try:
         _state["threads"] = _state["forked"] or any(name.startswith("tf_") for name in names)

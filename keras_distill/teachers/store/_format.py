@@ -1,8 +1,8 @@
-"""What one row of a store looks like: a fingerprint of the input, then the teacher's outputs in bytes.
+"""The layout of one row of a store: a fingerprint of the input, then the teacher's outputs as bytes.
 
-A row is ``[fingerprint, 8 bytes] [field] [field] ...``, little-endian, of one length for the whole store. A record of
-the TFRecord file is a block of rows, so that many examples are read and decoded at once. How an output becomes fields
-is said by its ``OutputSpec``.
+A row is ``[fingerprint, 8 bytes] [field] [field] ...``, little-endian, with the same length throughout the store. A
+record of the TFRecord file is a block of rows, so that many examples are read and decoded at once. An ``OutputSpec``
+defines how an output becomes fields.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class OutputSpec:
         name: ``"output"``, ``"output/head"``, ``"feature/layer"``.
         shape: per example.
         dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"int8"``.
-        top_k: how many classes are kept; None for all.
-        by_row: for int8: one scale per row along the last axis (logits) instead of one per example (features).
+        top_k: number of classes to keep; None for all.
+        by_row: for int8, one scale per row along the last axis (logits) instead of one per example (features).
     """
 
     name: str
@@ -95,7 +95,7 @@ class OutputSpec:
             return values
         num_classes = self.shape[-1]
         classes = tf.cast(fields[f"{self.name}:classes"], tf.int32)
-        # The classes that were not kept share their mass equally (marginal smoothing).
+        # The classes left out share their mass equally (marginal smoothing).
         others = fields[f"{self.name}:rest"] - np.log(num_classes - self.top_k).astype("float32")
         flat = tf.reshape(classes, (-1, self.top_k))
         rows = tf.broadcast_to(tf.range(tf.shape(flat)[0])[:, None], tf.shape(flat))
@@ -104,11 +104,11 @@ class OutputSpec:
         return tf.reshape(dense, (-1, *self.shape))
 
     def divergence(self, tensor: tf.Tensor, encoded: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Return (batch,): KL from the exact distribution to the one that ``decode`` makes of it, at temperature 1.
+        """Return (batch,): KL from the exact distribution to the decoded one, at temperature 1.
 
         Args:
             tensor: (batch, *shape), the logits that were encoded.
-            encoded: the fields that ``encode`` made of them.
+            encoded: their fields, from ``encode``.
 
         Returns:
             Nats, float32, the mean over an example's rows.
@@ -119,12 +119,12 @@ class OutputSpec:
         return tf.reduce_mean(tf.reshape(each, (tf.shape(tensor)[0], -1)), axis=1)
 
     def config(self) -> dict[str, Any]:
-        """Return what the manifest says about this output."""
+        """Return the manifest's entry for this output."""
         return {**dataclasses.asdict(self), "shape": list(self.shape)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> OutputSpec:
-        """Make the spec again from the manifest."""
+        """Rebuild the spec from the manifest."""
         return cls(**{**config, "shape": tuple(config["shape"])})
 
 
@@ -138,14 +138,14 @@ def row_bytes(specs: Sequence[OutputSpec]) -> int:
 
 
 def rows_per_block(length: int) -> int:
-    """Return how many rows of ``length`` bytes make a block: about 64 KB, a power of two."""
+    """Return how many rows of ``length`` bytes make a block of about 64 KB, a power of two."""
     return 2 ** max(0, min(10, (65536 // length).bit_length() - 1))
 
 
 def fingerprint(x: Any) -> tf.Tensor:
     """Return a 64-bit number for each example of a batch of inputs: the farmhash of its bytes.
 
-    The same on every machine; another order of examples permutes it, another batch size changes nothing.
+    It is the same on every machine and independent of batch size and order.
 
     Args:
         x: a tensor (batch, ...) or a structure of them.
@@ -180,7 +180,7 @@ def fingerprints_of(raw: tf.Tensor) -> tf.Tensor:
 
 
 def from_bytes(raw: tf.Tensor, specs: Sequence[OutputSpec]) -> dict[str, tf.Tensor]:
-    """Return the fields by name, of rows as they came from ``rows_of``."""
+    """Return the fields by name, from rows of ``rows_of``."""
     fields, start = {}, _FINGERPRINT_BYTES
     for spec in specs:
         for field in spec.fields:
@@ -200,7 +200,7 @@ def _typed(part: tf.Tensor, field: Field) -> tf.Tensor:
 
 
 def input_specs(owner: str, x: Any) -> list[dict[str, Any]]:
-    """Return shape per example and dtype of each input, for the manifest; of a batch or of batched specs."""
+    """Return shape per example and dtype of each input, for the manifest, from a batch or batched specs."""
     found = []
     for leaf in keras.tree.flatten(x):
         if isinstance(leaf, (tf.RaggedTensor, tf.RaggedTensorSpec, tf.SparseTensor, tf.SparseTensorSpec)):

@@ -1,4 +1,4 @@
-"""Run the teacher over a dataset once, and write down what it says."""
+"""Runs the teacher over a dataset once and stores its answers."""
 
 from __future__ import annotations
 
@@ -37,28 +37,29 @@ def label(
 ) -> Stored | None:
     """Write a teacher's outputs for a dataset to disk, so that training never runs the teacher (FKD).
 
-    Finished shards survive anything: run the same call again after a crash or a kill, and it goes on where it stopped
-    and ends with the same bytes. Memory does not grow with the dataset.
+    Finished shards are kept: repeat the same call after a crash or a kill, and it resumes where it stopped and ends
+    with the same bytes. Memory does not grow with the dataset.
 
     Args:
         teacher: a Keras model or any of ``keras_distill.teachers``.
-        dataset: yields x, (x, y) or (x, y, sample_weight), batched, in an order that repeats. Only x is looked at.
-            Batches may differ in length where the outputs do not (texts, one answer each); else pad all to one.
-        path: a directory; made if it is not there.
-        top_k: keep this many classes of each output, and the sum of the others' probabilities, which are then taken as
-            equal; what that costs stands in the manifest and in ``Stored.divergence``. None keeps all. Train with
-            ``losses.TopKSoftTargets(k, missing="tail")``, which compares the others' sum alone; above temperature 1 and
-            with many classes, also ``missing="ignore"``.
-        dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"int8"`` (256 levels between least and greatest).
-        features: names of layers whose outputs are stored as well, for feature terms.
-        members: store each member of an ensemble (exact at every temperature), or False: only their combination.
-        num_views: how many random views of each example are labelled; needs ``augment``.
-        augment: from one example and a (2,) int32 seed to what both networks see; made of stateless random operations
-            such as ``tf.image.stateless_random_crop``. ``Stored.attach`` repeats exactly these views.
-        seed: of the views.
-        examples_per_shard: None for 4096, or as many as make 64 MB. A kill loses the work on one shard.
-        shard: (i, n): write only every n-th shard, from the i-th: n machines with n values of i do it together.
-        overwrite: True discards what is there.
+        dataset: yields x, (x, y) or (x, y, sample_weight), batched, in a repeatable order. Only x is used. The sequence
+            length may vary between batches if the shape of the outputs does not (one answer per text); otherwise pad
+            all to one length.
+        path: a directory, created if missing.
+        top_k: number of classes of each output to keep, with the sum of the others' probabilities, which are then
+            treated as equal; the manifest and ``Stored.divergence`` give the resulting error. None keeps all. Train
+            with ``losses.TopKSoftTargets(k, missing="tail")``, which compares only the others' sum; above temperature 1
+            and with many classes, also ``missing="ignore"``.
+        dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"int8"`` (256 levels between minimum and maximum).
+        features: names of layers whose outputs are also stored, for feature terms.
+        members: whether to store each member of an ensemble (exact at every temperature) or only their combination.
+        num_views: number of random views of each example to label; needs ``augment``.
+        augment: maps one example and a (2,) int32 seed to the input of both networks, by stateless random operations
+            such as ``tf.image.stateless_random_crop``. ``Stored.attach`` reproduces exactly these views.
+        seed: seed of the views.
+        examples_per_shard: None for 4096, or as many as fit into 64 MB. A kill loses the work on one shard.
+        shard: (i, n): write only every n-th shard, from the i-th on, so that n machines share the work.
+        overwrite: True discards an existing store.
         progress: show a bar, if rich is installed.
 
     Returns:
@@ -67,7 +68,7 @@ def label(
     Raises:
         ValueError: if an argument is wrong, or the teacher gives NaN or numbers beyond the dtype.
         StoredTeacherError: if there is a store of another teacher, dataset or settings at ``path``, another writer is
-            at work, or the disk is full.
+            active, or the disk is full.
 
     Example:
         >>> import keras, numpy as np, tempfile, tensorflow as tf
@@ -99,7 +100,7 @@ def label(
 
 
 def clear(path: Path) -> None:
-    """Remove a store's files, and only these."""
+    """Remove a store's files and nothing else."""
     _files.remove(path / "manifest.json")
     for file in path.glob("shard-*.tfrecord"):
         _files.remove(file)

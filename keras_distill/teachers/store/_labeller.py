@@ -1,4 +1,4 @@
-"""The work of ``label``: a teacher, a dataset and the settings of a store, shard by shard."""
+"""The implementation of ``label``, which writes a store shard by shard."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _OWNER = "label"
 
 
 class Labeller:
-    """A teacher, a dataset and the settings of a store: writes any of its shards.
+    """A teacher, a dataset and the settings of a store, able to write any of its shards.
 
     Args:
         teacher: as in ``label``.
@@ -91,7 +91,7 @@ class Labeller:
         self._records: dict[tuple[Any, ...], Any] = {}
 
     def _records_of(self, x: Any) -> Any:
-        """Return ``_to_records`` of a batch; those of other lengths than the first share a second graph."""
+        """Return ``_to_records`` of a batch; batches whose length differs from the first share a second graph."""
         leaves = keras.tree.flatten(x)
         lengths = tuple(tuple(leaf.shape[1:]) for leaf in leaves)
         if lengths not in self._records:
@@ -111,7 +111,7 @@ class Labeller:
         return tf.function(self._to_records, input_signature=signature)
 
     def _check_lengths(self, x: Any, lengths: tuple[Any, ...]) -> None:
-        """Raise unless the answers to a batch of another length have the shape of all others: rows have one length."""
+        """Raise unless the answers to a batch of another length have the same shape: all rows have one length."""
         for spec, tensor in zip(self.specs, self._leaves(*self._ask(x)), strict=True):
             if tuple(tensor.shape[1:]) != spec.shape:
                 expected = f"{spec.name} of shape {spec.shape} for every example, as for the first batch"
@@ -120,7 +120,7 @@ class Labeller:
                 raise error(_OWNER, expected, got, advice)
 
     def _inputs(self) -> tf.data.Dataset:
-        """The inputs alone, view after view."""
+        """The inputs only, view after view."""
         dataset, views = self.dataset, self.options["num_views"]
         if self.augment is None:
             return dataset.map(lambda *element: _x(element[0] if len(element) == 1 else element))
@@ -135,7 +135,7 @@ class Labeller:
     # -------------------------------------------------------------------------------- what is stored, and how
 
     def _describe(self, outputs: Structure, name: str) -> Any:
-        """Describe the outputs' structure as JSON; its leaves are numbers of specs."""
+        """Describe the outputs' structure as JSON; its leaves are indices of specs."""
         if isinstance(outputs, Members):
             if isinstance(outputs.combine, (Stochastic, LearnedGate)):
                 got = type(outputs.combine).__name__
@@ -165,11 +165,11 @@ class Labeller:
         yield from (tapped[name] for name in self.features)
 
     def _to_records(self, *x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
-        """Return what is stored of a batch, and whether it is fit to be.
+        """Return the records of a batch, and whether they can be stored.
 
         Returns:
-            (batch, length) uint8 records, (batch,) fingerprints, (outputs, batch) bool, and by name of an output of
-            whose classes only some are kept (batch,): the divergence that this costs.
+            (batch, length) uint8 records, (batch,) fingerprints, (outputs, batch) bool, and for each output stored with
+            ``top_k``, by name, the resulting divergence, (batch,).
         """
         x = keras.tree.pack_sequence_as(self._structure, x)
         found = layout.fingerprint(x)
@@ -192,7 +192,7 @@ class Labeller:
     # -------------------------------------------------------------------------------- settings and their store
 
     def settings(self) -> dict[str, Any]:
-        """Return what makes two stores the same: everything but the data itself."""
+        """Return the settings that identify a store: everything but the data itself."""
         file = getattr(self.teacher, "fingerprint", None)
         return {
             "teacher": self.teacher_print,
@@ -208,13 +208,13 @@ class Labeller:
         }
 
     def begin(self, path: Path) -> dict[str, Any]:
-        """Take up the store at ``path``, or begin it.
+        """Resume the store at ``path``, or begin it.
 
         Returns:
             The manifest.
 
         Raises:
-            StoredTeacherError: if what is there does not fit.
+            StoredTeacherError: if the existing store does not fit.
         """
         if (path / "manifest.json").exists():
             there = files.read_manifest(path, _OWNER)
@@ -228,7 +228,7 @@ class Labeller:
         return manifest
 
     def fit_to(self, path: Path, there: dict[str, Any]) -> None:
-        """Take over the batch size of a store; raise unless teacher and settings are the store's."""
+        """Adopt the batch size of a store; raise unless teacher and settings match it."""
         if there["batch_size"] != self.batch_size:
             self.dataset = self.dataset.rebatch(there["batch_size"])
             self._look_at_first_batch()
@@ -238,7 +238,7 @@ class Labeller:
     def _same(self, path: Path, there: dict[str, Any]) -> None:
         here = self.settings()
         advice = "Use another path, or overwrite=True to discard what is there"
-        # The options first: another number of classes to keep also changes the outputs.
+        # The options first: another ``top_k`` also changes the outputs.
         first = [part for part in ("teacher", "teacher_file", "options") if part in here]
         for part in dict.fromkeys([*first, *here]):
             ours, theirs = here[part], there.get(part)
@@ -255,7 +255,7 @@ class Labeller:
     # -------------------------------------------------------------------------------- the work
 
     def run(self, path: Path, number: int, count: int, progress: bool) -> None:
-        """Write the missing shards of part ``number`` of ``count``; complete the manifest if none is missing then."""
+        """Write the missing shards of part ``number`` of ``count``; complete the manifest once no shard is missing."""
         rows = 0
         cardinality = int(self.dataset.cardinality())
         total = cardinality * self.batch_size * self.options["num_views"] if cardinality >= 0 else None
@@ -287,7 +287,7 @@ class Labeller:
     def _gather(
         self, index: int, inputs: Iterable[Any], first_row: int, advance: Callable[[int], None]
     ) -> tuple[list[np.ndarray], dict[str, Any]]:
-        """Run the teacher over a shard's batches, waiting for none before the last; return the rows and the header."""
+        """Run the teacher over a shard's batches, waiting only for the last; return the rows and the header."""
         self.teacher.reseed(index)
         heard = []
         for x in inputs:
@@ -303,7 +303,7 @@ class Labeller:
             prints.update(found.numpy().tobytes())
             row += len(parts[-1])
         header = {"shard": index, "count": row, "inputs": prints.hexdigest(), "settings": self.settings_digest}
-        if sums:  # of few digits: the last ones differ between machines, and so would the name of the shard
+        if sums:  # rounded: last digits differ between machines, which would change the shard's name
             header["divergence"] = {name: float(f"{total / max(row, 1):.4g}") for name, total in sums.items()}
         return parts, header
 
@@ -311,19 +311,19 @@ class Labeller:
         if not fine.all():
             output, row = np.argwhere(~fine)[0]
             spec = self.specs[output]
-            advice = "Use dtype='float32' or 'bfloat16' if the numbers are too large; NaN is a fault of the teacher"
+            advice = "Use dtype='float32' or 'bfloat16' if the numbers are too large; NaN comes from the teacher"
             got = f"NaN or a number beyond {spec.dtype} for example {first_row + row}"
             raise error(_OWNER, f"{spec.name} that {spec.dtype} can hold", got, advice)
 
     def write_one(self, path: Path, index: int) -> int:
-        """Write shard ``index`` on its own; return the number of its examples."""
+        """Write only shard ``index``; return its number of examples."""
         inputs = self._inputs().skip(index * self.batches_per_shard).take(self.batches_per_shard)
         parts, header = self._gather(index, inputs, 0, lambda size: None)
         files.write_shard(path, index, header, parts, self.block)
         return header["count"]
 
     def num_shards(self) -> int:
-        """Return how many shards the dataset makes; goes through it where its cardinality is not known."""
+        """Return the dataset's number of shards; iterates over it if its cardinality is unknown."""
         count = int(self.dataset.cardinality())
         if count < 0:
             count = int(self.dataset.reduce(tf.constant(0, tf.int64), lambda sofar, *element: sofar + 1))
@@ -356,17 +356,17 @@ class Labeller:
         rows = sum(head["count"] for head in headers)
         extra_facts = {"complete": True, "count": rows, "shards": table, "dataset": {"fingerprint": dataset}}
         names = [spec.name for spec in self.specs if spec.top_k is not None]
-        if names and all(set(head.get("divergence", ())) == set(names) for head in headers):  # not of older versions
+        if names and all(set(head.get("divergence", ())) == set(names) for head in headers):  # absent in older versions
             costs = {name: sum(head["divergence"][name] * head["count"] for head in headers) for name in names}
             extra_facts["divergence"] = {name: float(cost) / rows for name, cost in costs.items()}
         files.write_manifest(path, {**files.new_manifest(self.settings()), **extra_facts})
-        for file in path.glob("shard-*.tfrecord"):  # a second version of a shard, from a machine with other rounding
+        for file in path.glob("shard-*.tfrecord"):  # duplicates of a shard, from a machine with other rounding
             if file.name not in {each["file"] for each in table}:
                 _files.remove(file)
 
 
 def _warn_of_constant(answers: list[Any], fingerprints: np.ndarray) -> None:
-    """Warn where different examples of the first batch get the very same answers."""
+    """Warn if different examples of the first batch get identical answers."""
     count = len(np.unique(fingerprints))
     arrays = [np.asarray(each) for each in answers]
     if count > 1 and all((array == array[:1]).all() for array in arrays):

@@ -1,4 +1,4 @@
-"""What a manifest may say. It is checked whole before it is used: somebody else may have written it."""
+"""Validates a manifest completely before use, because it may come from an untrusted source."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from keras_distill.teachers.store import _format as layout
 
-#: Names of shards: number and digest, and no way out of the directory.
+#: Names of shards: number and digest, without path separators.
 SHARD = re.compile(r"shard-(\d{6})-([0-9a-f]{32})\.tfrecord")
 _MOST_BYTES = 2**40
 _MOST_NESTING = 50
 
 
 def check_manifest(manifest: dict[str, Any]) -> None:
-    """Look at every entry that a reader uses.
+    """Check every entry that a reader uses.
 
     Args:
-        manifest: what ``manifest.json`` holds, its digest and format already compared.
+        manifest: the contents of ``manifest.json``, with digest and format already checked.
 
     Raises:
-        ValueError: naming the first part that no ``label`` writes.
+        ValueError: naming the first part that ``label`` never writes.
     """
     _need(
         isinstance(manifest.get("complete"), bool) and isinstance(manifest.get("teacher"), str), "complete and teacher"
@@ -119,7 +119,7 @@ def _index(value: Any, specs: list[layout.OutputSpec]) -> layout.OutputSpec:
 
 
 def _node(node: Any, specs: list[layout.OutputSpec], depth: int) -> None:
-    """Check the structure of the outputs: dictionaries, lists and tuples of tensors and of members."""
+    """Check the structure of the outputs: dictionaries, lists and tuples of tensors and members."""
     _need(isinstance(node, dict) and depth < _MOST_NESTING, "template")
     kind = next(iter(sorted(set(node) & {"tensor", "members", "dict", "list", "tuple"})), None)
     if kind == "tensor":

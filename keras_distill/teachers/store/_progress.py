@@ -1,4 +1,4 @@
-"""A progress bar with rate and time left, where rich is installed and somebody may be looking."""
+"""A progress bar with rate and remaining time, if rich is installed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ def progress_bar(title: str, total: int | None, wanted: bool) -> Iterator[Callab
     """Show progress in examples.
 
     Args:
-        title: at the left of the bar.
+        title: text to the left of the bar.
         total: number of examples, None if unknown.
         wanted: False shows nothing.
 
     Yields:
-        A function to call with the number of examples that are done since the last call.
+        A function to call with the number of examples finished since the last call.
     """
     try:
         import rich.progress as bars

@@ -1,4 +1,4 @@
-"""Labelling on many machines: Ray Data hands out shards to a pool of teachers."""
+"""Labelling on many machines: Ray Data distributes shards over a pool of teachers."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def label_with_ray(
     progress: bool = True,
     **options: Any,
 ) -> Stored:
-    """As ``label``, on a Ray cluster: a pool of processes, each with its own teacher, writes the shards.
+    """Run ``label`` on a Ray cluster: a pool of processes, each with its own teacher, writes the shards.
 
-    A worker that dies is replaced, and its shard written by another; run again, it goes on where it stopped. The store
+    A worker that dies is replaced, and another writes its shard; a repeated call resumes where it stopped. The store
     has the bytes that ``label`` would write, as far as the machines compute alike. Needs ``pip install
     keras-distill[ray]``, a directory that all machines share, and a dataset that can skip to a shard cheaply.
 
     Args:
-        make_teacher: makes the teacher, in each worker; or the path of a saved ``.keras`` model.
-        make_dataset: makes the dataset, in each worker; as for ``label``.
+        make_teacher: function that makes the teacher in each worker, or the path of a saved ``.keras`` model.
+        make_dataset: function that makes the dataset in each worker, as for ``label``.
         path: the store, on storage that all workers see.
-        num_workers: how many teachers run at once.
-        num_cpus: reserved for each.
-        num_gpus: reserved for each.
+        num_workers: number of teachers that run in parallel.
+        num_cpus: CPUs reserved for each worker.
+        num_gpus: GPUs reserved for each worker.
         augment: as for ``label``.
         overwrite: as for ``label``.
         progress: as for ``label``.
@@ -118,7 +118,7 @@ def _made(make_teacher: Any) -> keras.Model:
 
 
 class _Worker:
-    """One teacher in one process: writes the shards it is handed."""
+    """One teacher in one process, which writes the shards it is given."""
 
     def __init__(self, make_teacher: Any, make_dataset: Any, augment: Any, settings: dict[str, Any], path: str) -> None:
         self.path = Path(path)

@@ -1,4 +1,4 @@
-"""A teacher that was run once: its outputs come from disk, and only for the examples that they belong to."""
+"""A teacher that was run once: its outputs are read from disk and matched to their examples."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from keras_distill.teachers.store._attach import SAME_EXAMPLES, attached, rows
 from keras_distill.teachers.store._views import Augment
 
 _INPUTS, _STORED = "inputs", "stored_teacher"
-_looked_at: set[tuple[Any, ...]] = set()  # files whose records were checked by this process
+_looked_at: set[tuple[Any, ...]] = set()  # files whose records this process has checked
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Stored(Teacher):
-    """Serves what ``label`` wrote: ``distiller.fit(stored.attach(dataset))`` never runs the teacher.
+    """Serves the outputs that ``label`` wrote: ``distiller.fit(stored.attach(dataset))`` never runs the teacher.
 
-    A distiller with a stored teacher trains on ``attach(dataset)`` (validation data needs a store of its own, attached
-    by that store, with the same settings); it predicts on plain inputs.
+    A distiller with a stored teacher trains on ``attach(dataset)`` and predicts on plain inputs. Validation data needs
+    a separate store with the same settings, attached by that store.
 
     Args:
         path: the directory that ``label`` wrote.
-        combine: for a store of an ensemble's members: another rule than the one it was labelled with, as in
+        combine: for a store of an ensemble's members, another rule than the one it was labelled with, as in
             ``Ensemble``. Label once, and try every rule.
-        layout: what the manifest says about the outputs; only for loading a saved distiller without its store.
+        layout: the manifest's description of the outputs; only for loading a saved distiller without its store.
         **kwargs: passed on to ``keras.Model`` (``name``).
 
     Raises:
-        StoredTeacherError: if there is no store, it is not complete, or a file is missing or has the wrong size.
+        StoredTeacherError: if there is no store, it is incomplete, or a file is missing or has the wrong size.
 
     Example:
         >>> import keras, numpy as np, tempfile, tensorflow as tf
@@ -110,12 +110,12 @@ class Stored(Teacher):
 
     @property
     def num_examples(self) -> int:
-        """How many examples of the dataset are stored, each in ``num_views`` views."""
+        """Number of examples stored, each in ``num_views`` views."""
         return int(files.read_manifest(Path(self.directory))["count"]) // self.num_views
 
     @property
     def num_views(self) -> int:
-        """How many views of each example are stored."""
+        """Number of stored views of each example."""
         return int(self._layout["options"]["num_views"])
 
     @property
@@ -125,16 +125,16 @@ class Stored(Teacher):
 
     @property
     def divergence(self) -> dict[str, float]:
-        """What keeping ``top_k`` classes costs: output to mean KL from exact to stored answers, in nats.
+        """The error of keeping ``top_k`` classes: output to mean KL from exact to stored answers, in nats.
 
-        At temperature 1, the mass that was not kept shared out equally; empty for a store of all classes.
+        Measured at temperature 1 with the remaining mass shared equally; empty for a store of all classes.
         """
         return dict(files.read_manifest(Path(self.directory)).get("divergence", {}))
 
     # ------------------------------------------------------------------------------------- what the Distiller calls
 
     def split(self, x: Any) -> tuple[Any, Any]:
-        """Take apart what ``attach`` put together; plain inputs have nothing for the teacher."""
+        """Separate what ``attach`` joined; plain inputs have nothing for the teacher."""
         if isinstance(x, dict) and set(x) == {_INPUTS, _STORED}:
             return x[_INPUTS], x[_STORED]
         return x, None
@@ -178,12 +178,12 @@ class Stored(Teacher):
 
     @property
     def trainable_parts(self) -> list[keras.layers.Layer]:
-        """The learned gate, if there is one."""
+        """The learned gate, if any."""
         return [] if self.gate is None else [self.gate]
 
     @property
     def seed_generators(self) -> list[keras.random.SeedGenerator]:
-        """What a stochastic rule draws from."""
+        """The random source of a stochastic rule."""
         return [self.draws] if isinstance(self.combine, Stochastic) else []
 
     # ------------------------------------------------------------------------------------- data
@@ -196,19 +196,19 @@ class Stored(Teacher):
         view: int | None = None,
         views_together: bool = False,
     ) -> tf.data.Dataset:
-        """Return the dataset with the teacher's outputs beside each example, for ``distiller.fit``.
+        """Return the dataset with the teacher's outputs attached to each example, for ``distiller.fit``.
 
-        Give the examples in the order in which they were labelled, batched (any batch size, the same throughout; much
-        faster) or not. Shuffle, repeat and prefetch after it: ``attach(batches).unbatch().shuffle(n)``. Every example
-        is compared with the fingerprint of the one that was labelled; the first that differs stops the iteration with
-        an error that names it.
+        The examples must come in the order in which they were labelled, unbatched or, much faster, batched (any fixed
+        batch size). Shuffle, repeat and prefetch afterwards: ``attach(batches).unbatch().shuffle(n)``. Every example is
+        compared with the fingerprint of the one that was labelled; the first that differs stops the iteration with an
+        error that names it.
 
         Args:
             dataset: as for ``label``: x, (x, y) or (x, y, sample_weight).
-            augment: for a store of several views: the function that ``label`` was given.
-            view: one of the stored views; None goes through all of them, one after another, in each epoch.
-            views_together: True reads each example once in an epoch and puts all of its views into one batch, which is
-                as many times larger; of examples that are not batched, the views follow each other.
+            augment: for a store of several views, the function given to ``label``.
+            view: one of the stored views; None iterates over all of them, one after another, in each epoch.
+            views_together: True reads each example once in an epoch and puts all of its views into one batch, which
+                grows accordingly; for unbatched examples, the views follow each other.
 
         Returns:
             A dataset with ``{"inputs": x, "stored_teacher": ...}`` in place of x.
@@ -219,7 +219,7 @@ class Stored(Teacher):
         return attached(self, self._open(), dataset, augment, view, views_together)
 
     def check(self, dataset: tf.data.Dataset, *, augment: Augment | None = None) -> None:
-        """Go through the whole dataset once, and raise ``StoredTeacherError`` at the first example that differs.
+        """Read the whole dataset once, and raise ``StoredTeacherError`` at the first example that differs.
 
         Args:
             dataset: as for ``attach``.
@@ -243,7 +243,7 @@ class Stored(Teacher):
             raise self._differs(int(wrong[0]))
 
     def translate(self, problem: Exception) -> Exception:
-        """Return the ``StoredTeacherError`` behind an error of TensorFlow, or that error."""
+        """Return the ``StoredTeacherError`` behind a TensorFlow error, or that error itself."""
         text = str(problem)
         compared = re.search(re.escape(SAME_EXAMPLES) + r"\D+(\d+)\D+([01 ]+)", text)
         if compared is not None:
@@ -256,12 +256,12 @@ class Stored(Teacher):
             return self._unpaired(int(found[1]), found[2])
         if isinstance(problem, (tf.errors.DataLossError, tf.errors.NotFoundError)) or "shard-" in text:
             advice = f"See keras-distill store verify {self.directory}, then store repair"
-            got = re.sub(r"^\{\{.*\}\} | *\[Op:.*$", "", text.splitlines()[0])  # no names of nodes
+            got = re.sub(r"^\{\{.*\}\} | *\[Op:.*$", "", text.splitlines()[0])  # without node names
             return files.stored_error(f"readable shards in {self.directory}", got, advice)
         return problem
 
     def _unpaired(self, index: int, what: str) -> StoredTeacherError:
-        """Say that from ``index`` on an example ("surplus") or a stored one ("missing", "uneven") has no partner."""
+        """Return the error for an example ("surplus") or a row ("missing", "uneven") that has no partner."""
         count = self.num_examples
         expected, got = f"{count} examples", f"{index}"
         advice = f"The first missing one is number {index}"
@@ -284,13 +284,13 @@ class Stored(Teacher):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Stored:
-        """Rebuild the teacher from ``get_config``; the store itself need not be there."""
+        """Rebuild the teacher from ``get_config``; the store itself need not exist."""
         combine = keras.saving.deserialize_keras_object(config["combine"], custom_objects)
         return cls(**{**config, "combine": combine})
 
 
 def _check_records(file: Path, index: int, entry: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Look at the lengths of a file's records once per version of the file, before TensorFlow believes them."""
+    """Check the lengths of a file's records once per version of the file, before TensorFlow relies on them."""
     stat = file.stat()
     version = (str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino, manifest["digest"])
     if version in _looked_at:
@@ -303,10 +303,10 @@ def _check_records(file: Path, index: int, entry: dict[str, Any], manifest: dict
 
 
 def _stored_rule(config: dict[str, Any]) -> Combine:
-    """Make the rule that a manifest names, and nothing else that it may name."""
+    """Make the rule that a manifest names; refuse anything that is not a rule."""
     try:
         rule = keras.saving.deserialize_keras_object(config, safe_mode=True)
-    except Exception as problem:  # whatever the constructor of what is named raises
+    except Exception as problem:  # whatever the named constructor raises
         raise files.stored_error("a rule to combine the stored members", f"{type(problem).__name__}") from problem
     if not isinstance(rule, Combine):
         raise files.stored_error("a rule to combine the stored members", type(rule).__name__)

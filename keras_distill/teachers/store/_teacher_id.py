@@ -14,16 +14,16 @@ _INCIDENTAL = {"name", "trainable", "build_config", "compile_config", "registere
 
 
 def teacher_fingerprint(teacher: keras.Model) -> str:
-    """Return a SHA-256 over the teacher's weights and its configuration, layer names left out.
+    """Return a SHA-256 of the teacher's weights and configuration, without layer names.
 
     Args:
-        teacher: built.
+        teacher: a built teacher.
 
     Returns:
         64 hexadecimal digits.
     """
     identity = getattr(teacher, "identity", None)
-    if identity is not None:  # a model of another runtime, whose weights Keras does not see
+    if identity is not None:  # a model of another runtime, whose weights are not Keras'
         return hashlib.sha256(identity.encode()).hexdigest()
     digest = hashlib.sha256()
     for weight in teacher.weights:
@@ -35,11 +35,11 @@ def teacher_fingerprint(teacher: keras.Model) -> str:
 
 
 def config_fingerprint(model: keras.Model, *, compiled: bool = False) -> str:
-    """Return a SHA-256 over a model's configuration, layer names left out; the same in every process.
+    """Return a SHA-256 of a model's configuration without layer names, the same in every process.
 
     Args:
         model: any model.
-        compiled: of what it was compiled with, instead of the model itself.
+        compiled: whether to use its compile configuration instead of the model's.
 
     Returns:
         64 hexadecimal digits.

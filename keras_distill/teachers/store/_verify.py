@@ -1,4 +1,4 @@
-"""Look at every byte of a store; label again what is bad, and only that."""
+"""Verifies every byte of a store, and labels only the damaged shards again."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from keras_distill.teachers.store._views import Augment
 
 @dataclasses.dataclass(frozen=True)
 class StoreProblem:
-    """One thing that is wrong with a store.
+    """One problem of a store.
 
     Attributes:
-        shard: number of the bad shard; None where the store as a whole is concerned.
+        shard: number of the damaged shard; None if the problem concerns the whole store.
         file: the file's name.
-        what: what is wrong, in words.
+        what: description of the problem.
     """
 
     shard: int | None
@@ -33,21 +33,21 @@ class StoreProblem:
     what: str
 
     def __str__(self) -> str:
-        """Return one line."""
+        """Return the problem as one line."""
         return f"{self.file}: {self.what}"
 
 
 def verify(path: str | Path) -> list[StoreProblem]:
-    """Read every byte of a store and return what is wrong with it.
+    """Read every byte of a store and return its problems.
 
     Args:
         path: the directory that ``label`` wrote.
 
     Returns:
-        The problems; an empty list for a store that is complete and as it was written.
+        The problems; an empty list for a complete, unchanged store.
 
     Raises:
-        StoredTeacherError: if there is no readable manifest, so that nothing can be compared.
+        StoredTeacherError: if there is no readable manifest to compare with.
     """
     path = Path(path)
     manifest = files.read_manifest(path, "verify")
@@ -103,11 +103,11 @@ def repair(
     augment: Augment | None = None,
     progress: bool = True,
 ) -> Stored | None:
-    """Remove the shards that ``verify`` finds bad, and label these again; the good ones are not touched.
+    """Remove the shards that ``verify`` finds damaged, and label them again; good ones are untouched.
 
     Args:
-        teacher: the one that wrote the store.
-        dataset: the one that was labelled; another batch size does no harm.
+        teacher: the teacher that wrote the store.
+        dataset: the dataset that was labelled; the batch size may differ.
         path: the store.
         augment: as given to ``label``.
         progress: show a bar, if rich is installed.
@@ -116,7 +116,7 @@ def repair(
         The store; None while shards of other writers are missing.
 
     Raises:
-        StoredTeacherError: if teacher, dataset or settings are not those of the store.
+        StoredTeacherError: if teacher, dataset or settings do not match the store.
     """
     path = Path(path)
     manifest = files.read_manifest(path, "repair")
@@ -124,7 +124,7 @@ def repair(
     problems = verify(path)
     if problems:
         with files.writing(path, (0, 1)):
-            # Looked at before anything is removed: a wrong teacher must not cost a shard.
+            # Checked before anything is removed: a wrong teacher must not cost a shard.
             Labeller(teacher, dataset, augment, **options).fit_to(path, manifest)
             for problem in problems:
                 if problem.file != "manifest.json":

@@ -1,4 +1,4 @@
-"""Random augmentation that can be repeated: each view of each example has a seed of its own."""
+"""Repeatable random augmentation: each view of each example has its own seed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Augment = Callable[[Any, tf.Tensor], Any]
 def view_of(
     dataset: tf.data.Dataset, augment: Augment, view: Any, seed: int, batched: bool, several: int = 0
 ) -> tf.data.Dataset:
-    """Return ``dataset`` with ``augment(example, seed)`` in place of each example, the same whatever the batch size.
+    """Return ``dataset`` with ``augment(example, seed)`` in place of each example, for any batch size.
 
     Args:
         dataset: x, (x, y) or (x, y, sample_weight), batched or not.
-        augment: from one example and a (2,) int32 seed, for ``tf.image.stateless_*`` and the like, to what both
-            networks see.
+        augment: maps one example and a (2,) int32 seed, for ``tf.image.stateless_*`` and similar, to the input of both
+            networks.
         view: number of the view, an int or a scalar tensor.
-        seed: of the store.
-        batched: whether the dataset is.
-        several: above 0: how many views, from ``view`` on, are made of each element once it has been read.
+        seed: the store's seed.
+        batched: whether the dataset is batched.
+        several: if above 0, the number of views, from ``view`` on, made from each element once it has been read.
 
     Returns:
         A dataset of the same structure, or of tuples of that many such elements.
@@ -50,7 +50,7 @@ def view_of(
             seen = one((x, start))
         else:
             rows = start + tf.range(tf.shape(keras.tree.flatten(x)[0], out_type=tf.int64)[0])
-            # What augment returns is only known by asking it.
+            # The structure that augment returns is only known by calling it.
             spec = tf.function(one).get_concrete_function(
                 keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape[1:], t.dtype), (x, rows))
             )
