@@ -28,6 +28,7 @@ TEACHERS = {
     "Acrobot-v1": (60_000, 1e-3, 128),
     "LunarLander-v3": (150_000, 6.3e-4, 128),
 }
+ROUNDS = {True: (4, 4000), False: (1, 1000)}  # with states gathered in each
 CLAIM = "A tenth of the parameters keep 95 % of the return; KL >= NLL >= MSE; DAgger >= the teacher's states."
 
 
@@ -46,16 +47,16 @@ def tree_of(teacher: keras.Model) -> keras.Model:
 
 
 def distilled(
-    teacher: keras.Model, name: str, student: keras.Model, loss: Any, actor: str, seed: int, rounds: int
+    teacher: keras.Model, name: str, student: keras.Model, loss: Any, actor: str, seed: int, rounds: int, states: int
 ) -> float:
     """Return the student's mean return."""
     distiller = regimes.PolicyDistiller(teacher, student, name, loss=loss, actor=actor, seed=seed)
     distiller.compile(keras.optimizers.Adam(3e-3), jit_compile=False)
-    distiller.fit(rounds, states_per_round=1000 * rounds, epochs=4)
+    distiller.fit(rounds, states_per_round=states, epochs=4)
     return distiller.evaluate(seed=10_000).mean
 
 
-def one_body(found: dict[str, tuple[keras.Model, float]], seed: int, rounds: int) -> dict[str, float]:
+def one_body(found: dict[str, tuple[keras.Model, float]], seed: int, rounds: int, states: int) -> dict[str, float]:
     """Return the returns of one student with a head per environment."""
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((max(teacher.input_shape[1] for teacher, _ in found.values()),))
@@ -69,7 +70,7 @@ def one_body(found: dict[str, tuple[keras.Model, float]], seed: int, rounds: int
         seed=seed,
     )
     distiller.compile(keras.optimizers.Adam(3e-3), jit_compile=False)
-    distiller.fit(rounds, states_per_round=1000 * rounds, epochs=4)
+    distiller.fit(rounds, states_per_round=states, epochs=4)
     policies = zip(found, distiller.policies, strict=True)
     return {name: regimes.policy_return(policy, name, seed=10_000).mean for name, policy in policies}
 
@@ -82,7 +83,7 @@ def share_of(value: float, best: float) -> float:
 def compare(name: str, options: Any, report: _harness.Report, run: _resume.Runs) -> tuple[keras.Model, float, float]:
     """Train the teacher of one environment, then all its students; return it, KL's temperature and a tenth's return."""
     steps, rate, batch = TEACHERS[name] if options.full else (4000, 2e-3, 64)
-    rounds = 4 if options.full else 1
+    rounds, states = ROUNDS[options.full]
     kept = options.out / f"fields_policies.{name}.{steps}.keras"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -94,22 +95,23 @@ def compare(name: str, options: Any, report: _harness.Report, run: _resume.Runs)
     sharpness = 0.1 * float(np.ptp(buffer.values, axis=1).mean())
     best = run(f"{name} teacher", lambda: regimes.policy_return(teacher, name, seed=10_000)[:3])
     kl = losses.PolicyTargets(sharpness)
+    more = 2 * rounds  # the smallest students learn slowly
     plans = {
-        "KL, a tenth": (0.1, kl, "teacher"),
-        "NLL, a tenth": (0.1, losses.PolicyTargets(target="nll"), "teacher"),
-        "MSE, a tenth": (0.1, losses.PolicyTargets(target="mse"), "teacher"),
-        "KL, a fiftieth": (0.02, kl, "teacher"),
-        "KL, a fiftieth, DAgger": (0.02, kl, "student"),
-        "soft tree of depth 3, DAgger": (0.0, kl, "student"),
+        "KL, a tenth": (0.1, kl, "teacher", rounds),
+        "NLL, a tenth": (0.1, losses.PolicyTargets(target="nll"), "teacher", rounds),
+        "MSE, a tenth": (0.1, losses.PolicyTargets(target="mse"), "teacher", rounds),
+        "KL, a fiftieth": (0.02, kl, "teacher", more),
+        "KL, a fiftieth, DAgger": (0.02, kl, "student", more),
+        "soft tree of depth 3, DAgger": (0.0, kl, "student", more),
     }
 
     def result(plan: str, seed: int) -> float:
-        share, loss, actor = plans[plan]
+        share, loss, actor, times = plans[plan]
 
         def trained() -> float:
             keras.utils.set_random_seed(seed)
             student = student_of(teacher, share) if share else tree_of(teacher)
-            return distilled(teacher, name, student, loss, actor, seed, rounds)
+            return distilled(teacher, name, student, loss, actor, seed, times, states)
 
         return run(f"{name} {plan} {seed}", trained)
 
@@ -141,8 +143,8 @@ def main() -> None:
     found = {name: compare(name, options, report, run) for name in names}
     if len(found) > 1:
         pairs = {name: (teacher, sharpness) for name, (teacher, sharpness, _) in found.items()}
-        label, rounds = " + ".join(found), 4 if options.full else 1
-        returns = [run(f"{label} {seed}", lambda s=seed: one_body(pairs, s, rounds)) for seed in range(options.seeds)]
+        label, size = " + ".join(found), ROUNDS[options.full]
+        returns = [run(f"{label} {seed}", lambda s=seed: one_body(pairs, s, *size)) for seed in range(options.seeds)]
         means = {name: float(np.mean([each[name] for each in returns])) for name in found}
         report.add({"environment": label, "seeds": options.seeds}, {"returns": returns, "means": means})
         for name, mean in means.items():

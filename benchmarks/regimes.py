@@ -9,6 +9,9 @@ may be asked for in pieces::
     python -m benchmarks.regimes --full                           # every row that is missing, then the report
     python -m benchmarks.regimes --full --rows none               # only the report
 
+``--dense`` asks the rows of peers, generations and baselines of a network that overfits: three layers of 256 units, 30
+epochs, a report of its own (``regimes_dense``).
+
 Seed after seed goes through all rows, so that a killed run leaves whole tables of fewer seeds.
 
 ``cost`` measures a step of ``MutualLearning`` against its forward and backward passes alone, in turns, and has a report
@@ -170,6 +173,7 @@ def main() -> None:
         rows={"default": ",".join(names)},
         seeds={"type": int, "default": 3},
         held_out={"action": "store_true"},
+        dense={"action": "store_true", "help": "a network that overfits"},
         keep={"type": Path, "default": Path(tempfile.gettempdir()) / "keras_distill_regimes"},
     )
     chosen = options.rows.split(",")
@@ -177,11 +181,15 @@ def main() -> None:
         if name not in (*names, "none"):
             raise SystemExit(f"rows: {', '.join(names)}; got {name}")
     kind = ("full" if options.full else "quick") + ("_held_out" if options.held_out else "")
+    kind += "_dense" * options.dense
+    trained.DENSE = options.dense
+    if options.dense:
+        chosen = [name for name in chosen if name in ("baselines", "mutual", "gated", "born_again")]
     runs = _resume.Runs(options.out / f"regimes_runs_{kind}.json")
     for seed in range(options.seeds if options.full else 1):
         for name in (each for each in trained.ROWS if each in chosen):
             source, run = trained.ROWS[name]
-            task = trained.Task.load(source, options.full, options.held_out)
+            task = trained.Task.load(source, options.full, options.held_out, 30 if options.dense else 10)
             kept = trained.Kept(options.keep / kind, task)
             runs(f"{name}/{seed}", lambda run=run, task=task, kept=kept, seed=seed: run(task, kept, seed))
             keras.backend.clear_session()
@@ -191,7 +199,7 @@ def main() -> None:
         name: [runs.known[key] for key in sorted(runs.known) if key.split("/")[0] == name] for name in trained.ROWS
     }
     if any(known.values()):
-        report = _harness.Report("regimes", CLAIM, options)
+        report = _harness.Report("regimes_dense" if options.dense else "regimes", CLAIM, options)
         found = Found(known)
         for way, scores in found.by_way.items():
             mean = {key: round(float(np.mean(found.values(way, key))), 4) for key in ("accuracy", "nll")}

@@ -1,0 +1,180 @@
+"""Patient and consistent on CIFAR-10: do live views, seen by both models, beat stored answers and labels?
+
+CIFAR-10 here is recompressed as JPEG. A residual network learns from 10,000 labelled pictures; the student is a network
+of inverted residuals with at most a tenth of its parameters. Every student takes the same number of steps from the same
+weights for a seed:
+
+- ``labels``: the 10,000 labelled pictures, cropped and flipped.
+- ``fixed``: the teacher answered once, for 40,000 pictures as they are; the student sees them cropped and flipped.
+- ``live``: both models see the same crop, flip and mixture of the 40,000 pictures (function matching).
+- ``live, labelled``: as ``live``, on the 10,000 labelled pictures alone.
+
+No student but the first sees a label. ``--held-out`` measures on 5000 other training pictures, to choose settings. Runs
+are kept, so that an interrupted one goes on: ``python -m benchmarks.patient --full --seeds 3``.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+from typing import Any
+
+from benchmarks import _harness, _resume
+
+# isort: split
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks._students import accuracy, predict, residual
+from keras_distill import Distiller, LogitsDistillation, data, export
+
+L = keras.layers
+CLAIM = "Live views that both models share close 60% of the gap, and beat stored answers, which beat labels."
+WAYS = ("labels", "fixed", "live", "live, labelled")
+BATCH = 64
+VIEW = [L.RandomTranslation(0.125, 0.125, fill_mode="constant"), L.RandomFlip("horizontal")]
+
+
+def mobile(shape: tuple[int, int, int], seed: int) -> keras.Model:
+    """Inverted residuals (MobileNetV2) at a quarter of the picture's size; logits of 10 classes."""
+    keras.utils.set_random_seed(seed)
+
+    def unit(x: Any, layer: L.Layer, active: bool = True) -> Any:
+        x = L.BatchNormalization(momentum=0.9)(layer(x))
+        return L.ReLU(6.0)(x) if active else x
+
+    x = keras.Input(shape)
+    hidden = unit(x, L.Conv2D(16, 3, 2, "same", use_bias=False))
+    for width, stride in ((18, 2), (18, 1), (18, 1), (24, 1)):
+        inner = 3 * hidden.shape[-1]
+        branch = unit(hidden, L.Conv2D(inner, 1, use_bias=False))
+        branch = unit(branch, L.DepthwiseConv2D(3, stride, "same", use_bias=False))
+        branch = unit(branch, L.Conv2D(width, 1, use_bias=False), active=False)
+        hidden = L.Add()([hidden, branch]) if hidden.shape == branch.shape else branch
+    hidden = unit(hidden, L.Conv2D(64, 1, use_bias=False))
+    return keras.Model(x, L.Dense(10)(L.GlobalAveragePooling2D()(hidden)))
+
+
+def views(inputs: np.ndarray, targets: np.ndarray, seed: int) -> tf.data.Dataset:
+    """Batches of cropped and flipped pictures with what belongs to each, without end."""
+    pairs = tf.data.Dataset.from_tensor_slices((inputs, targets)).shuffle(len(inputs), seed=seed).repeat()
+    return data.augment(VIEW).live(pairs, seed=seed).batch(BATCH, drop_remainder=True)
+
+
+def train(model: Any, batches: tf.data.Dataset, steps: int, rate: float, loss: Any = None) -> None:
+    """Fit for some steps, Adam's rate falling along a cosine."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    falling = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=rate, warmup_steps=max(1, steps // 20))
+    model.compile(keras.optimizers.Adam(falling), *([loss] if loss is not None else []), jit_compile=False)
+    model.fit(batches.prefetch(2).with_options(options), steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0)
+
+
+def run(way: str, teacher: keras.Model, student: keras.Model, sets: Any, seed: int, steps: int, mixup: float) -> None:
+    """Train a student in one of the ways."""
+    labelled, pictures, answers = sets
+    if way == "labels":
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        train(student, views(labelled.inputs, labelled.labels, seed), steps, 4e-3, loss)
+    elif way == "fixed":
+        shares = keras.ops.softmax(answers, -1)
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+        train(student, views(pictures.inputs, np.asarray(shares), seed), steps, 4e-3, loss)
+    else:
+        seen = pictures if way == "live" else labelled
+        batches = views(seen.inputs, seen.labels, seed).map(lambda x, y: x)
+        if mixup:
+            batches = data.mix(batches, mixup=mixup, seed=seed)
+        taught = Distiller(teacher, student, LogitsDistillation(1.0), student_loss_weight=0.0)
+        train(taught, batches, steps, 4e-3)
+
+
+def speed(teacher: keras.Model, student: keras.Model) -> float:
+    """How many times faster the student's LiteRT file answers one picture, on one thread."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    programs = {}
+    for name, model in (("teacher", teacher), ("student", student)):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "model.tflite"
+            export.litert(model, path, latency_batch_sizes=())
+            interpreter = Interpreter(model_content=path.read_bytes(), num_threads=1)
+        index = interpreter.get_input_details()[0]["index"]
+        interpreter.resize_tensor_input(index, (1, *model.input_shape[1:]))
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(index, np.zeros((1, *model.input_shape[1:]), "float32"))
+
+        def steps(interpreter: Any = interpreter) -> int:
+            for _ in range(20):
+                interpreter.invoke()
+            return 20
+
+        programs[name] = steps
+    return _harness.paired(programs, rounds=30).ratio("teacher", "student").median
+
+
+def main() -> None:
+    """Train, measure and judge."""
+    options = _harness.arguments(
+        __doc__,
+        seeds={"type": int, "default": 1},
+        held_out={"action": "store_true"},
+        ways={"nargs": "*", "default": list(WAYS)},
+        steps={"type": int, "default": 4000, "help": "of a student"},
+        mixup={"type": float, "default": 0.5},
+    )
+    kept = _harness.Report("patient", CLAIM, options)
+    full = options.full
+    loaded = data.load("cifar10_jpeg")
+    order = np.random.default_rng(0).permutation(len(loaded.train))
+    counts = (10_000, 40_000, 5_000) if full else (256, 512, 256)
+    steps = options.steps if full else 4
+
+    def chosen(indices: np.ndarray) -> data.Examples:
+        return data.Examples(loaded.train.inputs[indices], np.asarray(loaded.train.labels)[indices])
+
+    labelled, pictures = chosen(order[: counts[0]]), chosen(order[: counts[1]])
+    judged = chosen(order[-counts[2] :]) if options.held_out else loaded.test.take(10_000 if full else 256)
+    end = "_held_out" * options.held_out
+    found = _resume.Runs(options.out / f"patient_{steps}{end}.runs.json")
+    keras.utils.set_random_seed(100)
+    sparse = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    teacher = _resume.Runs(options.out / "patient.runs.json").model(
+        f"teacher_{counts[0]}",
+        residual((32, 32, 3)),
+        lambda model: train(model, views(labelled.inputs, labelled.labels, 100), 4000 if full else 4, 2e-3, sparse),
+    )
+    sets = labelled, pictures, predict(teacher, pictures.inputs)
+
+    def student(way: str, seed: int) -> float:
+        model = mobile((32, 32, 3), seed)
+        run(way, teacher, model, sets, seed, steps, options.mixup)
+        return accuracy(model, judged)
+
+    top = found("teacher", lambda: accuracy(teacher, judged))
+    small = mobile((32, 32, 3), 0)
+    kept.add({"model": "teacher", "parameters": teacher.count_params()}, {"accuracy": top})
+    mean = {}
+    for way in options.ways:
+        each = [found(f"{way} {seed}", lambda w=way, s=seed: student(w, s)) for seed in range(options.seeds)]
+        mean[way] = float(np.mean(each))
+        settings = {"model": f"student, {way}", "parameters": small.count_params(), "seeds": len(each)}
+        kept.add(settings, {"accuracy": mean[way], "spread": float(np.std(each)), "steps": steps})
+    kept.verdict("student's parameters over the teacher's", small.count_params() / teacher.count_params(), at_most=0.1)
+    kept.verdict("times faster on LiteRT, one thread", speed(teacher, small), at_least=5.0)
+    if set(WAYS) <= set(mean):
+        gap = top - mean["labels"]
+        kept.verdict("share of the gap in error closed, %", 100 * (mean["live"] - mean["labels"]) / gap, at_least=60.0)
+        kept.verdict("points of live views over stored answers", mean["live"] - mean["fixed"], at_least=0.0)
+        kept.verdict("points of stored answers over labels", mean["fixed"] - mean["labels"], at_least=0.0)
+        kept.verdict(
+            "share of the gap closed on the labelled pictures alone, %",
+            100 * (mean["live, labelled"] - mean["labels"]) / gap, at_least=60.0,
+        )  # fmt: skip
+    if not options.held_out:
+        kept.write()
+
+
+if __name__ == "__main__":
+    main()
