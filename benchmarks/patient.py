@@ -6,8 +6,9 @@ weights for a seed:
 
 - ``labels``: the 10,000 labelled pictures, cropped and flipped.
 - ``fixed``: the teacher answered once, for 40,000 pictures as they are; the student sees them cropped and flipped.
-- ``live``: both models see the same crop, flip and mixture of the 40,000 pictures (function matching).
-- ``live, labelled``: as ``live``, on the 10,000 labelled pictures alone.
+- ``live``: both models see the same crop and flip of the 40,000 pictures (function matching). Mixtures (``--mixup .5``)
+  were tried on held-out pictures for 2000 steps: 60.4% with them, 62.1% without, so there are none.
+- ``live, labelled``: as ``live``, on the 10,000 labelled pictures alone, one seed.
 
 No student but the first sees a label. ``--held-out`` measures on 5000 other training pictures, to choose settings. Runs
 are kept, so that an interrupted one goes on: ``python -m benchmarks.patient --full --seeds 3``.
@@ -37,7 +38,7 @@ VIEW = [L.RandomTranslation(0.125, 0.125, fill_mode="constant"), L.RandomFlip("h
 
 
 def mobile(shape: tuple[int, int, int], seed: int) -> keras.Model:
-    """Inverted residuals (MobileNetV2) at a quarter of the picture's size; logits of 10 classes."""
+    """Inverted residuals (MobileNetV2) at half and a quarter of the picture's size; logits of 10 classes."""
     keras.utils.set_random_seed(seed)
 
     def unit(x: Any, layer: L.Layer, active: bool = True) -> Any:
@@ -46,7 +47,7 @@ def mobile(shape: tuple[int, int, int], seed: int) -> keras.Model:
 
     x = keras.Input(shape)
     hidden = unit(x, L.Conv2D(16, 3, 2, "same", use_bias=False))
-    for width, stride in ((18, 2), (18, 1), (18, 1), (24, 1)):
+    for width, stride in ((16, 1), (20, 2), (20, 1), (24, 1)):
         inner = 3 * hidden.shape[-1]
         branch = unit(hidden, L.Conv2D(inner, 1, use_bias=False))
         branch = unit(branch, L.DepthwiseConv2D(3, stride, "same", use_bias=False))
@@ -111,7 +112,7 @@ def speed(teacher: keras.Model, student: keras.Model) -> float:
             return 20
 
         programs[name] = steps
-    return _harness.paired(programs, rounds=30).ratio("teacher", "student").median
+    return _harness.paired(programs, rounds=30).ratio("teacher", "student", "cpu").median
 
 
 def main() -> None:
@@ -122,7 +123,7 @@ def main() -> None:
         held_out={"action": "store_true"},
         ways={"nargs": "*", "default": list(WAYS)},
         steps={"type": int, "default": 4000, "help": "of a student"},
-        mixup={"type": float, "default": 0.5},
+        mixup={"type": float, "default": 0.0},
     )
     kept = _harness.Report("patient", CLAIM, options)
     full = options.full
@@ -140,7 +141,8 @@ def main() -> None:
     found = _resume.Runs(options.out / f"patient_{steps}{end}.runs.json")
     keras.utils.set_random_seed(100)
     sparse = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    teacher = _resume.Runs(options.out / "patient.runs.json").model(
+    taught = _resume.Runs(options.out / "patient.runs.json")
+    teacher = taught.model(
         f"teacher_{counts[0]}",
         residual((32, 32, 3)),
         lambda model: train(model, views(labelled.inputs, labelled.labels, 100), 4000 if full else 4, 2e-3, sparse),
@@ -157,7 +159,8 @@ def main() -> None:
     kept.add({"model": "teacher", "parameters": teacher.count_params()}, {"accuracy": top})
     mean = {}
     for way in options.ways:
-        each = [found(f"{way} {seed}", lambda w=way, s=seed: student(w, s)) for seed in range(options.seeds)]
+        seeds = range(1 if way == WAYS[-1] else options.seeds)
+        each = [found(f"{way} {seed}", lambda w=way, s=seed: student(w, s)) for seed in seeds]
         mean[way] = float(np.mean(each))
         settings = {"model": f"student, {way}", "parameters": small.count_params(), "seeds": len(each)}
         kept.add(settings, {"accuracy": mean[way], "spread": float(np.std(each)), "steps": steps})
@@ -174,6 +177,8 @@ def main() -> None:
         )  # fmt: skip
     if not options.held_out:
         kept.write()
+        for each in (found, taught):
+            each.finish()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_distill import Distiller, LogitsDistillation, data, teachers
+from keras_distill import Distiller, LogitsDistillation, adapters, data, teachers
 
 RATE, LENGTH = 8000, 8000
 
@@ -45,11 +45,9 @@ def recordings(smoke):
 
 
 def spectrograms(waves):
-    """Log-mel spectrograms, (n, frames, 40, 1)."""
-    mel = layers.MelSpectrogram(fft_length=256, sequence_stride=128, sampling_rate=RATE, num_mel_bins=40, max_freq=4000)
-    return (
-        np.concatenate([np.swapaxes(np.asarray(mel(each)), 1, 2) for each in np.array_split(waves, 10)])[..., None] / 40
-    )
+    """Log-mel spectrograms, (n, frames, 40, 1), each normalised by itself."""
+    mel = adapters.LogMel(RATE, 40, step_seconds=0.016, window_seconds=0.032)
+    return np.concatenate([np.asarray(mel(each)) for each in np.array_split(waves, 10)])[..., None]
 
 
 def paired(pictures, labels, digits, seed):

@@ -75,7 +75,7 @@ def fit(model, train, epochs, seed=0):
     )  # fmt: skip
     options = tf.data.Options()
     options.autotune.enabled = False
-    model.fit(flip.batch(8).prefetch(2).with_options(options), epochs=epochs, verbose=0)
+    model.fit(flip.batch(8).prefetch(2).with_options(options), epochs=epochs, shuffle=False, verbose=0)
     return model
 
 

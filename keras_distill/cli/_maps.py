@@ -116,5 +116,5 @@ def trained(model: Any, examples: data.Examples, void: int, epochs: int, console
     one_by_one = tf.data.Dataset.from_tensor_slices((examples.inputs, examples.labels)).shuffle(len(examples), seed=0)
     views = data.augment([keras.layers.RandomFlip("horizontal")]).live(one_by_one, seed=0, masks=True)
     with console.status(f"Training the {name}"):
-        model.fit(views.batch(8).prefetch(2).with_options(options), epochs=epochs, verbose=0)
+        model.fit(views.batch(8).prefetch(2).with_options(options), epochs=epochs, shuffle=False, verbose=0)
     return model

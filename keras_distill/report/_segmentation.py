@@ -279,5 +279,5 @@ def overlays(
         Patch(color=colors[index % len(colors)], label=names[index] if 0 <= index < len(names) else str(index))
         for index in ids
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, max(1, len(handles))), fontsize=7)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, max(1, len(handles))), fontsize=9)
     return figure
