@@ -118,7 +118,8 @@ def main():
     ):
         listened = teachers.Preprocessed(teacher, lambda x: x["picture"], view)
         distiller = Distiller(listened, student, LogitsDistillation(2.0), student_loss_weight=0.0)
-        distiller.compile(keras.optimizers.Adam(3e-3), jit_compile=False)
+        falling = keras.optimizers.schedules.CosineDecay(3e-3, epochs * -(-len(digits) // 32))
+        distiller.compile(keras.optimizers.Adam(falling), jit_compile=False)
         distiller.fit(batch, epochs=epochs, batch_size=32, verbose=0)
         inputs = {"picture": test_picture, "sound": test_sound}
         print(f"student, {name}: {accuracy(student, view(inputs)):.1f} %")
