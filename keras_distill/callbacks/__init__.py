@@ -1,4 +1,4 @@
-"""Policies that need logs or validation data; everything that is a function of the step is a schedule instead."""
+"""Policies that need logs or validation data; pure functions of the step are schedules instead."""
 
 from keras_distill.callbacks._adaptive import AdaptiveTemperature, EarlyStoppedDistillation
 from keras_distill.callbacks._backup import Backup

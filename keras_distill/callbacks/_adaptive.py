@@ -1,4 +1,4 @@
-"""Policies that look at results: a temperature that follows the student, a teacher that leaves in time."""
+"""Policies driven by results: a temperature that follows the student, and distillation that stops early."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from keras_distill.training import Trainer
 
 
 class AdaptiveTemperature(Policy):
-    """Moves the temperature as the student learns: by a validation metric, or by its distance from the teacher.
+    """Adapts the temperature as the student learns, by a validation metric or by its distance from the teacher.
 
-    Choose it where you do not know the right curve beforehand; a fixed curve costs nothing and is easier to repeat
-    (``TemperatureScheduler``). The two rules are definitions of this package, not of a paper:
+    Choose it where the right curve is unknown beforehand; a fixed curve costs nothing and is easier to repeat
+    (``TemperatureScheduler``). The two rules are the package's own, not a paper's:
 
     * ``rule="plateau"``: when ``monitor`` has not improved for ``patience`` epochs, the temperature is multiplied by
       ``factor``.
@@ -25,32 +25,32 @@ class AdaptiveTemperature(Policy):
       0 to 1, is 1 - monitor / its first value where less is better, and ``monitor`` itself where more is better
       (accuracy, agreement), clipped, and smoothed as an exponential moving average that starts at 0.
 
-    The default monitor, ``"gap"``, is the term's own loss on ``validation_data`` at temperature 1, so that moving the
-    temperature does not move what is watched (``val_distillation_loss`` does depend on it). It costs one pass of
-    teacher and student over the data per epoch and is shown in ``logs`` as ``gap``. ``logs`` get ``temperature`` too.
+    The default monitor, ``"gap"``, is the term's own loss on ``validation_data`` at temperature 1, so that changing the
+    temperature does not change the monitor (``val_distillation_loss`` does depend on it). It costs one pass of teacher
+    and student over the data per epoch and is logged as ``gap``; ``logs`` also get ``temperature``.
 
-    A killed run goes on as if nothing had happened: what the callback remembers (``state``) is saved with the
-    distiller's weights, by ``BackupAndRestore``, ``ModelCheckpoint`` and ``save_weights``. Put the callback before
-    those in the list. A ``fit`` that begins at epoch 0 begins afresh, one with ``initial_epoch`` goes on.
+    A killed run resumes exactly: the callback's ``state`` is saved with the distiller's weights by
+    ``BackupAndRestore``, ``ModelCheckpoint`` and ``save_weights``. Put the callback before those in the list. A ``fit``
+    from epoch 0 resets the state, one with ``initial_epoch`` continues from it.
 
     Args:
         monitor: ``"gap"``, or a name in the logs, such as ``"val_accuracy"``.
         rule: ``"plateau"`` or ``"progress"``.
-        validation_data: what the gap is measured on: (x,), (x, y) or (x, y, sample_weight) of arrays, or a
+        validation_data: the data for measuring the gap: (x,), (x, y) or (x, y, sample_weight) of arrays, or a
             ``tf.data.Dataset`` or ``PyDataset`` of such batches. Needed for ``"gap"`` only.
         mode: ``"min"``, ``"max"`` or ``"auto"``: ``"max"`` for accuracies, agreement, AUC, precision, recall and F1.
         min_temperature: > 0, lower bound.
         max_temperature: upper bound.
         factor: > 0 and not 1, for plateaus.
-        patience: >= 1. Plateau: epochs without improvement. Progress: epochs in a row that must call for a change.
-        min_delta: >= 0, hysteresis: least change of ``monitor`` (plateau) or of progress that counts.
-        cooldown: >= 0, epochs after a change until one counts again, as in ``keras.callbacks.ReduceLROnPlateau``.
+        patience: >= 1. Plateau: epochs without improvement. Progress: consecutive epochs that must call for a change.
+        min_delta: >= 0, smallest change of ``monitor`` (plateau) or of progress that counts.
+        cooldown: >= 0, epochs to wait after a change, as in ``keras.callbacks.ReduceLROnPlateau``.
         smoothing: 0 to 1, for progress: weight of the past per epoch.
-        monotone: for progress: the temperature never rises.
-        term: the term meant (index, name or the term itself); None: every temperature of every term.
+        monotone: for progress: whether the temperature may only fall.
+        term: the term to act on (index, name or the term itself); None: every temperature of every term.
         batch_size: >= 1, for arrays.
-        steps: number of batches to look at; None looks at all.
-        verbose: 0 quiet, 1 a line when the temperature moves.
+        steps: number of batches to use; None uses all.
+        verbose: 0 is silent, 1 prints a line when the temperature changes.
 
     Attributes:
         state: what is remembered, a dictionary ready for JSON; may be assigned.
@@ -179,12 +179,12 @@ def _at_temperature_one(targets: dict[str, Setting]) -> Iterator[None]:
 
 
 class EarlyStoppedDistillation(Policy):
-    """Lets the teacher go once it stops helping: the distillation weights fall to zero (ESKD).
+    """Ends distillation once it stops helping, by fading its weights to zero (ESKD).
 
-    Choose it for a small student of a strong teacher, which may follow only so far and then be held back. When
-    ``monitor`` has not improved for ``patience`` epochs, or ``max_epochs`` are over, the weights fade linearly to 0
-    over ``fade_epochs``, for good, while ``student_loss_weight`` goes to ``final_student_loss_weight``: what remains is
-    plain training on labels. The teacher still runs (the traced step is not changed): its time is not saved.
+    Choose it for a small student of a strong teacher, which it may follow only up to a point and which then holds it
+    back. When ``monitor`` has not improved for ``patience`` epochs, or after ``max_epochs``, the weights fade linearly
+    to 0 over ``fade_epochs`` for good, and ``student_loss_weight`` moves to ``final_student_loss_weight``: plain
+    training on labels remains. The teacher still runs, since the traced step does not change, so no time is saved.
 
     ``logs`` get the weights. Resuming: see ``AdaptiveTemperature``.
 
@@ -192,20 +192,21 @@ class EarlyStoppedDistillation(Policy):
         monitor: a name in the logs, or None to go by ``max_epochs`` alone.
         mode: ``"min"``, ``"max"`` or ``"auto"``: ``"max"`` for accuracies, agreement, AUC, precision, recall and F1.
         patience: >= 1, epochs without improvement.
-        min_delta: >= 0, least change that counts as improvement.
-        min_epochs: >= 0, epochs with distillation in any case.
-        max_epochs: > 0, epochs after which distillation ends in any case; None: no such limit.
-        fade_epochs: >= 1, length of the fall; 1 is at once.
-        final_student_loss_weight: 0 to 1, where the supervised loss' share goes. It stays if None or if ``term`` is
+        min_delta: >= 0, smallest change that counts as improvement.
+        min_epochs: >= 0, minimum number of epochs with distillation.
+        max_epochs: > 0, maximum number of epochs with distillation; None: no limit.
+        fade_epochs: >= 1, length of the fade; 1 is immediate.
+        final_student_loss_weight: 0 to 1, final share of the supervised loss. It is unchanged if None or if ``term`` is
             given.
-        term: the term meant (index, name or the term itself); None: every term.
-        verbose: 0 quiet, 1 a line when a weight moves.
+        term: the term to act on (index, name or the term itself); None: every term.
+        verbose: 0 is silent, 1 prints a line when a weight changes.
 
     Attributes:
         state: what is remembered, a dictionary ready for JSON; may be assigned.
 
     Raises:
-        ValueError: if an argument is out of bounds, there is nothing to stop by, or nothing would be left to train on.
+        ValueError: if an argument is out of bounds, there is no stopping criterion, or nothing would be left to train
+            on.
 
     Example:
         >>> import keras, numpy as np
@@ -220,7 +221,7 @@ class EarlyStoppedDistillation(Policy):
 
     Reference:
         Cho, Hariharan, "On the Efficacy of Knowledge Distillation", 2019, arXiv:1910.01348, section 4 (ESKD).
-        Differs: the epoch may be found from held-out data and the fall may be gradual.
+        Differs: the epoch may be chosen on held-out data and the fade may be gradual.
     """
 
     def __init__(

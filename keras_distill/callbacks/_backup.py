@@ -1,4 +1,4 @@
-"""Backups that survive a kill at any moment, a full disk, a damaged file and a second run in the same directory."""
+"""Backups that withstand a kill at any moment, a full disk, a damaged file and a second run in the same directory."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ _WEIGHTS, _FACTS = "state.weights.h5", "backup.json"
 _NAMES = {"package": "another version of keras_distill", "model": "another model, term or setting",
           "teacher": "another teacher", "compile": "another optimizer, loss or metric", "seed": "another seed",
           "steps": "another number of steps per epoch", "identity": "another identity=..."}  # fmt: skip
-# Of this process: the lock on a directory, and the thread whose fit took it. An exception ends fit without a callback.
+# This process's directory locks, with the thread whose fit took each. An exception ends fit without a callback.
 _locks: dict[str, tuple[_files.Lock, threading.Thread]] = {}
 
 
 class Backup(keras.callbacks.BackupAndRestore):
-    """Backs up a training run after each epoch, and goes on from the last good backup when ``fit`` is called again.
+    """Backs up a training run after each epoch, and resumes from the last good backup when ``fit`` is called again.
 
-    Choose it over ``keras.callbacks.BackupAndRestore`` where runs are killed: a backup appears whole or not at all, all
-    of it is checked by SHA-256 before it is used, and the one before it is kept. It holds what ``save_weights`` holds
-    (student, adapters, optimizer, schedules, what the adaptive callbacks remember, states of random generators) and the
-    history. The resumed run ends with the same bits as one that was never killed if the examples of an epoch depend on
-    its number alone; see the example. Under several workers give all of them one shared directory: the chief writes it.
+    Choose it over ``keras.callbacks.BackupAndRestore`` where runs are killed: a backup is written atomically and
+    verified by SHA-256 before use, and the previous one is kept. It holds what ``save_weights`` holds (student,
+    adapters, optimizer, schedules, state of the adaptive callbacks, random states) and the history. The resumed run
+    ends bit-identical to an uninterrupted one if the examples of an epoch depend only on its number; see the example.
+    Several workers need one shared directory, which the chief writes.
 
-    A backup knows its run: the configuration of the models, terms and optimizer, the teacher's weights, the seed of
-    ``keras.utils.set_random_seed``, the steps per epoch, the version of the package and ``identity``. A run that
-    differs is refused. So is a second run while the first is at work in the directory.
+    A backup identifies its run: the configuration of the models, terms and optimizer, the teacher's weights, the seed
+    of ``keras.utils.set_random_seed``, the steps per epoch, the version of the package and ``identity``. A run that
+    differs is refused, and so is a second run in the directory while the first is active.
 
-    Of callbacks of Keras that remember something (``EarlyStopping``, ``ReduceLROnPlateau``) nothing is kept.
+    The state of Keras' own callbacks (``EarlyStopping``, ``ReduceLROnPlateau``) is not saved.
 
     Args:
-        directory: made if it is not there; nothing else may live in it. Removed when ``fit`` ends well.
-        num_kept: >= 1, backups on disk at any time.
-        delete_checkpoint: False: leave the backups when ``fit`` ends well.
-        identity: what else must be the same for a run to go on, such as ``data.fingerprint`` or the file of the
-            configuration: text, a number, or a dictionary or list of them. A callback cannot see the data by itself.
-        same_run: False: go on from the backups of any run whose weights fit.
+        directory: created if missing, for backups only, and removed when ``fit`` succeeds.
+        num_kept: >= 1, number of backups to keep on disk.
+        delete_checkpoint: False keeps the backups when ``fit`` succeeds.
+        identity: what else must match for a run to resume, such as ``data.fingerprint`` or the text of a configuration
+            file: text, a number, or a dictionary or list of them. A callback cannot see the data by itself.
+        same_run: False resumes from the backups of any run whose weights fit.
 
     Raises:
         ValueError: by ``fit``, if there are backups and all are damaged, they are those of another run, or the workers
             of a cluster find different ones.
-        OSError: by ``fit``, if a backup cannot be written (those before it stay), or another run is at work.
+        OSError: from ``fit``, if a backup cannot be written (earlier ones are kept), or another run is active.
 
     Example:
         >>> import keras, numpy as np, tempfile, tensorflow as tf
@@ -98,12 +98,12 @@ class Backup(keras.callbacks.BackupAndRestore):
 
     @property
     def epoch(self) -> int:
-        """The epoch that ``fit`` would begin with: 0, or the one after the last good backup's."""
+        """The epoch at which ``fit`` would start: 0, or the one after the last good backup."""
         good = next((facts for _, facts, problem in self._found() if problem is None), None)
         return 0 if good is None else good["epoch"]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Load the last good backup of this run, if there is one, and say which ones were damaged."""
+        """Load the last good backup of this run, if any, and warn of damaged ones."""
         self._logs, self._resumed, damaged = {}, 0, []
         self._run = _identity_of(self.model, (self.params or {}).get("steps"), self.identity)
         chief = is_chief(self.model.distribute_strategy)
@@ -141,10 +141,10 @@ class Backup(keras.callbacks.BackupAndRestore):
             for folder, _ in damaged:
                 _files.take_away(folder)
             with self._writing():
-                pass  # a directory that cannot be written shows now, not after an epoch
+                pass  # fails now, not after an epoch, if the directory is not writable
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Count the epochs before the kill in the history."""
+        """Restore the history of the epochs before the kill."""
         if epoch == self._resumed:
             self.model.history.epoch = list(range(epoch))
 
@@ -175,11 +175,11 @@ class Backup(keras.callbacks.BackupAndRestore):
                 _files.take_away(folder)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Do nothing: a backup is made after an epoch, where the order of the data can be found again."""
+        """Do nothing: backups are made after epochs, where the order of the data can be reproduced."""
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Remove the backups, the oldest first: the run is done."""
-        if not self.model.history.epoch:  # killed after the last epoch: nothing was left to do
+        """Remove the backups, oldest first, because the run is complete."""
+        if not self.model.history.epoch:  # killed after the last epoch, with nothing left to do
             self.model.history.epoch = list(range(self._resumed))
         if not is_chief(self.model.distribute_strategy):
             return
@@ -199,7 +199,7 @@ class Backup(keras.callbacks.BackupAndRestore):
         _files.make_folder(self.directory, parents=True, exist_ok=True)
         held = _locks.get(self._key())
         if held is not None and (held[1] is threading.current_thread() or not held[1].is_alive()):
-            held[0].release()  # of a fit in this process that an exception ended
+            held[0].release()  # held by a fit in this process that an exception ended
         try:
             _locks[self._key()] = _files.Lock(self.directory), threading.current_thread()
         except BlockingIOError:
@@ -209,7 +209,7 @@ class Backup(keras.callbacks.BackupAndRestore):
 
     def _refuse_a_stranger(self, folder: Path, facts: dict[str, Any]) -> None:
         theirs = facts["run"]
-        if theirs is None:  # written before backups knew their run
+        if theirs is None:  # written before backups identified their run
             warnings.warn(f"Backup: {folder} does not say which run wrote it; it is taken for this one.", stacklevel=3)
             return
         differs = [text for part, text in _NAMES.items() if theirs.get(part) != self._run.get(part)]
@@ -219,7 +219,7 @@ class Backup(keras.callbacks.BackupAndRestore):
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Path]:
-        """Give a folder to write into; whatever happens, none is left."""
+        """Yield a temporary folder to write into, which is removed in any case."""
         aside = self.directory / f"{_files.WRITING}{_files.writer_name()}"
         try:
             with self._refused():
@@ -231,11 +231,11 @@ class Backup(keras.callbacks.BackupAndRestore):
 
     @contextlib.contextmanager
     def _refused(self) -> Iterator[None]:
-        """Turn what the file system answers into one sentence, which says what is safe."""
+        """Turn file system errors into one message that also says what is safe."""
         try:
             yield
         except Exception as problem:
-            # HDF5 wraps the system's answer in errors of other kinds.
+            # HDF5 wraps system errors in other types.
             ours = str(problem).startswith(_OWNER)
             if ours or (not isinstance(problem, OSError) and "errno" not in str(problem)):
                 raise
@@ -246,7 +246,7 @@ class Backup(keras.callbacks.BackupAndRestore):
         return sorted(self.directory.glob("epoch-*"), reverse=True)
 
     def _found(self) -> Any:
-        """Yield the backups, the newest first: folder, facts and what is wrong with it, or None."""
+        """Yield the backups, newest first: folder, facts, and the problem or None."""
         for folder in self._folders():
             try:
                 facts = _opened(_files.read(folder / _FACTS))
@@ -259,9 +259,9 @@ class Backup(keras.callbacks.BackupAndRestore):
 
 
 def _identity_of(model: keras.Model, steps: int | None, identity: Any) -> dict[str, Any]:
-    """Return what makes two runs the same, as plain values.
+    """Return what identifies a run, as plain values.
 
-    Computed once per optimizer object: callbacks may since have changed temperatures and rates of the same run.
+    Computed once per optimizer object, because callbacks may later change temperatures and rates of the same run.
     """
     known, parts = vars(model).get("_backup_identity", (None, {}))
     if known is not model.optimizer:
@@ -287,11 +287,11 @@ def _opened(content: bytes) -> dict[str, Any]:
     """Return the facts that ``_sealed`` wrote.
 
     Raises:
-        ValueError: if anything of them has changed.
+        ValueError: if they were changed.
     """
     outer = json.loads(content)
     keys = set(outer) if isinstance(outer, dict) else set()
-    if keys == {"epoch", "sha256", "history"}:  # of an earlier version, which hashed the weights alone
+    if keys == {"epoch", "sha256", "history"}:  # from an earlier version, which hashed only the weights
         facts = {"epoch": outer["epoch"], "weights": outer["sha256"], "history": outer["history"], "run": None}
     else:
         if keys != {"body", "sha256"} or not isinstance(outer["body"], str):
@@ -308,7 +308,7 @@ def _opened(content: bytes) -> dict[str, Any]:
 
 
 def _check_space(path: Path, model: keras.Model) -> None:
-    """Write as many bytes as a backup may take, and remove them: on a full disk HDF5 would kill the process."""
+    """Write and remove as many bytes as a backup may take, because HDF5 would crash the process on a full disk."""
     variables = [*model.variables, *model.optimizer.variables]
     needed = 2**20 + sum(8192 + math.prod(v.shape) * (8 if "64" in v.dtype else 4) for v in variables)
 

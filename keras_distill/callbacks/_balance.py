@@ -1,4 +1,4 @@
-"""Weights of terms that are balanced as training goes."""
+"""Term weights that are balanced during training."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from keras_distill.training import Trainer
 
 
 class AdaptiveWeights(Policy):
-    """Balances the terms as training goes: by the norms of their gradients, or by uncertainty weighting.
+    """Balances the terms during training, by the norms of their gradients or by uncertainty weighting.
 
     Choose it for terms of very different or drifting scales (logits with features of several layers); with one term, or
-    with scales you know, plain weights do. After each epoch the magnitude m_i of each term is measured on held-out data
-    and smoothed (an exponential moving average of its logarithm); then
+    with known scales, plain weights suffice. After each epoch the magnitude m_i of each term is measured on held-out
+    data and smoothed (an exponential moving average of its logarithm); then
 
     Formula: weight_i = start_i * M / m_i, with M = sum_j start_j * m_j / sum_j start_j, or the supervised loss'
     magnitude for ``relative_to="student_loss"``.
 
-    * ``method="gradient_norm"``: m_i is the norm of the term's gradient to the student's weights: all terms then pull
-      in the proportion of the weights they started with.
-    * ``method="uncertainty"``: m_i is the term's loss (> 0): 1 / (2 m_i) is the precision that minimises
+    * ``method="gradient_norm"``: m_i is the norm of the term's gradient with respect to the student's weights: all
+    terms then contribute in proportion to their initial weights. * ``method="uncertainty"``: m_i is the term's loss (>
+    0): 1 / (2 m_i) is the precision that minimises
       sum_i exp(-s_i) * m_i + s_i / 2, uncertainty weighting with its log-variances s_i found in closed form instead of
-      by gradient steps; only their ratios are kept, the common factor belongs to the learning rate.
+      by gradient steps; only their ratios are kept, since the common factor belongs to the learning rate.
 
-    ``logs`` get the weights. Costs, per epoch, ``steps`` batches forwards, and backwards once for each term. Resuming:
-    see ``AdaptiveTemperature``.
+    ``logs`` get the weights. Costs, per epoch, a forward pass over ``steps`` batches and a backward pass for each term.
+    Resuming: see ``AdaptiveTemperature``.
 
     Args:
         validation_data: (x, y), (x, y, sample_weight) or (x,) of arrays, or a ``tf.data.Dataset`` or ``PyDataset``.
@@ -39,12 +39,12 @@ class AdaptiveWeights(Policy):
         smoothing: 0 to 1, weight of the past per epoch.
         min_weight: >= 0, lower bound.
         max_weight: upper bound.
-        patience: >= 1, epochs in a row that must call for a change.
-        min_delta: >= 0, hysteresis: least relative change of any weight that counts.
-        cooldown: >= 0, epochs after a change until one counts again, as in ``keras.callbacks.ReduceLROnPlateau``.
+        patience: >= 1, consecutive epochs that must call for a change.
+        min_delta: >= 0, smallest relative change of any weight that counts.
+        cooldown: >= 0, epochs to wait after a change, as in ``keras.callbacks.ReduceLROnPlateau``.
         batch_size: >= 1, for arrays.
-        steps: number of batches to look at; None looks at all.
-        verbose: 0 quiet, 1 a line when a weight moves.
+        steps: number of batches to use; None uses all.
+        verbose: 0 is silent, 1 prints a line when a weight changes.
 
     Attributes:
         state: what is remembered, a dictionary ready for JSON; may be assigned.
@@ -131,7 +131,7 @@ class AdaptiveWeights(Policy):
             self._assign(epoch, wanted)
 
     def _magnitudes(self) -> list[float]:
-        """Return the magnitudes of the supervised loss and of the terms, above 0."""
+        """Return the positive magnitudes of the supervised loss and of the terms."""
         values = self._probe.gradient_norms(self.model)
         if self.method == "uncertainty":
             values = self._probe.losses(self.model)

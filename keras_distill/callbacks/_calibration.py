@@ -24,35 +24,35 @@ from keras_distill.training import Trainer
 
 
 class CalibrationMonitor(keras.callbacks.Callback):
-    """Logs calibration on held-out data after each epoch: ``val_ece``, ``val_nll``, ``val_brier`` and what you add.
+    """Logs calibration on held-out data after each epoch: ``val_ece``, ``val_nll``, ``val_brier`` and metrics you add.
 
-    Choose it to stop, to save or to compare by honesty instead of accuracy. Put it first in the list of callbacks:
-    those after it (``EarlyStopping``, ``ModelCheckpoint``, ``CSVLogger``, ``TensorBoard``) find its numbers in their
-    ``logs``, as ``History`` does. Costs one prediction of the data per epoch and no memory that grows with the data.
-    Works on any Keras model; of a ``Distiller`` it sees the student. Metrics get the outputs as ``predict`` gives
-    them, without padding masks: give weights of 0 to padded positions.
+    Choose it to stop, save or compare by calibration instead of accuracy. Put it first in the list of callbacks: later
+    ones (``EarlyStopping``, ``ModelCheckpoint``, ``CSVLogger``, ``TensorBoard``) find its numbers in their ``logs``, as
+    ``History`` does. Costs one prediction of the data per epoch; memory does not grow with the data. Works on any Keras
+    model; for a ``Distiller``, on its student. Metrics get the outputs as from ``predict``, without padding masks: give
+    padded positions a weight of 0.
 
     Args:
         validation_data: (x, y) or (x, y, sample_weight) of arrays, or a ``tf.data.Dataset`` or ``PyDataset`` of such
-            batches, in an order of its own choice. Not a generator: it is read every epoch.
+            batches, in any order. Not a generator, because it is read every epoch.
         metrics: further Keras metrics, called with (y, outputs, sample_weight) and logged as ``val_<name>``.
-        teacher: model, ``teachers.Teacher`` or callable: its outputs for x are what ``teacher_metrics`` compare with.
+        teacher: model, ``teachers.Teacher`` or callable, whose outputs for x ``teacher_metrics`` compare with.
         teacher_metrics: metrics called with (teacher's outputs, student's outputs, sample_weight), such as
             ``metrics.TopKAgreement``.
         num_bins: >= 1, bins of the calibration error and of the diagram.
-        from_logits: True, as in the terms: the model's outputs are logits. False for a model that ends in softmax.
+        from_logits: whether the model's outputs are logits, as in the terms. False for a model that ends in softmax.
         task: "multiclass", "binary" or "multilabel"; see ``metrics.ExpectedCalibrationError``.
-        output: which output to look at, where the model has several: name or index, for outputs and labels alike.
+        output: name or index of the output to use if the model has several, for outputs and labels alike.
         batch_size: >= 1, for arrays.
         steps: number of batches to read of a dataset; None reads it all.
-        every_epochs: >= 1, look after every so many epochs.
-        log_dir: directory for TensorBoard: one reliability diagram per look, drawn by ``figure``.
+        every_epochs: >= 1, number of epochs between two measurements.
+        log_dir: directory for TensorBoard: one reliability diagram per measurement, drawn by ``figure``.
         figure: function from ``metrics.ReliabilityBins`` to a matplotlib figure, such as
             ``keras_distill.report.reliability_diagram``; needed with ``log_dir``.
 
     Attributes:
-        bins: list of ``metrics.ReliabilityBins``, one per look.
-        epochs: list of the epochs (from 0) of these looks.
+        bins: list of ``metrics.ReliabilityBins``, one per measurement.
+        epochs: list of the epochs (from 0) of these measurements.
 
     Raises:
         ValueError: if an argument does not fit, or, before training, if the model certainly ends in softmax or sigmoid
@@ -132,7 +132,7 @@ class CalibrationMonitor(keras.callbacks.Callback):
         self._writer: Any = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Refuse a model whose outputs are certainly no logits."""
+        """Refuse a model whose outputs are certainly not logits."""
         model = self.model.student if isinstance(self.model, Trainer) else self.model
         ends = {end for end in final_activation(model) if end}
         if self.from_logits and ends:
@@ -209,8 +209,8 @@ class CalibrationMonitor(keras.callbacks.Callback):
         figure: Any = self.figure
         figure(self.bins[-1]).savefig(buffer, format="png")
         png = buffer.getvalue()
-        width, height = struct.unpack(">II", png[16:24])  # a PNG begins with its size
-        # The message itself, because tf.summary.image needs TensorBoard installed where training runs.
+        width, height = struct.unpack(">II", png[16:24])  # the PNG header holds the size
+        # The protobuf message itself, because tf.summary.image requires TensorBoard to be installed.
         summary = tf.compat.v1.Summary()
         value = summary.value.add(tag="reliability_diagram")
         value.image.height, value.image.width, value.image.encoded_image_string = height, width, png
@@ -227,7 +227,7 @@ def _rows(data: tuple[Any, ...], rows: slice) -> tuple[Any, ...]:
 
 
 def _predict(model: Any, x: Any) -> Any:
-    """Return the outputs for one batch, each example once however many replicas there are."""
+    """Return the outputs for one batch, each example once, for any number of replicas."""
     if not isinstance(model, keras.Model):
         return model(x)
     if model.distribute_strategy.num_replicas_in_sync > 1:

@@ -1,4 +1,4 @@
-"""What the adaptive callbacks share: a state that survives a resume, hysteresis, and a look at held-out data."""
+"""What the adaptive callbacks share: a state that survives a resume, hysteresis, and losses on held-out data."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _HIGHER_IS_BETTER = ("acc", "auc", "agreement", "precision", "recall", "f1")
 
 
 class Policy(keras.callbacks.Callback, abc.ABC):
-    """Base of callbacks that decide at the end of an epoch and remember what they saw.
+    """Base of callbacks that decide at the end of an epoch and keep a state.
 
-    What they remember is plain numbers, kept in the distiller's callback state and so in every file of its weights. An
-    epoch numbered 0 begins afresh, any other goes on with what is remembered.
+    The state consists of plain numbers, kept in the distiller's callback state and so in every file of its weights.
+    Epoch 0 resets it; any other epoch continues from it.
     """
 
     def __init__(self, verbose: int = 0) -> None:
@@ -37,7 +37,7 @@ class Policy(keras.callbacks.Callback, abc.ABC):
 
     @abc.abstractmethod
     def _find(self, distiller: Trainer) -> dict[str, Setting]:
-        """Return the numbers that are steered, by log name."""
+        """Return the numbers to control, by log name."""
 
     @abc.abstractmethod
     def _fresh(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Policy(keras.callbacks.Callback, abc.ABC):
 
     @property
     def state(self) -> dict[str, Any]:
-        """What is remembered: a dictionary of plain numbers, ready for JSON. Assign one to go on from there."""
+        """The state: a dictionary of plain numbers, ready for JSON. Assign one to continue from it."""
         if self._memory is None:
             raise error(self._owner, "fit to have been called with the callback before its state is read", "no call")
         return self._memory.states[self._name]
@@ -61,19 +61,19 @@ class Policy(keras.callbacks.Callback, abc.ABC):
         self._memory.states[self._name] = dict(value)
 
     def set_model(self, model: Any) -> None:
-        """Look up what is steered; Keras calls this before training."""
+        """Look up the numbers to control; Keras calls this before training."""
         super().set_model(model)
         self._targets = self._find(_steering.as_distiller(self._owner, model))
         self._memory = callback_state(model)
         self._name = "-".join([self._owner, *self._targets])
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begin afresh at epoch 0, or where nothing is remembered."""
+        """Reset the state at epoch 0, or if there is none."""
         if self._memory is not None and (epoch == 0 or self._name not in self._memory.states):
             self._memory.states[self._name] = self._fresh()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Put the numbers of this epoch into ``logs``, and set those of the next."""
+        """Add the numbers of this epoch to ``logs``, and set those of the next."""
         logs = {} if logs is None else logs
         logs.update({name: setting.number for name, setting in self._targets.items()})
         self._decide(epoch, logs)
@@ -87,7 +87,7 @@ class Policy(keras.callbacks.Callback, abc.ABC):
 
 
 def read(owner: str, monitor: str, logs: dict[str, Any]) -> float:
-    """Return a finite number of the logs, or raise the error that says what is there."""
+    """Return a finite number from the logs, or raise the error that lists what they hold."""
     if monitor not in logs:
         known = ", ".join(repr(name) for name in logs) or "none"
         advice = "Give fit validation_data, and put the callback that logs it first in the list"
@@ -96,15 +96,15 @@ def read(owner: str, monitor: str, logs: dict[str, Any]) -> float:
 
 
 class Plateau:
-    """Hysteresis: says when a number has not improved for long enough, and then rests.
+    """Hysteresis: reports when a number has not improved for long enough, followed by a cooldown.
 
     Args:
         owner: name shown in the error message.
-        monitor: what is watched.
+        monitor: name of the number to watch.
         mode: "min", "max", or "auto": "max" for accuracies, agreement, AUC, precision, recall and F1, else "min".
-        patience: >= 1, epochs without improvement until it says so.
-        min_delta: >= 0, least change that counts as improvement.
-        cooldown: >= 0, epochs until it counts again, as in ``keras.callbacks.ReduceLROnPlateau``.
+        patience: >= 1, epochs without improvement until it reports.
+        min_delta: >= 0, smallest change that counts as improvement.
+        cooldown: >= 0, epochs to wait after a report, as in ``keras.callbacks.ReduceLROnPlateau``.
     """
 
     def __init__(self, owner: str, monitor: str, mode: str, patience: int, min_delta: float, cooldown: int) -> None:
@@ -118,11 +118,11 @@ class Plateau:
 
     @staticmethod
     def fresh() -> dict[str, Any]:
-        """Return the state before anything was seen."""
+        """Return the initial state."""
         return {"best": None, "wait": 0, "resting": 0}
 
     def stalled(self, state: dict[str, Any], value: float) -> bool:
-        """Take note of this epoch's value; return True where patience has just run out."""
+        """Record this epoch's value; return True if patience has just run out."""
         best = state["best"]
         sign = 1.0 if self.mode == "max" else -1.0
         if best is None or sign * (value - best) > self.min_delta:
@@ -131,7 +131,7 @@ class Plateau:
         return self.patient(state, True)
 
     def patient(self, state: dict[str, Any], call: bool) -> bool:
-        """Take note of whether this epoch calls for a change; return True where enough in a row have called."""
+        """Record whether this epoch calls for a change; return True after enough consecutive calls."""
         if state["resting"] > 0:
             state["resting"] -= 1
             state["wait"] = 0
@@ -145,13 +145,13 @@ class Plateau:
 
 
 class Probe:
-    """Looks at a distiller's losses, or their gradients, on held-out data; changes nothing.
+    """Measures a distiller's losses, or their gradients, on held-out data, without side effects.
 
     Args:
         owner: name shown in the error message.
         data: (x,), (x, y) or (x, y, sample_weight) of arrays, or a ``tf.data.Dataset`` or ``PyDataset`` of batches.
         batch_size: >= 1, for arrays.
-        steps: number of batches to look at; None looks at all.
+        steps: number of batches to use; None uses all.
     """
 
     def __init__(self, owner: str, data: Any, batch_size: int, steps: int | None) -> None:
@@ -171,11 +171,11 @@ class Probe:
         self._functions: dict[str, tuple[Any, Any]] = {}
 
     def losses(self, distiller: Trainer) -> np.ndarray:
-        """Return the supervised loss and that of each term, unweighted, means over the data."""
+        """Return the supervised loss and each term's loss, unweighted means over the data."""
         return self._mean(distiller, "losses", _losses)
 
     def gradient_norms(self, distiller: Trainer) -> np.ndarray:
-        """Return the norms of the gradients of the same to the student's weights, means over the batches."""
+        """Return the gradient norms of the same losses for the student's weights, means over the batches."""
         return self._mean(distiller, "norms", _gradient_norms)
 
     def _mean(self, distiller: Trainer, name: str, measure: Any) -> np.ndarray:

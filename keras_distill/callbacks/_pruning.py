@@ -1,4 +1,4 @@
-"""Magnitude pruning while a model trains: zeros that stay zeros."""
+"""Magnitude pruning during training, with zeros that stay zero."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ _OWNER = "MagnitudePruning"
 
 
 class MagnitudePruning(keras.callbacks.Callback):
-    """Set the smallest weights of each layer to zero, more of them step by step, and keep them there.
+    """Sets a growing share of the smallest weights of each layer to zero and keeps them there.
 
     Choose it for a smaller file: zeros compress. It does not make a model faster: LiteRT and TensorFlow multiply by
     zeros at the same speed, and gzip saves as much as their sparse formats. ``students.sparsity(model)`` measures both.
-    For speed take ``students.from_teacher``.
+    For speed use ``students.from_teacher``.
 
     Formula: sparsity(t) = final + (initial - final) * (1 - (t - begin) / (end - begin))**3 for begin <= t <= end, per
     weight; t counts optimizer steps. The smallest absolute values become zero, and a weight that is zero stays zero.
 
-    The zeros are the mask: they are in every file of the weights, so a run that is resumed from one goes on with the
-    same mask, and every replica has it. After each batch (or block of ``steps_per_execution`` batches) pruned weights
-    are set back to zero. Of a ``Distiller``, the student is pruned.
+    The zeros themselves are the mask: every weights file contains them, so a resumed run continues with the same mask,
+    and every replica has it. After each batch (or block of ``steps_per_execution`` batches) pruned weights are set back
+    to zero. For a ``Distiller``, the student is pruned.
 
     Args:
-        final_sparsity: fraction of zeros at the end, 0 or more, below 1.
+        final_sparsity: fraction of zeros at the end, >= 0 and < 1.
         initial_sparsity: fraction of zeros at ``begin_step``.
         begin_step: the optimizer step of the first pruning.
-        end_step: the step that reaches ``final_sparsity``; None is three quarters of the planned steps, so that the
+        end_step: the step that reaches ``final_sparsity``; None takes three quarters of the planned steps, so that the
             rest trains with the final mask.
         frequency_steps: steps between two prunings.
-        layers: paths of the layers to prune; None takes every kernel of two or more axes but that of the last layer
+        layers: paths of the layers to prune; None takes every kernel of two or more axes except that of the last layer
             with weights.
 
     Raises:
-        ValueError: if a number is out of its range, a layer is unknown or has no weights to prune, or the model has
-            more zeros than ``final_sparsity`` before it begins.
+        ValueError: if a number is out of range, a layer is unknown or has no weights to prune, or the model has more
+            zeros than ``final_sparsity`` at the start.
 
     Example:
         >>> pruning = MagnitudePruning(0.8, begin_step=0, end_step=100)
@@ -76,7 +76,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._last: int | None = None
 
     def sparsity_at(self, step: int) -> float:
-        """Return the fraction of zeros that the schedule asks for at an optimizer step."""
+        """Return the schedule's fraction of zeros at an optimizer step."""
         end = self._end if self._end is not None else self.begin_step + 1
         if step < self.begin_step:
             return 0.0
@@ -84,14 +84,14 @@ class MagnitudePruning(keras.callbacks.Callback):
         return self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * (1 - progress) ** 3
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Find the weights, and take the zeros that are there as the mask."""
+        """Find the weights, and take existing zeros as the mask."""
         model = self.model
         target = getattr(model, "student", model)
         weights = _kernels(target, self.layers)
         planned = self.params.get("steps")
         if self.end_step is None:
             if planned is None:
-                advice = "Say end_step, or give fit steps_per_epoch"
+                advice = "Give end_step, or steps_per_epoch to fit"
                 raise error(_OWNER, "a number of steps to plan with", "a dataset of unknown length", advice)
             total = planned * self.params["epochs"]
             self._end = max(self.begin_step + 1, round(0.75 * total))
@@ -107,7 +107,7 @@ class MagnitudePruning(keras.callbacks.Callback):
             self._masks[weight.path] = (weight, (value != 0) if resumed else np.ones(value.shape, bool))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Prune when it is time, and set pruned weights back to zero."""
+        """Prune when due, and set pruned weights back to zero."""
         step = self._step()
         if step < self.begin_step:
             return
@@ -127,7 +127,7 @@ class MagnitudePruning(keras.callbacks.Callback):
 
     @property
     def sparsity(self) -> float:
-        """The fraction of zeros over all pruned weights now."""
+        """The current fraction of zeros over all pruned weights."""
         counts = [(int((~mask).sum()), mask.size) for _, mask in self._masks.values()]
         return sum(zeros for zeros, _ in counts) / max(1, sum(size for _, size in counts))
 
@@ -140,7 +140,7 @@ def _fraction(name: str, value: float) -> float:
 
 
 def _largest(value: np.ndarray, sparsity: float) -> np.ndarray:
-    """Return a mask without the smallest values, exactly as many as the sparsity says."""
+    """Return a mask that drops the smallest values, exactly the given share of them."""
     count = round(sparsity * value.size)
     mask = np.ones(value.size, bool)
     mask[np.argsort(value.reshape(-1), kind="stable")[:count]] = False

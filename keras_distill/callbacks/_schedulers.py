@@ -22,7 +22,7 @@ def _num_arguments(owner: str, schedule: Any) -> int:
         raise error(owner, "schedule to be a function of the epoch", schedule)
     try:
         parameters = list(inspect.signature(schedule).parameters.values())
-    except ValueError:  # some built-in functions do not tell
+    except ValueError:  # some built-in functions have no signature
         return 1
     needed = [each for each in parameters if each.kind in _POSITIONAL and each.default is inspect.Parameter.empty]
     takes_any = any(each.kind in (*_POSITIONAL, inspect.Parameter.VAR_POSITIONAL) for each in parameters)
@@ -33,7 +33,7 @@ def _num_arguments(owner: str, schedule: Any) -> int:
 
 
 class _Scheduler(keras.callbacks.Callback, abc.ABC):
-    """Sets numbers at the beginning of every epoch, and shows them in ``logs`` at its end."""
+    """Sets numbers at the beginning of every epoch, and adds them to ``logs`` at its end."""
 
     def __init__(self, schedule: Callable[..., Any], verbose: int = 0, term: Any = None) -> None:
         super().__init__()
@@ -46,14 +46,14 @@ class _Scheduler(keras.callbacks.Callback, abc.ABC):
 
     @abc.abstractmethod
     def _find(self, distiller: Any) -> dict[str, Setting]:
-        """Return the numbers that are set, by log name."""
+        """Return the numbers to set, by log name."""
 
     @abc.abstractmethod
     def _checked(self, what: str, value: Any) -> float:
-        """Return the value, or raise the error that says what ``what`` may be."""
+        """Return the value, or raise the error that says which values ``what`` may have."""
 
     def set_model(self, model: Any) -> None:
-        """Look up what is steered; Keras calls this before training."""
+        """Look up the numbers to set; Keras calls this before training."""
         super().set_model(model)
         self._targets = self._find(_steering.as_distiller(self._owner, model))
 
@@ -65,7 +65,7 @@ class _Scheduler(keras.callbacks.Callback, abc.ABC):
             logs: not used.
 
         Raises:
-            ValueError: if the schedule gives a number out of bounds; nothing is set then.
+            ValueError: if the schedule gives a number out of bounds; nothing is then set.
         """
         wanted = {}
         for name, setting in self._targets.items():
@@ -78,7 +78,7 @@ class _Scheduler(keras.callbacks.Callback, abc.ABC):
                 _steering.say(f"Epoch {epoch + 1}: {self._owner} sets {name} to {value:g}.")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Put the numbers of this epoch into ``logs``."""
+        """Add the numbers of this epoch to ``logs``."""
         if logs is not None:
             logs.update({name: setting.number for name, setting in self._targets.items()})
 
@@ -86,21 +86,21 @@ class _Scheduler(keras.callbacks.Callback, abc.ABC):
 class TemperatureScheduler(_Scheduler):
     """Sets the temperature at the beginning of every epoch, from a function of the epoch.
 
-    Choose it for temperatures that change between epochs by a rule of your own; a curve over steps is a
-    ``LearningRateSchedule`` given as ``temperature=`` to the term, a rule that looks at results is
-    ``AdaptiveTemperature``. Nothing is traced again. The value is in ``logs``, so ``History``, ``CSVLogger`` and
-    ``TensorBoard`` see it: as ``temperature``, or with several temperatures as ``temperature_of_term_0`` and so on. A
-    resumed run needs no more than the epoch's number (the current value, if asked for, is saved with the weights).
+    Choose it for temperatures that change between epochs by a rule of your own. For a curve over steps, give the term a
+    ``LearningRateSchedule`` as ``temperature=``; for a rule based on results, use ``AdaptiveTemperature``. Nothing is
+    retraced. The value is in ``logs``, so ``History``, ``CSVLogger`` and ``TensorBoard`` see it: as ``temperature``, or
+    with several temperatures as ``temperature_of_term_0`` and so on. A resumed run needs only the epoch's number (the
+    current value, if used, is saved with the weights).
 
     Args:
         schedule: epoch (int, from 0) -> temperature > 0; or, if it has a second argument without a default,
             (epoch, current temperature) -> temperature.
-        verbose: 0 quiet, 1 a line per epoch.
-        term: the term meant (index, name or the term itself); None: every temperature of every term.
+        verbose: 0 is silent, 1 prints a line per epoch.
+        term: the term to act on (index, name or the term itself); None: every temperature of every term.
 
     Raises:
-        ValueError: if the schedule is no such function, the model has no such temperature, or, before an epoch is
-            trained, if the schedule gives no finite number above 0.
+        ValueError: if the schedule is not such a function, the model has no such temperature, or, before an epoch is
+            trained, the schedule gives no finite number above 0.
 
     Example:
         >>> import keras, numpy as np
@@ -124,20 +124,20 @@ class TemperatureScheduler(_Scheduler):
 class WeightScheduler(_Scheduler):
     """Sets a weight of the loss at the beginning of every epoch, from a function of the epoch.
 
-    Choose it to warm distillation up, to fade it out, or to go from the teacher to the labels (teacher annealing):
-    ``WeightScheduler(lambda epoch: 4 - 3 * epoch / 50)`` is the second stage of FitNets. Nothing is traced again. The
-    value is in ``logs`` as ``distillation_loss_weight`` (``distillation_loss_weight_0`` and so on for several terms) or
-    ``student_loss_weight``. A curve over steps is a ``LearningRateSchedule`` given to the distiller itself.
+    Choose it to warm distillation up, to fade it out, or to move from the teacher to the labels (teacher annealing):
+    ``WeightScheduler(lambda epoch: 4 - 3 * epoch / 50)`` is the second stage of FitNets. Nothing is retraced. The value
+    is in ``logs`` as ``distillation_loss_weight`` (``distillation_loss_weight_0`` and so on for several terms) or
+    ``student_loss_weight``. For a curve over steps, give the distiller itself a ``LearningRateSchedule``.
 
     Args:
         schedule: epoch (int, from 0) -> weight; or, if it has a second argument without a default,
             (epoch, current weight) -> weight. >= 0; for ``student_loss_weight`` 0 to 1.
-        verbose: 0 quiet, 1 a line per epoch.
-        term: the term meant (index, name or the term itself); None: the weight of every term.
+        verbose: 0 is silent, 1 prints a line per epoch.
+        term: the term to act on (index, name or the term itself); None: the weight of every term.
         weight: ``"distillation_loss_weight"`` or ``"student_loss_weight"``.
 
     Raises:
-        ValueError: if the schedule is no such function, there is no such term, or, before an epoch is trained, if the
+        ValueError: if the schedule is not such a function, there is no such term, or, before an epoch is trained, the
             schedule gives a number out of bounds.
 
     Example:

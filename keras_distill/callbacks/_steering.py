@@ -1,4 +1,4 @@
-"""What the callbacks of this room steer: numbers of a distiller, by the names under which its logs show them."""
+"""The numbers of a distiller that callbacks control, by their names in the logs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from keras_distill.training import Trainer
 
 
 def as_distiller(owner: str, model: Any) -> Trainer:
-    """Return ``model`` if it has numbers to steer, else raise."""
+    """Return ``model`` if it has numbers to control, else raise."""
     if not isinstance(model, Trainer):
         raise error(owner, "to be given to the fit of a keras_distill.Distiller", type(model).__name__)
     return model
 
 
 def find_term(owner: str, distiller: Trainer, term: Any) -> int:
-    """Return the index of a term given by index, name or as the object itself."""
+    """Return the index of a term given by index, by name or as the object itself."""
     terms = list(distiller.distillation_losses)
     names = [getattr(each, "name", type(each).__name__) for each in terms]
     if isinstance(term, str):
@@ -76,7 +76,7 @@ def student_weight(distiller: Trainer) -> dict[str, Setting]:
 
 
 def plain(value: Any) -> Any:
-    """Return a scalar array or tensor as a Python number, anything else as it is."""
+    """Return a scalar array or tensor as a Python number, anything else unchanged."""
     if keras.ops.is_tensor(value) or hasattr(value, "dtype"):
         array = keras.ops.convert_to_numpy(value)
         return array.item() if array.size == 1 else array
@@ -84,5 +84,5 @@ def plain(value: Any) -> Any:
 
 
 def say(text: str) -> None:
-    """Write a line for the user who asked for it with ``verbose=1``."""
+    """Print a line for ``verbose=1``."""
     sys.stdout.write(f"\n{text}\n")

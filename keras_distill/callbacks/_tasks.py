@@ -1,4 +1,4 @@
-"""Policies for students of several tasks: from the teacher to the labels, and weights that follow the losses."""
+"""Policies for students of several tasks: annealing from teacher to labels, and weights that follow the losses."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from keras_distill.training import Trainer
 
 
 class TeacherAnnealing(keras.callbacks.Callback):
-    """Moves from the teacher to the labels, step by step: ``student_loss_weight`` rises linearly (teacher annealing).
+    """Moves gradually from the teacher to the labels: ``student_loss_weight`` rises linearly (teacher annealing).
 
     Choose it where the student can become better than its teachers, as one student of several single-task teachers
     often does: it begins by imitating them and ends by learning from the labels alone. For cross-entropies at
-    temperature 1 this is the gradient of the mixed target share * one_hot + (1 - share) * teacher. Nothing is traced
-    again; a resumed run needs no more than the epoch's number.
+    temperature 1 this is the gradient of the mixed target share * one_hot + (1 - share) * teacher. Nothing is retraced;
+    a resumed run needs only the epoch's number.
 
     Formula: share = start + (end - start) * step / num_steps, constant after ``num_steps``.
 
     Args:
         start: 0 to 1, share of the labels at the first step.
         end: 0 to 1, share of the labels at the last step.
-        num_steps: >= 1, steps that it takes; None: all steps of ``fit``, whose number must then be known.
-        verbose: 0 quiet, 1 a line per epoch.
+        num_steps: >= 1, length of the ramp; None: all steps of ``fit``, whose number must then be known.
+        verbose: 0 is silent, 1 prints a line per epoch.
 
     Raises:
         ValueError: if a number is out of bounds; before training, if the distiller has no supervised loss, or the
@@ -69,7 +69,7 @@ class TeacherAnnealing(keras.callbacks.Callback):
         (self._setting,) = _steering.student_weight(distiller).values()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Count the steps that earlier epochs took."""
+        """Count the steps of earlier epochs."""
         steps = (self.params or {}).get("steps")
         if not steps:
             if epoch == 0 and self.num_steps is not None:
@@ -88,7 +88,7 @@ class TeacherAnnealing(keras.callbacks.Callback):
         self._setting.assign(self.start + (self.end - self.start) * done)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Put the share of the labels into ``logs``."""
+        """Add the share of the labels to ``logs``."""
         if logs is not None and self._setting is not None:
             logs["student_loss_weight"] = self._setting.number
             if self.verbose:
@@ -96,10 +96,10 @@ class TeacherAnnealing(keras.callbacks.Callback):
 
 
 class DynamicWeightAverage(Policy):
-    """Gives more weight to terms whose loss falls slowly, relative to the epoch before (DWA).
+    """Gives more weight to terms whose loss falls more slowly from epoch to epoch (DWA).
 
     Choose it for several tasks or terms that learn at different speeds; it needs no gradients. Losses are measured on
-    held-out data after each epoch. Weights are those of the start, times a factor; the factors sum to the number of
+    held-out data after each epoch. Each weight is its initial value times a factor; the factors sum to the number of
     terms.
 
     Formula: factor_i = K * softmax_i(r_i / temperature), r_i = loss_i(epoch - 1) / loss_i(epoch - 2); 1 in the first
@@ -107,10 +107,10 @@ class DynamicWeightAverage(Policy):
 
     Args:
         validation_data: (x, y), (x, y, sample_weight) or (x,) of arrays, or a ``tf.data.Dataset`` or ``PyDataset``.
-        temperature: > 0; large ones keep the factors near 1.
+        temperature: > 0; large values keep the factors near 1.
         batch_size: >= 1, for arrays.
-        steps: number of batches to look at; None looks at all.
-        verbose: 0 quiet, 1 a line when a weight moves.
+        steps: number of batches to use; None uses all.
+        verbose: 0 is silent, 1 prints a line when a weight changes.
 
     Attributes:
         state: what is remembered, a dictionary ready for JSON; may be assigned.
@@ -132,7 +132,7 @@ class DynamicWeightAverage(Policy):
 
     Reference:
         Liu, Johns, Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, arXiv:1803.10704, eq. 7.
-        Differs: losses on held-out data; weights of the start are kept as factors.
+        Differs: losses on held-out data; the initial weights are kept as factors.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where a student comes from: built from a teacher, what it costs, heads that say how unsure it is, soft trees."""
+"""Students: built from a teacher, their costs, heads that estimate uncertainty, soft trees."""
 
 from keras_distill.students._built import Budget, Built
 from keras_distill.students._cost import Cost, cost

@@ -1,4 +1,4 @@
-"""Smaller keras-hub backbones, made through their configuration: fewer blocks, narrower feed-forward layers."""
+"""Smaller keras-hub backbones, built from a changed configuration: fewer blocks, narrower feed-forward layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BLOCK = re.compile(r"(?P<stem>.*(?:layer|block|decoder_block)_)(?P<index>\d+)$"
 
 
 def is_backbone(operation: Any) -> bool:
-    """Say whether an operation is a keras-hub backbone of one stack of transformer blocks."""
+    """Return whether an operation is a keras-hub backbone with one stack of transformer blocks."""
     if _graph.graph_of(operation) is None or not type(operation).__module__.startswith("keras_hub"):
         return False
     config = operation.get_config()
@@ -29,16 +29,16 @@ def is_backbone(operation: Any) -> bool:
 def smaller(
     backbone: Any, depth: Any, width: Any, rank: Callable[[np.ndarray], np.ndarray] | None
 ) -> tuple[Any, dict[str, np.ndarray], set[str]]:
-    """Return a backbone with fewer blocks and narrower feed-forward layers, and what was kept.
+    """Return a backbone with fewer blocks and narrower feed-forward layers, and the kept indices.
 
     Args:
         backbone: a keras-hub backbone.
         depth: fraction or count of blocks, or None.
         width: fraction of the feed-forward width, or ``{"intermediate_dim": n}``, or None.
-        rank: replaces the scores of the channels (random ones); None takes the size of their weights.
+        rank: replaces the channels' scores (by random ones); None scores by the size of their weights.
 
     Returns:
-        The backbone with its weights, kept indices by name, and the names of ``width`` that were used.
+        The backbone with its weights, the kept indices by name, and the names of ``width`` that were used.
     """
     config = backbone.get_config()
     inner = next(name for name in _INNER if name in config)
@@ -74,7 +74,7 @@ def smaller(
 
 
 def _give(old: Any, new: Any, before: int, after: int, rank: Any) -> np.ndarray | None:
-    """Copy the weights of a block; where the feed-forward width differs, those of the best channels."""
+    """Copy the weights of a block; if the feed-forward width differs, only those of the best channels."""
     pairs = list(zip(old.weights, new.weights, strict=True))
     narrow = [source for source, target in pairs if tuple(source.shape) != tuple(target.shape)]
     chosen: Any = None

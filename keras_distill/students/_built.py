@@ -1,4 +1,4 @@
-"""What a small model may cost, and what a builder gives back."""
+"""The budget of a small model, and the result of a builder."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from keras_distill.students._cost import Cost
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """The most that a student may cost; what is None is left open.
+    """Upper limits on a student's cost; None means no limit.
 
     Args:
-        parameters: numbers in all weights.
+        parameters: number of entries in all weights.
         macs: multiply-accumulates of one example.
         file_bytes: size of the float32 LiteRT file.
-        latency_ratio: time of the student over the time of the teacher, both as LiteRT files on one thread in the same
+        latency_ratio: time of the student over that of the teacher, both as LiteRT files on one thread in the same
             rounds; above 0, at most 1. It is measured, never predicted.
 
     Raises:
-        ValueError: if nothing is limited, or a limit is out of its range.
+        ValueError: if nothing is limited, or a limit is out of range.
 
     Example:
         >>> Budget(parameters=40_000)
@@ -52,21 +52,20 @@ class Budget:
 
     @property
     def limits(self) -> dict[str, float]:
-        """What is limited, by name."""
+        """The limits that are set, by name."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Built:
-    """A model made from another one, and what was done.
+    """A model made from another one, and a record of the changes.
 
     Args:
         model: the new model; trainable, not compiled.
-        fraction_initialised: the fraction of its numbers that come from the source, 0 to 1; the rest is random.
-        kept: by layer: the indices of the source's channels that were kept (``from_teacher``), or the rank
-            (``factorize``).
-        frozen: by layer: why nothing could be taken from it.
-        cost: of the new model.
+        fraction_initialised: the fraction of its weights that come from the source, 0 to 1; the rest is random.
+        kept: by layer, the indices of the source's kept channels (``from_teacher``), or the rank (``factorize``).
+        frozen: by layer, why nothing could be removed from it.
+        cost: cost of the new model.
     """
 
     model: keras.Model

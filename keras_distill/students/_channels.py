@@ -1,4 +1,4 @@
-"""Which channels of a Keras graph belong together: one slot per producer's channel, united where they must agree."""
+"""Groups the channels of a Keras graph: one slot per producer's channel, united where they must agree."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ layers = keras.layers
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Flow:
-    """The channels of one tensor: a slot for each index of its last axis; None where that axis has no known size."""
+    """The channels of one tensor: a slot for each index of its last axis; None if the size of that axis is unknown."""
 
     slots: Any
 
@@ -30,12 +30,12 @@ class Record:
     Args:
         path: of the layer.
         layer: the layer.
-        inputs: slots that it reads.
-        outputs: slots that it makes or hands on.
+        inputs: the slots it reads.
+        outputs: the slots it creates or passes on.
         axes: for each weight, in the layer's order: the slots along its axes.
-        produces: whether the outputs are slots of its own.
-        consumes: index of the weight whose rows read the inputs, and their axis; None if each channel stays apart.
-        changes: setting of the layer to its new value, given the indices kept of the outputs.
+        produces: whether it creates the output slots.
+        consumes: index of the weight that reads the inputs, and its axis; None if each channel stays separate.
+        changes: new values of the layer's settings, as functions of the kept output indices.
     """
 
     path: str
@@ -53,9 +53,9 @@ class Channels:
 
     Args:
         model: a Functional or Sequential model; nested and shared ones too.
-        opaque: says of an operation that it is to be left alone, though it is a model with a graph.
+        opaque: returns True for an operation to leave alone although it is a model with a graph.
 
-    A layer that is not known here keeps all its channels, and those that it reads; ``frozen`` says which and why.
+    An unknown layer keeps all its channels, and those it reads; ``frozen`` says which and why.
     """
 
     def __init__(self, model: keras.Model, opaque: Callable[[Any], bool] = lambda operation: False) -> None:
@@ -89,7 +89,7 @@ class Channels:
         return [(paths, np.array(roots)) for paths, roots in found.items()]
 
     def frozen(self) -> dict[str, str]:
-        """Return the producers none of whose channels can be removed, each with the reason."""
+        """Return the producers without removable channels, each with the reason."""
         result = {}
         for record in self.records.values():
             reasons = [self.reasons.get(int(root)) for root in self.roots[record.outputs]]
@@ -98,11 +98,11 @@ class Channels:
         return result
 
     def left(self, slots: np.ndarray, removed: np.ndarray) -> np.ndarray:
-        """Return the indices of ``slots`` that stay; ``removed`` says it for each root."""
+        """Return the indices of ``slots`` that are kept, given a flag ``removed`` for each root."""
         return np.flatnonzero(~removed[self.roots[slots]])
 
     def weights(self, record: Record, removed: np.ndarray) -> list[np.ndarray]:
-        """Return the layer's weights without what is removed."""
+        """Return the layer's weights without the removed slots."""
         values = record.layer.get_weights()
         for index, axes in enumerate(record.axes):
             for axis, slots in axes.items():
@@ -110,7 +110,7 @@ class Channels:
         return values
 
     def parameters(self, removed: np.ndarray) -> int:
-        """Return how many fewer parameters a model without those channels has."""
+        """Return how many parameters the removal of those channels saves."""
         fewer = 0
         for record in self.records.values():
             for weight, axes in zip(record.layer.weights, record.axes, strict=True):
@@ -123,7 +123,7 @@ class Channels:
     # ------------------------------------------------------------------ union of slots
 
     def freeze(self, flow: Flow, reason: str) -> None:
-        """Mark every slot of a tensor as one that stays."""
+        """Mark every slot of a tensor as not removable."""
         for slot in () if flow.slots is None else flow.slots:
             self._reason.setdefault(int(slot), reason)
 
@@ -156,7 +156,7 @@ class Channels:
             return _graph.run(operation, _graph.flat(args[0]), nested, f"{path}/")
         flows = [value for value in _graph.flat((args, kwargs)) if isinstance(value, Flow)]
         shapes = [tuple(tensor.shape) for tensor in node.outputs]
-        if id(operation) in self.records:  # a layer that is called again: its inputs have the same channels
+        if id(operation) in self.records:  # a layer called again: its inputs have the same channels
             record = self.records[id(operation)]
             if len(flows) == 1 and flows[0].slots is not None and len(flows[0].slots) == len(record.inputs):
                 self._unite(flows[0].slots, record.inputs)
@@ -188,7 +188,7 @@ class Channels:
     def _without_weights(
         self, operation: Any, flows: Sequence[Flow], args: Any, kwargs: Any, node: Any
     ) -> np.ndarray | None:
-        """Return the slots of the result, or None if the operation is not known."""
+        """Return the slots of the result, or None if the operation is unknown."""
         name = type(operation).__name__
         constants = [v for v in _graph.flat((args, kwargs)) if not isinstance(v, Flow) and np.ndim(_number(v)) > 0]
         if constants or operation_weights(operation):
@@ -220,7 +220,7 @@ class Channels:
 
 
 def operation_weights(operation: Any) -> bool:
-    """Say whether an operation has weights."""
+    """Return whether an operation has weights."""
     return isinstance(operation, layers.Layer) and bool(operation.weights)
 
 
@@ -236,7 +236,7 @@ _MIXING = ("softmax", "log_softmax", "glu", "sparsemax", "sparse_plus")
 
 
 def _keeps_apart(operation: Any) -> bool:
-    """Say whether an activation or scaling treats each channel by itself."""
+    """Return whether an activation or scaling treats each channel separately."""
     scales = (getattr(operation, "scale", 0), getattr(operation, "offset", 0))
     plain = not isinstance(operation, layers.Rescaling) or all(np.ndim(value) == 0 for value in scales)
     return plain and getattr(getattr(operation, "activation", None), "__name__", "") not in _MIXING

@@ -1,4 +1,4 @@
-"""What a model costs, counted over its traced graph: parameters, bytes, multiply-accumulates, peak activations."""
+"""A model's cost, counted over its traced graph: parameters, bytes, multiply-accumulates, peak activations."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ Shape = tuple[int, ...]
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _BRANCHES = {"If": ("then_branch", "else_branch"), "StatelessIf": ("then_branch", "else_branch")}
 _LOOPS = ("While", "StatelessWhile")
-#: Operations whose result is their input under another shape: they take no memory.
+#: Operations that only reshape their input and take no memory.
 _VIEWS = ("Identity", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "PreventGradient", "EnsureShape")
-#: Results that are weights or small integers, and no activations.
+#: Results that are weights or small integers, not activations.
 _NO_ACTIVATIONS = ("Const", "ReadVariableOp", "NoOp", "Shape", "ResourceGather")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a model costs for one example.
+    """The cost of a model for one example.
 
     Args:
-        parameters: numbers in all weights, trainable or not; random states are left out.
-        bytes: size of those weights in their own types.
-        macs: multiply-accumulates of matrix products, convolutions and einsums for one example; a loop counts as often
-            as it runs. Elementwise work is left out, as is usual.
-        peak_activations: the most numbers that are alive at one time between layers, for one example, when each
-            result is dropped after its last reader and elementwise operations work in place.
+        parameters: number of entries in all weights, trainable or not, without random states.
+        bytes: size of those weights in their own dtypes.
+        macs: multiply-accumulates of matrix products, convolutions and einsums for one example; a loop counts once per
+            iteration. Elementwise work is left out, as usual.
+        peak_activations: the largest number of values alive between layers at one time, for one example, if each result
+            is freed after its last reader and elementwise operations work in place.
 
     Example:
         >>> cost(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
@@ -51,21 +51,21 @@ class Cost:
 
 
 def cost(model: keras.Model, inputs: Structure = None) -> Cost:
-    """Count what one example costs, over the graph that TensorFlow traces for a batch of one.
+    """Count the cost of one example over the graph that TensorFlow traces for a batch of one.
 
-    Every matrix product, convolution and einsum that the outputs depend on is counted with its real shape, inside
-    nested models, functions and loops too; TensorFlow's profiler fails on some of these or counts a loop once.
+    Every matrix product, convolution and einsum that the outputs depend on is counted with its real shape, including
+    those inside nested models, functions and loops; TensorFlow's profiler fails on some of these or counts a loop once.
 
     Args:
         model: a built ``keras.Model``.
-        inputs: an example or a batch, as the model takes it; only the shapes after the batch axis are used. Needed
-            where the model leaves a size open (the length of a text) and for subclassed models.
+        inputs: an example or a batch, as the model takes it; only the shapes after the batch axis are used. Needed if
+            the model leaves a size open (the length of a text) and for subclassed models.
 
     Returns:
         The ``Cost``.
 
     Raises:
-        ValueError: if the model is not built, or a size is open and no ``inputs`` say it.
+        ValueError: if the model is not built, or a size is open and no ``inputs`` define it.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, padding="same")])
@@ -84,7 +84,7 @@ def cost(model: keras.Model, inputs: Structure = None) -> Cost:
 
 
 def weights_of(model: keras.Model) -> tuple[int, int]:
-    """Return how many numbers the weights hold and how many bytes they take, without random states."""
+    """Return the number of entries in the weights and their bytes, without random states."""
     kept = [weight for weight in model.weights if "seed_generator" not in weight.path]
     numbers = sum(math.prod(weight.shape) for weight in kept)
     size = sum(math.prod(weight.shape) * tf.as_dtype(weight.dtype).size for weight in kept)
@@ -123,7 +123,7 @@ def _trace(model: keras.Model, specs: Any) -> Any:
 
 
 class _Counter:
-    """Counts over graphs and the functions that they call."""
+    """Counts over graphs and the functions they call."""
 
     def __init__(self, functions: Mapping[str, Any]) -> None:
         self.functions = functions
@@ -167,7 +167,7 @@ class _Counter:
         return self._count(function.node_def, outputs, arguments)
 
     def _trips(self, node: Any, outer: Mapping[str, Any]) -> int:
-        """Return how often a loop runs: the least constant that its condition compares a counter with."""
+        """Return the iterations of a loop: the least constant that its condition compares a counter with."""
         condition = self.functions[node.attr["cond"].func.name]
         inner = {each.name: each for each in condition.node_def}
         position = {argument.name: index for index, argument in enumerate(condition.signature.input_arg)}
@@ -268,7 +268,7 @@ def _depthwise(node: Any, sizes: Sizes, out: Shape) -> int:
 
 
 def _transposed(node: Any, sizes: Sizes, out: Shape) -> int:
-    kernel = sizes(1)  # (height, width, out, in): each input number meets the kernel once
+    kernel = sizes(1)  # (height, width, out, in): each input value is multiplied by the kernel once
     return math.prod(sizes(2)) * math.prod(kernel[:-1])
 
 
@@ -313,7 +313,7 @@ def _peak(live: Sequence[Any], shapes: Mapping[str, Any], inner: Mapping[str, in
         own = size.get(node.name, 0) if root.get(node.name) == node.name else 0
         dying = [name for name in alive if last[name] <= index]
         before = sum(alive.values())
-        # An elementwise operation writes over an input of the same size that nobody reads later.
+        # An elementwise operation overwrites an input of the same size that is not read later.
         in_place = own and node.op not in _RULES and any(alive[name] == own for name in dying)
         peak = max(peak, before + (0 if in_place else own) + inner.get(node.name, 0))
         if own:

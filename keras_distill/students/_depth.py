@@ -1,4 +1,4 @@
-"""Blocks that a model can do without: residual branches, and layers of a chain that keep the shape."""
+"""Removes blocks from a model: residual branches, and layers of a chain that keep the shape."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from keras_distill.students import _graph
 
 
 def shallower(teacher: keras.Model, depth: Any) -> tuple[keras.Model, list[str]]:
-    """Return the model with some of its blocks, evenly spaced, and the names of those that were taken out.
+    """Return the model with some of its blocks, evenly spaced, and the names of the removed ones.
 
-    A block is the branch of a residual sum whose other summand is the block's own input; in a model without residual
-    sums it is a layer of a chain that keeps the shape, with what follows it up to the next layer with weights. Student
-    block i of d is teacher block floor(i * n / d).
+    A block is the branch of a residual sum whose other summand is the block's own input. In a model without residual
+    sums it is a layer of a chain that keeps the shape, with everything up to the next layer with weights. Student block
+    i of d is teacher block floor(i * n / d).
     """
     found = _residual(teacher) or _chain(teacher)
     if not found:
@@ -40,7 +40,7 @@ def shallower(teacher: keras.Model, depth: Any) -> tuple[keras.Model, list[str]]
 
 
 def wanted_depth(depth: Any, available: int) -> int:
-    """Return how many of ``available`` blocks ``depth`` means: a count, or a fraction below 1 or 1.0."""
+    """Return how many of ``available`` blocks ``depth`` denotes: a count (int), or a fraction up to 1.0."""
     expected = f"depth to be a fraction in 0..1 or a count from 1 to {available}"
     if isinstance(depth, bool) or not isinstance(depth, (int, float)):
         raise error("from_teacher", expected, depth)
@@ -63,7 +63,7 @@ def _all_nodes(model: Any) -> list[Any]:
 
 
 def _residual(model: Any) -> list[tuple[str, dict[int, int]]]:
-    """Return for each block its name and, by node, which argument passes instead of the node's result."""
+    """Return for each block its name and, by node, which argument replaces the node's result."""
     found: list[tuple[str, dict[int, int]]] = []
     ordered = _all_nodes(model)
     maker = {id(tensor): node for node in ordered for tensor in node.outputs}

@@ -1,4 +1,4 @@
-"""Models of several outputs: exits at several depths, branches with a gate."""
+"""Models with several outputs: exits at several depths, branches with a gate."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def with_exits(
 ) -> keras.Model:
     """Return ``model`` with an exit at each named layer: outputs of the exits, then the model's own (BYOT).
 
-    Choose it with ``teachers.DeepestExit``: one training gives the model and cheaper ones, each of them the model up to
-    one exit (``keras.Model(made.input, made.outputs[0])``). The layers and their weights are the model's own: training
-    the result trains the model.
+    Choose it with ``teachers.DeepestExit``: a single training run gives the model and cheaper ones, each of them the
+    model up to one exit (``keras.Model(made.input, made.outputs[0])``). Layers and weights are shared: training the
+    result trains the model.
 
-    An exit is a global average over all positions, if there are any, and a dense layer of logits. With ``bottleneck``,
-    which the paper has, convolutions come before: they bring a shallow map to the shape of the deepest one, so that the
-    exit sees more of the image and its features can be compared with the deepest (a hint from
-    ``"<bottleneck>"`` to ``"features_<layer>"``).
+    An exit is a global average over all positions, if any, and a dense layer of logits. With ``bottleneck``, as in the
+    paper, convolutions come first: they reduce a shallow map to the shape of the deepest one, so that the exit sees
+    more of the image and its features can be compared with the deepest (a hint from ``"<bottleneck>"`` to
+    ``"features_<layer>"``).
 
     Args:
         model: a built Functional or Sequential model with one output.
-        layer_names: layers of the model itself, the shallowest first.
+        layer_names: layers of the model itself, shallowest first.
         num_classes: >= 1, outputs of each exit; those of the model if None.
         bottleneck: name of the layer that gives the deepest map, (batch, height, width, channels); None for plain
             exits. A bottleneck is one separable convolution with BatchNormalization and ReLU for each halving.
@@ -37,8 +37,8 @@ def with_exits(
         outputs ``features_<layer>``.
 
     Raises:
-        ValueError: if a layer does not exist or has no single output, the model has not one output, or halving does not
-            lead from a layer's map to the bottleneck's.
+        ValueError: if a layer does not exist or has no single output, the model has not one output, or a layer's map
+            cannot be halved to the bottleneck's size.
 
     Example:
         >>> import keras
@@ -69,21 +69,21 @@ def with_exits(
 
 
 def with_gate(model: keras.Model, layer_name: str) -> keras.Model:
-    """Return a model of several branches with two outputs more: their gated mixture, and the gate.
+    """Return a model of several branches with two more outputs: their gated mixture, and the gate.
 
     Choose it with ``teachers.GatedPeers`` (on-the-fly native ensemble, ONE): the mixture teaches the branches, and
-    learns from the labels itself, which trains the gate. Give the mixture the loss of the labels and the gate none:
-    ``compile(loss=[loss] * (branches + 1) + [None])``, and the term a loss for each branch and ``None`` for both.
+    itself learns from the labels, which trains the gate. Give the mixture the supervised loss and the gate none:
+    ``compile(loss=[loss] * (branches + 1) + [None])``. Give the term a loss for each branch and ``None`` for both.
 
     Formula: mixture = log sum_m softmax(gate)_m softmax(logits_m), gate = Dense(mean of the layer over positions).
 
     Args:
         model: a built Functional model whose outputs, two or more, are logits of the same classes.
-        layer_name: layer of the common trunk that the gate looks at.
+        layer_name: layer of the common trunk that the gate reads.
 
     Returns:
         A Functional model with the outputs of the branches, then ``mixture`` and ``gate``. Layers and weights of the
-        branches are the model's own.
+        branches are shared with the model.
 
     Raises:
         ValueError: if the layer does not exist, or the model has fewer than two outputs of one shape.
@@ -112,10 +112,10 @@ def with_gate(model: keras.Model, layer_name: str) -> keras.Model:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class GatedMixture(keras.layers.Layer):
-    """The logits of a gated mixture of branches, whose last input is the gate; see ``with_gate``."""
+    """The logits of a gated mixture of branches; the last input is the gate. See ``with_gate``."""
 
     def call(self, inputs: Any) -> Any:
-        """Return logarithms of the mixture's probabilities.
+        """Return the logarithms of the mixture's probabilities.
 
         Args:
             inputs: the branches' logits, each (batch, classes), and the gate's, (batch, branches).
@@ -143,7 +143,7 @@ def _pooled(output: Any, name: str) -> Any:
 
 
 def _bottleneck(owner: str, name: str, output: Any, wanted: Any) -> Any:
-    """Halve a map until it has the wanted size, in at least one separable convolution."""
+    """Halve a map by separable convolutions, at least one, until it has the wanted size."""
     if len(output.shape) != 4 or len(wanted) != 4 or None in (*output.shape[1:], *wanted[1:]):
         raise error(owner, "maps (batch, height, width, channels) of known size for bottleneck", output.shape)
     sizes = [tuple(output.shape[1:3])]

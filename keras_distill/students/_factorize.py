@@ -1,4 +1,4 @@
-"""Low-rank layers: what a layer puts out on real data lies near a few directions; two thin layers go through them."""
+"""Low-rank layers: on real data a layer's outputs lie near a few directions, which two thin layers keep."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from keras_distill.students._fit import fit_budget
 from keras_distill.students._inputs import check_inputs, input_batches
 
 _OWNER = "factorize"
-_NOTHING = 1e-9  # of a layer's variance
+_NOTHING = 1e-9  # fraction of a layer's variance
 layers = keras.layers
 
 
@@ -32,15 +32,15 @@ def factorize(
     *,
     ranks: Mapping[str, int] | None = None,
 ) -> Built:
-    """Replace layers by two thin ones of low rank, chosen by what the layers put out on real data.
+    """Replace layers by two thin ones of low rank, chosen by the layers' outputs on real data.
 
-    Choose it when the architecture must stay and a third of the parameters is enough: it needs no labels, and most of
-    the accuracy is there before any training. Distil afterwards. Small layers and depthwise convolutions gain nothing
-    and stay as they are. Two thin layers are not always faster than one: measure.
+    Choose it when the architecture must stay and a third of the parameters is enough: it needs no labels, and keeps
+    most of the accuracy before any training. Distil afterwards. Small layers and depthwise convolutions gain nothing
+    and are unchanged. Two thin layers are not always faster than one: measure.
 
     Formula: with y = x W + b, its mean m and the covariance C of y over the data, C = V diag(l) V^T: the layer becomes
-    x (W V_r), then V_r^T and the bias m + (b - m) V_r V_r^T; the activation follows. A
-    convolution is k x k to r channels, then 1 x 1. Of an embedding, C is that of the rows that occur.
+    x (W V_r), then V_r^T and the bias m + (b - m) V_r V_r^T; the activation follows. A convolution becomes k x k to r
+    channels, then 1 x 1. For an embedding, C is that of the rows that occur.
 
     The rank of each layer follows from one price: a direction of layer i brings l_ij / sum_j l_ij for the parameters it
     costs; the best directions of all layers are bought until the budget is used up.
@@ -48,17 +48,17 @@ def factorize(
     Args:
         model: a built Functional or Sequential model; nested and shared layers too. It is not changed.
         data: some hundred inputs as the model takes them, or a ``tf.data.Dataset`` of batches.
-        energy: fraction of each layer's variance that its rank keeps, above 0, at most 1; a layer that would not get
-            smaller stays as it is.
-        budget: limits of the whole model, instead of ``energy``.
-        ranks: the rank of named layers, instead of both; 1 to the smaller side of the matrix.
+        energy: fraction of each layer's variance to keep, above 0, at most 1; a layer that would not shrink is
+            unchanged.
+        budget: limits for the whole model, instead of ``energy``.
+        ranks: the rank of named layers, instead of either; 1 to the smaller side of the matrix.
 
     Returns:
-        A ``Built``; ``kept`` holds the rank of each layer that was replaced, ``frozen`` why others were not.
+        A ``Built``; ``kept`` holds the rank of each replaced layer, ``frozen`` why others were not replaced.
 
     Raises:
-        ValueError: unless exactly one of energy, budget and ranks is given and in range; if the data do not fit, no
-            layer can be factorised, or no ranks meet the budget.
+        ValueError: unless exactly one of energy, budget and ranks is given and in range; also if the data do not fit,
+            no layer can be factorised, or no ranks meet the budget.
 
     Example:
         >>> keras.utils.set_random_seed(0)
@@ -100,7 +100,7 @@ def factorize(
 
 @dataclasses.dataclass(eq=False)
 class _Spectrum:
-    """A layer's matrix, and the directions of its outputs by falling variance."""
+    """A layer's matrix, and the directions of its outputs by decreasing variance."""
 
     layer: Any
     rows: int
@@ -121,7 +121,7 @@ class _Spectrum:
 
 
 def _matrix_rows(layer: Any) -> int | None:
-    """Return the rows of a layer's weight as a matrix (rows, outputs), or None if it is no layer for this."""
+    """Return the number of rows of a layer's weight as a matrix (rows, outputs), or None if it does not apply."""
     kind = type(layer)
     if kind is layers.Dense or (kind is layers.Conv2D and layer.groups == 1):
         return math.prod(layer.kernel.shape[:-1])
@@ -203,14 +203,14 @@ def _by_energy(found: Mapping[str, _Spectrum], energy: float) -> dict[str, int]:
 def _purchases(found: Mapping[str, _Spectrum]) -> list[tuple[str, int]]:
     """Return the order in which ranks are bought: the most variance per parameter first.
 
-    Each layer begins with rank 1. Past ``most`` the layer itself is the cheaper one: rank 0 stands for it.
+    Each layer begins with rank 1. Above ``most`` the original layer is cheaper; rank 0 denotes it.
     """
     waiting: list[tuple[float, str, int]] = []
 
     def offer(path: str, rank: int) -> None:
         spectrum = found[path]
         if spectrum.shares[rank:].sum() < _NOTHING:
-            return  # what is left would buy nothing
+            return  # the remaining variance is negligible
         if rank < spectrum.most:
             gain, price = spectrum.shares[rank], spectrum.rows + spectrum.columns
             heapq.heappush(waiting, (-gain / price, path, rank + 1))

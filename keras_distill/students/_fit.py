@@ -1,4 +1,4 @@
-"""The widest student within a budget: bisection over the width, every limit counted or measured on the real model."""
+"""Finds the widest student within a budget by bisection, counting or measuring every limit on the real model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from keras_distill.students._built import Budget, Built
 _ROUNDS = 9
 _PARTS = 8
 _STEPS = (8, 4, 2, 1)
-#: A limit that is met to within this fraction ends the search: counted ones closely, a file or a time to two per cent.
+#: The search ends once a limit is met to within this fraction: counted limits closely, a file or a time to two per
+#: cent.
 _CLOSE = {"parameters": 0.995, "macs": 0.995, "file_bytes": 0.99, "latency_ratio": 0.98}
 _NEAR = 0.1
 
@@ -30,14 +31,15 @@ def fit_budget(
     parts: int = 0,
     stop_watch: Callable[[bytes, bytes], float] = _litert.latency_ratio,
 ) -> Built:
-    """Return the largest model that ``make`` gives within the budget.
+    """Return the largest model from ``make`` within the budget.
 
     Args:
         owner: name shown in the error message.
-        make: gives a model for a size in 0..1 and a mapping from a part to its additional channels; more costs more.
+        make: returns a model for a size in 0..1 and a mapping from part to additional channels; the cost must increase
+            with both.
         budget: the limits.
         source: the model that latency is compared with.
-        parts: how many parts there are.
+        parts: number of parts.
         stop_watch: the time of one LiteRT file over that of another.
 
     Raises:
@@ -52,7 +54,7 @@ def fit_budget(
     if over:
         name, value = next(iter(over.items()))
         expected = f"a budget that some size meets: {name} <= {budget.limits[name]:g}"
-        shown = f"{math.ceil(1000 * value) / 1000:.10g}"  # rounded up, since it is advice
+        shown = f"{math.ceil(1000 * value) / 1000:.10g}"  # rounded up, to be valid as a limit
         raise error(owner, expected, f"{shown} at the smallest", f"Allow {name}={shown} or more, or reduce depth")
     for _ in range(_ROUNDS):
         size = (low + high) / 2
@@ -64,7 +66,8 @@ def fit_budget(
             if gauge.close:
                 return best
     wider: dict[int, int] = {}
-    # Small layers: one step of the width is a big one, so single channels fill what is left. A time is too coarse.
+    # For small layers one step of the width is large, so single channels fill the remainder; times are too coarse for
+    # this.
     filled = set(budget.limits) != {"latency_ratio"}
     for part, more in itertools.product(range(min(parts, _PARTS) if filled else 0), _STEPS):
         larger = {**wider, part: wider.get(part, 0) + more}
@@ -77,7 +80,7 @@ def fit_budget(
 
 
 class _Gauge:
-    """Holds models against a budget; what is cheap to find is looked at first.
+    """Compares models with a budget, checking the cheapest limits first.
 
     Args:
         budget: the limits.
@@ -87,11 +90,11 @@ class _Gauge:
 
     def __init__(self, budget: Budget, source: keras.Model, stop_watch: Callable[[bytes, bytes], float]) -> None:
         self.limits, self.source, self.stop_watch = budget.limits, source, stop_watch
-        self.close = False  # whether the last model was within the budget and near one of its limits
+        self.close = False  # whether the last model was within the budget and near a limit
         self._reference: bytes | None = None
 
     def over(self, built: Built) -> dict[str, float]:
-        """Return the first limits that a model exceeds, with its values; none if it is within the budget."""
+        """Return the first limits that a model exceeds, with its values; empty if it is within the budget."""
         found: dict[str, float] = {"parameters": built.cost.parameters, "macs": built.cost.macs}
         self.close = False
         exceeded = self._exceeded(found)
@@ -109,7 +112,7 @@ class _Gauge:
         return exceeded
 
     def _ratio(self, content: bytes, reference: bytes) -> float:
-        """Return the time over the reference's; near the limit, where noise decides, the median of three."""
+        """Return the ratio of the times; near the limit, where noise matters, the median of three."""
         first = self.stop_watch(content, reference)
         if abs(first / self.limits["latency_ratio"] - 1) > _NEAR:
             return first

@@ -1,4 +1,4 @@
-"""Batch normalisation moved into the layer before it."""
+"""Folds batch normalisation into the layer before it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from keras_distill.students import _graph
 
 layers = keras.layers
-#: Layers that a normalisation can move into, with the axis of their kernel that holds the outputs.
+#: Layers that a normalisation can be folded into, with the axis of their kernel that holds the outputs.
 _KERNEL_AXIS = {
     layers.Conv1D: -1,
     layers.Conv2D: -1,
@@ -24,9 +24,9 @@ _KERNEL_AXIS = {
 def fold_batch_normalization(model: keras.Model) -> keras.Model:
     """Return the model with each batch normalisation merged into the convolution or dense layer before it.
 
-    Choose it before quantisation, and before you serve a model: it computes the same with fewer operations. Training
-    the result goes on without normalisation. A normalisation stays where nothing linear is directly before it, where
-    that layer has an activation, or where its output or the layer itself is used elsewhere too.
+    Choose it before quantisation and before serving: the model computes the same with fewer operations. Further
+    training runs without normalisation. A normalisation is kept if no linear layer is directly before it, if that layer
+    has an activation, or if its output or the layer itself is also used elsewhere.
 
     Formula: s = gamma / sqrt(variance + epsilon); kernel * s, (bias - mean) * s + beta.
 
@@ -67,7 +67,7 @@ def fold_batch_normalization(model: keras.Model) -> keras.Model:
 
 
 def _calls(model: Any, counts: dict[int, int]) -> dict[int, int]:
-    """Count how often each layer is called, over all calls of nested models."""
+    """Count the calls of each layer, over all calls of nested models."""
     for node in _graph.nodes(_graph.graph_of(model)):
         counts[id(node.operation)] = counts.get(id(node.operation), 0) + 1
         if _graph.graph_of(node.operation) is not None and counts[id(node.operation)] == 1:

@@ -1,4 +1,4 @@
-"""A student built from its teacher: fewer blocks, fewer channels, the teacher's weights."""
+"""Builds a student from its teacher: fewer blocks, fewer channels, the teacher's weights."""
 
 from __future__ import annotations
 
@@ -34,36 +34,35 @@ def from_teacher(
 ) -> Built:
     """Build a smaller student from its teacher's own blocks, channels and weights.
 
-    Choose it first when teacher and student may have the same architecture: a student that starts from its teacher
-    needs far fewer labels and epochs than a random one. Distil it afterwards; go down in several rounds, each from the
-    student of the round before, when most of the channels are to go.
+    Choose it first when teacher and student may have the same architecture: a student that starts from its teacher's
+    weights needs far fewer labels and epochs than a random one. Distil it afterwards. To remove most of the channels,
+    go in several rounds, each from the previous round's student.
 
-    Channels are followed through the graph: sums and products unite those of their inputs, concatenation and flattening
-    carry them on, and a layer that is not known keeps all that it reads. The student therefore gives exactly what the
-    teacher would give if the layers that read a removed channel had zeros in its rows; with everything kept it is the
-    teacher, bit for bit.
+    Channels are traced through the graph: sums and products unite those of their inputs, concatenation and flattening
+    pass them on, and an unknown layer keeps all that it reads. The student therefore computes exactly what the teacher
+    would with zeros in the rows that read a removed channel; with everything kept it equals the teacher bit for bit.
 
     Args:
         teacher: a built Functional or Sequential model, nested and shared layers too, or a keras-hub backbone, alone or
             within such a model. It is not changed.
-        depth: how many blocks stay: a fraction (float, above 0, at most 1) or a count (int), taken evenly. Blocks are
-            the branches of residual sums, a backbone's blocks, or layers of a plain chain that keep the shape.
-        width: which fraction of the channels stays, above 0, at most 1, or a mapping from a layer's path to the number
-            of its channels. In a keras-hub backbone it is the width of the feed-forward layers.
-        budget: the ``Budget`` that the width is chosen for, instead of ``width``.
-        score: which channels stay: ``"magnitude"`` (size of the weights that make and read a channel),
+        depth: blocks to keep, evenly spaced: a fraction (float, above 0, at most 1) or a count (int). Blocks are the
+            branches of residual sums, a backbone's blocks, or layers of a plain chain that keep the shape.
+        width: fraction of the channels to keep, above 0, at most 1, or a mapping from a layer's path to its number of
+            channels. In a keras-hub backbone it is the width of the feed-forward layers.
+        budget: the ``Budget`` from which to choose the width, instead of ``width``.
+        score: how to rank channels: ``"magnitude"`` (size of the weights that produce and read a channel),
             ``"activation"`` (that of the reading weights times the mean size of the channel on ``data``), ``"random"``.
-        data: examples as the teacher takes them; for ``score="activation"``, and for the cost of a model that leaves
-            sizes open.
-        seed: of the random choice.
+        data: examples as the teacher takes them; for ``score="activation"``, and for the cost of a model with open
+            sizes.
+        seed: seed of the random choice.
 
     Returns:
-        A ``Built``: the student, the fraction of its weights that is the teacher's (1.0), indices kept by layer, and
-        for layers that keep all channels the reason.
+        A ``Built``: the student, the fraction of its weights from the teacher (1.0), the kept indices by layer, and the
+        reason for each layer that keeps all channels.
 
     Raises:
-        ValueError: if an argument is out of its range, the teacher has no graph, is not built or is quantised, nothing
-            of it can be removed, or no width meets the budget (the message says the nearest).
+        ValueError: if an argument is out of range, the teacher has no graph, is not built or is quantised, nothing of
+            it can be removed, or no width meets the budget (the message gives the nearest).
 
     Example:
         >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="hidden"), keras.layers.Dense(3)])
@@ -102,7 +101,7 @@ class _Maker:
         self.depth = depth
         self.random = np.random.default_rng(seed) if score == "random" else None
         self.seed = seed
-        self.exact = True  # round each width by itself
+        self.exact = True  # round each width separately
         self.backbones = any(is_backbone(operation) for operation in [teacher, *_operations(teacher)])
         if depth is not None and not self.backbones:
             self.source, dropped = shallower(teacher, depth)
@@ -117,7 +116,7 @@ class _Maker:
         )
 
     def make(self, width: Any, wider: Mapping[int, int] | None = None) -> Built:
-        """Return the student of one width; ``wider`` says how many more channels stay, by class."""
+        """Return the student of one width; ``wider`` gives additional channels to keep, by class."""
         rank = None if self.random is None else lambda scores: np.random.default_rng(self.seed).random(len(scores))
         kept = dict(self.kept)
         used: set[str] = set()
@@ -167,7 +166,8 @@ class _Maker:
                     expected = f"a width from 1 to {len(roots)} for {paths[0]!r}"
                     raise error(_OWNER, expected, count)
             elif width < 1:
-                # Layers of one size round at different widths, so that a budget is met to within a few channels.
+                # Layers of equal size are rounded at different widths, so that a budget is met to within a few
+                # channels.
                 phase = 0.5 if self.exact else 0.25 + 0.5 * index / len(self.classes)
                 count = min(len(roots), max(1, int(np.floor(width * len(roots) + phase)) + (wider or {}).get(index, 0)))
             order = roots[np.argsort(-self.scores[roots], kind="stable")]
@@ -175,7 +175,7 @@ class _Maker:
         return removed
 
     def _elsewhere(self, path: str, roots: np.ndarray) -> int:
-        """Return how many channels of a layer lie outside one class."""
+        """Return the number of a layer's channels outside one class."""
         record = next(r for r in self.channels.records.values() if r.path == path)
         return len(record.outputs) - len(roots)
 

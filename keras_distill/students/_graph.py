@@ -1,4 +1,4 @@
-"""A Keras graph, node by node: run it on other values than tensors, or build it anew with some layers replaced."""
+"""Walks a Keras graph node by node, to run it on values other than tensors or to rebuild it with layers replaced."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def graph_of(model: Any) -> Any:
 
 
 def check_graph(owner: str, model: Any) -> None:
-    """Raise unless ``model`` is a built Functional or Sequential model with weights that is not quantised."""
+    """Raise unless ``model`` is a built, unquantised Functional or Sequential model with weights."""
     if not isinstance(model, keras.Model):
         raise error(owner, "a keras.Model", model)
     if not model.built:
@@ -54,13 +54,13 @@ def check_graph(owner: str, model: Any) -> None:
 
 
 def run(model: Any, inputs: Sequence[Any], visit: Visit, prefix: str = "") -> list[Any]:
-    """Visit every node in topological order, handing on what ``visit`` returns.
+    """Visit every node in topological order, passing on the results of ``visit``.
 
     Args:
         model: a Functional or Sequential model.
-        inputs: one value for each of its inputs; of any type.
+        inputs: one value, of any type, for each of its inputs.
         visit: receives the layer's path, the node, and its arguments with values in place of tensors.
-        prefix: put before each path.
+        prefix: prepended to each path.
 
     Returns:
         One value for each of the model's outputs.
@@ -75,14 +75,14 @@ def run(model: Any, inputs: Sequence[Any], visit: Visit, prefix: str = "") -> li
 
 
 def nodes(graph: Any) -> list[Any]:
-    """Return the nodes of a Functional model in topological order, inputs left out."""
+    """Return the nodes of a Functional model in topological order, without inputs."""
     by_depth = graph._nodes_by_depth
     ordered = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
     return [node for node in ordered if node.operation is not None and not node.is_input]
 
 
 def readers(graph: Any) -> dict[int, list[Any]]:
-    """Return for each tensor, by id, the nodes that read it; None stands for the model's outputs."""
+    """Return for each tensor, by id, the nodes that read it; None denotes the model's outputs."""
     found: dict[int, list[Any]] = {}
     for node in nodes(graph):
         for tensor in node.input_tensors:
@@ -103,7 +103,7 @@ def call(operation: Any, args: Any, kwargs: Any) -> list[Any]:
 
 
 def run_arrays(model: Any, inputs: Sequence[Any], see: Callable[[str, Any, Any, list[Any]], None]) -> list[Any]:
-    """Run a model on real tensors, its nested models layer by layer; ``see(path, layer, args, results)`` looks on."""
+    """Run a model, nested ones included, on real tensors; ``see(path, layer, args, results)`` is called per layer."""
 
     def visit(prefix: str, path: str, node: Any, args: Any, kwargs: Any) -> Sequence[Any]:
         if graph_of(node.operation) is not None:
@@ -117,16 +117,16 @@ def run_arrays(model: Any, inputs: Sequence[Any], see: Callable[[str, Any, Any, 
 
 
 class Builder:
-    """Builds a model anew, layer by layer, with the weights of the old one.
+    """Rebuilds a model layer by layer, with the weights of the old one.
 
     Args:
         source: the model to rebuild.
         replace: ``replace(builder, path, node, args, kwargs)`` returns the results of a node in the new graph, or None
-            to have the layer copied with its weights.
+            to copy the layer with its weights.
         entry: applied to each input of the model before anything reads it.
 
-    A layer that was frozen because the whole model was (a teacher that a ``Distiller`` held) becomes trainable again;
-    compile settings are not copied.
+    A layer that was frozen with the whole model (as the teacher of a ``Distiller``) becomes trainable again; compile
+    settings are not copied.
     """
 
     def __init__(self, source: keras.Model, replace: Callable[..., Sequence[Any] | None], entry: Any = None) -> None:
@@ -145,13 +145,13 @@ class Builder:
         return model
 
     def once(self, layer: Any, make: Callable[[], Any]) -> Any:
-        """Return what stands for ``layer`` in the new model, made at its first use: shared layers stay shared."""
+        """Return the counterpart of ``layer`` in the new model, made at first use: shared layers stay shared."""
         if id(layer) not in self._made:
             self._made[id(layer)] = make()
         return self._made[id(layer)]
 
     def apply(self, layer: Any, new: keras.layers.Layer, weights: Sequence[Any], args: Any, kwargs: Any) -> list[Any]:
-        """Call the layer that stands for ``layer``; at the first call it gets its weights."""
+        """Call the counterpart of ``layer``; the first call assigns its weights."""
         results = call(new, args, kwargs)
         if id(new) not in self._given:
             self._given.add(id(new))
@@ -205,7 +205,7 @@ def _is_chain(model: Any) -> bool:
 
 
 def is_kernel_layer(operation: Any) -> bool:
-    """Say whether an operation is a layer with a weight of two or more axes."""
+    """Return whether an operation is a layer with a weight of two or more axes."""
     return isinstance(operation, keras.layers.Layer) and any(len(weight.shape) > 1 for weight in operation.weights)
 
 

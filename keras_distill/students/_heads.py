@@ -1,4 +1,4 @@
-"""Last layers that give a distribution: of a regression, or one set of logits for each member of an ensemble."""
+"""Output layers for distributions: for regressions, or one set of logits per member of an ensemble."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from keras import ops
 from keras_distill._checks import integer
 
 _PACKAGE = "keras_distill"
-_LEAST = 1e-6  # of what a softplus makes positive, so that its logarithm is finite
+_LEAST = 1e-6  # added to a softplus, so that its logarithm is finite
 
 
 class _Head(keras.layers.Layer):
-    """Base: a dense layer to some numbers per output, whose result is float32 whatever the precision before it."""
+    """Base: a dense layer with several values per output, whose result is always float32."""
 
     _numbers = 1
 
@@ -50,7 +50,7 @@ class GaussianHead(_Head):
     Choose it for ``losses.GaussianLikelihood`` (labels), ``losses.GaussianKL`` and ``losses.EnsembleGaussianKL``.
 
     Args:
-        outputs: how many numbers are predicted.
+        outputs: number of predicted values.
         **kwargs: as for ``keras.layers.Layer``; float32 unless ``dtype`` says else.
 
     Example:
@@ -69,12 +69,12 @@ class GaussianHead(_Head):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class NormalInverseGammaHead(_Head):
-    """A distribution over Gaussians for each output of a regression: evidence for its mean and its variance.
+    """A distribution over Gaussians for each output of a regression: evidence for its mean and variance.
 
     Choose it for ``losses.NormalInverseGamma`` (an ensemble) and ``losses.EvidentialRegression`` (labels).
 
     Args:
-        outputs: how many numbers are predicted.
+        outputs: number of predicted values.
         **kwargs: as for ``keras.layers.Layer``; float32 unless ``dtype`` says else.
 
     Example:
@@ -95,11 +95,11 @@ class NormalInverseGammaHead(_Head):
 class MixtureHead(_Head):
     """A Gaussian mixture for each output of a regression (mixture density network).
 
-    Choose it for ``losses.GaussianMixture``, where an ensemble's means lie far apart.
+    Choose it for ``losses.GaussianMixture``, when an ensemble's means lie far apart.
 
     Args:
-        outputs: how many numbers are predicted.
-        components: how many Gaussians each mixture has.
+        outputs: number of predicted values.
+        components: number of Gaussians in each mixture.
         **kwargs: as for ``keras.layers.Layer``; float32 unless ``dtype`` says else.
 
     Example:
@@ -139,11 +139,11 @@ class MixtureHead(_Head):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class MemberHeads(keras.layers.Layer):
-    """One dense head for each member of an ensemble, on the same features (the heads of Hydra).
+    """One dense head for each member of an ensemble, on shared features (the heads of Hydra).
 
     Args:
-        num_members: how many heads.
-        units: how many logits each gives.
+        num_members: number of heads.
+        units: number of logits per head.
         **kwargs: as for ``keras.layers.Layer``.
 
     Example:
@@ -163,14 +163,14 @@ class MemberHeads(keras.layers.Layer):
         draw = keras.initializers.GlorotUniform(keras.random.SeedGenerator())
 
         def start(shape: Any, dtype: Any = None) -> Any:
-            # Each head by the rule for a dense layer of its own size.
+            # Each head is initialised like a dense layer of its own size.
             return ops.stack([draw(shape[1:], dtype) for _ in range(shape[0])])
 
         self.kernel = self.add_weight(name="kernel", shape=(self.num_members, width, self.units), initializer=start)
         self.bias = self.add_weight(name="bias", shape=(self.num_members, self.units), initializer="zeros")
 
     def call(self, x: Any) -> Any:
-        """Return (batch, members, ..., units) of features (batch, ..., width)."""
+        """Return (batch, members, ..., units) from features (batch, ..., width)."""
         heads = ops.moveaxis(ops.tensordot(x, self.kernel, axes=[[-1], [1]]), -2, 1)
         bias = ops.reshape(self.bias, (1, self.num_members, *([1] * (len(x.shape) - 2)), self.units))
         return heads + bias

@@ -1,4 +1,4 @@
-"""Inputs in the forms that users give: arrays, structures of arrays, datasets of batches."""
+"""Inputs in the forms that users pass: arrays, structures of arrays, datasets of batches."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def input_batches(owner: str, data: Any, most: int = 512) -> Iterator[Any]:
 
     Args:
         owner: name shown in the error message.
-        data: arrays as the model takes them, ``(inputs, labels)`` is not meant; a ``tf.data.Dataset`` of batches of
-            inputs or of ``(inputs, labels)``; ``data.Examples`` or ``data.Data``.
-        most: the most examples that are read.
+        data: arrays as the model takes them (not ``(inputs, labels)``); a ``tf.data.Dataset`` of batches of inputs or
+            of ``(inputs, labels)``; ``data.Examples`` or ``data.Data``.
+        most: the largest number of examples to read.
 
     Yields:
         Batches in the model's structure.
@@ -52,7 +52,7 @@ def input_batches(owner: str, data: Any, most: int = 512) -> Iterator[Any]:
 
 
 def check_inputs(owner: str, model: Any, batch: Any) -> list[Any]:
-    """Return the batch as a flat list of tensors in the order of the model's inputs, or say what does not fit."""
+    """Return the batch as a flat list of tensors in the order of the model's inputs, or raise if it does not fit."""
     wanted = model.inputs
     if isinstance(batch, dict):
         batch = [batch[tensor.name] for tensor in wanted if tensor.name in batch]

@@ -1,4 +1,4 @@
-"""LiteRT files in memory: converted, run, and timed beside each other on one thread."""
+"""LiteRT files in memory: converted, run, and timed against each other on one thread."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def convert(owner: str, model: keras.Model, optimize: bool = False) -> bytes:
         lambda tensor: tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=tensor.name), graph._inputs_struct
     )
     function = tf.function(lambda given: model(given, training=False), input_signature=[specs], autograph=False)
-    holder = tf.Module()  # the converter freezes the variables that it finds here
+    holder = tf.Module()  # the converter freezes the variables found here
     holder.held = [variable.value for variable in model.variables]
     try:
         with warnings.catch_warnings():
@@ -66,7 +66,7 @@ class Runner:
         return [self._interpreter.get_tensor(detail["index"]) for detail in self.outputs]
 
     def milliseconds(self, repeats: int) -> list[float]:
-        """Return the time of each of some runs, on the values that the inputs hold."""
+        """Return the time of each run, on the current input values."""
         times = []
         for _ in range(repeats):
             started = time.perf_counter()
@@ -93,7 +93,7 @@ def predict(content: bytes, batches: Sequence[np.ndarray]) -> np.ndarray:
 def times(contents: Sequence[bytes], rounds: int = 12, repeats: int = 10) -> list[float]:
     """Return milliseconds of each file: tenth percentile over rounds that run every file in turn on one thread.
 
-    A turn takes at least ``_TURN`` milliseconds, so that what the file before it left in the caches does not count.
+    A turn takes at least ``_TURN`` milliseconds, so that the caches' contents from the previous file do not matter.
     """
     runs = [Runner(content) for content in contents]
     counts = []

@@ -1,4 +1,4 @@
-"""Two towers, served: exact nearest neighbours among many items, in memory that does not grow with their number."""
+"""Serves two-tower models: exact nearest neighbours among many items, with scores computed in blocks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from keras_distill._typing import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class NearestItems(keras.layers.Layer):
-    """The k items with the greatest inner product with a query, exactly, block by block.
+    """The k items with the greatest inner product with a query, found exactly, block by block.
 
-    Beside the items' embeddings it needs memory for one block of scores: batch times block_size numbers.
+    Besides the items' embeddings it needs memory for one block of scores: batch times block_size numbers.
 
     Args:
         num_items: >= 1.
         units: >= 1, the width of the embeddings.
         k: >= 1, at most num_items.
-        block_size: >= 1, how many items are scored at once.
+        block_size: >= 1, number of items scored at once.
         **kwargs: as in ``keras.layers.Layer``.
 
     Raises:
@@ -49,7 +49,7 @@ class NearestItems(keras.layers.Layer):
         )
 
     def assign(self, embeddings: Any) -> None:
-        """Take the items' embeddings, (num_items, units).
+        """Set the items' embeddings, (num_items, units).
 
         Raises:
             ValueError: if the shape does not fit, or a number is not finite.
@@ -62,7 +62,7 @@ class NearestItems(keras.layers.Layer):
         self.embeddings.assign(embeddings)
 
     def call(self, queries: Tensor) -> dict[str, Any]:
-        """Return "scores" (batch, k), descending, and "items" (batch, k), int32; the smaller number first if equal."""
+        """Return "scores" (batch, k), descending, and "items" (batch, k), int32; ties go to the smaller index."""
         best, index = None, None
         for start in range(0, self.num_items, self.block_size):
             stop = min(start + self.block_size, self.num_items)
@@ -94,12 +94,12 @@ class NearestItems(keras.layers.Layer):
 def retriever(query_tower: keras.Model, item_embeddings: Any, *, k: int = 10, block_size: int = 65536) -> keras.Model:
     """Put exact retrieval behind a query tower: one Keras model from a query to its k best items.
 
-    It is saved, exported and served as any other (``export.saved_model``); the items' embeddings are part of it.
+    It is saved, exported and served like any other (``export.saved_model``); the items' embeddings are part of it.
 
     Args:
-        query_tower: gives (batch, units); of a distilled two-tower student the side of the users.
-        item_embeddings: (items, units), made once by the other tower.
-        k: >= 1, how many items are returned.
+        query_tower: a model with output (batch, units), such as the user tower of a distilled two-tower student.
+        item_embeddings: (items, units), computed once by the other tower.
+        k: >= 1, number of items to return.
         block_size: >= 1; see ``NearestItems``.
 
     Returns:

@@ -19,7 +19,7 @@ from keras_distill.students._quantizers import BITS, PLAIN, QUANTIZED, Activatio
 
 _OWNER = "quantization_aware"
 layers = keras.layers
-#: Layers whose result has the scale of what they read: no quantiser of their own.
+#: Layers whose result has the scale of their input, so they need no quantiser of their own.
 _SAME_SCALE = (
     layers.Flatten,
     layers.Reshape,
@@ -39,7 +39,7 @@ _SAME_SCALE = (
     layers.Embedding,
     ActivationQuantizer,
 )
-#: LiteRT gives these results one fixed scale.
+#: LiteRT uses a fixed scale for these results.
 _FIXED = {"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
 _FUSED = ("linear", "relu", "relu6")
 
@@ -47,23 +47,22 @@ _FUSED = ("linear", "relu", "relu6")
 def quantization_aware(
     model: keras.Model, weight_bits: int = 8, activation_bits: int | None = 8, *, data: Any = None
 ) -> keras.Model:
-    """Return a copy of a model that computes as its quantised LiteRT file will, to be trained by distillation.
+    """Return a copy of a model that computes like its quantised LiteRT file, to be trained by distillation.
 
-    Choose it for int8 when plain ``export.litert(..., quantize="int8")`` costs too much accuracy, and for fewer bits
-    always. Distil it for some epochs with the float model as teacher and a small learning rate, call
-    ``freeze_quantization`` for the last of them, then ``export.litert(student, path)``: it writes the trained
-    quantisation, and checks that the file agrees with the student.
+    Choose it for int8 when plain ``export.litert(..., quantize="int8")`` costs too much accuracy, and always for fewer
+    bits. Distil it for some epochs with the float model as teacher and a small learning rate, call
+    ``freeze_quantization`` before the last of them, then ``export.litert(student, path)``, which writes the trained
+    quantisation and checks that the file agrees with the student.
 
     Batch normalisation is folded first. Conv2D, DepthwiseConv2D and Dense compute with weights of ``weight_bits`` bits,
-    one scale per output channel; their gradient passes straight through the rounding. With ``activation_bits=8`` the
-    inputs, and what flows between layers, is rounded to 8 bits within a moving range. Other layers with weights stay
-    in float.
+    one scale per output channel, and a straight-through gradient. With ``activation_bits=8`` the inputs and the
+    activations between layers are rounded to 8 bits within a moving range. Other layers with weights stay in float.
 
     Args:
         model: a built Functional or Sequential model; nested and shared layers too. It is not changed.
         weight_bits: 8, 4, 3 or 2. Files store 8, 4, 8 and 4 bits; 4 needs ``ai-edge-quantizer``.
         activation_bits: 8, or None to leave activations in float; a file of 4-bit weights needs None.
-        data: some hundred inputs, from which the ranges begin; without them, ranges begin at -6 to 6 and the first
+        data: some hundred inputs that set the initial ranges; without them, ranges start at -6 to 6 and the first
             training batch sets them.
 
     Returns:
@@ -80,7 +79,7 @@ def quantization_aware(
     Reference:
         Jacob et al., 2018, arXiv:1712.05877; Polino et al., "Model compression via distillation and quantization",
         2018, arXiv:1802.05668 (the float model as teacher).
-        Differs: weights are symmetric with the largest one as the end of the range, per output channel.
+        Differs: weight ranges are symmetric per output channel and end at the largest absolute weight.
     """
     choice(_OWNER, "weight_bits", weight_bits, BITS)
     choice(_OWNER, "activation_bits", activation_bits, (8, None))
@@ -98,7 +97,7 @@ def quantization_aware(
 
 
 def freeze_quantization(model: keras.Model, frozen: bool = True) -> None:
-    """Stop (or let go on) the moving ranges of a quantisation-aware model, so that the last epochs train against them.
+    """Freeze (or release) the ranges of a quantisation-aware model, so that the last epochs train with fixed ones.
 
     Args:
         model: from ``quantization_aware``.
@@ -121,13 +120,13 @@ def freeze_quantization(model: keras.Model, frozen: bool = True) -> None:
 
 
 def quantized_bits(model: Any) -> tuple[int, int | None] | None:
-    """Return the weight and activation bits of a model from ``quantization_aware``, or None of any other model.
+    """Return the weight and activation bits of a model from ``quantization_aware``, or None for any other model.
 
     Args:
         model: any model.
 
     Returns:
-        ``(weight_bits, activation_bits)``, the second None where activations are in float; or None.
+        ``(weight_bits, activation_bits)``, the second None if activations are in float; or None.
 
     Example:
         >>> quantized_bits(quantization_aware(keras.Sequential([keras.Input((4,)), layers.Dense(3)]), 4, None))
@@ -140,10 +139,10 @@ def quantized_bits(model: Any) -> tuple[int, int | None] | None:
 
 
 def quantized_litert(owner: str, model: keras.Model) -> bytes:
-    """Return a quantisation-aware model as the LiteRT file that runs what was trained.
+    """Return a quantisation-aware model as a LiteRT file with the trained quantisation.
 
-    Activations in 8 bits go through the converter's own path of fake quantisers. Weights alone are written by
-    ai-edge-quantizer on the float file, whose weights lie on the trained grid already. ``export.litert`` does the same,
+    With 8-bit activations the converter's own fake-quantiser path is used. Weights alone are quantised by
+    ai-edge-quantizer in the float file, whose weights already lie on the trained grid. ``export.litert`` does the same,
     and checks the file.
 
     Args:
@@ -154,7 +153,8 @@ def quantized_litert(owner: str, model: keras.Model) -> bytes:
         The content of the file.
 
     Raises:
-        ValueError: if the model is another one, the converter fails, or ai-edge-quantizer is needed and missing.
+        ValueError: if the model is not quantisation-aware, the converter fails, or ai-edge-quantizer is needed and
+            missing.
     """
     found = quantized_bits(model)
     if found is None:
@@ -164,11 +164,11 @@ def quantized_litert(owner: str, model: keras.Model) -> bytes:
 
 
 def served_model(model: keras.Model) -> keras.Model:
-    """Return the model that a converter is given for a quantisation-aware one.
+    """Return the model to pass to a converter for a quantisation-aware one.
 
-    With 8-bit activations it keeps its fake quantisers: the converter reads their ranges, and stores weights in 8 bits
-    whatever was trained, so they quantise to 8 bits on the trained grid. Without, its layers are plain and their
-    weights lie on the grid.
+    With 8-bit activations it keeps its fake quantisers: the converter reads their ranges and always stores weights in 8
+    bits, so they quantise to 8 bits on the trained grid. Otherwise its layers are plain and their weights lie on the
+    grid.
 
     Args:
         model: from ``quantization_aware``.
@@ -188,7 +188,7 @@ def edge_quantized(owner: str, content: bytes, weight_bits: int) -> bytes:
     Args:
         owner: name shown in the error message.
         content: the float file.
-        weight_bits: that the weights were trained in: 4 and 2 are stored in 4 bits, 8 and 3 in 8.
+        weight_bits: bits that the weights were trained with: 4 and 2 are stored in 4 bits, 8 and 3 in 8.
 
     Returns:
         The content of the smaller file.
@@ -211,7 +211,7 @@ def edge_quantized(owner: str, content: bytes, weight_bits: int) -> bytes:
 
 
 def _on_grid(model: keras.Model, bits: int | None) -> keras.Model:
-    """Return a copy whose kernels are the rounded ones; its layers are plain, or quantise again with ``bits``."""
+    """Return a copy with rounded kernels; its layers are plain, or quantise again with ``bits``."""
 
     def replace(builder: Any, path: str, node: Any, args: Any, kwargs: Any) -> Any:
         operation = node.operation
@@ -232,7 +232,7 @@ def _on_grid(model: keras.Model, bits: int | None) -> keras.Model:
 
 
 class _Maker:
-    """Puts quantised layers and quantisers into a folded model."""
+    """Inserts quantised layers and quantisers into a folded model."""
 
     def __init__(self, model: keras.Model, weight_bits: int, activation_bits: int | None) -> None:
         self.model, self.weight_bits, self.activation_bits = model, weight_bits, activation_bits
@@ -278,7 +278,7 @@ class _Maker:
 
     def _quantized(self, builder: Any, kind: Any, operation: Any, args: Any, kwargs: Any) -> list[Any]:
         name = _activation_name(operation)
-        # An activation that LiteRT does not merge into the layer reads quantised values there, so it does here.
+        # An activation that LiteRT does not fuse into the layer reads quantised values there, so it does here too.
         apart = self.activation_bits is not None and name not in _FUSED
         config = {**operation.get_config(), "weight_bits": self.weight_bits}
         if apart:
@@ -293,7 +293,7 @@ class _Maker:
         return [activation(value) for value in inside]
 
     def _fuses(self, node: Any) -> bool:
-        """Say whether the only reader is a rectifier that LiteRT merges into this operation."""
+        """Return whether the only reader is a rectifier that LiteRT fuses into this operation."""
         if _activation_name(node.operation) != "linear" or isinstance(node.operation, layers.ReLU):
             return False
         after = self.readers.get(id(node.outputs[0]), [])

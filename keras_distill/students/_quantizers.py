@@ -15,10 +15,10 @@ BITS = (8, 4, 3, 2)
 
 
 def quantized_kernel(kernel: Any, bits: int) -> Any:
-    """Round a kernel to ``bits`` bits, symmetric about 0, with one scale for each index of its last axis.
+    """Round a kernel to ``bits`` bits, symmetrically about 0, with one scale for each index of its last axis.
 
-    The largest weight of a channel is the end of its range, -(2**(bits-1) - 1) to 2**(bits-1) - 1 steps. The gradient
-    passes straight through. (No stop_gradient around the range: the LiteRT converter could not fold it.)
+    The largest absolute weight of a channel ends its range of -(2**(bits-1) - 1) to 2**(bits-1) - 1 steps. The gradient
+    is straight-through. (No stop_gradient around the range: the LiteRT converter could not fold it.)
     """
     kernel = tf.cast(kernel, tf.float32)
     largest = tf.reduce_max(tf.abs(kernel), axis=list(range(len(kernel.shape) - 1)))
@@ -29,7 +29,7 @@ def quantized_kernel(kernel: Any, bits: int) -> Any:
 
 
 class _Bits:
-    """What the three layers share: their number of bits, in the configuration too."""
+    """What the three layers share: the number of bits, also in the configuration."""
 
     weight_bits: int
 
@@ -40,7 +40,7 @@ class _Bits:
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class QuantizedConv2D(_Bits, keras.layers.Conv2D):
-    """A ``Conv2D`` that computes with a kernel of few bits and trains the float kernel behind it.
+    """A ``Conv2D`` that computes with a low-bit kernel and trains the underlying float kernel.
 
     Args:
         *args: as for ``keras.layers.Conv2D``.
@@ -53,7 +53,7 @@ class QuantizedConv2D(_Bits, keras.layers.Conv2D):
         self.weight_bits = weight_bits
 
     def served_kernel(self) -> Any:
-        """Return the kernel that it computes with."""
+        """Return the kernel used in computation."""
         return quantized_kernel(self.kernel, self.weight_bits)
 
     def convolution_op(self, inputs: Structure, kernel: Any) -> Any:
@@ -63,7 +63,7 @@ class QuantizedConv2D(_Bits, keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class QuantizedDepthwiseConv2D(_Bits, keras.layers.DepthwiseConv2D):
-    """A ``DepthwiseConv2D`` that computes with a kernel of few bits and trains the float kernel behind it.
+    """A ``DepthwiseConv2D`` that computes with a low-bit kernel and trains the underlying float kernel.
 
     Args:
         *args: as for ``keras.layers.DepthwiseConv2D``.
@@ -76,7 +76,7 @@ class QuantizedDepthwiseConv2D(_Bits, keras.layers.DepthwiseConv2D):
         self.weight_bits = weight_bits
 
     def served_kernel(self) -> Any:
-        """Return the kernel that it computes with: one scale for each output channel."""
+        """Return the kernel used in computation, with one scale for each output channel."""
         shape = self.kernel.shape
         flat = ops.reshape(self.kernel, (*shape[:2], shape[2] * shape[3]))
         return ops.reshape(quantized_kernel(flat, self.weight_bits), shape)
@@ -98,9 +98,9 @@ class QuantizedDepthwiseConv2D(_Bits, keras.layers.DepthwiseConv2D):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class QuantizedDense(_Bits, keras.layers.Dense):
-    """A ``Dense`` layer that computes with a kernel of few bits and trains the float kernel behind it.
+    """A ``Dense`` layer that computes with a low-bit kernel and trains the underlying float kernel.
 
-    It is written as a convolution of size 1: the LiteRT converter keeps one scale per output for convolutions only.
+    It runs as a convolution of size 1, because the LiteRT converter keeps one scale per output only for convolutions.
 
     Args:
         *args: as for ``keras.layers.Dense``.
@@ -113,7 +113,7 @@ class QuantizedDense(_Bits, keras.layers.Dense):
         self.weight_bits = weight_bits
 
     def served_kernel(self) -> Any:
-        """Return the kernel that it computes with."""
+        """Return the kernel used in computation."""
         return quantized_kernel(self.kernel, self.weight_bits)
 
     def call(self, inputs: Structure, training: bool | None = None) -> Any:
@@ -131,15 +131,15 @@ class QuantizedDense(_Bits, keras.layers.Dense):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class ActivationQuantizer(keras.layers.Layer):
-    """Rounds what flows between two layers to 8 bits, within a range that it follows while the model trains.
+    """Rounds the activations between two layers to 8 bits, within a range that is tracked during training.
 
     The range is the exponential moving average of the least and largest value of each training batch; the first batch
-    sets it. In inference, and once ``frozen`` is 1, it stays.
+    sets it. In inference, and once ``frozen`` is 1, it is fixed.
 
     Args:
         bits: 8.
-        momentum: of the moving average, 0 to 1.
-        fixed_range: (least, largest) for values whose range is known, as a sigmoid's; None follows the data.
+        momentum: momentum of the moving average, 0 to 1.
+        fixed_range: (least, largest) for values of known range, such as a sigmoid's; None follows the data.
         **kwargs: as for ``keras.layers.Layer``.
     """
 
@@ -166,7 +166,7 @@ class ActivationQuantizer(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: Structure, training: bool | None = None) -> Any:
-        """Round the inputs; in training, follow their range first."""
+        """Round the inputs; in training, update the range first."""
         values = ops.cast(inputs, "float32")
         low, high = ops.convert_to_tensor(self.low), ops.convert_to_tensor(self.high)
         if training and self.fixed_range is None:
@@ -175,7 +175,7 @@ class ActivationQuantizer(keras.layers.Layer):
         return ops.cast(rounded, inputs.dtype)
 
     def _follow(self, values: Any) -> tuple[Any, Any]:
-        # The range must hold 0, which zero padding adds.
+        # The range must contain 0, which zero padding adds.
         found = ops.minimum(ops.min(values), 0.0), ops.maximum(ops.max(values), 1e-6)
         keep = ops.where(self.seen > 0, self.momentum, 0.0)
         keep = ops.where(self.frozen > 0, 1.0, keep)

@@ -1,4 +1,4 @@
-"""Which channels matter: one number for each group of slots."""
+"""Importance scores of channels, one for each group of slots."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from keras_distill.students._inputs import check_inputs, input_batches
 
 
 def channel_scores(model: keras.Model, channels: Channels, score: str, data: Any, seed: int) -> np.ndarray:
-    """Return a score for each root slot; higher means that it stays longer.
+    """Return a score for each root slot; higher scores are kept longer.
 
-    ``"magnitude"`` averages over the layers that make or read a channel the norm of its weights, each layer's norms
-    divided by their mean, so that layers of different scale count alike. ``"activation"`` takes the layers that read
-    it, and multiplies with the mean absolute value of the channel on ``data``.
+    ``"magnitude"`` averages the norm of a channel's weights over the layers that produce or read it, each layer's norms
+    divided by their mean, so that layers of different scale count alike. ``"activation"`` uses the layers that read it,
+    and multiplies by the mean absolute value of the channel on ``data``.
     """
     if score == "random":
         return np.random.default_rng(seed).random(len(channels.roots))
@@ -48,7 +48,7 @@ def channel_scores(model: keras.Model, channels: Channels, score: str, data: Any
 
 
 def _columns(record: Any) -> tuple[int, int]:
-    """Return the weight that makes the outputs, and its axis."""
+    """Return the weight that produces the outputs, and its axis."""
     kernels = [index for index, weight in enumerate(record.layer.weights) if len(weight.shape) > 1]
     return next(
         (index, axis) for index in kernels for axis, slots in record.axes[index].items() if slots is record.outputs

@@ -31,19 +31,19 @@ STEPS = ("build", "factorize", "quantize")
 
 @dataclasses.dataclass(frozen=True)
 class ShrinkStep:
-    """What one step left, on the test examples.
+    """The result of one step on the test examples.
 
     Args:
-        name: ``"teacher"``, or the step.
-        accuracy: fraction right after distillation.
-        accuracy_before: the same before distillation; None of the teacher.
+        name: ``"teacher"``, or the step's name.
+        accuracy: accuracy after distillation, as a fraction.
+        accuracy_before: the same before distillation; None for the teacher.
         expected_calibration_error: of the probabilities, 15 bins.
-        fidelity: fraction of examples with the teacher's class.
-        parameters: numbers in the weights.
+        fidelity: fraction of examples classified as by the teacher.
+        parameters: number of entries in the weights.
         macs: multiply-accumulates of one example.
         file_bytes: size of the LiteRT file.
         milliseconds: tenth percentile of one example in LiteRT on one thread, all files in the same rounds.
-        latency_ratio: that over the teacher's.
+        latency_ratio: that time over the teacher's.
     """
 
     name: str
@@ -60,13 +60,13 @@ class ShrinkStep:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shrunk:
-    """The student, its LiteRT file and what each step brought.
+    """The student, its LiteRT file and the result of each step.
 
     Args:
         model: the student.
         litert: its LiteRT file.
         steps: the teacher, then each step.
-        budget: what was asked for.
+        budget: the requested budget.
     """
 
     model: keras.Model
@@ -107,27 +107,27 @@ def shrink(
     rounds: int = 1,
     seed: int = 0,
 ) -> Shrunk:
-    """Make a classifier smaller until a budget is met, distilling it from the teacher after each step.
+    """Shrink a classifier to a budget, distilling it from the teacher after each step.
 
-    Choose it for a first answer to "how small, how fast, what does it cost": the report shows what each step brought,
-    before and after distillation, and times real LiteRT files. The builders one by one give more control. With many
-    labels and few epochs distillation may bring nothing here; the column ``before`` and a run of your own with
-    ``student_loss_weight=1.0`` show it.
+    Choose it for a first answer to "how small, how fast, what does it cost": the report shows the effect of each step,
+    before and after distillation, and times real LiteRT files. The individual builders give more control. With many
+    labels and few epochs distillation may not help here; the column ``before`` and a run of your own with
+    ``student_loss_weight=1.0`` show whether it does.
 
     Args:
         teacher: a built Functional or Sequential classifier that gives logits. It is not changed.
         data: ``data.Data``, or ``((inputs, labels), (test_inputs, test_labels))``, integer labels.
-        budget: limits of the student. Building and factorising share counted limits between them; latency is met by
-            building, and measured on the float file.
+        budget: limits of the student. Building and factorising share the counted limits; latency is met by building,
+            and measured on the float file.
         steps: of ``"build"`` (``from_teacher``), ``"factorize"`` and ``"quantize"`` (8 bits), in this order.
-        epochs: of distillation after each step.
+        epochs: epochs of distillation after each step.
         batch_size: examples per update.
-        learning_rate: of Adam; a fifth of it after ``"quantize"``.
-        temperature: of the distillation.
+        learning_rate: Adam's learning rate; a fifth of it after ``"quantize"``.
+        temperature: temperature of the distillation.
         student_loss_weight: weight of the labels, 0 to 1; the rest is the teacher's.
-        rounds: how often ``"build"`` is done, each time from the student of the round before and distilled after it;
-            the limits fall by the same factor from round to round.
-        seed: of the order of examples.
+        rounds: number of times ``"build"`` is done, each time from the previous round's student and followed by
+            distillation; the limits fall by the same factor from round to round.
+        seed: seed of the order of examples.
 
     Returns:
         A ``Shrunk`` with the student, its file and the report.
@@ -200,14 +200,14 @@ def _check_fit(teacher: keras.Model, *pairs: tuple[Any, Any]) -> None:
 
 
 def _limits(budget: Budget, teacher: keras.Model, wanted: Sequence[str], turn: int, rounds: int) -> Mapping[str, Any]:
-    """Return the limits of one round of building: of counted limits, equal factors from the teacher's size down."""
+    """Return the limits of one round of building; counted limits fall by equal factors from the teacher's size."""
     limits: dict[str, Any] = dict(budget.limits)
     whole = cost(teacher)
     size = {"parameters": whole.parameters, "macs": whole.macs, "file_bytes": whole.bytes}
-    # If factorising follows, half of the way, on a scale of ratios, is left to it.
+    # If factorising follows, half of the reduction, on a logarithmic scale, is left to it.
     share = turn / rounds * (0.5 if "factorize" in wanted else 1.0)
     for name, value in budget.limits.items():
-        if name == "latency_ratio":  # measured against the student of the round before
+        if name == "latency_ratio":  # measured against the previous round's student
             limits[name] = value ** (1 / rounds)
         else:
             limits[name] = math.ceil(value * max(1.0, size[name] / value) ** (1 - share))

@@ -1,4 +1,4 @@
-"""What zeros in a model are worth: bytes after compression, and measured time."""
+"""Measures the benefit of zeros in a model: bytes after compression, and time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from keras_distill._checks import error
 from keras_distill.students import _graph, _litert
 
 _OWNER = "sparsity"
-#: A time below this fraction of the dense one counts as faster; closer ones are noise of the stop-watch.
+#: A time below this fraction of the dense one counts as faster; smaller differences are timing noise.
 _FASTER = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
 class Sparsity:
-    """What the zeros of a model bring, against the same model without zeros.
+    """The benefit of a model's zeros, compared with the same model without zeros.
 
     Args:
         zeros: fraction of zeros in the kernels, 0 to 1.
@@ -45,10 +45,10 @@ class Sparsity:
 
 
 def sparsity(model: keras.Model) -> Sparsity:
-    """Measure what the zeros of a pruned model bring: its file after gzip, and its time in LiteRT.
+    """Measure the benefit of a pruned model's zeros: its file size after gzip, and its time in LiteRT.
 
-    Choose it after ``callbacks.MagnitudePruning``, before you promise anything: zeros compress, but LiteRT multiplies
-    by them at the same speed. For a faster model, take ``from_teacher``.
+    Use it after ``callbacks.MagnitudePruning``, before promising anything: zeros compress, but LiteRT multiplies by
+    them at the same speed. For a faster model, use ``from_teacher``.
 
     The model is compared with a copy whose zeros are replaced by random numbers of the size of the other weights.
 
@@ -88,7 +88,7 @@ def sparsity(model: keras.Model) -> Sparsity:
 
 
 def _filled(value: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a kernel whose zeros are replaced by weights of about the size of its others."""
+    """Return a kernel with its zeros replaced by weights about as large as its others."""
     others = value[value != 0]
     scale = float(others.std()) if len(others) > 1 else 1.0
     return np.where(value == 0, rng.normal(scale=scale or 1.0, size=value.shape), value).astype(value.dtype)

@@ -1,4 +1,4 @@
-"""Students that say how unsure they are: a head per member, a head for the uncertainty, its split for serving."""
+"""Students that estimate their uncertainty: a head per member, an uncertainty head, its split for serving."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SOURCES = ("members", "dirichlet", "evidence", "gaussian", "mixture", "normal_i
 
 
 def _last_dense(owner: str, student: keras.Model) -> keras.layers.Dense:
-    """Return the dense layer of a functional model that gives its only output."""
+    """Return the dense layer that produces the only output of a functional model."""
     if not isinstance(student, keras.Model) or not getattr(student, "outputs", None) or len(student.outputs) != 1:
         raise error(owner, "a Functional or Sequential model with one output", type(student).__name__)
     last = student.outputs[0]._keras_history.operation if not isinstance(student, keras.Sequential) else None
@@ -32,17 +32,17 @@ def _structure(student: keras.Model) -> Any:
 
 
 def hydra(student: keras.Model, num_members: int, *, noise: float = 0.05, seed: int = 0) -> keras.Model:
-    """Put one head per member of an ensemble on a student's body (Hydra), each a noisy copy of the student's own head.
+    """Add one head per member of an ensemble to a student's body (Hydra), each a noisy copy of the student's own head.
 
-    Choose it with ``losses.MemberSoftTargets`` to keep an ensemble's members apart in one model. Train the student on
-    the ensemble's mean first, then this on the members: the second of the paper's two phases.
+    Choose it with ``losses.MemberSoftTargets`` to keep an ensemble's members apart in one model. First train the
+    student on the ensemble's mean, then this model on the members (the paper's second phase).
 
     Args:
         student: a Functional or Sequential model that ends in a ``Dense`` layer of logits. Its other layers are shared
             with the result, not copied.
-        num_members: how many heads.
-        noise: >= 0, standard deviation of what is added to each copy's kernel, in units of that of the kernel itself.
-        seed: of the noise.
+        num_members: number of heads.
+        noise: >= 0, standard deviation of the noise added to each copy's kernel, relative to that of the kernel itself.
+        seed: seed of the noise.
 
     Returns:
         A model with output (batch, num_members, classes).
@@ -60,7 +60,7 @@ def hydra(student: keras.Model, num_members: int, *, noise: float = 0.05, seed: 
 
     Reference:
         Tran et al., "Hydra: Preserving Ensemble Diversity for Model Distillation", 2020, arXiv:2001.04694, section 3.
-        Differs: the heads are the last layer alone.
+        Differs: the heads are the last layer only.
     """
     count = integer("hydra", "num_members", num_members, low=1)
     noise = number("hydra", "noise", noise, low=0.0)
@@ -76,13 +76,13 @@ def hydra(student: keras.Model, num_members: int, *, noise: float = 0.05, seed: 
 
 
 def with_uncertainty_head(student: keras.Model, num_kinds: int = 2) -> keras.Model:
-    """Let a student also say how unsure its teacher is (uncertainty labels): a softplus head on its last features.
+    """Let a student also predict its teacher's uncertainty (uncertainty labels), by a softplus head on its features.
 
     Choose it with ``terms.UncertaintyDistillation``. Compile the distiller with ``loss={"logits": ...}``.
 
     Args:
         student: a Functional or Sequential model that ends in a ``Dense`` layer of logits; its layers are shared.
-        num_kinds: how many uncertainties the head gives, one for each of the term's ``kinds``.
+        num_kinds: number of uncertainties, one for each of the term's ``kinds``.
 
     Returns:
         A model with the outputs ``"logits"`` and ``"uncertainty"``, (batch, num_kinds), nats, >= 0.
@@ -108,18 +108,19 @@ def with_uncertainty_head(student: keras.Model, num_kinds: int = 2) -> keras.Mod
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class UncertaintySplit(keras.layers.Layer):
-    """What a student's outputs mean: its prediction, and its uncertainty split into data and knowledge.
+    """Converts a student's outputs to its prediction, and its uncertainty split into data and knowledge.
 
     Args:
-        source: what the outputs are: "members" (batch, members, classes) logits; "dirichlet": logarithms of
-            concentrations, ``offset`` added; "evidence": softplus gives it, as ``losses.Evidential``; "gaussian",
-            "mixture", "normal_inverse_gamma": regressions, as the heads of this room give them.
+        source: meaning of the outputs: "members", (batch, members, classes) logits; "dirichlet", logarithms of
+            concentrations, to which ``offset`` is added; "evidence", softplus of the outputs, as in
+            ``losses.Evidential``; "gaussian", "mixture", "normal_inverse_gamma", regressions by the heads of this
+            package.
         offset: >= 0, for "dirichlet": 0 after ``losses.DirichletDistillation``, 1 after ``losses.ProxyDirichlet``.
-        outputs: how many numbers a "mixture" predicts.
+        outputs: number of values that a "mixture" predicts.
         **kwargs: as for ``keras.layers.Layer``.
 
     Raises:
-        ValueError: if an argument is out of its bounds.
+        ValueError: if an argument is out of bounds.
     """
 
     def __init__(self, source: str, offset: float = 0.0, outputs: int = 1, **kwargs: Any) -> None:
@@ -165,14 +166,14 @@ class UncertaintySplit(keras.layers.Layer):
 
 
 def with_uncertainties(student: keras.Model, source: str, *, offset: float = 0.0, outputs: int = 1) -> keras.Model:
-    """Let a trained student answer with its prediction and how unsure it is, in data and in knowledge, for serving.
+    """Let a trained student return its prediction and its uncertainty, in data and in knowledge, for serving.
 
     Args:
         student: a Functional or Sequential model with one output, trained by the loss that fits ``source``.
         source: "members", "dirichlet", "evidence", "gaussian", "mixture" or "normal_inverse_gamma"; see
             ``UncertaintySplit``.
         offset: for "dirichlet", added to the concentrations: 1 after ``losses.ProxyDirichlet``.
-        outputs: how many numbers a "mixture" predicts.
+        outputs: number of values that a "mixture" predicts.
 
     Returns:
         A model that shares the student's layers, with the outputs ``"probabilities"``, or ``"mean"`` for regressions,

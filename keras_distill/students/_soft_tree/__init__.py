@@ -1,4 +1,4 @@
-"""The soft decision tree: a student whose answer is one path of filters and a leaf."""
+"""The soft decision tree: a student whose answer is explained by one path of filters to a leaf."""
 
 from keras_distill.students._soft_tree._drawing import TreePicture, tree_figure
 from keras_distill.students._soft_tree._maths import soft_tree_loss

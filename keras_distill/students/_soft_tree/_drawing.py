@@ -1,4 +1,4 @@
-"""A soft tree as a picture. Matplotlib is imported here and nowhere else below the reports."""
+"""Draws a soft tree. Matplotlib is imported here and nowhere else below the reports."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _INK, _BLUE, _LINE = "#222222", "#0072B2", "#999999"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TreePicture:
-    """What is drawn of a soft tree: its upper levels, as arrays that can be stored.
+    """The drawn part of a soft tree: its upper levels, as arrays that can be stored.
 
     Args:
         filters: (2**levels - 1, *input shape), the weights of the drawn nodes.
-        distributions: (2**levels, classes), what the examples below the last drawn level are answered on average.
-        shares: (2**(levels + 1) - 1,), share of the examples at each drawn node; None where it is not known.
+        distributions: (2**levels, classes), mean answer to the examples below the last drawn level.
+        shares: (2**(levels + 1) - 1,), share of the examples at each drawn node; None if unknown.
     """
 
     filters: np.ndarray
@@ -34,7 +34,7 @@ class TreePicture:
 
     @property
     def levels(self) -> int:
-        """How many levels of filters there are."""
+        """The number of levels of filters."""
         return (len(self.filters) + 1).bit_length() - 1
 
 
@@ -70,7 +70,7 @@ def tree_figure(
     """Return the matplotlib figure of a picture.
 
     Args:
-        picture: of a tree.
+        picture: picture of a tree.
         feature_names: one per column, for tables.
         class_names: one per class.
 
@@ -134,7 +134,7 @@ def _share(shares: np.ndarray | None, node: int) -> str:
 
 
 def _filter(axes: Any, weights: np.ndarray, feature_names: Sequence[str] | None) -> None:
-    """An image filter as a picture (blue sends left, red right), a table's as its strongest columns."""
+    """Draw an image filter as a picture (blue sends left, red right), a table's as its strongest columns."""
     if weights.ndim >= 2:
         picture = weights.sum(axis=-1) if weights.ndim == 3 else weights
         most = float(np.abs(picture).max()) or 1.0
@@ -154,7 +154,7 @@ def _filter(axes: Any, weights: np.ndarray, feature_names: Sequence[str] | None)
 
 
 def _subtree_distributions(tree: Any, shares: np.ndarray | None, level: int) -> np.ndarray:
-    """Return what the examples that reach each node of a level are answered on average, (2**level, classes)."""
+    """Return the mean answer to the examples that reach each node of a level, (2**level, classes)."""
     leaves = tree.leaf_distributions()
     weights = np.ones(len(leaves)) if shares is None else shares[tree.num_nodes :] + 1e-12
     grouped = weights.reshape(2**level, -1, 1)

@@ -14,7 +14,7 @@ _CLIP = 1e-6  # keeps the logarithm of a saturated share finite
 
 
 def path_log_probabilities(scores: Tensor, depth: int) -> list[Any]:
-    """Return log P of every node of a level, root first, leaves last: (batch, 2**level) each.
+    """Return log P of the nodes, level by level from root to leaves: (batch, 2**level) each.
 
     Args:
         scores: (batch, 2**depth - 1): log-odds of the right branch of each inner node.
@@ -45,7 +45,7 @@ def mixture(log_paths: Any, log_leaves: Any) -> Any:
 def soft_tree_loss(*, scores: Tensor, leaf_logits: Any, targets: Any, kind: str = "leafwise") -> Any:
     """Loss of a soft decision tree, one value per example (Frosst and Hinton's tree).
 
-    Choose it to train a tree in a loop of your own; ``SoftDecisionTree`` has it built in.
+    Use it to train a tree in your own loop; ``SoftDecisionTree`` has it built in.
 
     Formula: leafwise: -sum_l P_l sum_k t_k log Q_lk; mixture: -sum_k t_k log sum_l P_l Q_lk, with P_l the product of
     sigmoid(score) or 1 - sigmoid(score) along the path to leaf l, and Q_l = softmax(leaf_logits_l).

@@ -24,18 +24,19 @@ _DEEPEST = 12
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class SoftDecisionTree(keras.Model):
-    """A tree of linear decisions that explains each answer by one path of filters (soft decision tree).
+    """A tree of linear decisions whose answers are each explained by one path of filters (soft decision tree).
 
-    Choose it where somebody must see why: each answer is that of one leaf, reached through ``depth`` filters that can
-    be looked at. It is weaker than a network of the same size, and gains from a teacher most with few labels. Its
-    output are log-probabilities, so it trains in ``Distiller`` with ``LogitsDistillation`` as any student does, or in
+    Choose it where decisions must be explained: each answer is that of one leaf, reached through ``depth`` filters that
+    can be inspected. It is weaker than a network of the same size, and gains most from a teacher when labels are few.
+    Its outputs are log-probabilities, so it trains in ``Distiller`` with ``LogitsDistillation`` like any student, or in
     a plain ``fit`` with a cross-entropy from logits.
 
     Formula: node i sends an example right with p_i = sigmoid(b_i * (w_i . x + c_i)), with a learned inverse
     temperature b_i > 0; leaf l is reached with P_l, the product along its path, and answers Q_l = softmax(leaves_l).
     ``loss="leafwise"`` minimises sum_l P_l * CE(target, Q_l) and ``"mixture"`` CE(target, sum_l P_l Q_l), which is
     never larger. A penalty keeps the two sides of node i in balance: -sum_i lambda * 2**-level_i *
-    (log a_i + log(1 - a_i)) / 2, where a_i is the moving share that goes right, with a window of 2**level_i batches.
+    (log a_i + log(1 - a_i)) / 2, where a_i is the moving average of the share that goes right, with a window of
+    2**level_i batches.
 
     In training the output is what makes a cross-entropy from logits, with targets that sum to 1, equal to the chosen
     loss: for ``"leafwise"`` the normalised mean of the leaves' log-probabilities, whose normaliser is an
@@ -46,12 +47,12 @@ class SoftDecisionTree(keras.Model):
     Args:
         depth: 1 to 12, levels of decisions; there are ``2**depth`` leaves.
         classes: >= 2, number of classes.
-        loss: ``"leafwise"`` (the paper's, for answers of one leaf) or ``"mixture"``.
-        inference: ``"greatest_path"`` (the answer of the leaf with the greatest P_l, which the path explains) or
-            ``"mean"`` (of all leaves, weighted by P_l; a little more accurate, and not explained by one path).
+        loss: ``"leafwise"`` (the paper's, for single-leaf answers) or ``"mixture"``.
+        inference: ``"greatest_path"`` (the answer of the leaf with the greatest P_l, explained by its path) or
+            ``"mean"`` (of all leaves, weighted by P_l; a little more accurate, but not explained by one path).
         penalty: >= 0, lambda at the root; 0 turns the balance penalty off.
         inverse_temperature: > 0, initial b_i.
-        learn_inverse_temperature: whether each node learns its own.
+        learn_inverse_temperature: whether each node learns its own inverse temperature.
         name: name of the model.
         **kwargs: as for ``keras.Model``; float32 unless ``dtype`` says otherwise.
 
@@ -189,7 +190,7 @@ class SoftDecisionTree(keras.Model):
         return shares
 
     def shares_of(self, x: Any) -> np.ndarray:
-        """Return the share of the examples ``x`` whose greatest path goes through each node, inner nodes then leaves.
+        """Return the share of the examples ``x`` whose most probable path visits each node, inner nodes then leaves.
 
         Args:
             x: inputs, at least one.
@@ -204,14 +205,14 @@ class SoftDecisionTree(keras.Model):
         return np.concatenate(counts)
 
     def explain(self, x: Any, batch_size: int = 1024) -> TreePaths:
-        """Return the greatest path of each example: nodes, directions, probabilities, filters, the leaf.
+        """Return the most probable path of each example: nodes, directions, probabilities, filters, leaf.
 
         Args:
             x: inputs, (examples, ...), at least one.
             batch_size: >= 1, examples per pass.
 
         Returns:
-            The paths; ``paths[i]`` is one example's.
+            The paths; ``paths[i]`` is that of one example.
 
         Raises:
             ValueError: if there are no examples, they do not fit the tree, or the tree has no weights yet.
@@ -237,7 +238,7 @@ class SoftDecisionTree(keras.Model):
         )
 
     def leaf_distributions(self) -> np.ndarray:
-        """Return the probabilities that each leaf answers, (2**depth, classes)."""
+        """Return the class probabilities of each leaf, (2**depth, classes)."""
         self._known("leaf_distributions")
         return ops.convert_to_numpy(ops.softmax(ops.convert_to_tensor(self.leaves), axis=-1))
 
@@ -248,20 +249,20 @@ class SoftDecisionTree(keras.Model):
         class_names: Sequence[str] | None = None,
         data: Any = None,
     ) -> list[Rule]:
-        """Write the tree as one rule per leaf, for tables: weighted sums of columns against a bound.
+        """Write the tree as one rule per leaf, for tables: weighted sums of columns compared with a bound.
 
         Args:
             threshold: 0 to 1; columns whose weight is below this fraction of the node's largest are left out of the
                 text. 0 writes every column, and the rules are then exactly the tree's greedy path.
             feature_names: one per column.
             class_names: one per class.
-            data: inputs from which each rule's share is counted; the training examples' by default.
+            data: inputs for counting each rule's share; by default, the shares of the training examples.
 
         Returns:
             The rules, leaves from left to right; ``str(rule)`` is the sentence.
 
         Raises:
-            ValueError: if the inputs are no table, the threshold is out of range, or a list of names has another
+            ValueError: if the inputs are not a table, the threshold is out of range, or a list of names has another
                 length.
         """
         self._known("to_rules")
@@ -275,12 +276,12 @@ class SoftDecisionTree(keras.Model):
         feature_names: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
     ) -> pathlib.Path:
-        """Draw the tree into a file: the filter of each node, the distribution of each leaf, shares of examples.
+        """Draw the tree to a file: the filter of each node, the distribution of each leaf, shares of examples.
 
         Args:
-            path: where to; the ending (``.svg``, ``.png``, ``.pdf``) decides the format.
-            data: inputs from which shares are counted; the training examples' shares by default.
-            levels: how many levels of filters are drawn; 4 at most by default. Below the last one, the expected
+            path: output file; the extension (``.svg``, ``.png``, ``.pdf``) sets the format.
+            data: inputs for counting shares; by default, the shares of the training examples.
+            levels: number of levels of filters to draw; 4 at most by default. Below the last one, the expected
                 distribution of the subtree is shown instead of its leaves.
             feature_names: one per column, for tables.
             class_names: one per class.
@@ -297,7 +298,7 @@ class SoftDecisionTree(keras.Model):
         return draw_tree(self, path, data, levels, feature_names, class_names)
 
     def picture(self, data: Any = None, levels: int | None = None) -> Any:
-        """Return what ``draw`` draws as arrays, a ``TreePicture``; the arguments are those of ``draw``."""
+        """Return the arrays that ``draw`` draws, a ``TreePicture``; the arguments are those of ``draw``."""
         self._known("picture")
         from keras_distill.students._soft_tree._drawing import picture_of
 
@@ -305,12 +306,12 @@ class SoftDecisionTree(keras.Model):
 
     @property
     def served_tasks(self) -> dict[str, str]:
-        """What ``export.saved_model(tree.with_path(), ..., task=tree.served_tasks)`` needs to know of the outputs."""
+        """The task of each output, for ``export.saved_model(tree.with_path(), ..., task=tree.served_tasks)``."""
         path = ("leaf", "nodes", "directions", "probabilities")
         return {"logits": "classification", **dict.fromkeys(path, "regression")}
 
     def with_path(self) -> keras.Model:
-        """Return a model to export: log-probabilities, and the path that explains them.
+        """Return a model for export: log-probabilities, and the path that explains them.
 
         Returns:
             A Keras model with the outputs ``logits`` (batch, classes), ``leaf`` (batch, 1), ``nodes`` (batch, depth),
@@ -352,7 +353,7 @@ class SoftDecisionTree(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> SoftDecisionTree:
-        """Make the tree again from ``get_config``."""
+        """Rebuild the tree from ``get_config``."""
         config = dict(config)
         if isinstance(config.get("dtype"), dict):
             config["dtype"] = keras.saving.deserialize_keras_object(config["dtype"])

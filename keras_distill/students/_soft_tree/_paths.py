@@ -1,4 +1,4 @@
-"""What a soft tree says of its answers: the path of each example."""
+"""The path of each example through a soft tree, which explains its answer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 
 def nodes_of(leaf: Any, depth: int) -> tuple[Any, Any]:
-    """Return the inner nodes on the way to a leaf and the directions taken there (0 left, 1 right).
+    """Return the inner nodes on the path to a leaf and the directions taken there (0 left, 1 right).
 
     Args:
         leaf: (...,) integers, leaves counted from the left.
-        depth: of the tree.
+        depth: depth of the tree.
 
     Returns:
         Two lists with one array or tensor per level.
@@ -28,11 +28,11 @@ def nodes_of(leaf: Any, depth: int) -> tuple[Any, Any]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TreePaths:
-    """The greatest path of each example through a soft decision tree; ``paths[i]`` is that of one example.
+    """The most probable path of each example through a soft decision tree; ``paths[i]`` is that of one example.
 
     Args:
         nodes: (examples, depth), inner nodes from the root down; node i has the children 2i + 1 and 2i + 2.
-        directions: (examples, depth), 0 where the path turns left, 1 where it turns right.
+        directions: (examples, depth), 0 for left, 1 for right.
         probabilities: (examples, depth), of the direction taken, 0 to 1.
         filters: (examples, depth, *input shape), the weights of the nodes in the shape of the input.
         leaf: (examples,), leaves counted from the left.
@@ -66,5 +66,5 @@ class TreePaths:
 
     @property
     def prediction(self) -> np.ndarray:
-        """The class each leaf answers."""
+        """The predicted class."""
         return self.distribution.argmax(-1)

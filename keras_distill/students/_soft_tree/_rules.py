@@ -17,13 +17,13 @@ _OWNER = "SoftDecisionTree.to_rules"
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Conditions, and what is answered where all of them hold.
+    """Conditions, and the answer if all of them hold.
 
     Args:
         conditions: one text per condition; none means "always".
         answer: the name of the class, or the predicted number.
         distribution: probabilities of the classes; empty for numbers.
-        share: of the examples that fall under the rule, 0 to 1; None where it is not known.
+        share: share of the examples that the rule covers, 0 to 1; None if unknown.
 
     Example:
         >>> str(Rule(("age > 30", "hours <= 40"), "yes", (0.25, 0.75), 0.5))
@@ -43,14 +43,14 @@ class Rule:
 
 
 def names_or_default(owner: str, what: str, names: Sequence[str] | None, count: int, default: str) -> list[str]:
-    """Return ``count`` names: those given, or ``default`` with a number.
+    """Return ``count`` names: those given, or ``default`` followed by a number.
 
     Args:
         owner: name shown in the error message.
         what: the argument's name.
         names: what the user gave.
-        count: how many there must be.
-        default: put before the number.
+        count: required number of names.
+        default: prefix of the number.
 
     Returns:
         The names.
@@ -78,7 +78,7 @@ def condition(weights: np.ndarray, bias: float, right: bool, names: Sequence[str
 
 
 def rules_of(tree: Any, threshold: float, features: Any, classes: Any, data: Any) -> list[Rule]:
-    """Make the rules of ``SoftDecisionTree.to_rules``; the arguments are its own."""
+    """Build the rules of ``SoftDecisionTree.to_rules``, whose arguments these are."""
     number(_OWNER, "threshold", threshold, low=0, high=1)
     if len(tree.sizes) != 1:
         advice = "Use draw() for images"

@@ -1,4 +1,4 @@
-"""A soft tree as it is served: the answer and the path that explains it."""
+"""A soft tree for serving: the answer and the path that explains it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_distill.students._soft_tree._paths import nodes_of
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class TreeWithPath(keras.layers.Layer):
-    """The outputs of a tree together with the path that explains them: what ``with_path`` exports.
+    """The outputs of a tree with the path that explains them, for ``with_path``.
 
     Args:
         tree: a built ``SoftDecisionTree``.
@@ -26,7 +26,7 @@ class TreeWithPath(keras.layers.Layer):
         self.tree = tree
 
     def build(self, input_shape: Any) -> None:
-        """Create the tree's weights where it has none yet."""
+        """Create the tree's weights if it has none yet."""
         if not self.tree.built:
             self.tree.build(input_shape)
         self.built = True
@@ -58,5 +58,5 @@ class TreeWithPath(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TreeWithPath:
-        """Make the layer again from ``get_config``."""
+        """Rebuild the layer from ``get_config``."""
         return cls(**{**config, "tree": keras.saving.deserialize_keras_object(config["tree"])})
