@@ -1,4 +1,4 @@
-"""Data for distillation: real data sets by name, and what text, speech and several tasks need before training."""
+"""Data for distillation: real data sets by name, and preparation of text, speech and several tasks."""
 
 from keras_distill.data import _image_sets  # noqa: F401 -- more names for load()
 from keras_distill.data._augment import Augment, augment, mix, student_view, teacher_view

@@ -1,4 +1,4 @@
-"""Random views of images that can be repeated: one view for both models, from Keras' preprocessing layers."""
+"""Repeatable random views of images, shared by both models, from Keras' preprocessing layers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _OWNER = "data.augment"
 
 
 class _Given(keras.random.SeedGenerator):
-    """A seed generator that starts from a tensor, so that a layer draws the same for the same example and view."""
+    """A seed generator that starts from a tensor, so that a layer repeats its draws for the same example and view."""
 
-    def __init__(self, seed: tf.Tensor) -> None:  # without the variable of the base class: nothing is remembered
+    def __init__(self, seed: tf.Tensor) -> None:  # without the base class's variable, because no state is kept
         self._given, self._count = tf.cast(seed, tf.int32), 0
 
     def next(self, ordered: bool = True) -> tf.Tensor:
-        """Return another seed each time."""
+        """Return a new seed at each call."""
         self._count += 1
         return self._given + tf.constant([0, 7919 * self._count], tf.int32)
 
 
 class Augment:
-    """A random view of an example, the same for the same seed; made by ``data.augment``, which explains it.
+    """A random view of an example, the same for the same seed; made by ``data.augment``, see there.
 
     Args:
         layers: see ``augment``.
@@ -60,19 +60,19 @@ class Augment:
                 raise error(_OWNER, f"{role}_preprocess to be a function or None", function)
 
     def __call__(self, x: Any, seed: Any) -> Any:
-        """Return the view of one example that belongs to a seed.
+        """Return the view of one example for a seed.
 
         Args:
             x: one image, (height, width, channels), float.
             seed: (2,), integer.
 
         Returns:
-            The image as both models see it, or ``{"student": ..., "teacher": ...}``.
+            The image for both models, or ``{"student": ..., "teacher": ...}``.
         """
         return self._both(self._seen(x, None, seed)[0])
 
     def pair(self, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
-        """Return the view of one example and of its map of labels, which is moved and cropped with it.
+        """Return the view of one example and of its label map, which is transformed with it.
 
         Args:
             x: as in ``__call__``.
@@ -80,7 +80,7 @@ class Augment:
             seed: as in ``__call__``.
 
         Returns:
-            The view, and the map of labels at the student's size.
+            The view, and the label map at the student's size.
         """
         x, y = self._seen(x, y, seed)
         size = self._views["student"][0]
@@ -89,14 +89,14 @@ class Augment:
         return self._both(x), y
 
     def live(self, dataset: tf.data.Dataset, seed: int = 0, masks: bool = False) -> tf.data.Dataset:
-        """Return a dataset with a new view of each example in each epoch, the same epochs for the same seed.
+        """Return a dataset with a new view of each example in each epoch, reproducible by the seed.
 
-        Batch after it: examples come one by one.
+        Batch afterwards, because examples come one by one.
 
         Args:
             dataset: x, (x, y) or (x, y, sample_weight), not batched.
             seed: of the views.
-            masks: True where y is a map of labels, which is moved with the image.
+            masks: whether y is a label map, which is transformed with the image.
 
         Returns:
             A dataset of the same structure.
@@ -148,7 +148,7 @@ def _pair_of(draw: tf.Tensor) -> tf.Tensor:
 
 
 def _check_repeats(layer: keras.layers.Layer) -> None:
-    """Raise ``ValueError`` for a layer that draws from a state of its own, so that no view could be repeated."""
+    """Raise ``ValueError`` for a layer that draws from its own state, which makes its views unrepeatable."""
     if not hasattr(layer, "get_random_transformation"):
         return
     probe = tf.constant(np.random.default_rng(0).uniform(size=(1, 16, 16, 3)).astype("float32"))
@@ -157,7 +157,7 @@ def _check_repeats(layer: keras.layers.Layer) -> None:
         drawn = layer.get_random_transformation(probe, training=True, seed=_Given(tf.constant([3, 5])))
         seen.append(np.asarray(layer.transform_images(probe, drawn, training=True)))
     if not all(np.array_equal(seen[0], each) for each in seen[1:]):
-        advice = "Give the layers that it is made of, such as RandomBrightness and RandomContrast"
+        advice = "Give its component layers, such as RandomBrightness and RandomContrast"
         raise error(_OWNER, "layers whose views a seed repeats", type(layer).__name__, advice)
 
 
@@ -169,28 +169,29 @@ def augment(
     student_preprocess: Callable[[Any], Any] | None = None,
     teacher_preprocess: Callable[[Any], Any] | None = None,
 ) -> Augment:
-    """Make a random augmentation whose views both models share (function matching, fast knowledge distillation).
+    """Make a random augmentation with views shared by both models (function matching, fast knowledge distillation).
 
     ``augment(...).live(dataset)`` gives each epoch new views; teacher and student see the same pixels, because one
     batch goes to both. The same object is the ``augment`` of ``teachers.label`` and of ``Stored.attach``: a view is a
-    function of the store's seed, so that its crops, flips and colours need no bytes of their own and come back exactly.
+    function of the store's seed, so that crops, flips and colours take no storage and are reproduced exactly.
 
-    With ``teacher_size`` or ``teacher_preprocess`` a view is ``{"student": ..., "teacher": ...}``, made of one
+    With ``teacher_size`` or ``teacher_preprocess`` a view is ``{"student": ..., "teacher": ...}``, made from one
     augmented image: give the distiller ``teachers.Preprocessed(teacher, data.teacher_view, data.student_view)``.
 
     Args:
         layers: Keras' image preprocessing layers, in order: RandomFlip, RandomCrop, RandomTranslation, ...
-        student_size: (height, width) of the student's view, after the layers; None leaves it.
+        student_size: (height, width) of the student's view, after the layers; None leaves the size unchanged.
         teacher_size: the same for the teacher.
-        student_preprocess: of the student's view, such as ``keras.applications.mobilenet_v3.preprocess_input``; images
-            of ``data.images`` are 0..1, those functions expect 0..255.
+        student_preprocess: function of the student's view, such as
+            ``keras.applications.mobilenet_v3.preprocess_input``; images of ``data.images`` are 0..1, while those
+            functions expect 0..255.
         teacher_preprocess: the same for the teacher.
 
     Returns:
         An ``Augment``.
 
     Raises:
-        ValueError: if a layer draws from a state of its own (RandomColorJitter, RandAugment), or an option is wrong.
+        ValueError: if a layer draws from its own state (RandomColorJitter, RandAugment), or an option is wrong.
 
     Example:
         >>> import keras, numpy as np, tensorflow as tf
@@ -235,23 +236,23 @@ def mix(
     cutmix: float = 0.0,
     seed: int = 0,
 ) -> tf.data.Dataset:
-    """Mix the images of each batch in pairs (Mixup, CutMix); a live teacher then answers for the mixed image.
+    """Mix the images of each batch in pairs (Mixup, CutMix), to be answered by a live teacher.
 
-    The teacher's answers are recomputed, never interpolated, because the mixed batch is what it sees. Labels become the
-    mixture of two one-hot vectors. With both numbers above 0 each batch takes one of the two ways at random.
+    The teacher sees the mixed batch, so its answers are recomputed, never interpolated. Labels become the mixture of
+    two one-hot vectors. With both numbers above 0, each batch uses one of the two methods at random.
 
     Args:
         dataset: batches of x or (x, y), x (batch, height, width, channels), y integer class ids.
-        num_classes: for the labels; None where there are none.
-        mixup: >= 0: the mixing share is drawn from Beta(mixup, mixup) for each pair; 0 turns it off.
-        cutmix: >= 0: the area of the pasted box is drawn from Beta(cutmix, cutmix) for each batch; 0 turns it off.
-        seed: of the pairs and shares; each epoch draws anew, reproducibly.
+        num_classes: number of classes of the labels; None if there are no labels.
+        mixup: >= 0; the mixing share is drawn from Beta(mixup, mixup) for each pair; 0 turns it off.
+        cutmix: >= 0; the area of the pasted box is drawn from Beta(cutmix, cutmix) for each batch; 0 turns it off.
+        seed: seed of the pairs and shares; each epoch draws anew, reproducibly.
 
     Returns:
         A dataset of batches of the same structure, labels (batch, num_classes) float32.
 
     Raises:
-        ValueError: if stored answers of a teacher are in the batch, labels come without ``num_classes``, or a number is
+        ValueError: if the batch holds stored answers of a teacher, labels come without ``num_classes``, or a number is
             out of range.
 
     Example:
@@ -291,7 +292,7 @@ def mix(
         count = tf.shape(x)[0]
         order = tf.argsort(tf.random.stateless_uniform([count], key))
         by_box = tf.random.stateless_uniform([], key + 1) < 0.5 if mixup and cutmix else tf.constant(cutmix > 0)
-        # Without an `if` on a tensor: both ways are cheap, and one is taken.
+        # Both methods are cheap, so both are computed instead of branching on a tensor.
         share = _beta(mixup or 1.0, [count], key + 2)
         box, kept = _box(tf.shape(x)[1], tf.shape(x)[2], _beta(cutmix or 1.0, [], key + 3), key + 4)
         other = tf.gather(x, order)
@@ -314,7 +315,7 @@ def _beta(concentration: float, shape: list[Any], key: tf.Tensor) -> tf.Tensor:
 
 
 def _box(height: tf.Tensor, width: tf.Tensor, share: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return where a box of about ``1 - share`` of the area is pasted, (height, width) bool, and the share kept."""
+    """Return the mask of a pasted box of about ``1 - share`` of the area, (height, width) bool, and the share kept."""
     side = tf.sqrt(1.0 - share)
     centre = tf.random.stateless_uniform([2], key)
     inside = []

@@ -1,4 +1,4 @@
-"""Images made worse, by kind and severity, to see how a model holds when its inputs shift."""
+"""Corrupts images by kind and severity, to test a model under input shift."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_distill._checks import choice, error, integer
 
-#: By kind: the numbers of severities 1 to 5, those of CIFAR-10-C.
+#: By kind: the parameters of severities 1 to 5, as in CIFAR-10-C.
 _SEVERITIES = {
     "noise": (0.04, 0.06, 0.08, 0.09, 0.10),
     "blur": (0.4, 0.6, 0.7, 0.8, 1.0),
@@ -19,10 +19,10 @@ _SEVERITIES = {
 def corrupt(
     images: Any, kind: str, severity: int, *, low: float | None = None, high: float | None = None, seed: int = 0
 ) -> np.ndarray:
-    """Return images with noise, blurred, or of low contrast.
+    """Return images with noise, blur, or reduced contrast.
 
-    Choose it to measure accuracy and calibration under shift; ``report.evaluate(..., corruptions=...)`` does both.
-    Never train on what you test with.
+    Use it to measure accuracy and calibration under shift; ``report.evaluate(..., corruptions=...)`` does both. Never
+    train on the corruptions you test with.
 
     Formula, in units of high - low: noise adds N(0, s**2) to each value; blur is a Gaussian kernel of deviation s
     pixels, edges repeated; contrast multiplies the distance to the image's mean of each channel by s. The result is
@@ -32,9 +32,9 @@ def corrupt(
         images: (images, height, width, channels) or (images, height, width).
         kind: ``"noise"``, ``"blur"`` or ``"contrast"``.
         severity: 1 to 5.
-        low: least possible value; the least of the images if None.
-        high: greatest possible value; the greatest of the images if None.
-        seed: >= 0, of the noise.
+        low: smallest possible value; the images' minimum if None.
+        high: largest possible value; the images' maximum if None.
+        seed: >= 0, seed of the noise.
 
     Returns:
         Array of the same shape, float32.
@@ -55,7 +55,7 @@ def corrupt(
     owner = "data.corrupt"
     images = np.asarray(images, "float32")
     if images.ndim not in (3, 4) or not images.size:
-        advice = "Corruptions of other inputs are functions of your own"
+        advice = "Corrupt other inputs with your own function"
         raise error(owner, "images, (images, height, width, channels)", f"shape {images.shape}", advice)
     size = _SEVERITIES[choice(owner, "kind", kind, tuple(_SEVERITIES))]
     if integer(owner, "severity", severity, low=1) > len(size):

@@ -1,4 +1,4 @@
-"""More named sets of images: digits of another post office, chest X-rays, street scenes, cells with boxes, nuclei."""
+"""More named image sets: USPS digits, chest X-rays, street scenes, cells with boxes, nuclei."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keras_distill.data import _named
 from keras_distill.data._images import checked_boxes
 
 _CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
-VOID = 11  # of the maps of "camvid"
+VOID = 11  # in the maps of "camvid"
 
 
 def _load_usps(name: str, download: bool) -> _named.Data:
@@ -31,7 +31,7 @@ def _load_usps(name: str, download: bool) -> _named.Data:
 
 
 def _pick(arrays: dict[str, np.ndarray], part: str, kind: str) -> np.ndarray:
-    """Return the images ("x") or the labels ("y") of a part, whatever the file calls them."""
+    """Return the images ("x") or the labels ("y") of a part, under any of their names in the file."""
     for key, array in arrays.items():
         if part in key and (array.ndim > 1) == (kind == "x"):
             return array
@@ -98,7 +98,7 @@ def _load_bccd(name: str, download: bool) -> _named.Data:
             images = np.stack([_decoded(archive, f"images/{stem}.jpg", 3) for stem in stems])
             boxes = np.full((len(stems), most, 5), -1.0, "float32")
             for index, stem in enumerate(stems):
-                # A few boxes of the publisher have no area.
+                # A few of the publisher's boxes have no area.
                 rows = [[*box[1:], classes.index(box[0])] for box in table[stem]["boxes"] if box[3] > box[1]]
                 rows = [row for row in rows if row[3] > row[1]]
                 boxes[index, : len(rows)] = checked_boxes(f"data.load({name!r})", stem, rows, 240, 320)

@@ -33,28 +33,28 @@ def images(
     shuffle_seed: int | None = None,
     verify: bool = True,
 ) -> tf.data.Dataset:
-    """Read images, with what is known of each, as a deterministic ``tf.data.Dataset``.
+    """Read images with their classes, masks or boxes as a deterministic ``tf.data.Dataset``.
 
-    A folder of folders is a set of classes: (image, class id), classes in alphabetical order. A plain folder gives
-    images alone; with ``masks`` (image, map of class ids), with ``boxes`` (image, boxes). A name of ``data.names()``
-    gives that set. Images are float32 in 0..1, channels last, in the order of their file names.
+    A folder of folders gives (image, class id), with classes in alphabetical order. A plain folder gives images only;
+    with ``masks``, (image, map of class ids); with ``boxes``, (image, boxes). A name from ``data.names()`` gives that
+    set. Images are float32 in 0..1, channels last, in the order of their file names.
 
     Args:
         path_or_name: a folder, or a name that ``data.load`` knows.
         split: a subfolder of the folder (``"train"``), or a split of the named set ("train" if None).
-        image_size: (height, width) to resize to, bilinearly (masks: nearest); None: all files have one size.
-        num_channels: 1, 3 or 4 to convert to; None: all files have as many.
-        masks: a folder with an image of the same name, ending aside, for each image; its pixels are class ids.
-        boxes: a dict, or a JSON file with one, from file name (ending aside) to a list of [x_min, y_min, x_max, y_max,
-            class id], in pixels. The dataset gives (boxes, 5), corners in 0..1, padded with -1.
+        image_size: (height, width) to resize to, bilinearly (masks: nearest); None: all files must have one size.
+        num_channels: 1, 3 or 4 to convert to; None: all files must have the same number.
+        masks: a folder with a mask for each image, of the same name up to the extension; its pixels are class ids.
+        boxes: a dict, or a JSON file with one, from file name (without extension) to a list of [x_min, y_min, x_max,
+            y_max, class id], in pixels. The dataset gives (boxes, 5), corners in 0..1, padded with -1.
         ignore_label: the id of void pixels: a mask that holds nothing else is refused.
-        batch_size: examples per batch; None leaves them one by one, for ``augment(...).live``.
+        batch_size: examples per batch; None leaves them unbatched, for ``augment(...).live``.
         shuffle_seed: shuffle anew in each epoch, reproducibly; None keeps the order.
-        verify: decode every file once before anything else, so that a damaged one is named now; False for large sets
-            that were verified before.
+        verify: whether to decode every file once at the start, so that a damaged one is found immediately; False for
+            large sets that were verified before.
 
     Returns:
-        The dataset; its attributes ``class_names`` and ``files`` tell what it is made of.
+        The dataset; its attributes ``class_names`` and ``files`` list its classes and files.
 
     Raises:
         ValueError: naming the file that is empty, damaged, of another size, without a mask, or whose boxes are wrong.
@@ -76,7 +76,7 @@ def images(
         found = _of_folder(folder, image_size, num_channels, masks, boxes, ignore_label, verify)
     dataset, class_names, files = found
     options = tf.data.Options()
-    options.autotune.enabled = False  # its thread makes the last epoch end seconds late
+    options.autotune.enabled = False  # its thread delays the end of the last epoch by seconds
     if shuffle_seed is not None:
         dataset = dataset.shuffle(max(1, len(files)), seed=shuffle_seed, reshuffle_each_iteration=True)
     if files:
@@ -100,7 +100,7 @@ def _of_name(name: str, split: str, image_size: tuple[int, int] | None) -> tuple
 
 
 def _map_at(y: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Resize a map of labels; other labels stay."""
+    """Resize a label map; leave other labels unchanged."""
     return tf.image.resize(y[..., None], size, method="nearest")[..., 0] if y.shape.rank == 2 and y.shape[1] != 5 else y
 
 
@@ -113,7 +113,7 @@ def _of_folder(
     ignore_label: int | None,
     verify: bool,
 ) -> tuple[tf.data.Dataset, list[str], list[str]]:
-    """Return a dataset of (path, what is known), class names, and the files."""
+    """Return a dataset of (path, label, mask or boxes), class names, and the files."""
     if not folder.is_dir():
         names = ", ".join(_named.names())
         raise error(_OWNER, f"a folder of images or one of {names}", f"nothing at {folder}")
@@ -139,7 +139,7 @@ def _of_folder(
 
 
 def _decoder(files: list[str], image_size: Any, num_channels: int | None, masks: Any) -> Any:
-    """Return what makes an image, and a mask, of a path."""
+    """Return a function that decodes an image, and a mask, from a path."""
     channels = num_channels or int(_read(Path(files[0])).shape[-1])
 
     def read(path: tf.Tensor, channels: int) -> tf.Tensor:
@@ -162,7 +162,7 @@ def _decoder(files: list[str], image_size: Any, num_channels: int | None, masks:
 
 
 def _read(path: Path) -> np.ndarray:
-    """Decode a file as it is, or raise the error that names it."""
+    """Decode a file without conversion, or raise the error that names it."""
     data = path.read_bytes()
     if not data:
         raise error(_OWNER, "an image", f"the empty file {path}", "Remove it or fetch it again")
@@ -177,7 +177,7 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _shapes(paths: list[Path], image_size: Any, num_channels: int | None) -> dict[Path, tuple[int, ...]]:
-    """Decode every file once; return shapes, all of one size and number of channels where nothing converts them."""
+    """Decode every file once and return the shapes; sizes and channels must agree unless they are converted."""
     with ThreadPoolExecutor(2) as pool:
         shapes = dict(zip(paths, pool.map(lambda path: _read(path).shape, paths), strict=True))
     first = paths[0]
@@ -192,7 +192,7 @@ def _shapes(paths: list[Path], image_size: Any, num_channels: int | None) -> dic
 
 
 def _masks_of(paths: list[Path], folder: Path, shapes: Any, ignore_label: int | None) -> list[Path]:
-    """Return the mask of each image, looked at where the images were."""
+    """Return the mask of each image, verified if the images were."""
     if not folder.is_dir():
         raise error(_OWNER, "a folder of masks", f"nothing at {folder}")
     by_stem = {each.stem: each for each in sorted(folder.rglob("*")) if each.suffix.lower() in _ENDINGS}
@@ -233,10 +233,10 @@ def checked_boxes(owner: str, file: str, boxes: Tensor, height: int, width: int)
 
     Args:
         owner: name shown in the error message.
-        file: of the image.
+        file: file of the image.
         boxes: (boxes, 5): x_min, y_min, x_max, y_max in pixels, class id.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
 
     Returns:
         (boxes, 5), float32.
@@ -252,21 +252,21 @@ def checked_boxes(owner: str, file: str, boxes: Tensor, height: int, width: int)
 
 
 def domains(**datasets: tf.data.Dataset) -> tf.data.Dataset:
-    """Join data sets of several domains, and say of each example which domain it is from.
+    """Join data sets of several domains and label each example with its domain.
 
-    Examples take turns; the shorter sets repeat until the longest is through. Examples without a label get -1: compile
-    with ``keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)``. Not a weight of 0, which
-    would keep them from the terms as well.
+    Examples alternate between domains; shorter sets repeat until the longest ends. Examples without a label get -1:
+    compile with ``keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)``, not with a weight of
+    0, which would also remove them from the terms.
 
     Args:
         **datasets: by name, at least two, not batched: x, or (x, y) with integer y. The first is domain 0, the source.
 
     Returns:
-        A dataset of ``({"image": x, "domain": number}, y)``, not batched; its attribute ``domain_names`` has the names
-        in order.
+        A dataset of ``({"image": x, "domain": number}, y)``, not batched; its attribute ``domain_names`` lists the
+        names in order.
 
     Raises:
-        ValueError: if there is one domain only, or images differ in shape.
+        ValueError: if there is only one domain, or images differ in shape.
 
     Example:
         >>> import numpy as np, tensorflow as tf

@@ -1,4 +1,4 @@
-"""Users and items: splits that leave one item out, seen items, sampled and padded lists."""
+"""Users and items: leave-one-out splits, seen items, sampled and padded lists."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _OWNER = "leave_one_out"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Interactions:
-    """Interactions of users with items, of which one per user is held out for validation and one for the test.
+    """Interactions of users with items, with one per user held out for validation and one for the test.
 
     Args:
         train: (interactions, 2), int32 pairs (user, item), sorted by user.
-        validation: (users,), int32, the held-out item of each user; -1 where there is none.
+        validation: (users,), int32, the held-out item of each user; -1 if there is none.
         test: (users,), int32, the same for the test.
-        num_items: how many items there are.
+        num_items: number of items.
     """
 
     train: np.ndarray
@@ -32,14 +32,14 @@ class Interactions:
 
     @property
     def num_users(self) -> int:
-        """How many users there are."""
+        """The number of users."""
         return len(self.test)
 
     def seen(self, *, validation: bool = False) -> np.ndarray:
-        """Return which items each user has seen, to be left out of the ranking.
+        """Return which items each user has seen, to exclude them from the ranking.
 
         Args:
-            validation: whether the validation items count as seen, as they do in the test.
+            validation: whether validation items count as seen, as in the test.
 
         Returns:
             (users, items), bool.
@@ -73,11 +73,11 @@ def leave_one_out(
         users: (interactions,) integers from 0.
         items: (interactions,) integers from 0.
         times: (interactions,) numbers: the last item is the test, the one before the validation. None draws both.
-        num_users: how many there are; None takes the greatest number plus 1.
+        num_users: number of users; None takes the greatest id plus 1.
         num_items: the same for items.
-        short_histories: users with fewer than 3 interactions, who would keep no history: "error", or "train" (nothing
-            of them is held out).
-        seed: of the draws, where times is None.
+        short_histories: how to treat users with fewer than 3 interactions, who would keep no history: "error", or
+            "train" (hold nothing out).
+        seed: seed of the draws, if times is None.
 
     Returns:
         ``Interactions``. Repeated pairs count once, at their first time.
@@ -97,7 +97,7 @@ def leave_one_out(
     counts = []
     for name, ids, count in (("users", users, num_users), ("items", items, num_items)):
         if not np.issubdtype(ids.dtype, np.integer):
-            raise error(_OWNER, f"{name} to be integers from 0", ids.dtype.name, "Number them, np.unique does it")
+            raise error(_OWNER, f"{name} to be integers from 0", ids.dtype.name, "Number them with np.unique")
         total = int(ids.max()) + 1 if count is None else integer(_OWNER, f"num_{name}", count, low=1)
         if ids.min() < 0 or ids.max() >= total:
             bad = ids.min() if ids.min() < 0 else ids.max()
@@ -161,11 +161,11 @@ def pad_lists(lists: Sequence[Any], *, length: int | None = None, value: float =
 
     Args:
         lists: one sequence of numbers per user.
-        length: of the rows; longer lists keep their last entries. None takes the longest list.
-        value: of the padding; -1 for item numbers, ``-np.inf`` for a teacher's scores.
+        length: length of the rows; longer lists keep their last entries. None takes that of the longest list.
+        value: value of the padding; -1 for item ids, ``-np.inf`` for a teacher's scores.
 
     Returns:
-        (lists, length), of the first list's dtype, or float32 where the padding is no integer.
+        (lists, length), of the first list's dtype, or float32 if the padding is not an integer.
 
     Example:
         >>> pad_lists([[3], [1, 2]]).tolist()

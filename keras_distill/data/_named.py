@@ -1,9 +1,9 @@
 """Real data sets by name, as arrays with fixed splits: ``data.load("digits")``.
 
-Nothing is downloaded unless asked for. ``"digits"`` comes with scikit-learn. ``"mnist"`` and ``"fashion_mnist"`` are
-those of tensorflow-datasets: its prepared copy where there is one, else built by tensorflow-datasets from the
-publisher's original files under ``$KERAS_DISTILL_DATA`` (default: ``../shared/data`` beside the repository), else
-downloaded if ``download=True``. The other names are read from files under ``$KERAS_DISTILL_DATA``.
+Nothing is downloaded unless asked for. ``"digits"`` comes with scikit-learn. ``"mnist"`` and ``"fashion_mnist"`` come
+from tensorflow-datasets: its prepared copy if there is one, else built by tensorflow-datasets from the publisher's
+original files under ``$KERAS_DISTILL_DATA`` (default: ``../shared/data`` beside the repository), else downloaded if
+``download=True``. The other names are read from files under ``$KERAS_DISTILL_DATA``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Examples:
         """Return the first ``count`` examples, always the same ones.
 
         Args:
-            count: how many; all of them if there are fewer.
+            count: number of examples; all of them if there are fewer.
 
         Returns:
             Those examples; they share memory with this object.
@@ -107,27 +107,27 @@ class Data:
 
     @property
     def train(self) -> Examples:
-        """The examples to learn from."""
+        """The examples for training."""
         return self._split("train")
 
     @property
     def validation(self) -> Examples:
-        """The examples to choose settings by: never trained on, never reported."""
+        """The examples for choosing settings: never trained on, never reported."""
         return self._split("validation")
 
     @property
     def test(self) -> Examples:
-        """The examples to report on."""
+        """The examples for reported results."""
         return self._split("test")
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.class_names)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over every split's name, shape, type and bytes: two equal fingerprints are the same data."""
+        """SHA-256 of every split's name, shape, dtype and bytes: equal fingerprints mean equal data."""
         digest = hashlib.sha256()
         for name, examples in self.splits.items():
             for array in (examples.inputs, examples.labels):
@@ -138,7 +138,7 @@ class Data:
 
 
 def names() -> tuple[str, ...]:
-    """Return every name ``load`` knows.
+    """Return every name that ``load`` knows.
 
     Returns:
         The names, sorted.
@@ -149,20 +149,21 @@ def names() -> tuple[str, ...]:
 def load(name: str, *, download: bool = False) -> Data:
     """Load a data set by name.
 
-    Splits are the publisher's; where there is no validation split, it is cut from the training examples by a fixed
-    permutation, always the same. ``"digits"`` has no split of its own: 1000 train, 297 validation, 500 test, again by a
-    fixed permutation, so the same writers occur in all three.
+    Splits are the publisher's; a missing validation split is cut from the training examples by a fixed permutation.
+    ``"digits"`` has no published splits: 1000 train, 297 validation, 500 test, again by a fixed permutation, so the
+    same writers occur in all three.
 
     Args:
         name: see ``names()``.
-        download: let tensorflow-datasets fetch ``"mnist"`` or ``"fashion_mnist"`` from their publisher if this machine
-            has no copy.
+        download: whether tensorflow-datasets may fetch ``"mnist"`` or ``"fashion_mnist"`` from their publisher if this
+            machine has no copy.
 
     Returns:
         The data, in memory.
 
     Raises:
-        ValueError: if the name is unknown, or its files are missing or not the publisher's; it says what to do.
+        ValueError: if the name is unknown, or its files are missing or not the publisher's; the message says what to
+            do.
 
     Example:
         >>> digits = load("digits")
@@ -175,7 +176,7 @@ def load(name: str, *, download: bool = False) -> Data:
 
 
 def _folder(name: str) -> pathlib.Path:
-    """Where the original files of a data set are looked for."""
+    """Return where the original files of a data set are looked for."""
     beside = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
     return pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or beside) / name
 
@@ -197,7 +198,7 @@ def _third_party(module: str, needed_by: str) -> Any:
 
 
 def _cut(name: str, inputs: np.ndarray, labels: np.ndarray, sizes: Mapping[str, int]) -> dict[str, Examples]:
-    """Deal the examples out to splits of the given sizes, by a permutation that is always the same."""
+    """Split the examples into the given sizes by a fixed permutation."""
     order = np.random.default_rng(20150309).permutation(len(labels))
     splits, start = {}, 0
     for split, size in sizes.items():
@@ -208,7 +209,7 @@ def _cut(name: str, inputs: np.ndarray, labels: np.ndarray, sizes: Mapping[str, 
 
 
 def _images(array: np.ndarray, greatest: float = 255.0) -> np.ndarray:
-    """Pixels as float32 in 0..1, with a channel axis."""
+    """Return pixels as float32 in 0..1, with a channel axis."""
     scaled = np.asarray(array, "float32") / np.float32(greatest)
     return scaled if scaled.ndim == 4 else scaled[..., np.newaxis]
 
@@ -242,15 +243,15 @@ def _load_tfds(name: str, download: bool) -> Data:
 
 
 def _prepare(tfds: Any, builder: Any, originals: pathlib.Path | None, owner: str) -> None:
-    """Build the real tensorflow-datasets copy: from the original files where there are any, else by download."""
+    """Build the tensorflow-datasets copy from the original files if there are any, else by download."""
     try:
-        # A scratch folder of its own: tfds names what it unpacks by file name alone, and MNIST's and Fashion-MNIST's
-        # files have the same names.
+        # A separate scratch folder, because tfds names unpacked files only by file name, and MNIST and Fashion-MNIST
+        # share their file names.
         with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
             config = tfds.download.DownloadConfig(manual_dir=originals, extract_dir=f"{scratch}/extracted")
             tfds.disable_progress_bar()
             builder.download_and_prepare(download_dir=f"{scratch}/downloads", download_config=config)
-    except Exception as failure:  # tfds raises errors of many kinds: wrong checksum, no network, disk full
+    except Exception as failure:  # tfds raises many kinds of errors: wrong checksum, no network, disk full
         reason = (str(failure).splitlines() or [type(failure).__name__])[0].rstrip(":")
         advice = f"Check the publisher's files in {_folder(builder.name)} and that {builder.data_path} can be written"
         raise error(
@@ -259,7 +260,7 @@ def _prepare(tfds: Any, builder: Any, originals: pathlib.Path | None, owner: str
 
 
 def _load_idx_test(name: str, download: bool) -> Data:
-    """Read a test set in MNIST's file format, for use as data the model has never seen the like of."""
+    """Read a test set in MNIST's file format, for use as out-of-distribution data."""
     arrays = {}
     for kind, header in (("images-idx3", 16), ("labels-idx1", 8)):
         path = _file(name, f"t10k-{kind}-ubyte.gz")
@@ -271,7 +272,7 @@ def _load_idx_test(name: str, download: bool) -> Data:
 
 
 def _load_cifar10_jpeg(name: str, download: bool) -> Data:
-    """CIFAR-10, each picture recompressed as JPEG: accuracies do not compare with published ones."""
+    """CIFAR-10 with each image recompressed as JPEG: accuracies are not comparable with published ones."""
     with np.load(_file(name, "cifar10_jpeg_q75.npz")) as stored:
         arrays = {key: stored[key] for key in stored.files}
 
@@ -295,7 +296,7 @@ def _texts(rows: list[tuple[str, int]]) -> Examples:
 
 
 def _load_clinc_oos(name: str, download: bool) -> Data:
-    """150 intents; the split ``"out_of_scope"`` holds queries of none of them, labelled -1."""
+    """150 intents; the split ``"out_of_scope"`` holds queries outside all of them, labelled -1."""
     rows = json.loads(_file(name, "data_full.json").read_text())
     classes = tuple(sorted({intent for _, intent in rows["train"]}))
     ids = {intent: i for i, intent in enumerate(classes)} | {"oos": -1}

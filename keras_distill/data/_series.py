@@ -1,4 +1,4 @@
-"""Windows of a time series: what a forecaster sees, and the horizons that it predicts."""
+"""Windows of a time series: the forecaster's input, and the horizons it predicts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Windows(NamedTuple):
     Attributes:
         inputs: (windows, history, channels), float32.
         targets: (windows, horizons), float32: the target channel after each history.
-        ends: (windows,), int64: index of the last step that the history holds. Split by it, not at random: a window
-            of the test must begin its targets after the last target of the training.
+        ends: (windows,), int64: index of the last step of the history. Split by it, not at random: the targets of test
+            windows must begin after the last training target.
     """
 
     inputs: np.ndarray
@@ -33,10 +33,10 @@ def forecast_windows(
 
     Args:
         values: (steps,) or (steps, channels), finite, in order of time.
-        history: >= 1, steps that the forecaster sees.
-        horizons: >= 1, steps that it predicts.
-        times: (steps,) numbers or ``np.datetime64``, checked for order and gaps; None takes the order as it is.
-        target: which channel is predicted.
+        history: >= 1, number of steps that the forecaster sees.
+        horizons: >= 1, number of steps that it predicts.
+        times: (steps,) numbers or ``np.datetime64``, checked for order and gaps; None trusts the order.
+        target: the channel to predict.
         stride: >= 1, steps from one window to the next.
 
     Returns:
@@ -73,7 +73,7 @@ def forecast_windows(
 def _check_times(times: np.ndarray, steps: int) -> None:
     if times.shape != (steps,):
         raise error(_OWNER, f"{steps} times", times.shape)
-    gaps = np.diff(times).astype("int64") if times.dtype.kind == "M" else np.diff(times)  # of months too, in months
+    gaps = np.diff(times).astype("int64") if times.dtype.kind == "M" else np.diff(times)  # also for months, in months
     if (gaps <= 0).any():
         step = int(np.argmax(gaps <= 0)) + 1
         raise error(_OWNER, "times that increase", f"a step back at step {step}", "Sort the series by time first")

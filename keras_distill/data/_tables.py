@@ -1,4 +1,4 @@
-"""Tables: columns of numbers and categories into one vector, inside the served model; synthetic rows for a teacher."""
+"""Tables: encodes columns of numbers and categories inside the served model; synthetic rows for a teacher."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _KINDS = ("marginal", "perturbed", "mixup")
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class FilledNumber(keras.layers.Layer):
-    """A column of numbers standardised, a missing one (NaN) filled with the mean, and whether it was missing.
+    """Standardises a column of numbers, fills missing ones (NaN) with the mean, and adds a flag for missing ones.
 
-    With ``edges`` also how far the number lies through each bin between two of them (piecewise linear encoding).
+    With ``edges``, it adds the number's position within each bin (piecewise linear encoding).
 
     Formula: (x - mean) / standard_deviation, 1 if x is missing, clip((x - low_t) / (high_t - low_t), 0, 1) for bin t.
 
     Args:
-        mean: of the training rows.
-        standard_deviation: > 0, of the training rows.
+        mean: mean of the training rows.
+        standard_deviation: > 0, standard deviation of the training rows.
         edges: increasing numbers; none, or at least two.
         **kwargs: as in ``keras.layers.Layer``.
 
@@ -43,10 +43,10 @@ class FilledNumber(keras.layers.Layer):
         self.standard_deviation = number("FilledNumber", "standard_deviation", standard_deviation, above=0.0)
         self.edges = [float(edge) for edge in edges]
         if len(self.edges) == 1 or not (np.diff(np.asarray(self.edges, "float32")) > 0).all():
-            raise error("FilledNumber", "no edges, or two and more that increase", self.edges)
+            raise error("FilledNumber", "no edges, or at least two that increase", self.edges)
 
     def call(self, column: Any) -> Any:
-        """Return (batch, 2 + bins): the standardised number, 1 where it was missing, its place in each bin."""
+        """Return (batch, 2 + bins): the standardised number, 1 if it was missing, its position in each bin."""
         column = ops.reshape(ops.cast(column, "float32"), (-1, 1))
         missing = ops.isnan(column)
         filled = ops.where(missing, self.mean, column)
@@ -82,7 +82,7 @@ def _columns(owner: str, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _edges(column: np.ndarray, num_bins: int) -> list[float]:
-    """Quantiles of a column's distinct values, at most ``num_bins`` + 1; none of a constant column."""
+    """Return quantiles of a column's distinct values, at most ``num_bins`` + 1; none for a constant column."""
     values = np.unique(column[~np.isnan(column)])
     if not num_bins or len(values) < 2:
         return []
@@ -90,24 +90,23 @@ def _edges(column: np.ndarray, num_bins: int) -> list[float]:
 
 
 class TableEncoder:
-    """Columns of a table into one vector per row, by a ``keras.utils.FeatureSpace`` that the served model contains.
+    """Encodes the columns of a table as one vector per row, by a ``keras.utils.FeatureSpace`` for the served model.
 
-    Numbers are standardised; a missing one (NaN) becomes the mean, and a second number says that it was missing.
-    Categories become one-hot vectors; one that training did not see (a missing one is an empty text) has a place of
-    its own.
+    Numbers are standardised; a missing one (NaN) becomes the mean and sets a flag. Categories become one-hot vectors,
+    with a separate place for those not seen in training (a missing one is an empty text).
 
     Args:
         columns: name to (rows,) array, the training rows; numbers, or texts for categories.
         categorical: names of columns whose numbers are categories.
-        num_bins: >= 0, most bins that each number is also placed in; their edges are quantiles of its distinct values.
-            32 to 48 let a network follow the steps of boosted trees, and skewed columns; 0 only standardises.
+        num_bins: >= 0, largest number of bins per number; their edges are quantiles of its distinct values. 32 to 48
+            let a network fit the steps of boosted trees and skewed columns; 0 only standardises.
 
     Attributes:
         space: the adapted ``keras.utils.FeatureSpace``.
-        categories: name of each categorical column to the categories seen in training.
+        categories: the categories seen in training, by column name.
 
     Raises:
-        ValueError: if a column has no value at all, or the columns differ in length.
+        ValueError: if a column has no values, or the columns differ in length.
 
     Example:
         >>> encoder = TableEncoder({"age": [20.0, 40.0, np.nan], "city": ["Oslo", "Rome", "Oslo"]})
@@ -148,13 +147,13 @@ class TableEncoder:
         return arrays
 
     def check(self, columns: Mapping[str, Any]) -> None:
-        """Refuse rows with categories that training did not see, where such rows point to a fault.
+        """Refuse rows with categories not seen in training, for data where these indicate an error.
 
         Args:
             columns: as for training.
 
         Raises:
-            ValueError: names the first such column and its categories.
+            ValueError: naming the first such column and its categories.
         """
         for name, column in self._arrays("TableEncoder.check", columns).items():
             if name in self.categories:
@@ -180,7 +179,7 @@ class TableEncoder:
         return np.asarray(ops.convert_to_numpy(self.space(known)), "float32")
 
     def serve(self, student: keras.Model) -> keras.Model:
-        """Put the encoding before a student: a model from raw columns, saved and exported as any other.
+        """Put the encoding before a student: a model of raw columns, saved and exported like any other.
 
         Args:
             student: takes (batch, width).
@@ -198,13 +197,13 @@ def synthetic_rows(
     """Make rows for a teacher to label, from the rows of a table.
 
     Args:
-        columns: name to (rows,) array of numbers or texts; missing values (NaN, "") stay possible.
+        columns: name to (rows,) array of numbers or texts; missing values (NaN, "") may occur in the result.
         count: >= 1 rows.
-        kind: "marginal": each entry is exchanged with probability ``strength`` for one of the same column;
-            "perturbed": numbers move by ``strength`` standard deviations of Gaussian noise, categories as in
-            "marginal"; "mixup": numbers lie between those of two rows, categories come from one of them.
-        strength: 0 to 1; of "mixup" it is not used.
-        seed: >= 0, of the draws.
+        kind: "marginal": each entry is replaced with probability ``strength`` by one of the same column; "perturbed":
+            numbers move by ``strength`` standard deviations of Gaussian noise, categories as in "marginal"; "mixup":
+            numbers lie between those of two rows, categories come from one of them.
+        strength: 0 to 1; not used by "mixup".
+        seed: >= 0, seed of the draws.
 
     Returns:
         Columns of ``count`` rows. No number leaves the range of its column (``outside_range`` finds none), and no
@@ -249,15 +248,15 @@ def synthetic_rows(
 
 
 def outside_range(columns: Mapping[str, Any], reference: Mapping[str, Any]) -> np.ndarray:
-    """Return the rows on which a teacher should not be asked, because they lie outside the range of its training data.
+    """Return the rows that a teacher should not label, because they lie outside the range of its training data.
 
     Args:
         columns: name to (rows,) array.
         reference: the training rows, with the same names.
 
     Returns:
-        (rows,) bool: true where a number lies outside its column's range, a category is new, or a value is missing in
-        a column in which none was missing.
+        (rows,) bool: true if a number lies outside its column's range, a category is new, or a value is missing in a
+        column without missing values.
 
     Raises:
         ValueError: if the names differ.

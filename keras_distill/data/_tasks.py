@@ -13,11 +13,11 @@ from keras_distill._checks import error, integer, number
 
 
 def task_probabilities(sizes: Mapping[str, int], exponent: float = 0.75) -> dict[str, float]:
-    """Return how often each task is drawn: in proportion to its size to the power of ``exponent``.
+    """Return the probability of each task, proportional to its size to the power of ``exponent``.
 
     Args:
         sizes: examples of each task, >= 1.
-        exponent: 0 to 1: 0 draws all tasks equally often, 1 all examples equally often.
+        exponent: 0 to 1; 0 draws all tasks equally often, 1 all examples equally often.
 
     Returns:
         Probabilities that sum to 1.
@@ -51,23 +51,23 @@ def sample_tasks(
     """Mix the examples of several tasks, drawn by size**0.75, into batches for a student with one output per task.
 
     Every batch is ``(x, y, sample_weight)``: y and sample_weight are dictionaries by task. An example's own task has
-    weight 1; the others have weight 0 and labels 0, so neither a loss nor a distillation term counts them.
+    weight 1; the others have weight 0 and labels 0, so no loss or distillation term counts them.
 
     Args:
-        tasks: name of the student's output -> (x, labels); x an array or a structure of arrays, alike in all tasks;
-            labels (examples, ...): integers, one per example or per token, or floats whose last axis
-            is one row of targets.
+        tasks: name of the student's output -> (x, labels); x an array or a structure of arrays of the same structure in
+            all tasks; labels (examples, ...): integers, one per example or per token, or floats whose last axis is a
+            row of targets.
         batch_size: >= 1.
         exponent: 0 to 1, see ``task_probabilities``.
-        num_batches: >= 1, batches of an epoch; None: as many as all examples fill.
-        seed: of the order; each epoch draws anew.
+        num_batches: >= 1, batches per epoch; None: as many as all examples fill.
+        seed: seed of the order; each epoch draws anew.
 
     Returns:
         A dataset of known length, for ``fit``.
 
     Raises:
-        ValueError: if there is no task, a task has no example or other numbers of inputs and labels, or the inputs of
-            two tasks differ in structure or shape.
+        ValueError: if there is no task, a task has no examples or unequal numbers of inputs and labels, or the inputs
+            of two tasks differ in structure or shape.
 
     Example:
         >>> x = np.zeros((6, 2), "float32")

@@ -24,17 +24,17 @@ def tokens(
     empty: str = "raise",
     unknown_id: int = 1,
 ) -> dict[str, np.ndarray]:
-    """Return texts, or pairs of texts, as what BERT-like models take: token ids, segments and a padding mask.
+    """Return texts, or pairs of texts, as inputs of BERT-like models: token ids, segments and a padding mask.
 
     Args:
         texts: the texts.
-        words: texts -> integer ids (texts, tokens), 0 for padding: an adapted ``keras.layers.TextVectorization``, say.
-        pairs: second texts, one per text, put behind the first; segment 1.
-        length: >= 1, tokens of the result; None: those of the longest text.
-        long: what happens to longer texts: ``"cut"`` their ends off (of a pair: off the longer text first), or
-            ``"raise"``.
-        empty: what happens to a text without any token, or of unknown words alone: ``"raise"``, or ``"keep"``.
-        unknown_id: the id of words that are not in the vocabulary.
+        words: function from texts to integer ids (texts, tokens), 0 for padding, such as an adapted
+            ``keras.layers.TextVectorization``.
+        pairs: second texts, one per text, appended to the first as segment 1.
+        length: >= 1, number of tokens of the result; None: that of the longest text.
+        long: treatment of longer texts: ``"cut"`` their ends off (of a pair, the longer text first), or ``"raise"``.
+        empty: treatment of a text without tokens, or of only unknown words: ``"raise"``, or ``"keep"``.
+        unknown_id: the id of out-of-vocabulary words.
 
     Returns:
         ``token_ids``, ``segment_ids`` and ``padding_mask``, each (texts, length), int32.
@@ -94,18 +94,18 @@ def _ids(owner: str, texts: Sequence[str], words: Any, empty: str, unknown_id: i
 def mask_tokens(
     token_ids: Any, *, mask_id: int, vocabulary_size: int, first_id: int = 2, rate: float = 0.15, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hide some tokens and return what is to be guessed (masked language modelling).
+    """Mask some tokens and return them as labels (masked language modelling).
 
     Args:
         token_ids: (texts, tokens), integers; ids below ``first_id`` (padding, unknown words) are never chosen.
-        mask_id: what most hidden tokens become.
+        mask_id: id that replaces most chosen tokens.
         vocabulary_size: > ``first_id``, for random tokens.
         first_id: first id of a word.
-        rate: 0 to 1, chance of a token to be chosen; of those 80% are hidden, 10% become random, 10% stay.
-        seed: of the choice.
+        rate: probability of choosing a token, 0 to 1; of those 80% are masked, 10% become random, 10% stay.
+        seed: seed of the choice.
 
     Returns:
-        The ids to train on, and labels: the right id where a token was chosen, -1 elsewhere, for
+        The ids to train on, and labels: the original id of chosen tokens, -1 elsewhere, for
         ``keras.losses.SparseCategoricalCrossentropy(ignore_class=-1)``.
 
     Raises:
@@ -143,21 +143,21 @@ def augment_tokens(
     first_id: int = 2,
     seed: int = 0,
 ) -> np.ndarray:
-    """Return further texts in which some words are what a masked language model expects there (TinyBERT augmentation).
+    """Return texts with some words replaced by predictions of a masked language model (TinyBERT augmentation).
 
     Args:
         token_ids: (texts, tokens), integers; ids below ``first_id`` stay as they are.
-        fill: ids (texts, tokens) -> logits (texts, tokens, vocabulary) of a masked language model.
-        mask_id: what hides a word from the model.
-        copies: >= 1, further texts for each text.
-        probability: 0 to 1, chance of a word to be replaced.
-        candidates: >= 1: the replacement is drawn from that many of the model's likeliest words.
+        fill: function from ids (texts, tokens) to logits (texts, tokens, vocabulary) of a masked language model.
+        mask_id: id of the mask token.
+        copies: >= 1, number of new texts for each text.
+        probability: probability of replacing a word, 0 to 1.
+        candidates: >= 1, number of the model's likeliest words from which the replacement is drawn.
         first_id: first id of a word.
-        seed: of the choices.
+        seed: seed of the choices.
 
     Returns:
-        (texts * copies, tokens), int32: the copies of the first text, then those of the second. They have no labels:
-        the teacher gives them.
+        (texts * copies, tokens), int32: the copies of the first text, then those of the second. They have no labels, so
+        the teacher must answer for them.
 
     Raises:
         ValueError: if a number is out of bounds.
@@ -194,21 +194,21 @@ def augment_tokens(
 def unlabelled(
     inputs: Any, *, batch_size: int, exclude: Sequence[str] | None = None, shuffle_seed: int | None = None
 ) -> tf.data.Dataset:
-    """Return inputs without labels as batches: a transfer set, on which the teacher alone speaks.
+    """Return unlabelled inputs as batches: a transfer set answered only by the teacher.
 
-    Use it with ``student_loss_weight=0``. Texts that are empty, repeated or to be reported on are left out.
+    Use it with ``student_loss_weight=0``. Empty, repeated and excluded texts are left out.
 
     Args:
         inputs: an array, texts or a structure of arrays, examples first.
         batch_size: >= 1.
-        exclude: texts that must not be in it, such as those of the test set.
+        exclude: texts to exclude, such as those of the test set.
         shuffle_seed: shuffle anew in each epoch, reproducibly; None keeps the order.
 
     Returns:
-        A dataset of inputs alone.
+        A dataset of inputs only.
 
     Raises:
-        ValueError: if nothing is left, or ``exclude`` is given for inputs that are no texts.
+        ValueError: if nothing is left, or ``exclude`` is given for inputs that are not texts.
 
     Example:
         >>> texts = unlabelled(["a film", "", "a film", "a test"], batch_size=2, exclude=["a test"])

@@ -1,4 +1,4 @@
-"""Waveforms before training: one length, one sampling rate, and nothing in them that would spoil a batch."""
+"""Prepares waveforms for training: one length, one sampling rate, only valid samples."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def waveforms(
     silence: float = 1e-4,
     length: int | None = None,
 ) -> np.ndarray:
-    """Return sounds as one float32 array, padded with zeros, after looking at each of them.
+    """Return sounds as one float32 array, padded with zeros, after checking each of them.
 
     Args:
         sounds: arrays (samples,), float in -1..1 or integers of 8 (unsigned), 16 or 32 bits, which are scaled.
         sampling_rate: > 0, samples per second of the sounds.
-        expected_rate: what the model was built for; None: the same.
-        silent: what a sound is without any sample above ``silence``: ``"raise"``, or ``"keep"``: padding alone, so that
-            the order of the examples stays.
-        silence: >= 0, loudest sample of a silent sound.
-        length: samples of the result; None: those of the longest sound.
+        expected_rate: the rate that the model expects; None: the same.
+        silent: treatment of a sound without any sample above ``silence``: ``"raise"``, or ``"keep"``, which returns
+            only padding and so preserves the order of the examples.
+        silence: >= 0, largest absolute sample of a silent sound.
+        length: number of samples of the result; None: that of the longest sound.
 
     Returns:
         (sounds, samples), float32.
 
     Raises:
-        ValueError: naming the sound by its number: if it is no array of one axis, is empty, holds NaN or infinity, is
+        ValueError: naming the sound by its number, if it is not a one-axis array, is empty, holds NaN or infinity, is
             silent or longer than ``length``; or if the rates differ.
 
     Example:
@@ -78,26 +78,27 @@ def _checked(owner: str, index: int, sound: Any, silent: str, silence: float) ->
         )
     if np.abs(array).max() <= silence:
         if silent == "raise":
-            advice = "Drop it, or give silent='keep' to have it answered with nothing"
+            advice = "Drop it, or give silent='keep' to return only padding for it"
             raise error(owner, f"a sample above {silence:g}", f"a silent sound in number {index}", advice)
         array = np.zeros_like(array)
     return array.astype("float32")
 
 
 def fitting_labels(labels: Sequence[Any], frames: Sequence[int], *, num_classes: int, blank: int = 0) -> np.ndarray:
-    """Return which utterances CTC can learn from, after looking at all labels before training.
+    """Return which utterances CTC can learn from, after checking all labels before training.
 
     Args:
-        labels: for each utterance its labels; ``blank`` and negative numbers are padding.
-        frames: for each utterance the frames that the model gives, after its subsampling.
-        num_classes: >= 2, of the model, the blank among them.
+        labels: the labels of each utterance; ``blank`` and negative numbers are padding.
+        frames: the number of frames that the model outputs for each utterance, after subsampling.
+        num_classes: >= 2, number of the model's classes, including the blank.
         blank: the class that means "no label".
 
     Returns:
-        (utterances,) bool: False where the labels, with a blank between equal ones, need more frames than there are.
+        (utterances,) bool: False if the labels, with a blank between equal ones, need more frames than there are.
 
     Raises:
-        ValueError: if the numbers of utterances differ, or a label is outside the classes: it names the utterance.
+        ValueError: if the numbers of utterances differ, or a label is outside the classes; the message names the
+            utterance.
 
     Example:
         >>> fitting_labels([[1, 1], [1, 2]], [2, 2], num_classes=3)  # "1 1" needs three frames

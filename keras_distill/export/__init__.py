@@ -1,4 +1,4 @@
-"""From a trained student to a file somebody else serves; every export is checked against the Keras student."""
+"""Exports of a trained student for serving, each checked against the Keras student."""
 
 from keras_distill.export._card import ModelCard
 from keras_distill.export._edge import litert, onnx, openvino

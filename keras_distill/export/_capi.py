@@ -1,6 +1,6 @@
-"""A process that runs a SavedModel through TensorFlow's C API, as TensorFlow Serving does, without Python TensorFlow.
+"""Runs a SavedModel through TensorFlow's C API, as TensorFlow Serving does, without Python TensorFlow.
 
-Started as a script by ``_session.py``; it needs ctypes and NumPy alone. Messages on stdin and stdout are framed by
+Started as a script by ``_session.py``; it needs only ctypes and NumPy. Messages on stdin and stdout are framed by
 ``write_message``: a JSON header, then the bytes of its tensors. Nothing is pickled.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-#: TF_DataType numbers (tensorflow/c/tf_datatype.h) of what NumPy can hold.
+#: TF_DataType numbers (tensorflow/c/tf_datatype.h) of the types that NumPy can hold.
 DTYPES = {
     1: "float32",
     2: "float64",
@@ -33,7 +33,7 @@ DTYPES = {
     23: "uint64",
 }
 _NUMBERS = {name: number for number, name in DTYPES.items()}
-#: What TensorFlow says of an operation that no loaded library has.
+#: TensorFlow's message for an operation that no loaded library has.
 UNKNOWN_OP = "Op type not registered"
 _STRING_BYTES = 24  # sizeof(TF_TString)
 
@@ -138,7 +138,7 @@ def read_signatures(meta_graph: bytes) -> dict[str, dict[str, Any]]:
     """Read the signatures out of a serialized MetaGraphDef.
 
     Args:
-        meta_graph: what ``TF_LoadSessionFromSavedModel`` returns.
+        meta_graph: from ``TF_LoadSessionFromSavedModel``.
 
     Returns:
         By signature name: ``method``, and ``inputs`` and ``outputs``, each by name a dictionary of ``tensor``,
@@ -249,13 +249,13 @@ class CSession:
         Args:
             signature: its name.
             feeds: arrays by input name.
-            outputs: which outputs; None for all.
+            outputs: names of the outputs; None for all.
 
         Returns:
             Arrays by output name.
 
         Raises:
-            RuntimeError: with TensorFlow's own message, if the graph reports an error, or a name is unknown.
+            RuntimeError: with TensorFlow's own message, if the graph reports an error or a name is unknown.
         """
         lib = self._lib
         if signature not in self.signatures:
@@ -332,12 +332,12 @@ class CSession:
 
 
 def serve(session: CSession, requests: BinaryIO, responses: BinaryIO) -> None:
-    """Answer requests until the stream ends: ``run`` gives outputs, ``measure`` seconds of each of its runs.
+    """Answer requests until the stream ends: ``run`` returns outputs, ``measure`` the seconds of each run.
 
     Args:
         session: a loaded SavedModel.
         requests: stream of messages.
-        responses: stream of messages; an ``error`` in the header where TensorFlow reported one.
+        responses: stream of messages, with an ``error`` in the header if TensorFlow reported one.
     """
     while True:
         try:
@@ -360,12 +360,12 @@ def serve(session: CSession, requests: BinaryIO, responses: BinaryIO) -> None:
 
 
 def main(library: str, saved_model: str, *op_libraries: str) -> None:
-    """Load, say hello with the signatures, then serve stdin.
+    """Load the model, send its signatures, then serve stdin.
 
     Args:
         library: path of ``libtensorflow_cc``.
         saved_model: the version directory.
-        *op_libraries: further operations, loaded where the model has one that TensorFlow alone does not know.
+        *op_libraries: libraries of further operations, loaded if the model has one that TensorFlow does not know.
     """
     responses = sys.stdout.buffer
     try:

@@ -1,4 +1,4 @@
-"""The model card beside each export: where the student comes from, what it scores, and how to make it again."""
+"""The model card of an export: the student's origin, its scores, and how to reproduce it."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _RUNTIMES = {"litert": ("ai-edge-litert",), "onnx": ("tf2onnx", "onnx", "onnxrun
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """What only you know about a student; the export adds what it measures itself.
+    """Facts about a student that only you know; the export adds what it measures itself.
 
     Args:
-        distiller: the distiller that trained it: records the teacher's fingerprint, terms, weights, temperatures,
-            optimizer.
-        data: a ``keras_distill.data.Data``, or a dictionary, best with ``name`` and ``fingerprint``.
-        metrics: by name a number, or one number per seed: mean and spread (standard deviation) are written.
+        distiller: the distiller that trained it, from which the teacher's fingerprint, terms, weights, temperatures and
+            optimizer are recorded.
+        data: a ``keras_distill.data.Data``, or a dictionary, preferably with ``name`` and ``fingerprint``.
+        metrics: by name, a number or one number per seed, of which mean and spread (standard deviation) are written.
         training: settings that the distiller does not hold: epochs, batch size, seeds, callbacks' schedules.
-        command: the command line that made it.
-        notes: intended use, limits: free text.
+        command: the command line that trained it.
+        notes: free text on intended use and limits.
 
     Raises:
         ValueError: if a value is of the wrong kind.
@@ -61,10 +61,10 @@ class ModelCard:
         self.as_dict()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plain values that go into ``distillation.json``.
+        """Return the plain values for ``distillation.json``.
 
         Returns:
-            A dictionary of what is known.
+            A dictionary of the known facts.
         """
         for name, wanted, value in (("command", str | None, self.command), ("notes", str, self.notes)):
             if not isinstance(value, wanted):
@@ -90,7 +90,7 @@ def check_card(owner: str, card: Any) -> None:
 
     Args:
         owner: name shown in the error message.
-        card: what the user gave.
+        card: the argument to check.
 
     Raises:
         ValueError: if it is neither None nor a ``ModelCard``.
@@ -100,7 +100,7 @@ def check_card(owner: str, card: Any) -> None:
 
 
 def fingerprint(model: keras.Model) -> str:
-    """SHA-256 over the shape, type and bytes of every weight, in order: equal for equal weights, whatever the names.
+    """SHA-256 of the shape, dtype and bytes of every weight, in order; independent of names.
 
     Args:
         model: any built model.
@@ -186,7 +186,7 @@ def read_card(owner: str, folder: Path) -> dict[str, Any]:
         Its content; empty if there is none.
 
     Raises:
-        ValueError: if it is not one of ours.
+        ValueError: if an export did not write it.
     """
     path = folder / JSON_NAME
     if not path.is_file():
@@ -205,19 +205,19 @@ def read_card(owner: str, folder: Path) -> dict[str, Any]:
 
 
 def check_folder(owner: str, path: Path, student: keras.Model) -> dict[str, Any]:
-    """See, before anything is converted, that the card beside a file may be written.
+    """Check, before anything is converted, that the card beside a file may be written.
 
     Args:
         owner: name shown in the error message.
-        path: the file that is going to be written.
-        student: what is exported.
+        path: the file to be written.
+        student: the exported student.
 
     Returns:
-        The exports that the card lists already, by file name.
+        The exports that the card already lists, by file name.
 
     Raises:
-        ValueError: if there is a card that no export wrote or that was edited, or one about other weights that lists
-            other files too.
+        ValueError: if there is a card that no export wrote or that was edited, or one for other weights that also lists
+            other files.
     """
     folder = path.parent
     existing = read_card(owner, folder)
@@ -238,7 +238,7 @@ def check_folder(owner: str, path: Path, student: keras.Model) -> dict[str, Any]
                 f"{folder / JSON_NAME} of other weights",
                 f"Export into another directory, or remove the old files: {', '.join(others)}",
             )
-        return {}  # the same file again, after the student was trained further
+        return {}  # the same file again, after further training
     return existing.get("exports", {})
 
 
@@ -254,12 +254,12 @@ def write_card(
     """Write ``distillation.json`` and ``MODEL_CARD.md``.
 
     Args:
-        folder: where.
-        student: what was exported.
+        folder: output directory.
+        student: the exported student.
         inputs: its inputs.
-        heads: how its outputs are read.
-        exported: what was measured.
-        card: what the user knows, or None.
+        heads: interpretation of its outputs.
+        exported: the measurements.
+        card: the user's facts, or None.
         earlier: other exports of the same student in the same directory.
     """
     content: dict[str, Any] = {
@@ -282,11 +282,11 @@ def write_card(
     try:
         content["student"]["config"] = json.loads(json.dumps(keras.saving.serialize_keras_object(student)))
     except (NotImplementedError, TypeError, ValueError):
-        content["student"]["config"] = None  # a subclassed model without get_config: its code is its description
+        content["student"]["config"] = None  # a subclassed model without get_config is described only by its code
     page = _page(content).encode()
     content["page_sha256"] = hashlib.sha256(page).hexdigest()
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    text = re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)  # no UTF-8 holds half a pair
+    text = re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)  # UTF-8 cannot hold lone surrogates
     _files.write(folder / JSON_NAME, f"{text}\n".encode())
     _files.write(folder / PAGE_NAME, page)
 
@@ -378,7 +378,7 @@ def _page(content: Mapping[str, Any]) -> str:
 
 
 def _inline(text: Any) -> str:
-    """Return text that stays text within a line of Markdown: no tag, link, heading, code or cell begins in it."""
+    """Return text escaped for one line of Markdown, so that it starts no tag, link, heading, code or cell."""
     shown = " ".join(printable(text).split()).replace("\\", "\\\\")
     for sign, escaped in (("<", "&lt;"), ("`", "\\`"), ("|", "\\|"), ("](", "]\\("), ("][", "]\\[")):
         shown = shown.replace(sign, escaped)
@@ -386,7 +386,7 @@ def _inline(text: Any) -> str:
 
 
 def _code(name: Any) -> str:
-    """Return a name as code within a line; one with signs of Markdown or HTML as text."""
+    """Return a name as inline code, or as text if it contains Markdown or HTML characters."""
     shown = " ".join(printable(name).split())
     return f"`{shown}`" if re.fullmatch(r"[\w ./:()-]*", shown) else _inline(name)
 

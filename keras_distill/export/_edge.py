@@ -1,4 +1,4 @@
-"""LiteRT, ONNX and OpenVINO files, by Keras' own converters; each run in its real runtime before it is kept."""
+"""LiteRT, ONNX and OpenVINO files by Keras' own converters, each run in its runtime before it is kept."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from keras_distill.export._student import CHECK_BATCH, check_student, in_float32
 from keras_distill.export._warmup import load_extra
 from keras_distill.students import edge_quantized, quantized_bits, served_model
 
-#: Most examples that int8 calibration reads.
+#: Largest number of examples that int8 calibration reads.
 MOST_REPRESENTATIVE = 500
-#: The first Keras that writes the format for every student (setup.cfg asks for it in the extras).
+#: The first Keras that writes the format for every student (the extras in setup.cfg require it).
 LEAST_KERAS = {"litert": (3, 15), "onnx": (3, 12), "openvino": (3, 13)}
-#: By precision: largest difference of probabilities, and least agreement of classes.
+#: By precision: largest allowed difference of probabilities, and least agreement of classes.
 _LIMITS = {None: (1e-4, 0.999), "float16": (2e-2, 0.99), "dynamic": (0.2, 0.97), "int8": (0.5, 0.95)}
-#: The same for trained quantisation, by bits of the activations.
+#: The same for trained quantisation, by activation bits.
 _TRAINED_LIMITS = {8: (0.5, 0.999), None: (0.5, 0.995)}
 
 
@@ -52,30 +52,30 @@ def litert(
 ) -> Export:
     """Convert a student to a ``.tflite`` file for phones and small devices, checked in the LiteRT runtime.
 
-    The file gives what the student gives (logits or probabilities), in and out in float32 whatever the precision
-    inside, so that the same program reads every variant. It is written aside, run on ``check_inputs`` and compared; if
-    it disagrees beyond the tolerance, an error is raised and no file stays.
+    The file returns the student's outputs (logits or probabilities), with float32 inputs and outputs at any internal
+    precision, so that the same program reads every variant. It is written to a temporary place, run on ``check_inputs``
+    and compared; if it differs by more than the tolerance, an error is raised and no file is kept.
 
     Args:
         student: a built ``keras.Model``.
         path: ends in ``.tflite``; replaced if it exists.
         quantize: None (float32), ``"float16"`` (half the size), ``"dynamic"`` (weights in 8 bits) or ``"int8"``
             (weights and activations in 8 bits; needs ``representative_data``). A student from
-            ``students.quantization_aware`` takes None: its trained quantisation is what is written.
+            ``students.quantization_aware`` takes None: its trained quantisation is written.
         representative_data: for int8: real inputs as the student takes them, or a ``tf.data.Dataset`` of batches of
             them; at most 500 examples are read.
-        check_inputs: real examples to compare on; None makes some up.
-        check_labels: integer labels of ``check_inputs``: adds accuracy and calibration error.
+        check_inputs: real examples to compare on; None generates some.
+        check_labels: integer labels of ``check_inputs``; they add accuracy and calibration error.
         from_logits: as in ``saved_model``.
         task: as in ``saved_model``.
-        tolerance: largest difference allowed, of probabilities. None: 1e-4 in float32, 0.02 in float16, 0.2 for
-            dynamic, 0.5 for int8 (one example near a decision boundary; ``min_agreement`` is what counts there).
-        min_agreement: least fraction of examples with the student's class. None: 0.999, 0.99, 0.97, 0.95; for trained
-            quantisation 0.999 with 8-bit activations, else 0.995.
+        tolerance: largest difference allowed in probabilities. None: 1e-4 in float32, 0.02 in float16, 0.2 for dynamic,
+            0.5 for int8 (because of examples near a decision boundary; ``min_agreement`` is the effective check).
+        min_agreement: smallest fraction of examples with the student's class. None: 0.999, 0.99, 0.97, 0.95; for
+            trained quantisation 0.999 with 8-bit activations, else 0.995.
         input_signature: as in ``saved_model``.
-        latency_batch_sizes: batch sizes that are timed on one thread; empty for none.
-        card: what you know about the student, for the ``MODEL_CARD.md`` and ``distillation.json`` beside the file; the
-            card of a directory lists every export of one student.
+        latency_batch_sizes: batch sizes to time on one thread; empty for none.
+        card: facts about the student for the ``MODEL_CARD.md`` and ``distillation.json`` beside the file; the card of a
+            directory lists every export of one student.
 
     Returns:
         An ``Export`` with differences, agreement, accuracy, calibration error, size and latency.
@@ -135,12 +135,13 @@ def onnx(
 ) -> Export:
     """Convert a student to an ``.onnx`` file, checked in ONNX Runtime.
 
-    The file gives what the student gives (logits or probabilities). A file that disagrees with the student is not kept.
+    The file returns the student's outputs (logits or probabilities). A file that disagrees with the student is not
+    kept.
 
     Args:
         student: a built ``keras.Model``.
         path: ends in ``.onnx``; replaced if it exists.
-        opset_version: of ONNX; None leaves it to the converter.
+        opset_version: ONNX opset; None leaves it to the converter.
         check_inputs: as in ``litert``.
         check_labels: as in ``litert``.
         from_logits: as in ``saved_model``.
@@ -183,8 +184,8 @@ def openvino(
 ) -> Export:
     """Convert a student to OpenVINO's ``.xml`` and ``.bin``, checked in its runtime, in float32.
 
-    The files give what the student gives (logits or probabilities). Files that disagree with it are not kept. Your
-    own program should compile them with ``INFERENCE_PRECISION_HINT: f32`` too, or measure what bfloat16 costs.
+    The files return the student's outputs (logits or probabilities). Files that disagree with it are not kept. Your own
+    program should also compile them with ``INFERENCE_PRECISION_HINT: f32``, or measure the error of bfloat16.
 
     Args:
         student: a built ``keras.Model``.
@@ -200,7 +201,7 @@ def openvino(
         card: as in ``litert``.
 
     Returns:
-        An ``Export``; its size is that of both files.
+        An ``Export``, whose size is that of both files.
 
     Raises:
         ValueError: as in ``litert``.
@@ -214,7 +215,7 @@ def openvino(
 
 
 def _usual(student: keras.Model) -> tuple[float, float]:
-    """Return the limits of a float format: rounding to 8 bits may go the other way in another runtime."""
+    """Return the limits of a float format; another runtime may round differently to 8 bits."""
     trained = quantized_bits(student)
     return _LIMITS[None] if trained is None or trained[1] is None else _TRAINED_LIMITS[trained[1]]
 
@@ -243,7 +244,7 @@ def _export(
     card: ModelCard | None,
 ) -> Export:
     kind, module, extra = FORMATS[suffix]
-    load_extra(owner, module, extra)  # before the work: the check needs it
+    load_extra(owner, module, extra)  # first, because the check needs it
     if not keras_writes(kind):
         expected = f"Keras {'.'.join(map(str, LEAST_KERAS[kind]))} or newer"
         raise error(owner, expected, keras.__version__, f"pip install 'keras-distill[{extra}]'")
@@ -283,7 +284,7 @@ def _export(
 
 
 def keras_writes(kind: str) -> bool:
-    """Say whether this Keras is new enough for the format."""
+    """Return whether this Keras is new enough for the format."""
     return tuple(int(part) for part in keras.__version__.split(".")[:2]) >= LEAST_KERAS[kind]
 
 
@@ -295,7 +296,7 @@ def _convert(owner: str, kind: str, student: keras.Model, path: Path, inputs: In
             options = {"optimizations": [tf.lite.Optimize.DEFAULT]}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the converters' own; a wrong file does not get past the comparison
+            warnings.simplefilter("ignore")  # from the converters; the comparison catches a wrong file
             student.export(
                 str(path), format=kind, verbose=False, input_signature=[inputs.pack(inputs.specs)], **options
             )

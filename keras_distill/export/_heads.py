@@ -1,4 +1,4 @@
-"""What a student's outputs mean: logits or probabilities, one class, many labels or plain values."""
+"""Interprets a student's outputs: logits or probabilities, one class, several labels or plain values."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _FLOAT32_BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 @dataclass(frozen=True)
 class Head:
-    """One output of a student and how to read it.
+    """One output of a student and its interpretation.
 
     Args:
-        prefix: put before every served name: empty for a student with one output, else ``"<output>_"``.
+        prefix: prefix of every served name: empty for a student with one output, else ``"<output>_"``.
         task: ``"classification"`` (softmax over the last axis), ``"binary"`` (sigmoid per unit) or ``"regression"``.
-        from_logits: whether the student gives logits (else probabilities).
-        certain: whether ``from_logits`` was stated or seen in the model; if not, values are checked before export.
+        from_logits: whether the student returns logits rather than probabilities.
+        certain: whether ``from_logits`` was given or read from the model; if not, values are checked before export.
         labels: class names, or None.
         temperature: logits are divided by it before they become probabilities.
         uncertainty: whether entropy and confidence are served.
@@ -44,7 +44,7 @@ class Head:
         """Turn the student's output into the served tensors, in float32, inside the graph.
 
         Args:
-            raw: what the student gives.
+            raw: the student's output.
 
         Returns:
             Tensors by served name, prefix included.
@@ -77,13 +77,13 @@ class Head:
         return {f"{self.prefix}{name}": value for name, value in out.items()}
 
     def expected(self, raw: np.ndarray) -> dict[str, np.ndarray]:
-        """Compute the numeric outputs again in float64 NumPy, to check an export against.
+        """Recompute the numeric outputs in float64 NumPy, as a reference for an export.
 
         Args:
             raw: what the Keras student gives.
 
         Returns:
-            Arrays by served name; labels and their order are left out.
+            Arrays by served name, without labels and their order.
         """
         raw = np.asarray(raw).astype(np.float64)
         if self.task == "regression":
@@ -110,14 +110,14 @@ class Head:
         return {f"{self.prefix}{name}": value for name, value in out.items()}
 
     def check_values(self, owner: str, raw: np.ndarray) -> None:
-        """Refuse outputs that contradict what was stated, or that look like probabilities of an opaque model.
+        """Refuse outputs that contradict ``from_logits``, or that look like probabilities from an opaque model.
 
         Args:
             owner: name shown in the error message.
-            raw: what the Keras student gives for the check inputs.
+            raw: the Keras student's outputs for the check inputs.
 
         Raises:
-            ValueError: if a value is not finite, or ``from_logits`` has to be stated.
+            ValueError: if a value is not finite, or ``from_logits`` must be given.
         """
         raw = np.asarray(raw).astype(np.float64)
         where = f"output '{self.prefix[:-1]}'" if self.prefix else "the student's output"
@@ -197,16 +197,16 @@ def describe_heads(
     temperature: float = 1.0,
     uncertainty: bool = False,
 ) -> list[Head]:
-    """Say how each output of ``student`` is to be read, from the arguments or from its last layers.
+    """Determine how to interpret each output of ``student``, from the arguments or from its last layers.
 
     Args:
         owner: name shown in the error message.
         student: a built model.
         output_specs: shape and dtype by output name, in order; one entry for a student with one output.
         task: one of ``TASKS`` for every output, or a dictionary by output name; None decides from the model.
-        from_logits: True, False, a dictionary by output name, or None to look at the last activation.
+        from_logits: True, False, a dictionary by output name, or None to inspect the last activation.
         labels: class names, or a dictionary of them by output name, or None.
-        temperature: calibration, a number above 0.
+        temperature: calibration temperature, above 0.
         uncertainty: whether entropy and confidence are served.
 
     Returns:
@@ -270,7 +270,7 @@ def _check_labels(owner: str, labels: Any, task: str, units: int | None) -> tupl
 
 
 def _seen_activations(student: keras.Model, count: int) -> list[str | None]:
-    """Say for each output whether it certainly ends in softmax, sigmoid or linear; None where that cannot be seen."""
+    """Return for each output whether it certainly ends in softmax, sigmoid or linear; None if unknown."""
     found = taps.final_activation(student)
     if len(found) != count:
         return [None] * count
@@ -281,7 +281,7 @@ def _seen_activations(student: keras.Model, count: int) -> list[str | None]:
         names = list(getattr(student, "output_names", [])) or [""] * count
     for position, name in enumerate(names):
         layer = layers.get(name)
-        # an Activation("linear") only casts: what comes before it decides, and that is not looked at
+        # an Activation("linear") only casts; the layer before it, which is not inspected, decides
         opaque = layer is None or isinstance(layer, keras.layers.Activation)
         if found[position] is None and not opaque and getattr(layer, "activation", None) is keras.activations.linear:
             found[position] = "linear"

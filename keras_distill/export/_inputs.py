@@ -1,4 +1,4 @@
-"""What a student takes: named specs, example inputs, batches; the same for every export format."""
+"""A student's inputs: named specs, example inputs, batches; the same for every export format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_distill._checks import error
 
-#: Length given to an unknown dimension when inputs are made up.
+#: Length of an unknown dimension in generated inputs.
 UNKNOWN_LENGTH = 32
 _NUMBERED = re.compile(r"^(input_layer|keras_tensor)_\d+$")
 _DENSE = "Let the student take texts (TextVectorization inside), or pad to a length and mask: a request is dense arrays"
@@ -24,7 +24,7 @@ class Inputs:
 
     Args:
         structure: the student's input structure, with an int per leaf (its position).
-        names: the name of each leaf, unique, as the served signature shows it.
+        names: the unique name of each leaf, as in the served signature.
         specs: ``keras.InputSpec`` of each leaf; the batch dimension is None.
     """
 
@@ -39,23 +39,23 @@ class Inputs:
             leaves: one value per name, in order.
 
         Returns:
-            The structure that the student is called with.
+            The structure to call the student with.
         """
         return keras.tree.pack_sequence_as(self.structure, list(leaves))
 
     def flatten(self, owner: str, inputs: Any, argument: str = "check_inputs") -> list[np.ndarray]:
-        """Turn what a user calls the student with into one array per name, of the dtype of its spec.
+        """Convert inputs, as the student takes them, to one array per name, with the dtype of its spec.
 
         Args:
             owner: name shown in the error message.
             inputs: array, or structure of arrays, or dictionary by input name.
-            argument: what the user calls them.
+            argument: the argument's name.
 
         Returns:
             Arrays in the order of ``names``.
 
         Raises:
-            ValueError: if the number of leaves, a rank or a dimension does not fit, or there is no example.
+            ValueError: if the number of leaves, a rank or a dimension does not fit, or there are no examples.
         """
         if isinstance(inputs, dict) and set(inputs) == set(self.names):
             leaves = [inputs[name] for name in self.names]
@@ -85,11 +85,11 @@ class Inputs:
         return out
 
     def random(self, count: int = 8, seed: int = 0) -> list[np.ndarray]:
-        """Make up inputs that fit the specs: normal floats, 0 or 1 for integers, short texts for strings.
+        """Generate inputs that fit the specs: normal floats, 0 or 1 for integers, short texts for strings.
 
         Args:
             count: number of examples.
-            seed: of the generator.
+            seed: seed of the generator.
 
         Returns:
             Arrays in the order of ``names``.
@@ -121,7 +121,7 @@ def batches(arrays: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
 
     Args:
         arrays: equally long arrays.
-        size: most examples per slice.
+        size: largest number of examples per slice.
 
     Yields:
         Lists of arrays.
@@ -131,19 +131,19 @@ def batches(arrays: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
 
 
 def describe_inputs(owner: str, student: keras.Model, input_signature: Any, check_inputs: Any) -> Inputs:
-    """Find names, shapes and dtypes of the student's inputs; only the batch dimension is made unknown.
+    """Find names, shapes and dtypes of the student's inputs; only the batch dimension becomes unknown.
 
     Args:
         owner: name shown in the error message.
         student: a built model.
-        input_signature: structure of ``keras.InputSpec`` that overrides what the model says, or None.
-        check_inputs: example inputs, used where the model itself does not know (subclassed models), or None.
+        input_signature: structure of ``keras.InputSpec`` that overrides the model's, or None.
+        check_inputs: example inputs, used if the model does not know its inputs (subclassed models), or None.
 
     Returns:
         The description.
 
     Raises:
-        ValueError: if the model does not say what it takes and neither argument does.
+        ValueError: if neither the model nor the arguments define the inputs.
     """
     source = input_signature
     if source is None:
@@ -168,7 +168,7 @@ def describe_inputs(owner: str, student: keras.Model, input_signature: Any, chec
         kind = next((kind for kind in ("ragged", "sparse") if getattr(leaf, kind, False)), None)
         if kind is not None:
             raise error(owner, "a student with dense inputs", f"the {kind} input '{name}' of '{student.name}'", _DENSE)
-        # Keras numbers the inputs of a process; a twin of this model, made later, must be served by the same name.
+        # Keras numbers the inputs within a process; an identical model built later must be served under the same name.
         name = _NUMBERED.sub(r"\1", name)
         candidates = [name, *(f"{name}_{count}" for count in range(1, len(leaves) + 1))]
         name = next(each for each in candidates if each not in names)

@@ -1,4 +1,4 @@
-"""Read what somebody else may have written: a student's ``.keras`` file, and arrays for a comparison."""
+"""Reads untrusted files: a student's ``.keras`` file, and arrays for a comparison."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ def load_student(
     most_bytes: int = _model_files.MOST_UNPACKED_BYTES,
     most_weight_bytes: int | None = None,
 ) -> keras.Model:
-    """Load a ``.keras`` file in safe mode, after looking at what is inside.
+    """Load a ``.keras`` file in safe mode, after inspecting its contents.
 
-    Nothing in the file is executed: no pickles, no Lambda layers, no names outside Keras and what you registered with
-    ``keras.saving``. Members that would be written outside their directory, links, and archives that unpack to far
-    more than their size are refused. The weights that the configuration asks for are counted before each is allocated.
+    Nothing in the file is executed: no pickles, no Lambda layers, and no names outside Keras other than those
+    registered with ``keras.saving``. Members that would be written outside their directory, links, and archives that
+    unpack to far more than their size are refused. Weights requested by the configuration are counted before each is
+    allocated.
 
     Args:
         path: a ``.keras`` file.
-        most_bytes: refuse archives that unpack to more.
-        most_weight_bytes: refuse models whose weights take more memory. None allows four times what the weights take in
+        most_bytes: refuse archives that unpack to more than this.
+        most_weight_bytes: refuse models whose weights need more memory than this. None allows four times the weights in
             the file, and at least 64 MB.
 
     Returns:
-        The model, not compiled. A saved ``Distiller`` gives its student.
+        The model, not compiled; for a saved ``Distiller``, its student.
 
     Raises:
         ValueError: if the file is missing, damaged, too large, or not safe to load.
@@ -55,10 +56,10 @@ def read_arrays(owner: str, path: Path, expected: str) -> dict[str, np.ndarray]:
     Args:
         owner: name shown in the error message.
         path: the file.
-        expected: what it should be, for the error message.
+        expected: description of the expected file, for the error message.
 
     Returns:
-        Arrays by name; the array of an ``.npy`` file is called ``""``.
+        Arrays by name; that of an ``.npy`` file is named ``""``.
 
     Raises:
         ValueError: if the file is missing, damaged, or holds anything else.

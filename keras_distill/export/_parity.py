@@ -1,4 +1,4 @@
-"""Compare an export with the Keras student: differences, agreement, accuracy, calibration, size, latency."""
+"""Compares an export with the Keras student: differences, agreement, accuracy, calibration, size, latency."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from keras_distill.export._student import computes_in_half
 
 @dataclasses.dataclass(frozen=True)
 class Export(os.PathLike):
-    """What was written, and how well it agrees with the Keras student. Usable wherever a path is.
+    """A written export and its agreement with the Keras student; usable as a path.
 
     Args:
         path: the file, or the version directory.
         format: ``"saved_model"``, ``"litert"``, ``"onnx"`` or ``"openvino"``.
-        num_examples: how many inputs were compared.
+        num_examples: number of inputs compared.
         max_difference: largest absolute difference of probabilities (of values, for regression).
-        max_logit_difference: largest absolute difference of logits; None where the student gives none.
-        tolerance: what was allowed.
+        max_logit_difference: largest absolute difference of logits; None if the student returns none.
+        tolerance: the allowed difference.
         agreement: fraction of examples with the student's class, between 0 and 1; None for regression.
-        accuracy: of the export, if labels were given.
-        student_accuracy: of the Keras student on the same examples.
+        accuracy: accuracy of the export, if labels were given.
+        student_accuracy: that of the Keras student on the same examples.
         ece: expected calibration error of the export (15 bins, l1), if labels were given.
-        student_ece: of the Keras student on the same examples.
-        size_bytes: of all files written for the model.
-        latency_ms: median and 99th percentile per call by batch size, where measured.
+        student_ece: that of the Keras student on the same examples.
+        size_bytes: size of all files written for the model.
+        latency_ms: median and 99th percentile per call by batch size, if measured.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Export(os.PathLike):
     latency_ms: Mapping[int, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     def __fspath__(self) -> str:
-        """Return the path, so that the result can be passed on as one."""
+        """Return the path, so that the result can be used as one."""
         return str(self.path)
 
     def __str__(self) -> str:
@@ -60,10 +60,10 @@ class Export(os.PathLike):
         return str(self.path)
 
     def with_size(self, path: Path) -> Export:
-        """Return a copy that knows the size of ``path``.
+        """Return a copy with the size of ``path``.
 
         Args:
-            path: a file, or a directory of which every file counts.
+            path: a file, or a directory, whose files are summed.
 
         Returns:
             The copy.
@@ -71,7 +71,7 @@ class Export(os.PathLike):
         return dataclasses.replace(self, size_bytes=size_bytes(path))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, the path reduced to its last part.
+        """Return plain values for JSON, with the path reduced to its last part.
 
         Returns:
             A dictionary.
@@ -98,15 +98,15 @@ def size_bytes(path: str | os.PathLike[str]) -> int:
 
 
 def tolerance_for(owner: str, tolerance: float | None, student: keras.Model) -> float:
-    """Return the stated tolerance, or the one that fits the precision the student computes in.
+    """Return the given tolerance, or the default for the precision the student computes in.
 
     Args:
         owner: name shown in the error message.
-        tolerance: what the user gave.
+        tolerance: the user's tolerance, or None.
         student: the model.
 
     Returns:
-        1e-5 in float32, 1e-2 if any layer computes in 16 bits, unless stated.
+        The given one, else 1e-5 in float32 and 1e-2 if any layer computes in 16 bits.
     """
     if tolerance is not None:
         return number(owner, "tolerance", tolerance, low=0)
@@ -123,17 +123,17 @@ def compare(
     labels: Any,
     tolerance: float,
 ) -> Export:
-    """Compare what an export gives with what the Keras student gives on the same inputs.
+    """Compare the outputs of an export with those of the Keras student on the same inputs.
 
     Args:
         owner: name shown in the error message.
         kind: format name.
-        path: where the export will be.
-        heads: how each output is read.
+        path: final path of the export.
+        heads: interpretation of each output.
         raw: the student's outputs.
         served: the export's outputs by served name.
         labels: integer labels of the first classification output, or None.
-        tolerance: of probabilities (absolute) and of logits or values (relative to the largest one).
+        tolerance: allowed difference of probabilities (absolute) and of logits or values (relative to the largest one).
 
     Returns:
         The measurements.
@@ -155,7 +155,7 @@ def compare(
             got = np.asarray(served[name], np.float64)
             difference = largest_difference(got, wanted)
             plain = name.removeprefix(head.prefix)
-            if plain == "logits" and not head.from_logits:  # computed from the probabilities, which are compared
+            if plain == "logits" and not head.from_logits:  # derived from the probabilities, which are compared
                 continue
             relative = plain in ("logits", "values")
             scale = max(1.0, float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0))) if relative else 1.0
@@ -188,7 +188,7 @@ def compare(
 
 
 def largest_difference(got: np.ndarray, wanted: np.ndarray) -> float:
-    """Return the largest absolute difference; equal infinities differ by 0, NaN by infinity.
+    """Return the largest absolute difference; equal infinities count as 0, NaN as infinity.
 
     Args:
         got: array.
@@ -248,7 +248,7 @@ def calibration_error(head: Head, probabilities: np.ndarray, truth: np.ndarray, 
     Returns:
         A number between 0 and 1.
     """
-    if head.task != "classification":  # each yes/no question is a choice of two
+    if head.task != "classification":  # each binary decision is a choice of two
         probabilities = np.stack([1 - probabilities.ravel(), probabilities.ravel()], axis=-1)
     metric = metrics.ExpectedCalibrationError(num_bins=num_bins)
     metric.update_state(truth.reshape(-1), probabilities.reshape(-1, probabilities.shape[-1]).astype(np.float32))

@@ -1,4 +1,4 @@
-"""The programs that run an exported file outside Keras: LiteRT, ONNX Runtime, OpenVINO. Each is imported when used."""
+"""Runtimes for exported files outside Keras: LiteRT, ONNX Runtime, OpenVINO. Each is imported on first use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keras_distill.export._warmup import load_extra
 
 Runtime = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
-#: By file ending: format, package, extra.
+#: By file extension: format, package, extra.
 FORMATS = {
     ".tflite": ("litert", "ai_edge_litert.interpreter", "litert"),
     ".onnx": ("onnx", "onnxruntime", "onnx"),
@@ -30,14 +30,14 @@ def open_runtime(owner: str, path: str | os.PathLike[str], num_threads: int | No
     Args:
         owner: name shown in the error message.
         path: the file.
-        num_threads: for the runtime; None leaves the choice to it (LiteRT: one thread).
+        num_threads: number of threads; None leaves the choice to the runtime (LiteRT: one thread).
 
     Returns:
-        A function from arrays by input name to arrays by output name, in the file's order. OpenVINO computes in
-        float32: left alone, it picks bfloat16 where the processor has it.
+        A function from arrays by input name to arrays by output name, in the file's order. OpenVINO is set to float32,
+        because by default it uses bfloat16 on processors that have it.
 
     Raises:
-        ValueError: if the ending is unknown, the package is missing, or the file does not load.
+        ValueError: if the extension is unknown, the package is missing, or the file does not load.
     """
     path = Path(path)
     choice(owner, "the file's ending", path.suffix, FORMATS)
@@ -52,7 +52,7 @@ def open_runtime(owner: str, path: str | os.PathLike[str], num_threads: int | No
 
 
 def _open_litert(package: Any, path: Path, num_threads: int | None) -> Runtime:
-    # From memory: a mapped file that is replaced or removed later would end the process.
+    # Read into memory, because replacing or removing a memory-mapped file would crash the process.
     interpreter = package.Interpreter(model_content=path.read_bytes(), num_threads=num_threads)
     runner = interpreter.get_signature_runner()
 
@@ -98,12 +98,12 @@ def _open_openvino(package: Any, path: Path, num_threads: int | None) -> Runtime
 
 
 def flat_outputs(owner: str, out: Mapping[str, np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
-    """Put a runtime's outputs into the student's order: by name where the names were kept, else by position.
+    """Arrange a runtime's outputs in the student's order: by name if the names were kept, else by position.
 
     Args:
         owner: name shown in the error message.
-        out: what the runtime gave.
-        names: of the student's outputs, in order.
+        out: the runtime's outputs.
+        names: names of the student's outputs, in order.
 
     Returns:
         Arrays in that order.
@@ -120,9 +120,9 @@ def latency(run: Callable[[], Any], repeats: int = 30, warmup: int = 3) -> dict[
     """Time a call.
 
     Args:
-        run: what is timed.
-        repeats: timed calls.
-        warmup: untimed calls before.
+        run: the function to time.
+        repeats: number of timed calls.
+        warmup: number of untimed calls before them.
 
     Returns:
         ``median`` and ``p99`` in milliseconds.
@@ -141,7 +141,7 @@ def percentiles(seconds: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Summarise times.
 
     Args:
-        seconds: one per call.
+        seconds: seconds of each call.
 
     Returns:
         ``median`` and ``p99`` in milliseconds.

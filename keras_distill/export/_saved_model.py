@@ -1,4 +1,4 @@
-"""SavedModel for TensorFlow Serving: versioned, named outputs, compared with the Keras student before it is seen."""
+"""SavedModel for TensorFlow Serving: versioned, with named outputs, compared with the student before publication."""
 
 from __future__ import annotations
 
@@ -55,42 +55,43 @@ def saved_model(
 ) -> Export:
     """Export a student as ``directory/<version>/`` for TensorFlow Serving, checked against the Keras model.
 
-    The SavedModel is written aside, loaded again, run on ``check_inputs`` and compared with the student; only then is
-    it renamed to its version number, so a server that polls ``directory`` never sees half a model. If the two
-    disagree, nothing stays on disk.
+    The SavedModel is written to a hidden directory, reloaded, run on ``check_inputs`` and compared with the student;
+    only then is it renamed to its version number, so a server that polls ``directory`` never sees a partial model. If
+    the two disagree, nothing is left on disk.
 
     Signature ``serving_default``: inputs by the student's input names, batch dimension dynamic, other unknown
-    dimensions kept. Outputs, float32 whatever the student computes in (prefixed ``<output>_`` where it has several):
-    ``probabilities``; ``logits`` (of a softmax or sigmoid head: the logarithms, so that softmax or sigmoid of
-    ``logits`` gives the probabilities back); ``classes``, int64, the most probable class, or 0/1 per unit of a binary
-    head; with ``labels`` also ``labels`` and ``scores``, class names and probabilities, most probable first; with
-    ``uncertainty`` also ``entropy`` (nats) and ``confidence``. A regression output gives ``values`` alone.
+    dimensions kept. Outputs, always float32 (prefixed ``<output>_`` if there are several): ``probabilities``;
+    ``logits`` (of a softmax or sigmoid head: the logarithms, so that softmax or sigmoid of ``logits`` gives the
+    probabilities back); ``classes``, int64, the most probable class, or 0/1 per unit of a binary head; with ``labels``
+    also ``labels`` and ``scores``, class names and probabilities, most probable first; with ``uncertainty`` also
+    ``entropy`` (nats) and ``confidence``. A regression output gives only ``values``.
 
     Args:
         student: a built ``keras.Model``: ``distiller.student``, not the distiller.
-        directory: base path of the model; its last part is the name TensorFlow Serving knows it by.
+        directory: base path of the model; its last part is the model's name in TensorFlow Serving.
         version: integer >= 1 that does not exist yet; None takes the next one.
-        check_inputs: what the student is called with, real examples; None makes up inputs that fit the specs.
-        check_labels: integer labels of ``check_inputs``: adds accuracy and calibration error to the result.
-        from_logits: whether the student gives logits; None looks at its last activation. A dictionary by output name
-            for several outputs. Needed for subclassed models that give probabilities.
+        check_inputs: real examples, as the student takes them; None generates inputs that fit the specs.
+        check_labels: integer labels of ``check_inputs``; they add accuracy and calibration error to the result.
+        from_logits: whether the student returns logits; None inspects its last activation. A dictionary by output name
+            for several outputs. Needed for subclassed models that return probabilities.
         task: ``"classification"``, ``"binary"`` or ``"regression"``, or a dictionary by output name. None: one unit or
             a sigmoid is binary, anything else classification.
         labels: class names, or a dictionary of them by output name.
         temperature: calibration: a number > 0 or an object with a ``temperature`` (``calibration.TemperatureScaler``);
             probabilities are those of ``logits / temperature``. None is 1.
         uncertainty: serve ``entropy`` and ``confidence`` of the (calibrated) probabilities.
-        tolerance: largest difference allowed between export and student: of probabilities, and of logits relative to
+        tolerance: largest difference allowed between export and student, in probabilities, and in logits relative to
             the largest one. None: 1e-5, or 1e-2 for a student that computes in half precision.
         input_signature: structure of ``keras.InputSpec`` for a student that does not know its inputs.
-        image: an ``ImageBytes`` adds the signature ``image_bytes``: encoded JPEG or PNG files in.
+        image: an ``ImageBytes`` adds the signature ``image_bytes``, which takes encoded JPEG or PNG files.
         text: the preprocessing of a text student (a layer or function of a (batch,) string tensor), or True for a
             student that takes strings: adds the signature ``text``.
-        examples: add ``classify`` (or ``regress``): serialized ``tf.train.Example`` in, a feature per input.
+        examples: whether to add ``classify`` (or ``regress``), which takes serialized ``tf.train.Example``, one feature
+            per input.
         warmup_batch_sizes: one warm-up request per size and signature goes into ``assets.extra``, made of
             ``check_inputs``; needs the extra ``[serving]``.
-        card: what you know about the student, for the ``MODEL_CARD.md`` and ``distillation.json`` that are written
-            into the version directory; TensorFlow Serving ignores them.
+        card: facts about the student for the ``MODEL_CARD.md`` and ``distillation.json`` in the version directory,
+            which TensorFlow Serving ignores.
 
     Returns:
         An ``Export``: usable as a path, with the measured differences.
@@ -139,7 +140,7 @@ def saved_model(
     with staged_version(_OWNER, directory, version) as (aside, final):
         archive = keras.export.ExportArchive()
         holder = tf.Module()
-        holder.student = student  # tracks lookup tables; variables are those the endpoints use, and no others
+        holder.student = student  # tracks lookup tables; variables are only those used by the endpoints
         if isinstance(text, keras.layers.Layer | tf.Module):
             holder.text = text
         archive.track(holder)
@@ -164,7 +165,7 @@ def saved_model(
 
 
 def _name_methods(path: Path, endpoints: list[Endpoint]) -> None:
-    """Give classify and regress signatures the method names that TensorFlow Serving's calls ask for."""
+    """Give classify and regress signatures the method names that TensorFlow Serving expects."""
     special = [endpoint.name for endpoint in endpoints if endpoint.name in METHODS]
     if special:
         updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(path))
@@ -193,12 +194,12 @@ def _warmup_logs(
 
 
 def serving_function(student: keras.Model, inputs: Inputs, heads: list[Head]) -> Any:
-    """Make the function behind ``serving_default``: flat tensors in, named tensors out.
+    """Make the function behind ``serving_default``, from flat tensors to named tensors.
 
     Args:
         student: the model.
         inputs: its description.
-        heads: how to read its outputs.
+        heads: interpretation of its outputs.
 
     Returns:
         A function for ``ExportArchive.add_endpoint``.
@@ -219,7 +220,7 @@ def run_signature(signature: Any, names: Sequence[str], arrays: list[np.ndarray]
 
     Args:
         signature: the function.
-        names: of its inputs.
+        names: names of its inputs.
         arrays: one per input.
 
     Returns:

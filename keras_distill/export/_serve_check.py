@@ -1,4 +1,4 @@
-"""Load a SavedModel as TensorFlow Serving does; see that it answers, how fast, and with the student's numbers."""
+"""Loads a SavedModel as TensorFlow Serving does, and checks that it answers, its speed, and its agreement."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from keras_distill.export._student import check_student, run_student
 from keras_distill.export._warmup import WARMUP_FILE, read_warmup, replay_warmup
 
 _OWNER = "serve_check"
-#: Made-up inputs and what the Keras student gave for them, below the version directory.
+#: Generated inputs and the Keras student's answers to them, in the version directory.
 PARITY_FILE = Path("assets.extra") / "parity_check.npz"
 _MOST_PARITY_BYTES = 2**20
 _TOLERANCE = 1e-4
@@ -32,18 +32,18 @@ _TOLERANCE = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class ServeCheck:
-    """What a serving process said.
+    """The findings of a serving process.
 
     Args:
         path: the version directory.
-        tensorflow_version: of the C library.
+        tensorflow_version: version of the C library.
         signatures: by name: ``method``, ``inputs``, ``outputs``.
-        parity: largest difference from the Keras student by output; empty if there was nothing to compare with.
-        parity_source: what it was compared with.
-        num_examples: how many inputs were compared.
-        warmup_records: how many warm-up requests were replayed.
+        parity: largest difference from the Keras student by output; empty if there was no reference.
+        parity_source: description of the reference.
+        num_examples: number of inputs compared.
+        warmup_records: number of warm-up requests replayed.
         latency_ms: ``median``, ``p90`` and ``p99`` of ``serving_default`` by batch size.
-        size_bytes: of the version directory.
+        size_bytes: size of the version directory.
         quality: accuracy and calibration error, if labels were given.
     """
 
@@ -101,23 +101,23 @@ def serve_check(
     batch_sizes: Sequence[int] = (1, 32),
     repeats: int = 100,
 ) -> ServeCheck:
-    """Load a SavedModel through the C API, as TensorFlow Serving does, and check what it answers.
+    """Load a SavedModel through the C API, as TensorFlow Serving does, and check its answers.
 
-    Without ``student`` the answers are compared with those that the export recorded from the Keras student for made-up
-    inputs (``assets.extra/parity_check.npz``). Warm-up requests are replayed, batches of 1 and 7 must agree, and
+    Without ``student``, the reference is the Keras student's answers to generated inputs, recorded by the export
+    (``assets.extra/parity_check.npz``). Warm-up requests are replayed, batches of 1 and 7 must agree, and
     ``serving_default`` is timed inside the serving process.
 
     Args:
-        directory: a version directory, or the base path, of which the newest version is taken.
+        directory: a version directory, or the base path, whose newest version is used.
         student: the Keras student to compare with.
-        check_inputs: what to compare it on; None makes some up.
+        check_inputs: inputs to compare on; None generates some.
         check_labels: integer labels of ``check_inputs``; needs ``student``.
         from_logits: as in ``saved_model``.
         task: as in ``saved_model``.
-        tolerance: largest difference allowed, of probabilities; of logits and values relative to the largest. None:
+        tolerance: largest difference allowed in probabilities, and in logits and values relative to the largest. None:
             1e-4, or 0.01 for a student that computes in half precision.
-        batch_sizes: what is timed.
-        repeats: timed calls for each.
+        batch_sizes: batch sizes to time.
+        repeats: number of timed calls for each.
 
     Returns:
         A ``ServeCheck``; ``text()`` shows it.
@@ -193,17 +193,17 @@ def version_directory(directory: str | os.PathLike[str]) -> Path:
 
 
 def write_parity(path: Path, student: keras.Model, inputs: Inputs, heads: Sequence[Head], tolerance: float) -> bool:
-    """Record the Keras student's answers to made-up inputs, for ``serve_check``; real data never goes into an export.
+    """Record the Keras student's answers to generated inputs for ``serve_check``; exports never contain real data.
 
     Args:
         path: the version directory.
         student: the model.
         inputs: its inputs.
-        heads: how its outputs are read.
-        tolerance: what the export was allowed to differ.
+        heads: interpretation of its outputs.
+        tolerance: the difference allowed for the export.
 
     Returns:
-        Whether the file was written: not if the student cannot be run on made-up inputs, or they are too large.
+        Whether the file was written; it is not if the student cannot be run on generated inputs or they are too large.
     """
     arrays = inputs.random()
     per_example = max(1, sum(array.nbytes for array in arrays) // len(arrays[0]))
@@ -314,7 +314,7 @@ def _against_student(
 
 
 def _recorded_heads(path: Path, raw: Mapping[str, np.ndarray]) -> list[Head] | None:
-    """Read from the model card how the outputs were exported: task, logits or not, calibration temperature."""
+    """Read from the model card how the outputs were exported: task, ``from_logits``, calibration temperature."""
     recorded = read_card(_OWNER, path).get("student", {}).get("outputs", {})
     if set(recorded) != set(raw):
         return None
@@ -345,7 +345,7 @@ def _made_up(signature: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _check_batches(session: ServingSession, feeds: Mapping[str, np.ndarray]) -> None:
-    """A batch of 7 must give what its examples give one by one."""
+    """Check that a batch of 7 gives the same as its examples one by one."""
     seven = {name: value[np.arange(7) % len(value)] for name, value in feeds.items()}
     together = session.run(seven)
     alone = session.run({name: value[:1] for name, value in seven.items()})

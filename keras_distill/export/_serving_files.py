@@ -1,4 +1,4 @@
-"""The files that start TensorFlow Serving on an exported student: copy them, run one command."""
+"""Writes the files that start TensorFlow Serving on an exported student with one command."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ def serving_files(
     max_enqueued_batches: int = 100,
     image: str = "tensorflow/serving:latest",
 ) -> dict[str, Path]:
-    """Write what runs the official ``tensorflow/serving`` image on ``directory``.
+    """Write the files that run the official ``tensorflow/serving`` image on ``directory``.
 
     ``models.config`` (ModelServerConfig with version labels), ``batching_parameters.txt`` (BatchingParameters),
-    ``docker-compose.yml`` and ``kubernetes.yaml`` (ConfigMap, Deployment with readiness probe, Service). The probes ask
-    for the model's metadata, because TensorFlow Serving answers a status request with 200 even while it loads.
-    Clients address a version by its label, so promoting a canary is a change of ``models.config`` alone, which the
-    server reads again every 30 seconds.
+    ``docker-compose.yml`` and ``kubernetes.yaml`` (ConfigMap, Deployment with readiness probe, Service). The probes
+    request the model's metadata, because TensorFlow Serving answers a status request with 200 even while it is loading.
+    Clients address a version by its label, so promoting a canary only changes ``models.config``, which the server
+    rereads every 30 seconds.
 
     Args:
         directory: base path of the model, with a numbered version; its last part is the model's name.
-        out: where the files go; None: the parent of ``directory``. Existing files of these names are replaced.
+        out: output directory; None: the parent of ``directory``. Existing files of these names are replaced.
         labels: version by label. None: the newest version is ``stable``; with two or more, the newest is ``canary`` and
-            the one before it ``stable``.
-        max_batch_size: most examples that the server joins into one batch.
-        batch_timeout_micros: how long it waits for one, in microseconds.
-        num_batch_threads: batches computed at once; the number of cores is usual.
+            the previous one ``stable``.
+        max_batch_size: largest number of examples that the server combines into one batch.
+        batch_timeout_micros: how long it waits to fill a batch, in microseconds.
+        num_batch_threads: number of batches computed in parallel, usually the number of cores.
         max_enqueued_batches: requests beyond these are refused instead of waiting.
-        image: of the container; pin the tag you tested.
+        image: container image; pin the tag you tested.
 
     Returns:
         Path by file name.
@@ -124,7 +124,7 @@ def _models_config(name: str, labels: Mapping[str, int]) -> str:
 
 
 def _compose(name: str, source: str, image: str) -> str:
-    # The image has neither curl nor wget: bash asks by itself.
+    # The image has neither curl nor wget, so bash sends the request.
     probe = (
         f"exec 3<>/dev/tcp/127.0.0.1/{_REST_PORT} && "
         f"printf 'GET /v1/models/{name}/metadata HTTP/1.0\\r\\n\\r\\n' >&3 && head -n 1 <&3 | grep -q ' 200 '"

@@ -1,4 +1,4 @@
-"""The other end of ``_capi.py``: a SavedModel in a process of its own, loaded the way TensorFlow Serving loads it."""
+"""The client of ``_capi.py``: a SavedModel in its own process, loaded as TensorFlow Serving loads it."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _OWNER = "ServingSession"
 
 
 class ServedError(ValueError):
-    """What TensorFlow's C API reported: the SavedModel does not load, or the graph refused an input."""
+    """An error from TensorFlow's C API: the SavedModel does not load, or the graph refused an input."""
 
 
 class ServingSession:
     """A SavedModel loaded through ``TF_LoadSessionFromSavedModel``, in a process that never imports Python TensorFlow.
 
-    What works here works in TensorFlow Serving: the same loader, the same session, no Keras, no custom layers, no
+    What works here works in TensorFlow Serving: it uses the same loader and session, without Keras, custom layers or
     Python. The operations of tensorflow-text, which keras-hub's tokenizers use, are part of TensorFlow Serving; here
-    they are taken from the installed package. Costs a second to start; close it, or use it in a ``with`` statement.
+    they are loaded from the installed package. Starting takes a second; close the session, or use a ``with`` statement.
 
     Args:
         path: a version directory, such as ``serving/student/1``.
 
     Attributes:
         signatures: by name, a dictionary of ``method``, ``inputs`` and ``outputs`` with ``dtype`` and ``shape`` each.
-        version: of the TensorFlow library.
-        python_tensorflow: whether the process had imported Python TensorFlow when it last answered: always False.
+        version: version of the TensorFlow library.
+        python_tensorflow: whether the process had imported Python TensorFlow at its last answer; always False.
 
     Raises:
-        ServedError: if the directory is no SavedModel that can be served.
+        ServedError: if the directory is not a servable SavedModel.
 
     Example:
         >>> import keras, numpy as np, tempfile
@@ -105,14 +105,14 @@ class ServingSession:
         repeats: int = 100,
         warmup: int = 5,
     ) -> np.ndarray:
-        """Time runs inside the serving process, the transport to it not included.
+        """Time runs inside the serving process, without the transport to it.
 
         Args:
             feeds: arrays by input name.
             signature: its name.
             outputs: which outputs; None for all.
-            repeats: how many runs are timed.
-            warmup: how many runs come first, untimed.
+            repeats: number of timed runs.
+            warmup: number of untimed runs before them.
 
         Returns:
             Seconds of each run, (repeats,).

@@ -1,4 +1,4 @@
-"""Further ways in: serialized ``tf.train.Example``, encoded images, text; each ends in the student's own graph."""
+"""Further signatures for serialized ``tf.train.Example``, encoded images and text, on the student's own graph."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from keras_distill._checks import choice, error, number
 from keras_distill.export._heads import Head
 from keras_distill.export._inputs import Inputs
 
-#: Method names that TensorFlow Serving's Classify and Regress calls ask for.
+#: Method names that TensorFlow Serving's Classify and Regress calls expect.
 METHODS = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
 _TEXTS = ("one", "two words", "na\u00efve caf\u00e9 \u4f60\u597d", "a longer text with several more words in it")
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageBytes:
-    """How an encoded image (JPEG, PNG, BMP or the first frame of a GIF) becomes what the student takes.
+    """Converts an encoded image (JPEG, PNG, BMP or the first frame of a GIF) to the student's input.
 
-    The graph decodes, resizes to the student's height and width, and gives ``(pixel * scale - mean) / std``, pixels
-    from 0 to 255. Decoding and resizing in the graph means that a client sends the file as it is; a file that cannot be
-    decoded is an error for its request.
+    The graph decodes, resizes to the student's height and width, and computes ``(pixel * scale - mean) / std``, for
+    pixels from 0 to 255. Clients therefore send the file as it is; a file that cannot be decoded is an error of its
+    request.
 
     Args:
-        scale: multiplied with the pixels first; 1/255 gives 0 to 1.
+        scale: factor of the pixels; 1/255 gives 0 to 1.
         mean: subtracted then; a number, or one per channel.
         std: divided by last; a number, or one per channel; not 0.
         resize: ``"bilinear"``, ``"bicubic"``, ``"nearest"`` or ``"area"``.
@@ -74,8 +74,8 @@ class ImageBytes:
 
         Args:
             encoded: (batch,), strings.
-            height: of the result.
-            width: of the result.
+            height: height of the result.
+            width: width of the result.
             channels: 1 or 3.
 
         Returns:
@@ -93,14 +93,14 @@ class ImageBytes:
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """One more signature, with inputs to check it on.
+    """A further signature, with inputs to check it on.
 
     Args:
-        name: of the signature.
-        function: one string tensor in, dictionary of tensors out.
-        spec: of its input.
-        examples: the strings it is checked on.
-        student_inputs: what the student is called with for the same examples.
+        name: name of the signature.
+        function: maps one string tensor to a dictionary of tensors.
+        spec: spec of its input.
+        examples: strings to check it on.
+        student_inputs: the student's inputs for the same examples.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Endpoint:
 
 
 def image_endpoint(owner: str, image: Any, inputs: Inputs, serve: Callable[..., dict[str, tf.Tensor]]) -> Endpoint:
-    """Make the signature ``image_bytes``: encoded images in, the outputs of ``serving_default`` out.
+    """Make the signature ``image_bytes``, from encoded images to the outputs of ``serving_default``.
 
     Args:
         owner: name shown in the error message.
@@ -129,7 +129,7 @@ def image_endpoint(owner: str, image: Any, inputs: Inputs, serve: Callable[..., 
         raise error(owner, "image to be an ImageBytes", image, "Use image=export.ImageBytes(scale=1 / 255)")
     spec = inputs.specs[0]
     shape = tuple(spec.shape[1:])
-    squeezed = len(shape) == 2  # (height, width): a grey image without a channel axis
+    squeezed = len(shape) == 2  # (height, width): a greyscale image without a channel axis
     full = (*shape, 1) if squeezed else shape
     if len(inputs.specs) != 1 or len(full) != 3 or None in full or full[-1] not in (1, 3):
         raise error(
@@ -151,12 +151,12 @@ def image_endpoint(owner: str, image: Any, inputs: Inputs, serve: Callable[..., 
 
 
 def text_endpoint(owner: str, text: Any, inputs: Inputs, serve: Callable[..., dict[str, tf.Tensor]]) -> Endpoint:
-    """Make the signature ``text``: a string per example in, the outputs of ``serving_default`` out.
+    """Make the signature ``text``, from one string per example to the outputs of ``serving_default``.
 
     Args:
         owner: name shown in the error message.
-        text: a layer or function from strings (batch,) to what the student takes, or True for a student that takes
-            strings itself.
+        text: a layer or function from strings (batch,) to the student's input, or True for a student that takes
+            strings.
         inputs: the student's inputs.
         serve: the function behind ``serving_default``.
 
@@ -164,7 +164,8 @@ def text_endpoint(owner: str, text: Any, inputs: Inputs, serve: Callable[..., di
         The endpoint.
 
     Raises:
-        ValueError: if ``text`` is True and the student does not take strings, or gives something that does not fit.
+        ValueError: if ``text`` is True and the student does not take strings, or if its result does not fit the
+            student.
     """
     if text is True:
         spec = inputs.specs[0]
@@ -194,17 +195,17 @@ def text_endpoint(owner: str, text: Any, inputs: Inputs, serve: Callable[..., di
 def example_endpoint(
     owner: str, inputs: Inputs, heads: list[Head], serve: Callable[..., dict[str, tf.Tensor]], arrays: list[np.ndarray]
 ) -> Endpoint:
-    """Make ``classify`` or ``regress``: serialized ``tf.train.Example`` in, one feature per input of the student.
+    """Make ``classify`` or ``regress``, which take serialized ``tf.train.Example``, one feature per student input.
 
-    ``classify`` gives ``classes`` (class names, or the index as text) and ``scores``, most probable first, as
-    TensorFlow Serving's Classify call asks; ``regress`` gives ``outputs``.
+    ``classify`` returns ``classes`` (class names, or the index as text) and ``scores``, most probable first, as
+    TensorFlow Serving's Classify call requires; ``regress`` returns ``outputs``.
 
     Args:
         owner: name shown in the error message.
         inputs: the student's inputs.
-        heads: how its outputs are read; one only.
+        heads: interpretation of its outputs; exactly one.
         serve: the function behind ``serving_default``.
-        arrays: inputs of the student to check it on.
+        arrays: student inputs to check it on.
 
     Returns:
         The endpoint.
@@ -248,7 +249,7 @@ def example_endpoint(
 
 
 def serialize_example(values: dict[str, np.ndarray]) -> bytes:
-    """Write one example as ``tf.train.Example``.
+    """Serialize one example as ``tf.train.Example``.
 
     Args:
         values: an array per feature; text as ``str`` or ``bytes``.
@@ -277,8 +278,8 @@ def check_endpoint(
     Args:
         owner: name shown in the error message.
         endpoint: the signature.
-        served: what it gave.
-        expected: what ``serving_default`` gives for ``endpoint.student_inputs``.
+        served: its outputs.
+        expected: outputs of ``serving_default`` for ``endpoint.student_inputs``.
 
     Raises:
         ValueError: if they differ by more than 1e-4.

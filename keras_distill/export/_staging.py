@@ -1,4 +1,4 @@
-"""Write aside, then rename: a reader never sees half an export, and a failed one leaves nothing."""
+"""Writes to a hidden place, then renames: readers never see a partial export, and a failed one leaves nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keras_distill._checks import error, integer
 
 
 def make_directory(owner: str, directory: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
-    """Create ``directory`` with its parents and prove that it can be written to.
+    """Create ``directory`` with its parents and check that it is writable.
 
     Args:
         owner: name shown in the error message.
@@ -22,7 +22,7 @@ def make_directory(owner: str, directory: str | os.PathLike[str]) -> tuple[Path,
         The path, and the directories that were created (deepest first), for ``remove_empty``.
 
     Raises:
-        ValueError: if the path is no directory or cannot be written to.
+        ValueError: if the path is not a directory or is not writable.
     """
     path = Path(directory)
     created: list[Path] = []
@@ -72,7 +72,7 @@ def versions(directory: Path) -> list[int]:
 
 @contextlib.contextmanager
 def _whole(owner: str, aside: Path, final: Path) -> Iterator[None]:
-    """Make the folder ``aside``, and remove it at the end with what is left in it; a disk's refusal is one sentence."""
+    """Create the folder ``aside`` and remove it at the end; file system errors become one message."""
     try:
         _files.make_folder(aside)
         yield
@@ -85,20 +85,20 @@ def _whole(owner: str, aside: Path, final: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def staged_version(owner: str, directory: str | os.PathLike[str], version: int | None) -> Iterator[tuple[Path, Path]]:
-    """Yield an aside path to fill, renamed to ``directory/<version>`` when the block ends without an error.
+    """Yield a hidden path to fill, renamed to ``directory/<version>`` when the block ends without an error.
 
-    The aside name is hidden and not numeric, so a server that polls ``directory`` ignores it. An error leaves nothing.
+    Its name is hidden and not numeric, so a server that polls ``directory`` ignores it. An error leaves nothing.
 
     Args:
         owner: name shown in the error message.
         directory: base path of the model.
-        version: number of the version; None takes the next one.
+        version: version number; None takes the next one.
 
     Yields:
         ``(aside, final)``: the directory to fill, and the path it gets.
 
     Raises:
-        ValueError: if the version exists, is no positive integer, or the directory cannot be written to.
+        ValueError: if the version exists or is not a positive integer, or the directory is not writable.
     """
     if version is not None:
         version = integer(owner, "version", version, low=1)
@@ -119,18 +119,18 @@ def staged_version(owner: str, directory: str | os.PathLike[str], version: int |
 
 @contextlib.contextmanager
 def staged_files(owner: str, path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
-    """Yield an aside path with the final name; every file beside it is moved to its place at the end.
+    """Yield a path in a hidden directory with the final name; all files there are moved to their place at the end.
 
     Args:
         owner: name shown in the error message.
         path: the final file; it is replaced if it exists.
-        suffix: what its name must end with, dot included.
+        suffix: required extension, with the dot.
 
     Yields:
-        A path with the same name in an aside directory.
+        A path with the same name in a hidden directory.
 
     Raises:
-        ValueError: if the suffix is wrong or the directory cannot be written to.
+        ValueError: if the suffix is wrong or the directory is not writable.
     """
     final = Path(path)
     if final.suffix != suffix:

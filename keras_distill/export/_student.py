@@ -1,4 +1,4 @@
-"""Run the Keras student: the reference that every export is compared with."""
+"""Runs the Keras student, the reference for every export."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from keras_distill import taps
 from keras_distill._checks import error, number
 from keras_distill.export._inputs import Inputs, batches
 
-#: Most examples per call when an export is checked.
+#: Largest number of examples per call when an export is checked.
 CHECK_BATCH = 256
 
 
 def check_student(owner: str, student: Any) -> None:
-    """Refuse what is not a built student alone.
+    """Refuse anything but a built student.
 
     Args:
         owner: name shown in the error message.
-        student: what the user gave.
+        student: the argument to check.
 
     Raises:
-        ValueError: if it is no model, is a distiller, or has no weights yet.
+        ValueError: if it is not a model, is a distiller, or has no weights yet.
     """
     if not isinstance(student, keras.Model):
         raise error(owner, "student to be a keras.Model", type(student).__name__)
@@ -65,13 +65,13 @@ def run_student(
         student: the model.
         inputs: its description.
         examples: one array per input.
-        made_up: whether the examples are random, for the error message.
+        made_up: whether the examples are generated, for the error message.
 
     Returns:
-        Outputs by name, in order; the single output of a student is called ``"outputs"``.
+        Outputs by name, in order; a single output is named ``"outputs"``.
 
     Raises:
-        ValueError: if the student cannot be run on made-up inputs, or has no array outputs.
+        ValueError: if the student cannot be run on generated inputs, or has no array outputs.
     """
     parts: list[list[np.ndarray]] = []
     for batch in batches(examples, CHECK_BATCH):
@@ -89,11 +89,11 @@ def run_student(
 
 
 def output_names(student: keras.Model, structure: Any) -> list[str]:
-    """Name the outputs of a student: dictionary keys, else the names of its output layers.
+    """Return the names of a student's outputs: dictionary keys, else the names of its output layers.
 
     Args:
         student: the model.
-        structure: what it gives.
+        structure: its outputs.
 
     Returns:
         One name per flat output, unique.
@@ -112,7 +112,7 @@ def output_names(student: keras.Model, structure: Any) -> list[str]:
 
 
 def in_float32(owner: str, student: keras.Model) -> keras.Model:
-    """Return a student that computes in float32: itself, or a copy with the same weights where it uses 16 bits.
+    """Return a student that computes in float32: itself, or a copy with the same weights if it uses 16 bits.
 
     Args:
         owner: name shown in the error message.
@@ -145,7 +145,7 @@ def in_float32(owner: str, student: keras.Model) -> keras.Model:
 
 
 def computes_in_half(model: keras.Model) -> bool:
-    """Tell whether any layer of a model computes in float16 or bfloat16.
+    """Return whether any layer of a model computes in float16 or bfloat16.
 
     Args:
         model: any model.

@@ -1,4 +1,4 @@
-"""Warm-up requests: TensorFlow Serving replays them before a version becomes available, so that no user waits."""
+"""Warm-up requests, which TensorFlow Serving replays before a version becomes available."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import tensorflow as tf
 from keras_distill._checks import error
 from keras_distill.export._session import ServingSession
 
-#: Where TensorFlow Serving looks, below the version directory.
+#: Path in the version directory where TensorFlow Serving looks.
 WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
-#: TensorFlow Serving refuses a file with more records.
+#: TensorFlow Serving refuses files with more records.
 MOST_RECORDS = 1000
 
 
 def load_extra(owner: str, module: str, extra: str) -> Any:
-    """Import an optional package, or say which extra brings it.
+    """Import an optional package, or raise the error that names the extra that installs it.
 
     Args:
         owner: name shown in the error message.
         module: dotted name.
-        extra: of this package.
+        extra: the extra of this package.
 
     Returns:
         The module.
@@ -87,7 +87,7 @@ def example_log(owner: str, model: str, signature: str, serialized: Sequence[byt
 
 
 def write_warmup(owner: str, version_directory: str | os.PathLike[str], logs: Sequence[Any]) -> Path:
-    """Write the records where TensorFlow Serving looks for them.
+    """Write the records to where TensorFlow Serving looks for them.
 
     Args:
         owner: name shown in the error message.
@@ -98,7 +98,7 @@ def write_warmup(owner: str, version_directory: str | os.PathLike[str], logs: Se
         The file.
 
     Raises:
-        ValueError: if there are more than 1000.
+        ValueError: if there are more than 1000 records.
     """
     if len(logs) > MOST_RECORDS:
         raise error(owner, f"at most {MOST_RECORDS} warm-up requests", len(logs))
@@ -120,7 +120,7 @@ def read_warmup(version_directory: str | os.PathLike[str]) -> list[Any]:
         ``PredictionLog`` protos; empty if there is no file.
 
     Raises:
-        ValueError: if the file is not one of warm-up requests.
+        ValueError: if the file does not hold warm-up requests.
     """
     owner = "read_warmup"
     path = Path(version_directory) / WARMUP_FILE
@@ -141,13 +141,13 @@ def replay_warmup(session: ServingSession, logs: Sequence[Any]) -> list[dict[str
 
     Args:
         session: the loaded version.
-        logs: what ``read_warmup`` gave.
+        logs: records from ``read_warmup``.
 
     Returns:
         The outputs of each record.
 
     Raises:
-        ServedError: if a record does not run.
+        ServedError: if a record fails.
     """
     out = []
     for log in logs:
