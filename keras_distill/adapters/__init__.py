@@ -1,4 +1,4 @@
-"""Small layers that fit a student's tensor to a teacher's: owned by a term, trained with it, never exported."""
+"""Small layers that map a student's tensor to a teacher's shape: owned by a term, trained with it, never exported."""
 
 from keras_distill.adapters._attention import AttentionScores
 from keras_distill.adapters._auto import auto

@@ -1,4 +1,4 @@
-"""The adapter from queries and keys to the attention scores of a transformer's layer."""
+"""The adapter from queries and keys to the attention scores of a transformer layer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from keras_distill.adapters._projections import Shape
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class AttentionScores(Adapter):
-    """Scores of a self-attention before its softmax, from queries and keys: what ``losses.AttentionMaps`` compares.
+    """Attention scores before the softmax, computed from queries and keys, for ``losses.AttentionMaps``.
 
-    Tap both of ``keras.layers.MultiHeadAttention`` (``"block/self_attention_layer/query"`` and ``".../key"``), which
-    need not compute the scores in one piece itself. It has no weights, and belongs on both sides of a term.
+    Tap queries and keys of ``keras.layers.MultiHeadAttention`` (``"block/self_attention_layer/query"`` and
+    ``".../key"``), which may not expose its scores. It has no weights; use it on both sides of a term.
 
     Formula: scores_hij = query_ih . key_jh / sqrt(head size).
 

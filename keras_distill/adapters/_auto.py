@@ -1,4 +1,4 @@
-"""The adapter that two shapes ask for, and the sentence that says so."""
+"""Chooses the adapter for two shapes, and describes the choice in a sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_distill.adapters._sizes import AdaptiveAveragePool, AttentionPool, Se
 def auto(
     teacher_shape: Sequence[int | None], student_shape: Sequence[int | None]
 ) -> tuple[keras.layers.Layer | None, str, str]:
-    """Choose the adapter that brings a student's features to a teacher's channels, from the two shapes alone.
+    """Choose the adapter that maps a student's features to a teacher's channels, from the two shapes alone.
 
     | student | teacher | adapter, on the student |
     |---|---|---|
@@ -22,20 +22,20 @@ def auto(
     | sequence | sequence | ``SequenceInterpolation`` if the lengths differ, ``Dense`` |
     | map | map | ``AdaptiveAveragePool`` if the student's is larger, ``Conv1x1`` |
     | sequence or map | vector | ``AttentionPool`` |
-    | map | sequence | the positions in a row, then as for sequences |
-    | sequence | map | the steps in rows, if as many as positions, then as for maps |
+    | map | sequence | positions flattened to a sequence, then as for sequences |
+    | sequence | map | steps arranged as a map, if the numbers agree, then as for maps |
 
-    A student's smaller map stays as it is: the losses pool the teacher's.
+    A student's smaller map keeps its size: the losses pool the teacher's.
 
     Args:
         teacher_shape: (batch, ..., channels), rank 2 to 4; None where unknown.
         student_shape: the same for the student.
 
     Returns:
-        (adapter, side, reason): a layer not yet built, or None where none is needed; "student"; one sentence.
+        (adapter, side, reason): an unbuilt layer, or None if none is needed; "student"; one sentence.
 
     Raises:
-        ValueError: if a channel count is unknown, or no adapter leads from one shape to the other.
+        ValueError: if a number of channels is unknown, or no adapter maps one shape to the other.
 
     Example:
         >>> adapter, side, reason = auto((None, 4, 4, 64), (None, 8, 8, 16))
@@ -64,7 +64,7 @@ def auto(
 def _bring_to_rank(
     student: tuple[int | None, ...], teacher: tuple[int | None, ...], layers: list[keras.layers.Layer], said: list[str]
 ) -> tuple[int | None, ...]:
-    """Append what brings the student's shape to the teacher's rank, and return the shape then."""
+    """Append the layer that changes the student's rank to the teacher's, and return the new shape."""
     if len(student) == len(teacher):
         return student
     if len(teacher) == 2:
@@ -88,7 +88,7 @@ def _bring_to_rank(
 def _bring_to_size(
     here: tuple[int | None, ...], teacher: tuple[int | None, ...], layers: list[keras.layers.Layer], said: list[str]
 ) -> None:
-    """Append what brings positions of the student to the teacher's, where the losses do not do it."""
+    """Append the layer that changes the student's positions to the teacher's, unless the losses do so."""
     if None in here[1:-1] or None in teacher[1:-1] or here[1:-1] == teacher[1:-1]:
         return
     if len(here) == 3:

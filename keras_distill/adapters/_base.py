@@ -1,4 +1,4 @@
-"""What every adapter is: a small float32 layer, channels-last."""
+"""Base of the adapters: small float32 layers, channels-last."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import keras
 
 
 class Adapter(keras.layers.Layer):
-    """Base of the adapters: a layer that computes in float32 whatever the global dtype policy.
+    """Base of the adapters: a layer that computes in float32, whatever the global dtype policy.
 
     Args:
-        dtype: as in ``keras.layers.Layer``; float32 unless told otherwise.
+        dtype: as in ``keras.layers.Layer``; float32 by default.
         **kwargs: as in ``keras.layers.Layer``.
     """
 

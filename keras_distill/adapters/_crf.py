@@ -1,4 +1,4 @@
-"""The last layer of a tagger whose neighbouring tags depend on each other."""
+"""Linear-chain CRF: the last layer of a tagger whose neighbouring tags depend on each other."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from keras_distill._typing import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class LinearChainCrf(keras.layers.Layer):
-    """Scores of tags and of their transitions (CRF): put it behind the layer that gives one score per tag.
+    """Scores of tags and of their transitions (CRF): put it after the layer that outputs one score per tag.
 
-    Its output is a tensor of potentials. ``losses.CrfNegativeLogLikelihood`` trains on it, ``losses.crf_decode`` gives
-    the likeliest tags, and ``losses.crf_log_marginals``, or ``teachers.crf_marginals`` for a whole model, the
-    probabilities of the tags of each token.
+    Its output is a tensor of potentials. ``losses.CrfNegativeLogLikelihood`` trains on it, ``losses.crf_decode``
+    returns the likeliest tags, and ``losses.crf_log_marginals``, or ``teachers.crf_marginals`` for a whole model, the
+    tag probabilities of each token.
 
     Args:
         num_tags: >= 1.
@@ -29,7 +29,7 @@ class LinearChainCrf(keras.layers.Layer):
         tag j at token t plus that of tag j following tag i. The Keras mask of the scores is passed on.
 
     Raises:
-        ValueError: if ``num_tags`` is below 1 or the scores have another last axis.
+        ValueError: if ``num_tags`` is below 1 or the last axis of the scores has another size.
 
     Example:
         >>> import keras
@@ -43,7 +43,7 @@ class LinearChainCrf(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
-        """Make the transition scores."""
+        """Create the transition scores."""
         if len(input_shape) != 3 or input_shape[-1] != self.num_tags:
             raise error("LinearChainCrf", f"scores of shape (batch, tokens, {self.num_tags})", str(tuple(input_shape)))
         self.transitions = self.add_weight(shape=(self.num_tags, self.num_tags), name="transitions")
@@ -68,7 +68,7 @@ class LinearChainCrf(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class CrfMarginals(keras.layers.Layer):
-    """From potentials to the log-probability of each tag at each token: ``losses.crf_log_marginals`` as a layer.
+    """Log-probability of each tag at each token, from potentials: ``losses.crf_log_marginals`` as a layer.
 
     Args:
         **kwargs: as for ``keras.layers.Layer``.

@@ -1,4 +1,4 @@
-"""Experts: several small networks, of which a gate that sees the teacher picks one for each example."""
+"""Experts: several small networks, from which a gate that sees the teacher chooses one for each example."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from keras_distill.adapters._base import Adapter
 class ExpertMixture(Adapter):
     """Mixture of experts from a student's embedding to a teacher's, gated by the teacher's embedding (DE).
 
-    ``mixture([student, teacher])`` gives the reconstruction of the teacher. In training the gate draws one expert per
-    example by Gumbel-softmax at ``gate_temperature``; otherwise the likeliest expert answers.
+    ``mixture([student, teacher])`` returns the reconstruction of the teacher. In training the gate draws one expert per
+    example by Gumbel-softmax at ``gate_temperature``; otherwise the likeliest expert is used.
 
     Formula: sum_m a_m * E_m(student), E_m two dense layers, a = softmax((log softmax(gate(teacher)) + Gumbel noise) /
     gate_temperature).
@@ -25,8 +25,8 @@ class ExpertMixture(Adapter):
     Args:
         units: >= 1, the width of the teacher's embedding.
         num_experts: >= 1.
-        gate_temperature: > 0; a small one picks one expert, a large one mixes them.
-        seed: >= 0, of the noise.
+        gate_temperature: > 0; a small value selects one expert, a large one mixes them.
+        seed: >= 0, seed of the noise.
         **kwargs: as in ``keras.layers.Layer``.
 
     Raises:
@@ -56,7 +56,7 @@ class ExpertMixture(Adapter):
         self.inner: list[keras.layers.Layer] = []
 
     def build(self, input_shape: Any) -> None:
-        """Make the variables."""
+        """Create the variables."""
         student, teacher = (tuple(shape) for shape in input_shape)
         hidden = (student[-1] + self.units) // 2
         for index in range(self.num_experts):
@@ -73,7 +73,7 @@ class ExpertMixture(Adapter):
 
     @property
     def gate_temperature(self) -> float:
-        """The temperature of the gate now; assign at any time, also while training."""
+        """The current temperature of the gate; may be assigned at any time, also during training."""
         return float(ops.convert_to_numpy(self._temperature)) if self.built else self._first_temperature
 
     @gate_temperature.setter
@@ -101,6 +101,6 @@ class ExpertMixture(Adapter):
         return (input_shape[0][0], self.units)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         own = {"units": self.units, "num_experts": self.num_experts, "gate_temperature": self.gate_temperature}
         return {**super().get_config(), **own, "seed": self.seed}

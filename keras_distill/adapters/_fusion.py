@@ -1,4 +1,4 @@
-"""Adapters for terms over many layers: attention-based fusion, embeddings of whole layers, a memory of embeddings."""
+"""Adapters for terms over several layers: attention-based fusion, embeddings of whole layers, a memory bank."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from keras_distill.losses._features import maps
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class AttentionFusion(Adapter):
-    """Fusion of a student's stage with what deeper stages passed on, each gated by an attention map (ABF of ReviewKD).
+    """Fusion of a student's stage with the residual of deeper stages, gated by attention maps (ABF of ReviewKD).
 
     ``fusion([stage, residual])``, or ``fusion(stage)`` for the deepest, returns (output, fused): the output is compared
-    with the teacher's stage, the fused map is the residual of the next shallower stage.
+    with the teacher's stage, and the fused map is the residual for the next shallower stage.
 
     Args:
         filters: >= 1, the teacher's channels.
@@ -52,7 +52,7 @@ class AttentionFusion(Adapter):
         self.expand_norm = normalization(self.dtype_policy, "expand_norm")
 
     def build(self, input_shape: Any) -> None:
-        """Make the variables; those of the gates only where there is a residual."""
+        """Create the variables; those of the gates only if there is a residual."""
         stage, residual = _stage_and_residual(input_shape)
         out, fused = self.compute_output_shape(input_shape)
         self.reduce.build(stage)
@@ -82,7 +82,7 @@ class AttentionFusion(Adapter):
         return (stage[0], *places, self.filters), (stage[0], *places, self.hidden_filters)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         size = None if self.size is None else list(self.size)
         return {**super().get_config(), "filters": self.filters, "hidden_filters": self.hidden_filters, "size": size}
 
@@ -113,14 +113,14 @@ class _TwoLayerEmbedding(Adapter, abc.ABC):
 
     @abc.abstractmethod
     def _width(self, input_shape: Shape) -> int | None:
-        """Return how many columns ``_rows`` has for inputs of this shape."""
+        """Return the number of columns of ``_rows`` for inputs of this shape."""
 
     @abc.abstractmethod
     def _rows(self, inputs: Tensor) -> Tensor:
-        """Return what is embedded of each example, (batch, width)."""
+        """Return the vector to embed of each example, (batch, width)."""
 
     def build(self, input_shape: Shape) -> None:
-        """Make the variables."""
+        """Create the variables."""
         width = self._width(input_shape)
         self.first.build((None, width))
         self.second.build((None, 2 * self.units))
@@ -135,13 +135,13 @@ class _TwoLayerEmbedding(Adapter, abc.ABC):
         return (input_shape[0], self.units)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "units": self.units}
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class LayerEmbedding(_TwoLayerEmbedding):
-    """Embedding of a whole layer from the mean over its positions, for the attention between layers; any batch size.
+    """Embedding of a whole layer from the mean over its positions, for attention between layers; any batch size.
 
     Args:
         units: >= 1, the same for every layer of teacher and student.
@@ -163,12 +163,12 @@ class LayerEmbedding(_TwoLayerEmbedding):
 class SimilarityEmbedding(_TwoLayerEmbedding):
     """Embedding of a whole layer from each example's similarities to the batch, as published (SemCKD).
 
-    Its width is the batch size, which must not change: drop the last, smaller batch. ``LayerEmbedding`` has no such
-    need.
+    Its input width is the batch size, which must not change: drop the last, smaller batch. ``LayerEmbedding`` has no
+    such restriction.
 
     Args:
         units: >= 1, the same for every layer; a quarter of the batch size is usual.
-        batch_size: >= 1, of every batch.
+        batch_size: >= 1, size of every batch.
         **kwargs: as in ``keras.layers.Layer``.
 
     Example:
@@ -195,22 +195,22 @@ class SimilarityEmbedding(_TwoLayerEmbedding):
         return ops.reshape(ops.matmul(flat, ops.transpose(flat)), [-1, self.batch_size])
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "batch_size": self.batch_size}
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class MemoryBank(Adapter):
-    """One embedding for each example of the training set: the negatives of ``terms.ContrastiveMemory`` (CRD).
+    """One embedding for each example of the training set, the negatives of ``terms.ContrastiveMemory`` (CRD).
 
-    ``candidates(indices)`` reads, ``update(embeddings, indices)`` writes, ``normalizer(scores)`` is the constant that
-    the first batch fixes. One replica only: replicas would write on their own.
+    ``candidates(indices)`` reads, ``update(embeddings, indices)`` writes, and ``normalizer(scores)`` is a constant
+    fixed by the first batch. Use one replica only: several would write independently.
 
     Args:
-        num_examples: >= 1, of the training set; indices lie below.
+        num_examples: >= 1, size of the training set; indices are smaller.
         units: >= 1, the width of the embeddings.
-        momentum: between 0 and 1, how much of the old embedding stays at an update.
-        seed: of the start.
+        momentum: between 0 and 1, weight of the old embedding in an update.
+        seed: seed of the initial embeddings.
         **kwargs: as in ``keras.layers.Layer``.
 
     Example:
@@ -244,7 +244,7 @@ class MemoryBank(Adapter):
         self.built = True
 
     def candidates(self, indices: Any) -> Tensor:
-        """Return the embeddings of some examples: (..., units)."""
+        """Return the embeddings of the examples ``indices``: (..., units)."""
         return ops.take(self.memory, indices, axis=0)
 
     def call(self, inputs: Tensor) -> Tensor:
@@ -262,11 +262,11 @@ class MemoryBank(Adapter):
         self.memory.assign(ops.scatter_update(self.memory, ops.expand_dims(indices, -1), mixed))
 
     def normalizer(self, scores: Tensor, training: bool = True) -> Tensor:
-        """Return the constant; the first call takes it from its batch.
+        """Return the constant; the first call computes it from its batch.
 
         Args:
             scores: any shape: inner products over the contrast temperature.
-            training: False leaves the constant unset where it is.
+            training: False does not store the constant.
 
         Returns:
             (), the mean of exp(scores) times ``num_examples``, of the first call.
@@ -282,7 +282,7 @@ class MemoryBank(Adapter):
         return (*tuple(input_shape), self.units)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {
             **super().get_config(),
             "num_examples": self.num_examples,

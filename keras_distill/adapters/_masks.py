@@ -1,4 +1,4 @@
-"""A layer that gives positions their padding mask back."""
+"""A layer that restores the padding mask of positions."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from keras_distill._typing import Tensor
 class WithMask(keras.layers.Layer):
     """Returns its first input with the padding mask of its second, and zeros where that mask is False.
 
-    Put it behind convolutions over frames or tokens: Keras' convolutions and paddings drop the mask, and so does a sum
-    with a tensor that has none. Losses then count the padding, and a teacher's frames do not match the student's. In
-    front of a convolution it also keeps the padding from leaking into real frames.
+    Put it after convolutions over frames or tokens: Keras' convolutions and paddings drop the mask, and so does a sum
+    with an unmasked tensor. Losses then count the padding, and a teacher's frames do not match the student's. Before a
+    convolution it also keeps the padding from leaking into real frames.
 
     Args:
-        stride: >= 1, by how much the first input has fewer positions than the second.
+        stride: >= 1, the factor by which the first input has fewer positions than the second.
         **kwargs: as for ``keras.layers.Layer``.
 
     Call:
         [x, masked]: x (batch, positions, ...), and a tensor (batch, stride * positions, ...) that still has its mask.
-        Returns x, with the mask of every ``stride``-th position. Without a mask x comes back as it is.
+        Returns x, with the mask of every ``stride``-th position. Without a mask x is returned unchanged.
 
     Raises:
-        ValueError: if ``stride`` is out of bounds, or it is not called with two tensors.
+        ValueError: if ``stride`` is out of bounds, or the layer is not called with two tensors.
 
     Example:
         >>> import keras, numpy as np

@@ -17,11 +17,11 @@ Shape = tuple[int | None, ...]
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Dense(keras.layers.Dense):
-    """Linear map of the last axis: the adapter of vectors and sequences. As ``keras.layers.Dense``, in float32.
+    """Linear map of the last axis, for vectors and sequences: ``keras.layers.Dense`` in float32.
 
     Args:
         units: >= 1, the teacher's channels.
-        dtype: float32 unless told otherwise, whatever the global policy.
+        dtype: float32 by default, whatever the global policy.
         **kwargs: as in ``keras.layers.Dense``.
 
     Example:
@@ -35,7 +35,7 @@ class Dense(keras.layers.Dense):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Conv1x1(keras.layers.Conv2D):
-    """Convolution with a 1x1 kernel, the adapter of maps: (batch, height, width, channels), in float32.
+    """Convolution with a 1x1 kernel in float32, for maps (batch, height, width, channels).
 
     Args:
         filters: >= 1, the teacher's channels.
@@ -43,7 +43,7 @@ class Conv1x1(keras.layers.Conv2D):
         kernel_initializer: as in ``keras.layers.Conv2D``.
         bias_initializer: as in ``keras.layers.Conv2D``.
         kernel_regularizer: as in ``keras.layers.Conv2D``.
-        dtype: float32 unless told otherwise, whatever the global policy.
+        dtype: float32 by default, whatever the global policy.
         **kwargs: as in ``keras.layers.Layer``.
 
     Example:
@@ -75,7 +75,7 @@ class Conv1x1(keras.layers.Conv2D):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         kept = {
             "name", "trainable", "dtype", "filters", "use_bias",
             "kernel_initializer", "bias_initializer", "kernel_regularizer",
@@ -85,20 +85,20 @@ class Conv1x1(keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ConvRegressor(Adapter):
-    """FitNet's regressor as public codes have it: a convolution to the teacher's size, batch norm, ReLU.
+    """FitNet's regressor as in public codes: a convolution to the teacher's size, batch norm, ReLU.
 
-    A 3x3 convolution of stride 2 where the student's map is twice the teacher's, a transposed 4x4 one where it is half,
-    else a valid convolution of the kernel that remains. ``Conv1x1`` is an adequate default; with the ReLU, negative
-    teacher activations cannot be matched.
+    It is a 3x3 convolution of stride 2 if the student's map is twice the teacher's, a transposed 4x4 convolution if it
+    is half, and otherwise a valid convolution with the kernel that gives the size. ``Conv1x1`` is an adequate default;
+    with the ReLU, negative teacher activations cannot be matched.
 
     Args:
         filters: >= 1, the teacher's channels.
         size: (height, width) of the teacher's map.
-        relu: whether a ReLU comes last; False for teacher features before their activation.
+        relu: whether the output passes a ReLU; False for teacher features before their activation.
         **kwargs: as in ``keras.layers.Layer``.
 
     Raises:
-        ValueError: at build, if no such convolution leads from the student's size to ``size``.
+        ValueError: at build, if no such convolution maps the student's size to ``size``.
 
     Example:
         >>> ConvRegressor(16, (4, 4)).compute_output_shape((None, 8, 8, 4))
@@ -116,13 +116,13 @@ class ConvRegressor(Adapter):
         self.relu = bool(relu)
 
     def build(self, input_shape: Shape) -> None:
-        """Choose the convolution from the student's shape and make its variables."""
+        """Choose the convolution from the student's shape and create its variables."""
         here = tuple(input_shape[1:3])
         options = {"use_bias": False, "dtype": self.dtype_policy, "name": "convolution"}
         self.padding = None
         shape = tuple(input_shape)
         if here == tuple(2 * length for length in self.size):
-            # Zeros on all sides, where "same" would put them on two only.
+            # Zeros on all sides; "same" would put them on two sides only.
             self.padding = keras.layers.ZeroPadding2D(1, dtype=self.dtype_policy)
             self.convolution = keras.layers.Conv2D(self.filters, 3, strides=2, **options)
             shape = self.padding.compute_output_shape(shape)
@@ -152,17 +152,17 @@ class ConvRegressor(Adapter):
         return (input_shape[0], *self.size, self.filters)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "filters": self.filters, "size": list(self.size), "relu": self.relu}
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Embedding(Adapter):
-    """Linear embedding of whole features, scaled to length 1: what CC and CRD compare.
+    """Linear embedding of flattened features, scaled to length 1, for CC and CRD.
 
     Args:
         units: >= 1, the width of the embedding, the same for teacher and student.
-        normalize: False leaves the length as it is.
+        normalize: False does not scale the length.
         **kwargs: as in ``keras.layers.Layer``.
 
     Example:
@@ -181,7 +181,7 @@ class Embedding(Adapter):
         self.linear = keras.layers.Dense(self.units, dtype=self.dtype_policy, name="linear")
 
     def build(self, input_shape: Shape) -> None:
-        """Make the variables."""
+        """Create the variables."""
         if None in input_shape[1:]:
             raise _checks.error("Embedding", "features of known shape", f"{tuple(input_shape)}", "Pool them first")
         width = 1
@@ -200,12 +200,12 @@ class Embedding(Adapter):
         return (input_shape[0], self.units)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "units": self.units, "normalize": self.normalize}
 
 
 def two(owner: str, size: Any) -> tuple[int, int]:
-    """Return a size as (height, width), or raise the error that says so."""
+    """Return a size as (height, width), or raise if it is not one."""
     if not isinstance(size, (list, tuple)) or len(size) != 2:
         raise _checks.error(owner, "size to be (height, width)", size)
     height, width = (_checks.integer(owner, "size", each, low=1) for each in size)

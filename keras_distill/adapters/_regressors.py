@@ -1,4 +1,4 @@
-"""Adapters that predict: a mean with its variance, factors, a bottleneck of convolutions."""
+"""Regressors: mean and variance, factors, a bottleneck of convolutions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keras_distill.losses._features import maps
 
 
 def normalization(policy: Any, name: str) -> keras.layers.BatchNormalization:
-    """Make batch norm with the constants of the public codes."""
+    """Return batch norm with the constants of the public codes."""
     return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, dtype=policy, name=name)
 
 
@@ -24,14 +24,14 @@ def normalization(policy: Any, name: str) -> keras.layers.BatchNormalization:
 class VariationalRegressor(Adapter):
     """Prediction of a teacher's features with a variance per channel: the student's side of ``VariationalInformation``.
 
-    Three linear maps of the channels (1x1 convolutions on maps) with ReLU between them, without bias. It returns the
+    Three linear maps of the channels (1x1 convolutions on maps) with ReLU in between and without bias. It returns the
     pair [mean, raw variance] that the loss takes.
 
     Args:
         units: >= 1, the teacher's channels.
-        hidden_units: >= 1, the width between; None takes ``units``.
-        size: (height, width) of the teacher's map, where the student's is larger: it is average-pooled first.
-        initial_variance: > ``min_variance``, of every channel at the start, in squared units of the features.
+        hidden_units: >= 1, the hidden width; None takes ``units``.
+        size: (height, width) of the teacher's map; a larger student map is first average-pooled to it.
+        initial_variance: > ``min_variance``, initial variance of every channel, in squared units of the features.
         min_variance: > 0, as in the loss.
         **kwargs: as in ``keras.layers.Layer``.
 
@@ -71,7 +71,7 @@ class VariationalRegressor(Adapter):
         ]
 
     def build(self, input_shape: Shape) -> None:
-        """Make the variables."""
+        """Create the variables."""
         shape = tuple(input_shape)
         for layer in self.maps:
             layer.build(shape)
@@ -98,7 +98,7 @@ class VariationalRegressor(Adapter):
         return [(input_shape[0], *places, self.units), (self.units,)]
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {
             **super().get_config(),
             "units": self.units,
@@ -110,7 +110,7 @@ class VariationalRegressor(Adapter):
 
 
 def _smaller(shape: Shape, size: tuple[int, int]) -> tuple[int | None, ...]:
-    """Return the size to pool to, None along axes that are small enough."""
+    """Return the size to pool to, None for axes that are small enough."""
     return tuple(
         wanted if length is None or length > wanted else None for length, wanted in zip(shape[1:3], size, strict=True)
     )
@@ -118,7 +118,7 @@ def _smaller(shape: Shape, size: tuple[int, int]) -> tuple[int | None, ...]:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Translator(Adapter):
-    """Three 3x3 convolutions from a student's map to a factor: the student's side of ``FactorTransfer``.
+    """Three 3x3 convolutions from a student's map to a factor, the student's side of ``FactorTransfer``.
 
     Args:
         filters: >= 1, the channels of the teacher's factor.
@@ -139,7 +139,7 @@ class Translator(Adapter):
         self.layers: list[keras.layers.Layer] = []
 
     def build(self, input_shape: Shape) -> None:
-        """Make the variables."""
+        """Create the variables."""
         widths = (input_shape[-1], self.filters, self.filters)
         self.layers = [_convolution(width, self.dtype_policy, f"encode_{i}") for i, width in enumerate(widths)]
         _build_chain(self.layers, input_shape)
@@ -154,13 +154,13 @@ class Translator(Adapter):
         return (*tuple(input_shape[:-1]), self.filters)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "filters": self.filters}
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Paraphraser(Adapter):
-    """Auto-encoder of a teacher's map; its code is the factor that ``FactorTransfer`` compares.
+    """Autoencoder of a teacher's map; its code is the teacher's factor in ``FactorTransfer``.
 
     Train ``autoencoder(shape)`` on the teacher's features first (``fit(features, features)``, mean squared error), then
     set ``trainable = False``.
@@ -188,7 +188,7 @@ class Paraphraser(Adapter):
         return max(1, int((shape[-1] or 0) * self.rate))
 
     def build(self, input_shape: Shape) -> None:
-        """Make the variables of encoder and decoder."""
+        """Create the variables of encoder and decoder."""
         channels, factors = input_shape[-1], self._factors(input_shape)
         policy = self.dtype_policy
         self.encoder = [_convolution(w, policy, f"encode_{i}") for i, w in enumerate((channels, factors, factors))]
@@ -201,11 +201,11 @@ class Paraphraser(Adapter):
         return _run_chain(self.encoder, inputs)
 
     def reconstruct(self, factor: Any) -> Tensor:
-        """Return the teacher's features as the decoder makes them from a factor."""
+        """Return the teacher's features, decoded from a factor."""
         return _run_chain(self.decoder, factor)
 
     def autoencoder(self, shape: tuple[int | None, ...]) -> keras.Model:
-        """Return a model from features to their reconstruction, whose weights are this layer's.
+        """Return a model from features to their reconstruction that shares this layer's weights.
 
         Args:
             shape: (height, width, channels) of the teacher's features.
@@ -219,7 +219,7 @@ class Paraphraser(Adapter):
         return (*tuple(input_shape[:-1]), self._factors(input_shape))
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "rate": self.rate}
 
 
@@ -254,11 +254,11 @@ def _run_chain(layers: list[keras.layers.Layer], outputs: Any) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class BottleneckRegressor(Adapter):
-    """1x1, 3x3 and 1x1 convolution, batch norm and ReLU after the first two: SemCKD's adapter between two layers.
+    """1x1, 3x3 and 1x1 convolution, with batch norm and ReLU after the first two: SemCKD's adapter between layers.
 
     Args:
         filters: >= 1, the teacher's channels.
-        hidden_filters: >= 1, the width between; None takes twice ``filters``.
+        hidden_filters: >= 1, the hidden width; None takes twice ``filters``.
         **kwargs: as in ``keras.layers.Layer``.
 
     Example:
@@ -285,7 +285,7 @@ class BottleneckRegressor(Adapter):
         self.norms = [normalization(self.dtype_policy, f"normalization_{index}") for index in range(2)]
 
     def build(self, input_shape: Shape) -> None:
-        """Make the variables."""
+        """Create the variables."""
         shape = _build_chain(self.convolutions, tuple(input_shape))
         for norm in self.norms:
             norm.build((*shape[:-1], self.hidden_filters))
@@ -303,5 +303,5 @@ class BottleneckRegressor(Adapter):
         return (*tuple(input_shape[:-1]), self.filters)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "filters": self.filters, "hidden_filters": self.hidden_filters}

@@ -17,10 +17,10 @@ from keras_distill.losses._features import maps
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class AdaptiveAveragePool(Adapter):
-    """Average pooling of maps to a given size, whatever the size before.
+    """Average pooling of maps to a given size from any larger size.
 
-    Cell i of n covers rows floor(i * height / n) to ceil((i + 1) * height / n) - 1; windows overlap where n does not
-    divide the height. A student's smaller map stays as it is: the losses pool the teacher then.
+    Cell i of n covers rows floor(i * height / n) to ceil((i + 1) * height / n) - 1; windows overlap if n does not
+    divide the height. A smaller student map keeps its size: the losses then pool the teacher's.
 
     Args:
         size: (height, width), >= 1.
@@ -54,7 +54,7 @@ class AdaptiveAveragePool(Adapter):
         return (input_shape[0], *size, input_shape[3])
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "size": list(self.size)}
 
 
@@ -62,7 +62,7 @@ class AdaptiveAveragePool(Adapter):
 class Resize(Adapter):
     """Interpolation of maps to a given size, larger or smaller.
 
-    Prefer ``AdaptiveAveragePool`` to make a map smaller. Enlarging a student's map asks it for detail that it has not.
+    Prefer ``AdaptiveAveragePool`` to shrink a map. Enlarging a student's map asks for detail that it does not have.
 
     Args:
         size: (height, width), >= 1.
@@ -88,7 +88,7 @@ class Resize(Adapter):
         return (input_shape[0], *self.size, input_shape[3])
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "size": list(self.size), "interpolation": self.interpolation}
 
 
@@ -96,8 +96,8 @@ class Resize(Adapter):
 class SequenceInterpolation(Adapter):
     """Linear interpolation of a sequence to another length: (batch, time, channels) to (batch, length, channels).
 
-    New step i looks at position (i + 1/2) * time / length - 1/2 of the old sequence. Masked steps take no part; a new
-    step is masked where every step it looks at is.
+    New step i is interpolated at position (i + 1/2) * time / length - 1/2 of the old sequence. Masked steps are left
+    out; a new step is masked if all steps it depends on are.
 
     Args:
         length: >= 1, the teacher's number of steps.
@@ -142,13 +142,13 @@ class SequenceInterpolation(Adapter):
         return (input_shape[0], self.length, input_shape[2])
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "length": self.length}
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class AttentionPool(Adapter):
-    """Weighted mean over the positions of a sequence or map, the weights learned, then a linear map.
+    """Weighted mean over the positions of a sequence or map, with learned weights, followed by a linear map.
 
     Formula: y = W * sum_i a_i x_i + b, a = softmax_i(query . x_i / sqrt(channels)); masked positions have weight 0. It
     starts as the plain mean (query = 0).
@@ -170,7 +170,7 @@ class AttentionPool(Adapter):
             self.linear = keras.layers.Dense(self.units, dtype=self.dtype_policy, name="linear")
 
     def build(self, input_shape: Shape) -> None:
-        """Make the variables."""
+        """Create the variables."""
         self.query = self.add_weight(name="query", shape=(input_shape[-1],), initializer="zeros")
         if self.linear is not None:
             self.linear.build((input_shape[0], input_shape[-1]))
@@ -188,7 +188,7 @@ class AttentionPool(Adapter):
         return outputs if self.linear is None else self.linear(outputs)
 
     def compute_mask(self, inputs: Tensor, mask: Tensor = None) -> None:
-        """Return None: no position is left."""
+        """Return None, because the output has no positions."""
         return None
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -196,5 +196,5 @@ class AttentionPool(Adapter):
         return (input_shape[0], input_shape[-1] if self.units is None else self.units)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "units": self.units}

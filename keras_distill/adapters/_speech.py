@@ -1,4 +1,4 @@
-"""The front end of speech models as a layer: a waveform comes in, so that the served model takes one."""
+"""The front end of speech models as a layer, so that a served model takes waveforms."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _SMALLEST_POWER = 1e-10
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class LogMel(keras.layers.Layer):
-    """Log-mel spectrogram of a waveform, with a mask for the padding behind it (acoustic front end).
+    """Log-mel spectrogram of a waveform, with a mask for the padding after it (acoustic front end).
 
-    Put it first in a speech model: what is exported then takes samples, and nobody has to compute the same features
-    again outside. It wraps ``keras.layers.MelSpectrogram``, puts time before channels, takes the logarithm, and
-    normalises each utterance by the mean and deviation of its own frames, so that loudness does not matter.
+    Put it first in a speech model: the exported model then takes samples, and clients need not compute the same
+    features. It wraps ``keras.layers.MelSpectrogram``, puts time before channels, takes the logarithm, and normalises
+    each utterance by the mean and standard deviation of its frames, so that loudness does not matter.
 
     Args:
         sampling_rate: > 0, samples per second of the waveforms.
         num_mel_bins: >= 1, channels of the output.
         window_seconds: > 0, length of a window.
-        step_seconds: > 0, distance of two windows.
+        step_seconds: > 0, distance between the starts of two windows.
         min_freq: >= 0 Hz, lower edge of the first mel band.
         normalize: subtract the mean and divide by the standard deviation of an utterance's frames, band by band.
         **kwargs: as for ``keras.layers.Layer``.
 
     Call:
         waveforms (batch, samples), float in -1..1; exact zeros at the end are padding. Returns (batch, frames,
-        num_mel_bins), with a Keras mask of the frames that begin before the padding. A silent waveform is padding
-        alone: all its frames are masked, and their values are 0.
+        num_mel_bins), with a Keras mask of the frames that begin before the padding. A silent waveform consists of
+        padding only: all its frames are masked, with values of 0.
 
     Raises:
         ValueError: if a number is out of bounds.
@@ -91,7 +91,7 @@ class LogMel(keras.layers.Layer):
         return samples // self.step
 
     def compute_mask(self, inputs: Tensor, previous_mask: Any = None) -> Tensor:
-        """Return which frames begin before the padding."""
+        """Return a mask of the frames that begin before the padding."""
         sound = ops.cast(ops.not_equal(inputs, 0), "int32")
         still = ops.greater(ops.flip(ops.cumsum(ops.flip(sound, axis=1), axis=1), axis=1), 0)
         return still[:, : (1 - self.step) or None : self.step]  # one for each whole step
@@ -99,7 +99,7 @@ class LogMel(keras.layers.Layer):
     def call(self, inputs: Tensor) -> Tensor:
         """Return the features of a batch of waveforms."""
         waveforms = ops.cast(inputs, "float32")
-        # Zeros behind the last sample, where Keras would mirror it: padding then changes no frame.
+        # Zeros after the last sample, which Keras would mirror, so that padding changes no frame.
         extended = ops.pad(waveforms, ((0, 0), (0, self.spectrogram.fft_length)))
         power = ops.transpose(self.spectrogram(extended), (0, 2, 1))[:, : self._frames(ops.shape(inputs)[1])]
         features = ops.log(ops.maximum(power, _SMALLEST_POWER))

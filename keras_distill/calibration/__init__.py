@@ -1,7 +1,7 @@
 """Calibration after training: fitted on held-out logits, then part of the student. Needs the extra ``[calibration]``.
 
-Fit on data that neither trained the model nor will judge it. Every scaler takes logits and gives logits, so a wrapped
-student is exported, served, stored or distilled from as any other model.
+Fit on data used neither to train nor to evaluate the model. Every scaler maps logits to logits, so a wrapped student
+can be exported, served, stored or distilled from like any other model.
 """
 
 from keras_distill.calibration._adaptive_conformal import AdaptiveConformal

@@ -1,4 +1,4 @@
-"""Intervals for series that drift: the margin follows the misses."""
+"""Prediction intervals for drifting series, with a margin that adapts to the misses."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from keras_distill.calibration._conformal import KINDS, ConformalIntervals, conf
 
 
 class AdaptiveConformal:
-    """Intervals whose share of misses comes to the promised one over time, whatever the series does (ACI).
+    """Intervals whose miss rate converges to the nominal one over time, for any series (ACI).
 
-    Choose it where examples come in order and their labels follow: a series that grows rougher breaks the promise of
-    ``SplitConformal``, which assumes exchangeable examples. The price is state that changes with every label, so these
-    intervals are no part of a served model.
+    Choose it if examples arrive in order, followed by their labels: a series whose noise grows breaks the guarantee of
+    ``SplitConformal``, which assumes exchangeable examples. The cost is a state that changes with every label, so these
+    intervals cannot be part of a served model.
 
     Formula: after each label level <- level + rate * ((1 - coverage) - missed); margin = the ceil((n + 1) *
     (1 - level))-th smallest of the last ``window`` scores, infinite for a level below 1 / (n + 1), minus infinity
-    (nothing is inside) for a level of at least 1. Over any T labels that are told at once, the share of misses differs
+    (an empty interval) for a level of at least 1. Over any T labels that arrive without delay, the miss rate differs
     from 1 - coverage by at most (max(level_1, 1 - level_1) + rate) / (rate * T). Scores are those of
     ``SplitConformal``.
 
     Args:
         coverage: between 0 and 1.
         kind: as in ``SplitConformal``.
-        rate: > 0, how much a miss changes the level; large ones follow faster and fluctuate more.
-        window: >= 10, how many of the latest scores count.
+        rate: > 0, step size of the level; large values adapt faster and fluctuate more.
+        window: >= 10, number of latest scores that are used.
 
     Attributes:
-        levels: (outputs,), the level of each output; ``1 - coverage`` at first.
+        levels: (outputs,), the level of each output; initially ``1 - coverage``.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -49,7 +49,7 @@ class AdaptiveConformal:
 
     Reference:
         Gibbs, Candès, "Adaptive Conformal Inference Under Distribution Shift", NeurIPS 2021, arXiv:2106.00170.
-        Differs: scores are taken from a window that moves on; labels may be told late.
+        Differs: scores come from a sliding window; labels may arrive with a delay.
     """
 
     def __init__(self, coverage: float = 0.9, kind: str = "absolute", *, rate: float = 0.01, window: int = 500) -> None:
@@ -62,10 +62,10 @@ class AdaptiveConformal:
         self._scores: list[np.ndarray] = []
 
     def fit(self, outputs: Any, labels: Any) -> AdaptiveConformal:
-        """Begin with held-out examples that precede the series.
+        """Initialise from held-out examples that precede the series.
 
         Args:
-            outputs: what the model gives for them; see ``SplitConformal``.
+            outputs: the model's outputs for them; see ``SplitConformal``.
             labels: (examples,) or (examples, outputs).
 
         Returns:
@@ -87,13 +87,13 @@ class AdaptiveConformal:
         return np.array([_margin(own, level) for own, level in zip(self._scores, self._known(), strict=True)])
 
     def intervals(self, outputs: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return lower and upper bounds, each (examples, outputs), with the margins of this moment.
+        """Return lower and upper bounds, each (examples, outputs), with the current margins.
 
         Args:
             outputs: as in ``fit``.
 
         Raises:
-            ValueError: if there was no ``fit``.
+            ValueError: if ``fit`` was not called.
         """
         outputs = np.asarray(outputs, "float32")
         found = ConformalIntervals(self.kind, self.margins)(outputs[:, None] if outputs.ndim == 1 else outputs)
@@ -101,19 +101,19 @@ class AdaptiveConformal:
         return (low, high) if low.ndim == 2 else (low[:, None], high[:, None])
 
     def follow(self, outputs: Any, labels: Any, delays: int | Sequence[int] = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Go through a series: answer each step before its label, learn the label when it is told.
+        """Process a series: return each interval before its label is known, and adapt when the label arrives.
 
         Args:
-            outputs: what the model gives, in order of time; as in ``fit``.
+            outputs: the model's outputs in order of time; as in ``fit``.
             labels: (steps,) or (steps, outputs).
-            delays: >= 0, after how many further steps a label is told; one number, or one for each output. A forecast
-                for h steps ahead is told h - 1 steps after the next forecast: use ``range(horizons)``.
+            delays: >= 0, number of steps by which a label is late; one number, or one for each output. The label of a
+                forecast h steps ahead arrives h - 1 steps after the next forecast: use ``range(horizons)``.
 
         Returns:
-            Lower and upper bounds, each (steps, outputs). Labels that are not told by the end are not learned.
+            Lower and upper bounds, each (steps, outputs). Labels that have not arrived by the end are not used.
 
         Raises:
-            ValueError: if there was no ``fit``, the number of outputs is another, or a delay does not fit.
+            ValueError: if ``fit`` was not called, the number of outputs differs, or a delay does not fit.
         """
         owner = "AdaptiveConformal.follow"
         levels = self._known()
@@ -143,7 +143,7 @@ class AdaptiveConformal:
 
     def _known(self) -> np.ndarray:
         if self.levels is None:
-            raise error("AdaptiveConformal", "scores to begin with", "none", "Call fit(outputs, labels) first")
+            raise error("AdaptiveConformal", "initial scores", "none", "Call fit(outputs, labels) first")
         return self.levels
 
 

@@ -1,4 +1,4 @@
-"""What every scaler is, the model it makes, and the data it is fitted on."""
+"""Base of the scalers, the model that a scaler returns, and checks of the data it is fitted on."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PACKAGE = "keras_distill"
 
 
 class Scaler:
-    """Base: fitted numbers, and the layer that applies them."""
+    """Base of the scalers: fitted constants, and the layer that applies them."""
 
     _fitted = False
 
     def layer(self) -> keras.layers.Layer:
-        """Return a new layer that scales logits as this scaler does."""
+        """Return a new layer that applies this scaler to logits."""
         raise NotImplementedError(f"{type(self).__name__} must define layer().")
 
     def scale(self, logits: Tensor) -> Any:
@@ -36,16 +36,16 @@ class Scaler:
         return self.fitted_layer()(ops.convert_to_tensor(logits))
 
     def wrap(self, student: keras.Model) -> keras.Model:
-        """Put the scaling behind a model that gives logits: one Keras model, saved and exported as any other.
+        """Append the scaling to a model that outputs logits: one Keras model, saved and exported like any other.
 
         Args:
-            student: a model with one output, the logits this scaler was fitted for.
+            student: a model with one output, the logits for which this scaler was fitted.
 
         Returns:
-            A new model that shares the student's layers and gives calibrated logits.
+            A new model that shares the student's layers and outputs calibrated logits.
 
         Raises:
-            ValueError: if this scaler is not fitted, or the model certainly ends in softmax or sigmoid, or has several
+            ValueError: if this scaler is not fitted, or the model is known to end in softmax or sigmoid, or has several
                 outputs.
         """
         owner = f"{type(self).__name__}.wrap"
@@ -67,27 +67,27 @@ class Scaler:
         return keras.Model(structure, layer(student.outputs[0]), name=name)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the configuration, with what was fitted."""
+        """Return the configuration, including the fitted constants."""
         raise NotImplementedError(f"{type(self).__name__} must define get_config().")
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Make the scaler again, fitted if it was."""
+        """Recreate the scaler, fitted if it was."""
         return cls(**config)
 
     def fitted_layer(self) -> keras.layers.Layer:
-        """Return ``layer()``; raise ``ValueError`` where there was no ``fit``."""
+        """Return ``layer()``; raise ``ValueError`` if ``fit`` was not called."""
         if not self._fitted:
-            raise error(type(self).__name__, "a fitted scaler", "one without data", "Call fit(logits, labels) first")
+            raise error(type(self).__name__, "a fitted scaler", "an unfitted one", "Call fit(logits, labels) first")
         return self.layer()
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class CalibratedModel(keras.Model):
-    """A subclassed model followed by a scaling layer; what ``wrap`` makes where there is no graph of layers to extend.
+    """A subclassed model followed by a scaling layer; ``wrap`` returns it if there is no graph of layers to extend.
 
     Args:
-        student: any model that gives logits.
+        student: any model that outputs logits.
         scaling: layer from logits to logits.
         **kwargs: passed on to ``keras.Model``.
     """
@@ -98,7 +98,7 @@ class CalibratedModel(keras.Model):
         self.scaling = scaling
 
     def build(self, input_shape: Any) -> None:
-        """Do nothing: student and scaling build themselves when they are first called."""
+        """Do nothing: student and scaling are built when they are first called."""
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -112,7 +112,7 @@ class CalibratedModel(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> CalibratedModel:
-        """Make the model again from its configuration."""
+        """Recreate the model from its configuration."""
         for name in ("student", "scaling"):
             config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
         return cls(**config)
@@ -147,15 +147,15 @@ def nll(z: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
 def fitting_data(
     owner: str, logits: Tensor, labels: Tensor, sample_weight: Tensor
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return float64 logits (n, classes), class ids (n,) and weights (n,) that sum to 1, those of weight 0 left out."""
+    """Return float64 logits (n, classes), class ids (n,) and weights (n,) that sum to 1, without rows of weight 0."""
     z = np.asarray(ops.convert_to_numpy(logits), np.float64)
     y = np.asarray(ops.convert_to_numpy(labels))
     if z.ndim >= 2 and z.shape[-1] > 1 and y.shape == z.shape:
         y = y.argmax(-1)
     if z.ndim >= 2 and z.shape[-1] > 1 and z.size > z.shape[-1]:
-        # Two rows or more of logits that are all >= 0 and each sum to 1 would be a strange chance.
+        # Two or more rows of logits would hardly be all >= 0 and sum to 1 by chance.
         if (z >= 0).all() and np.allclose(z.sum(-1), 1.0, rtol=0.0, atol=1e-3):
-            advice = "Give what the model says before its softmax (taps.without_softmax), or np.log(probabilities)"
+            advice = "Give the model's outputs before its softmax (taps.without_softmax), or np.log(probabilities)"
             raise error(owner, "logits", "rows of probabilities, which sum to 1", advice)
     if z.ndim == 1 or z.shape[-1] == 1:  # one logit: class 1 against class 0
         z = z.reshape(-1, 1)

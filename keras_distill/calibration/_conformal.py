@@ -1,4 +1,4 @@
-"""Split conformal intervals: a promise of coverage that needs no assumption but exchangeable data."""
+"""Split conformal intervals: guaranteed coverage that assumes only exchangeable data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = ("absolute", "gaussian", "quantiles")
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ConformalIntervals(keras.layers.Layer):
-    """Layer from a regression's outputs to {"low", "high", "prediction"}, with margins that were fitted.
+    """Layer from a regression's outputs to {"low", "high", "prediction"}, with fitted margins.
 
     Args:
         kind: as in ``SplitConformal``.
@@ -45,21 +45,21 @@ class ConformalIntervals(keras.layers.Layer):
         return {"low": outputs - margin, "high": outputs + margin, "prediction": outputs}
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs."""
+        """Return the config for ``from_config``."""
         return {**super().get_config(), "kind": self.kind, "margins": self.margins}
 
 
 def conformal_scores(owner: str, kind: str, outputs: Any, labels: Any) -> np.ndarray:
-    """Return how far each label lies from the model's prediction, (examples, outputs) float64.
+    """Return the distance of each label from the model's prediction, (examples, outputs) float64.
 
     Args:
         owner: name shown in the error message.
         kind: as in ``SplitConformal``.
-        outputs: what the model gave.
+        outputs: the model's outputs.
         labels: (examples,) or (examples, outputs).
 
     Returns:
-        The scores; an interval with a margin of at least its score holds the label.
+        The scores; an interval contains the label if its margin is at least the score.
 
     Raises:
         ValueError: if the shapes do not fit each other, or a number is not finite.
@@ -87,18 +87,18 @@ def conformal_scores(owner: str, kind: str, outputs: Any, labels: Any) -> np.nda
 
 
 class SplitConformal:
-    """Intervals that cover at least the promised share of new labels, from held-out data (split conformal, CQR).
+    """Intervals that cover at least the nominal fraction of new labels, from held-out data (split conformal, CQR).
 
-    Fitted on n examples that neither trained nor chose the model, an interval of a new, exchangeable example holds its
-    label with a probability of at least ``coverage`` and at most ``coverage`` + 1 / (n + 1), on average over examples.
-    For several outputs (horizons) each has its own margin and the promise holds for each alone.
+    If fitted on n examples used neither to train nor to select the model, the interval of a new, exchangeable example
+    contains its label with a probability of at least ``coverage`` and at most ``coverage`` + 1 / (n + 1), on average
+    over examples. With several outputs (horizons), each has its own margin and its own guarantee.
 
     Formula: margin = the ceil((n + 1) * coverage)-th smallest score. Scores: "absolute" |y - prediction|; "gaussian"
     |y - mean| / standard deviation; "quantiles" max(low - y, y - high).
 
     Args:
         coverage: between 0 and 1.
-        kind: what the model gives. "absolute": predictions (examples, outputs); "gaussian": means, then log-variances
+        kind: the model's output. "absolute": predictions (examples, outputs); "gaussian": means, then log-variances
             (``students.GaussianHead``); "quantiles": (examples, levels) or (examples, outputs, levels), the lowest
             first, the highest last.
 
@@ -124,15 +124,15 @@ class SplitConformal:
         """Choose the margins on held-out examples.
 
         Args:
-            outputs: what the model gives for them; see ``kind``.
+            outputs: the model's outputs for them; see ``kind``.
             labels: (examples,) or (examples, outputs).
 
         Returns:
             This object, with ``margins`` of shape (outputs,).
 
         Raises:
-            ValueError: if there are too few examples for the promised coverage, the shapes do not fit, or a number is
-                not finite.
+            ValueError: if there are too few examples for the coverage, the shapes do not fit, or a number is not
+                finite.
         """
         owner = "SplitConformal.fit"
         scores = conformal_scores(owner, self.kind, outputs, labels)
@@ -157,7 +157,7 @@ class SplitConformal:
             outputs: as in ``fit``.
 
         Raises:
-            ValueError: if there was no ``fit``.
+            ValueError: if ``fit`` was not called.
         """
         outputs = np.asarray(outputs, "float32")
         outputs = outputs[:, None] if outputs.ndim == 1 else outputs
@@ -166,7 +166,7 @@ class SplitConformal:
         return (low, high) if low.ndim == 2 else (low[:, None], high[:, None])
 
     def wrap(self, student: keras.Model) -> keras.Model:
-        """Put the intervals behind a model: one Keras model, saved and exported as any other.
+        """Append the intervals to a model: one Keras model, saved and exported like any other.
 
         Args:
             student: a functional or sequential model with one output of this kind.
@@ -175,7 +175,7 @@ class SplitConformal:
             A model with outputs {"low", "high", "prediction"}.
 
         Raises:
-            ValueError: if there was no ``fit``, or the model has several outputs.
+            ValueError: if ``fit`` was not called, or the model has several outputs.
         """
         if len(student.outputs) != 1:
             raise error("SplitConformal.wrap", "a model with one output", f"{len(student.outputs)} outputs")

@@ -17,14 +17,14 @@ _PACKAGE = "keras_distill"
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class IsotonicCalibrator(Scaler):
-    """Isotonic calibration: each class's probability through a rising curve fitted by scikit-learn, then normalised.
+    """Isotonic calibration: maps each class's probability through an increasing curve (scikit-learn), then normalises.
 
-    Choose it with a thousand held-out examples per class or more, where the miscalibration is no matter of scale.
+    Choose it with at least a thousand held-out examples per class, if the miscalibration is not just a matter of scale.
     Accuracy may change and ties appear; probabilities of 0 become 1e-12. Equal to scikit-learn's one-vs-rest isotonic
     ``CalibratedClassifierCV`` on the model's probabilities.
 
     Args:
-        inputs: points of the curves, known already; None: to be fitted. See ``IsotonicScaling``.
+        inputs: points of known curves; None if they are to be fitted. See ``IsotonicScaling``.
         outputs: values at these points.
 
     Attributes:
@@ -50,7 +50,7 @@ class IsotonicCalibrator(Scaler):
         self._fitted = inputs is not None
 
     def fit(self, logits: Tensor, labels: Tensor, *, sample_weight: Tensor = None) -> Self:
-        """Find the curves.
+        """Fit the curves.
 
         Args:
             logits: (..., classes), of held-out data.
@@ -87,7 +87,7 @@ class IsotonicCalibrator(Scaler):
         return IsotonicScaling(self.inputs, self.outputs, name="isotonic_scaling")
 
     def get_config(self) -> dict[str, Any]:
-        """Return the configuration, with the curves once they are fitted."""
+        """Return the configuration, including the curves if they are fitted."""
         if not self._fitted:
             return {"inputs": None, "outputs": None}
         return {"inputs": self.inputs.tolist(), "outputs": self.outputs.tolist()}

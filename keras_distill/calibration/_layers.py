@@ -18,7 +18,7 @@ _SMALLEST = 1e-12  # an isotonic probability of 0 becomes this, so that its logi
 
 
 class _ScalingLayer(keras.layers.Layer):
-    """Base: a layer of constants from logits to logits of the same shape, in float32 unless ``dtype`` says else."""
+    """Base: a layer of constants from logits to logits of the same shape, in float32 by default."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"dtype": "float32", "trainable": False, **kwargs})
@@ -98,11 +98,11 @@ class VectorScaling(_ScalingLayer):
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class IsotonicScaling(_ScalingLayer):
-    """Maps each class's probability through a rising piecewise-linear curve, normalises, and gives logs.
+    """Maps each class's probability through an increasing piecewise-linear curve, normalises, and returns logs.
 
     Args:
-        inputs: (curves, points), rising along each row: probabilities before. With two classes one curve, of class 1.
-        outputs: (curves, points), rising along each row: probabilities after; constant outside.
+        inputs: (curves, points), increasing along each row: probabilities before. Two classes: one curve, for class 1.
+        outputs: (curves, points), increasing along each row: probabilities after; constant outside.
         **kwargs: passed on to ``keras.layers.Layer``.
 
     Example:
@@ -137,7 +137,7 @@ class IsotonicScaling(_ScalingLayer):
         return ops.log(ops.maximum(after, _SMALLEST))
 
     def _curve(self, values: Any, points: int) -> Any:
-        """Interpolate (..., curves) values, each on its curve, by bisection: runs in every runtime, also XLA."""
+        """Interpolate (..., curves) values, each on its curve, by bisection, which runs in every runtime and in XLA."""
         xs, ys = ops.reshape(self.inputs, (-1,)), ops.reshape(self.outputs, (-1,))
         first = points * ops.arange(values.shape[-1], dtype="int32")
         low = ops.zeros_like(values, dtype="int32") + first
@@ -157,5 +157,5 @@ class IsotonicScaling(_ScalingLayer):
 
 
 def _constant(values: np.ndarray) -> Callable[..., Any]:
-    """Return an initializer that gives ``values``."""
+    """Return an initializer that returns ``values``."""
     return lambda shape, dtype=None: ops.convert_to_tensor(values, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Scalings of the logits: one temperature, or a factor and an offset per class."""
+"""Scaling of logits: by one temperature, or by a factor and an offset per class."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _PACKAGE = "keras_distill"
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class TemperatureScaler(Scaler):
-    """Temperature scaling: one number that divides the logits, chosen for the least NLL on held-out data.
+    """Temperature scaling: divides the logits by one number, chosen to minimise the NLL on held-out data.
 
     Choose it first: it cannot overfit, and accuracy, ranking of classes and AUROC between classes do not change. It
-    repairs over- and under-confidence as a whole, not per class. Exact to 1e-12: the problem is convex in 1 / T and is
+    corrects over- and under-confidence as a whole, not per class. Exact to 1e-12: the problem is convex in 1 / T and is
     solved by bracketing, in float64.
 
     Args:
-        temperature: > 0: known already, so that ``fit`` is not needed; None: to be fitted.
-        bounds: least and greatest temperature; the default holds for logits of any usual size. On data where every
-            prediction is right (or none better than chance) the best temperature is 0 (or infinite); the bound is taken
-            then, with a warning that says which.
+        temperature: > 0, a known temperature, so that ``fit`` is not needed; None if it is to be fitted.
+        bounds: smallest and largest temperature; the default suits logits of any usual size. If every prediction is
+            right (or none better than chance), the best temperature is 0 (or infinite); the bound is then used, with a
+            warning that says which.
 
     Attributes:
-        temperature: the number.
+        temperature: the temperature.
         nll_before: mean NLL of the fitting data, in nats, at temperature 1.
         nll_after: the same at ``temperature``; never larger.
 
@@ -43,7 +43,7 @@ class TemperatureScaler(Scaler):
 
     Reference:
         Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017, arXiv:1706.04599, section 4.2.
-        Differs: solved to the end instead of 50 steps of L-BFGS.
+        Differs: solved to convergence instead of 50 steps of L-BFGS.
     """
 
     def __init__(self, temperature: float | None = None, bounds: tuple[float, float] = (0.01, 10000.0)) -> None:
@@ -58,7 +58,7 @@ class TemperatureScaler(Scaler):
         self.nll_before = self.nll_after = float("nan")
 
     def fit(self, logits: Tensor, labels: Tensor, *, sample_weight: Tensor = None) -> Self:
-        """Find the temperature.
+        """Fit the temperature.
 
         Args:
             logits: (..., classes), of held-out data; (n,) or (n, 1) for a head of one logit.
@@ -77,7 +77,7 @@ class TemperatureScaler(Scaler):
         wanted = np.sum(w * z[np.arange(len(z)), y])
 
         def slope(log_temperature: float) -> float:
-            """Derivative of the NLL by 1 / T: mean logit expected minus mean logit of the label."""
+            """Return the derivative of the NLL by 1 / T: mean expected logit minus mean logit of the label."""
             p = softmax(z / np.exp(log_temperature))
             return float(np.sum(w[:, None] * np.where(p > 0, p * np.where(p > 0, z, 0.0), 0.0)) - wanted)
 
@@ -87,12 +87,10 @@ class TemperatureScaler(Scaler):
                 self.temperature, why = 1.0, "the logits of each row are equal, so that no temperature changes anything"
             elif slope(low) <= 0.0:
                 self.temperature = self.bounds[0]
-                why = (
-                    "nearly every prediction is right, so that the best is 0: give held-out data with some errors in it"
-                )
+                why = "nearly every prediction is right, so that the best is 0: give held-out data that include errors"
             else:
                 self.temperature = self.bounds[1]
-                why = "the logits are larger than the bounds allow for, or no better than chance: give wider bounds"
+                why = "the logits are too large for the bounds, or no better than chance: give wider bounds"
             warnings.warn(
                 f"TemperatureScaler: no best temperature inside {self.bounds}, took {self.temperature:g}; {why}.",
                 RuntimeWarning,
@@ -109,22 +107,22 @@ class TemperatureScaler(Scaler):
         return TemperatureScaling(self.temperature, name="temperature_scaling")
 
     def get_config(self) -> dict[str, Any]:
-        """Return the configuration, with the temperature once it is fitted."""
+        """Return the configuration, including the temperature if it is fitted."""
         return {"temperature": self.temperature if self._fitted else None, "bounds": list(self.bounds)}
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class VectorScaler(Scaler):
-    """Vector scaling: a factor and an offset for each class's logit, chosen for the least NLL on held-out data.
+    """Vector scaling: a factor and an offset for each class's logit, chosen to minimise the NLL on held-out data.
 
-    Choose it over ``TemperatureScaler`` if classes are differently over-confident and there are some hundred held-out
-    examples per class. Accuracy may change. Convex; solved by L-BFGS in float64.
+    Choose it over ``TemperatureScaler`` if over-confidence differs between classes and there are a few hundred held-out
+    examples per class. Accuracy may change. The problem is convex and solved by L-BFGS in float64.
 
     Args:
-        factors: (classes,), known already; None: to be fitted.
-        offsets: (classes,), known already; None: to be fitted.
-        penalty: >= 0: times the squared distance of the factors from their mean plus the squared offsets is added to
-            the NLL; pulls towards one temperature.
+        factors: (classes,), known factors; None if they are to be fitted.
+        offsets: (classes,), known offsets; None if they are to be fitted.
+        penalty: >= 0, weight of (squared distance of the factors from their mean + squared offsets), which is added to
+            the NLL and pulls towards one temperature.
 
     Attributes:
         factors: (classes,), float64.
@@ -153,7 +151,7 @@ class VectorScaler(Scaler):
         self.nll_before = self.nll_after = float("nan")
 
     def fit(self, logits: Tensor, labels: Tensor, *, sample_weight: Tensor = None) -> Self:
-        """Find factors and offsets.
+        """Fit factors and offsets.
 
         Args:
             logits: (..., classes), of held-out data, finite.
@@ -203,7 +201,7 @@ class VectorScaler(Scaler):
         return VectorScaling(self.factors, self.offsets, name="vector_scaling")
 
     def get_config(self) -> dict[str, Any]:
-        """Return the configuration, with the numbers once they are fitted."""
+        """Return the configuration, including factors and offsets if they are fitted."""
         fitted = self._fitted
         return {
             "factors": self.factors.tolist() if fitted else None,

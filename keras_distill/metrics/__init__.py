@@ -1,8 +1,8 @@
 """Calibration, uncertainty, rejection, detection and agreement.
 
-Classes are streaming Keras metrics: state of fixed size that adds up over batches and replicas. Functions give the same
-number for whole arrays, and the exact one where a class works from a histogram. As in Keras, ``from_logits=False`` is
-the default everywhere in this room: say ``from_logits=True`` for a student that ends in logits.
+Classes are streaming Keras metrics, with a state of fixed size that is summed over batches and replicas. Functions
+compute the same number from whole arrays, and exactly where a class uses a histogram. As in Keras, the default of all
+metrics is ``from_logits=False``: pass ``from_logits=True`` for a student that outputs logits.
 """
 
 from keras_distill.metrics._adaptive import (

@@ -1,4 +1,4 @@
-"""Calibration errors that choose their own bins, or none: equal-mass ECE, MMCE, Kolmogorov-Smirnov."""
+"""Calibration errors with adaptive bins or without bins: equal-mass ECE, MMCE, Kolmogorov-Smirnov."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MMCE_CELLS = 1024
 
 
 def equal_mass_sums(confidence: np.ndarray, accuracy: np.ndarray, weights: np.ndarray, num_bins: int) -> np.ndarray:
-    """Sum weight, confidence and accuracy in groups of equal weight by rising confidence (stable sort).
+    """Sum weight, confidence and accuracy in groups of equal weight, in ascending confidence (stable sort).
 
     Args:
         confidence: (n,), float64.
         accuracy: (n,), float64.
-        weights: (n,), float64. If all are equal, groups are of whole examples, the first ones one larger.
+        weights: (n,), float64. If all are equal, groups consist of whole examples and the first may be one larger.
         num_bins: number of groups.
 
     Returns:
@@ -51,11 +51,11 @@ def equal_mass_sums(confidence: np.ndarray, accuracy: np.ndarray, weights: np.nd
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class AdaptiveCalibrationError(HistogramMetric):
-    """Adaptive calibration error: ECE over bins that hold equally many examples (equal mass), of the top label.
+    """Adaptive calibration error: ECE of the top label over bins with equally many examples (equal mass).
 
-    Choose it beside ``ExpectedCalibrationError`` for confident models, whose confidences all fall in one or two bins of
-    equal width. Streams over a histogram of confidence with 0.75 MB of state, fine near 1; a group may end within a
-    cell, of which it then takes a share. ``adaptive_calibration_error`` is exact.
+    Choose it beside ``ExpectedCalibrationError`` for confident models, whose confidences all fall into one or two bins
+    of equal width. Streams over a histogram of confidence, fine near 1, with 0.75 MB of state; a group that ends within
+    a cell takes a share of it. ``adaptive_calibration_error`` is exact.
 
     Formula: as ``ExpectedCalibrationError``, with bins that cut the sorted confidences into equal weights.
 
@@ -121,8 +121,8 @@ class AdaptiveCalibrationError(HistogramMetric):
 class MaximumMeanCalibrationError(StreamingMetric):
     """Maximum-mean calibration error (MMCE): calibration without bins, by a kernel over confidences.
 
-    Choose it where the choice of bins is in doubt; its size has no direct meaning. Streams over 1024 cells of
-    confidence, each example standing at the mean of its cell: the square of the result is off by less than 0.003.
+    Choose it when the choice of bins is in doubt; its magnitude has no direct meaning. Streams over 1024 cells of
+    confidence and places each example at the mean of its cell: the square of the result is off by less than 0.003.
     ``maximum_mean_calibration_error`` is exact.
 
     Formula: sqrt(sum_ij r_i r_j exp(-2.5 |c_i - c_j|)) / n, with confidence c and residual r = right - c.
@@ -177,7 +177,7 @@ class MaximumMeanCalibrationError(StreamingMetric):
 def _top_label_arrays(
     owner: str, y_true: Tensor, y_pred: Tensor, from_logits: bool, sample_weight: Tensor
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return confidence, accuracy and weights in float64, examples of weight 0 left out."""
+    """Return confidence, accuracy and weights in float64, without examples of weight 0."""
     examples = read_classes(owner, y_true, y_pred, sample_weight)
     parts = (*top_label(examples, from_logits), examples.weights)
     confidence, accuracy, weights = (np.asarray(ops.convert_to_numpy(part), np.float64) for part in parts)
@@ -199,11 +199,11 @@ def adaptive_calibration_error(
     Args:
         y_true: class ids or one-hot rows.
         y_pred: (n, classes), probabilities, or logits with ``from_logits``.
-        num_bins: >= 1, number of groups; sizes differ by at most one, the first ones being larger. Empty ones (fewer
-            examples than groups) do not count.
+        num_bins: >= 1, number of groups; sizes differ by at most one, the first ones being larger. Empty groups (if
+            there are fewer examples than groups) do not count.
         norm: "l1", "l2", "max" or "average".
         from_logits: whether ``y_pred`` are logits.
-        sample_weight: (n,) or None; with unequal weights groups are of equal weight and may share an example.
+        sample_weight: (n,) or None; with unequal weights, groups have equal weight and may share an example.
 
     Returns:
         The error, in 0..1; equal confidences keep their order in the data (torch-uncertainty).
@@ -227,7 +227,7 @@ def maximum_mean_calibration_error(
 ) -> float:
     """Exact maximum-mean calibration error (MMCE) of arrays; see ``MaximumMeanCalibrationError``.
 
-    Sorting makes it n log n instead of n**2: the kernel decays by a factor from each confidence to the next.
+    Sorting reduces the cost from n**2 to n log n, because the kernel decays by a factor between neighbours.
 
     Args:
         y_true: class ids or one-hot rows.
@@ -259,7 +259,7 @@ def maximum_mean_calibration_error(
 def kolmogorov_smirnov_calibration_error(
     y_true: Tensor, y_pred: Tensor, *, from_logits: bool = False, sample_weight: Tensor = None
 ) -> float:
-    """Kolmogorov-Smirnov calibration error of the top label: the largest gap of two running sums, without bins.
+    """Kolmogorov-Smirnov calibration error of the top label: the largest gap between two running sums, without bins.
 
     Formula: max over thresholds t of |sum over examples with confidence <= t of (confidence - right)| / n.
 

@@ -1,4 +1,4 @@
-"""Fidelity: does the student say what its teacher says? ``y_true`` is the teacher's output, ``y_pred`` the student."""
+"""Fidelity of a student to its teacher: ``y_true`` is the teacher's output, ``y_pred`` the student's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _AgreementMetric(MeanOverExamples):
         if len(student.shape) < 2 or len(teacher.shape) != len(student.shape) or teacher.shape[-1] != student.shape[-1]:
             raise error(
                 owner,
-                "teacher's and student's outputs of one shape (..., classes)",
+                "outputs of teacher and student of one shape (..., classes)",
                 f"{tuple(teacher.shape)} and {tuple(student.shape)}",
             )
         one_batch(owner, teacher, student)
@@ -34,7 +34,7 @@ class _AgreementMetric(MeanOverExamples):
 
 
 def _unless_nan(values: Tensor, *largest: Any) -> Tensor:
-    """Return the values as float64, NaN where one of the rows' largest entries is: no decision, so no agreement."""
+    """Return the values as float64, NaN where a row's largest entry is NaN: no decision, so no agreement."""
     values = float64(values)
     for each in largest:
         values = ops.where(ops.isnan(each), float("nan"), values)
@@ -43,10 +43,10 @@ def _unless_nan(values: Tensor, *largest: Any) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class TopKAgreement(_AgreementMetric):
-    """Share of the teacher's k likeliest classes that are among the student's; k = 1: how often both decide alike.
+    """Fraction of the teacher's k likeliest classes that are among the student's; for k = 1, of equal decisions.
 
-    Choose it first for fidelity: needs no labels and is the same for logits and probabilities. Of equal outputs the
-    first counts as larger.
+    Choose it first for fidelity: it needs no labels and is the same for logits and probabilities. Among equal outputs
+    the first counts as larger.
 
     Formula: |top_k(teacher) and top_k(student)| / k, mean over examples.
 
@@ -96,8 +96,8 @@ class TopKAgreement(_AgreementMetric):
 class TeacherKL(_AgreementMetric):
     """Kullback-Leibler divergence from the teacher's to the student's distribution, in nats, mean over examples.
 
-    Choose it to see how much of the teacher's distribution, not only of its decision, the student has. Exact in logs
-    for logits; for probabilities infinite where the student rules out what the teacher allows.
+    Choose it to see how well the student matches the teacher's distribution, not only its decision. For logits it is
+    exact; for probabilities it is infinite if the student gives 0 to a class that the teacher allows.
 
     Formula: sum_k p_k (log p_k - log q_k), p of the teacher, q of the student, both at ``temperature`` (no factor).
 
@@ -125,7 +125,7 @@ class TeacherKL(_AgreementMetric):
         self.from_logits = bool(from_logits)
         self.temperature = number(type(self).__name__, "temperature", temperature, above=0.0)
         if self.temperature != 1.0 and not self.from_logits:
-            raise error(type(self).__name__, "temperature 1.0 for probabilities", self.temperature, "Give logits")
+            raise error(type(self).__name__, "temperature 1.0 for probabilities", self.temperature, "Pass logits")
 
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Add a batch of teacher's and student's outputs."""
@@ -149,8 +149,8 @@ class TeacherKL(_AgreementMetric):
 class RankCorrelation(_AgreementMetric):
     """Rank correlation of the teacher's and the student's outputs over the classes, mean over examples.
 
-    Choose it to see whether the student orders the wrong classes as the teacher does; the same for logits and
-    probabilities. "kendall" reads classes**2 pairs per example. Where one side is constant the correlation is 0.
+    Choose it to see whether the student orders the wrong classes as the teacher does; it is the same for logits and
+    probabilities. "kendall" compares classes**2 pairs per example. If one side is constant, the correlation is 0.
 
     Formula: "spearman": correlation of ranks, equal outputs sharing their mean rank. "kendall": tau-b, (concordant -
     discordant pairs) / sqrt(pairs untied in the teacher * pairs untied in the student).
@@ -184,11 +184,11 @@ class RankCorrelation(_AgreementMetric):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class AgreementOnErrors(_AgreementMetric):
-    """Of the examples that the teacher gets wrong: the share where the student gives the same wrong class.
+    """Fraction of the teacher's errors on which the student predicts the same wrong class.
 
     Choose it to see whether the student copies the teacher's mistakes, which agreement over all examples hides.
-    ``update_state`` also takes the labels; ``callbacks.CalibrationMonitor`` gives them. NaN while the teacher is
-    never wrong.
+    ``update_state`` also takes the labels; ``callbacks.CalibrationMonitor`` passes them. NaN if the teacher is never
+    wrong.
 
     Args:
         name: name in the logs.
@@ -208,7 +208,7 @@ class AgreementOnErrors(_AgreementMetric):
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None, labels: Tensor = None) -> None:
         """Add a batch of teacher's and student's outputs, with class ids or one-hot rows as ``labels``."""
         if labels is None:
-            raise error(type(self).__name__, "labels beside the teacher's and the student's outputs", "None")
+            raise error(type(self).__name__, "labels beside the outputs of teacher and student", "None")
         teacher, student, weights = self.rows(y_true, y_pred, sample_weight)
         labels = tensor(type(self).__name__, labels, ops.convert_to_tensor)
         one_batch(type(self).__name__, labels, student)
@@ -221,7 +221,7 @@ class AgreementOnErrors(_AgreementMetric):
 
 
 def average_ranks(rows: Any) -> Tensor:
-    """Return the rank of each entry in its row, from 0, equal entries sharing their mean rank.
+    """Return the rank of each entry in its row, from 0; equal entries share their mean rank.
 
     Args:
         rows: (n, classes).
@@ -244,7 +244,7 @@ def average_ranks(rows: Any) -> Tensor:
 
 
 def _correlation(a: Any, b: Any) -> Tensor:
-    """Return the correlation of each row, 0 where one side is constant."""
+    """Return the correlation of each row, 0 if one side is constant."""
     a, b = (side - ops.mean(side, axis=-1, keepdims=True) for side in (a, b))
     scale = ops.sqrt(ops.sum(a * a, axis=-1) * ops.sum(b * b, axis=-1))
     return ops.sum(a * b, axis=-1) / ops.where(scale > 0, scale, ops.ones_like(scale))
@@ -268,15 +268,15 @@ def rank_correlation_rows(a: Any, b: Any, kind: str) -> Tensor:
 
 
 def rank_correlation(a: Any, b: Any, *, kind: str = "spearman") -> float:
-    """Rank correlation of two lists of numbers: of a teacher's and a student's uncertainties, for instance.
+    """Rank correlation of two lists of numbers, for instance of a teacher's and a student's uncertainties.
 
     Args:
         a: (n,).
         b: (n,).
-        kind: "spearman" or "kendall" (tau-b, which reads n**2 pairs).
+        kind: "spearman" or "kendall" (tau-b, which compares n**2 pairs).
 
     Returns:
-        -1 to 1; 0 where one side is constant.
+        -1 to 1; 0 if one side is constant.
 
     Raises:
         ValueError: if the lengths differ or ``kind`` is unknown.
@@ -355,7 +355,7 @@ def teacher_kl(
 def agreement_on_errors(
     labels: Tensor, teacher_outputs: Structure, student_outputs: Structure, *, sample_weight: Tensor = None
 ) -> float:
-    """Share of the teacher's errors that the student makes alike; see ``AgreementOnErrors``.
+    """Fraction of the teacher's errors that the student shares; see ``AgreementOnErrors``.
 
     Args:
         labels: (...,) class ids, or one-hot rows.

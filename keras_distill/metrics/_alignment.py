@@ -1,4 +1,4 @@
-"""Which frame says which label: the likeliest alignment that CTC allows."""
+"""Forced alignment: the likeliest assignment of labels to frames that CTC allows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Alignment(NamedTuple):
     """The likeliest path of each sequence.
 
     Attributes:
-        frames: (batch, frames), int32: the class of each frame, -1 where it is masked.
-        log_probability: (batch,), float64: of that single path, in nats.
+        frames: (batch, frames), int32: the class of each frame, -1 where masked.
+        log_probability: (batch,), float64: log-probability of that single path, in nats.
     """
 
     frames: np.ndarray
@@ -26,25 +26,25 @@ class Alignment(NamedTuple):
 def ctc_align(labels: Any, logits: Any, *, mask: Any = None, blank: int = 0) -> Alignment:
     """Return the likeliest class of each frame, given the labels (forced alignment by CTC Viterbi).
 
-    Choose it to make targets for a frame classifier, as hybrid recognisers do (DNN-HMM): a CTC model aligns the
-    training set once, and any model of frames learns the result by cross-entropy, with -1 as the label to ignore. It
-    also shows when a word was said. It runs on the host, in NumPy.
+    Choose it to create targets for a frame classifier, as hybrid recognisers do (DNN-HMM): a CTC model aligns the
+    training set once, and any frame-level model learns the result by cross-entropy, with -1 as the label to ignore. It
+    also shows when each word was spoken. It runs on the host, in NumPy.
 
-    Formula: argmax over the paths a that give the labels when repeats are merged and blanks dropped, of
+    Formula: argmax over the paths a that yield the labels when repeats are merged and blanks dropped, of
     sum_t log q_t(a_t), q = softmax(logits).
 
     Args:
         labels: (batch, labels), integers from 0 to classes - 1. ``blank`` and every negative number are padding.
         logits: (batch, frames, classes), float, unnormalised log-probabilities.
-        mask: (batch, frames) bool or None: frames that count. None reads the mask that Keras put on ``logits``.
+        mask: (batch, frames) bool, True for frames that count. None uses the mask that Keras attached to ``logits``.
         blank: the class that means "no label".
 
     Returns:
         The path and its log-probability, for each sequence.
 
     Raises:
-        ValueError: if the shapes do not fit, a logit is NaN, a label is outside the classes, or labels need more frames
-            than there are; the sequence is named by its number.
+        ValueError: if the shapes do not fit, a logit is NaN, a label is out of range, or labels need more frames than
+            there are; the message names the sequence.
 
     Example:
         >>> import numpy as np
@@ -64,7 +64,7 @@ def ctc_align(labels: Any, logits: Any, *, mask: Any = None, blank: int = 0) -> 
     values = array(owner, logits)
     wanted = array(owner, labels)
     if (wanted != np.round(wanted)).any():
-        raise error(owner, "labels that are class ids", "other numbers", "Padding is -1")
+        raise error(owner, "integer class ids as labels", "other numbers", "Use -1 for padding")
     wanted = wanted.astype("int64")
     if values.ndim != 3:
         raise error(owner, "logits of shape (batch, frames, classes)", str(values.shape))
@@ -75,7 +75,7 @@ def ctc_align(labels: Any, logits: Any, *, mask: Any = None, blank: int = 0) -> 
         raise error(owner, f"blank from 0 to {classes - 1}", blank)
     kept = np.ones(values.shape[:2], bool) if mask is None else np.asarray(ops.convert_to_numpy(mask), bool)
     if np.isnan(values[kept]).any():
-        raise error(owner, "logits that are numbers", "NaN", "Look at the model's weights and its input")
+        raise error(owner, "logits without NaN", "NaN", "Check the model's weights and its input")
     frames, scores = np.full(kept.shape, -1, "int32"), np.zeros(len(values))
     for index, (row, each, keep) in enumerate(zip(wanted, values, kept, strict=True)):
         row = row[(row >= 0) & (row != blank)].astype(int)
@@ -95,11 +95,11 @@ def _viterbi(labels: np.ndarray, log_q: np.ndarray, blank: int) -> tuple[np.ndar
     """Return the class of each frame of one sequence, and the path's log-probability."""
     states = np.full(2 * len(labels) + 1, blank)
     states[1::2] = labels
-    may_skip = np.zeros(len(states), bool)  # from label to label, past the blank between them
+    may_skip = np.zeros(len(states), bool)  # whether the blank between two labels may be skipped
     may_skip[3::2] = labels[1:] != labels[:-1]
     emitted = log_q[:, states]
     score = np.full(len(states), -np.inf)
-    score[0] = 0.0  # before the first frame, as if a blank had been said; a label may follow at once
+    score[0] = 0.0  # as if a blank preceded the first frame; a label may follow at once
     came_by = np.zeros((len(log_q), len(states)), int)
     for time, row in enumerate(emitted):
         choices = np.full((3, len(states)), -np.inf)

@@ -1,4 +1,4 @@
-"""Bins of confidence: which bin a score falls in, what is summed in it, and the calibration errors of those sums."""
+"""Bins of confidence: the bin of a score, the sums in each bin, and the calibration errors of those sums."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def torch_edges(num_bins: int, dtype: Any = np.float32) -> np.ndarray:
 
 
 def bin_index(scores: Tensor, num_bins: int, convention: str) -> Tensor:
-    """Return the bin of each score in [0, 1]: 0 .. num_bins - 1, or num_bins for the slot beyond.
+    """Return the bin of each score in [0, 1]: 0 .. num_bins - 1, or num_bins for the extra slot.
 
-    The slot beyond holds the scores of exactly 1.0 for "torchmetrics" (a bin of its own) and those of exactly 0.0 for
-    "guo" (counted, but in no bin); else it stays empty.
+    The extra slot holds the scores of exactly 1.0 for "torchmetrics" (a separate bin) and those of exactly 0.0 for
+    "guo" (counted, but in no bin); otherwise it stays empty.
 
     Args:
         scores: any shape, float32 or float64; NaN goes to bin 0.
@@ -51,7 +51,7 @@ def bin_index(scores: Tensor, num_bins: int, convention: str) -> Tensor:
 
 
 def bin_sums(index: Any, num_bins: int, weights: Tensor, confidence: Tensor, accuracy: Any) -> Tensor:
-    """Sum weight, weighted confidence and weighted accuracy in each bin and the slot beyond.
+    """Sum weight, weighted confidence and weighted accuracy in each bin and the extra slot.
 
     Args:
         index: (n,) int32 from ``bin_index``.
@@ -65,7 +65,7 @@ def bin_sums(index: Any, num_bins: int, weights: Tensor, confidence: Tensor, acc
     """
     zero = ops.zeros((), dtype="float64")
     weighted = ops.where(ops.equal(weights, 0.0), zero, weights * float64(confidence))
-    # Wrong and right examples apart: one sum gives weight, confidence and accuracy.
+    # Wrong and right examples go to separate slots, so that one sum gives weight, confidence and accuracy.
     apart = index * 2 + ops.cast(accuracy, "int32")
     counts, confidences = (
         ops.reshape(sums, (-1, 2)) for sums in segment_sums_of_two(weights, weighted, apart, 2 * num_bins + 2)
@@ -74,16 +74,16 @@ def bin_sums(index: Any, num_bins: int, weights: Tensor, confidence: Tensor, acc
 
 
 def error_of_sums(sums: Any, norm: str = "l1", convention: str = "torchmetrics", side: str = "both") -> Tensor:
-    """Return the calibration error of sums that ``bin_sums`` made.
+    """Return the calibration error of sums from ``bin_sums``.
 
     Args:
         sums: (..., 3, bins + 1), float64.
         norm: "l1" (ECE), "l2" (root mean square), "max" (MCE), "average" (unweighted mean over non-empty bins).
-        convention: "guo" leaves the slot beyond out of the error, though in the total.
-        side: "both"; "over" counts only bins more confident than right, "under" the others.
+        convention: "guo" leaves the extra slot out of the error, but not out of the total.
+        side: "both"; "over" counts only bins with confidence above accuracy, "under" only the others.
 
     Returns:
-        (...,), float64; NaN where nothing was seen.
+        (...,), float64; NaN before the first example.
     """
     weight, confidence, accuracy = sums[..., 0, :], sums[..., 1, :], sums[..., 2, :]
     total = ops.sum(weight, axis=-1)
@@ -109,13 +109,13 @@ def error_of_sums(sums: Any, norm: str = "l1", convention: str = "torchmetrics",
 
 @dataclass(frozen=True)
 class ReliabilityBins:
-    """What a reliability diagram shows: for each bin, how confident the model was and how often it was right.
+    """Data of a reliability diagram: for each bin, the model's mean confidence and its accuracy.
 
     Attributes:
         edges: (bins + 1,), float64, from 0 to 1.
         weight: (bins,), float64: number of examples, or the sum of their weights.
         confidence: (bins,), float64: mean confidence; NaN where the bin is empty.
-        accuracy: (bins,), float64: fraction right (of the positive class for "binary"); NaN where the bin is empty.
+        accuracy: (bins,), float64: fraction correct ("binary": fraction positive); NaN where the bin is empty.
     """
 
     edges: np.ndarray
@@ -125,7 +125,7 @@ class ReliabilityBins:
 
     @classmethod
     def from_sums(cls, sums: Any) -> ReliabilityBins:
-        """Make the bins from the (3, bins + 1) sums of a metric; a bin for exactly 1.0 joins the last, to be drawn."""
+        """Make the bins from the (3, bins + 1) sums of a metric; a bin for exactly 1.0 is merged into the last."""
         table = np.array(ops.convert_to_numpy(sums), np.float64)
         table[:, -2] += table[:, -1] if table[1, -1] > 0 else 0.0
         table[:, 0] += table[:, -1] if not table[1, -1] > 0 else 0.0
@@ -135,9 +135,10 @@ class ReliabilityBins:
 
 
 def segment_sums_of_two(first: Any, second: Any, index: Any, num_segments: int) -> tuple[Tensor, Tensor]:
-    """Sum two float64 rows (n,) in the segments ``index`` (n,) int32, as real and imaginary part of one sum.
+    """Sum two float64 arrays (n,) over the segments ``index`` (n,) int32, as real and imaginary part of one sum.
 
-    A segment sum costs per number, not per byte; rows of two numbers TensorFlow adds one row at a time.
+    The cost of a segment sum depends on the number of elements, not on their size; for rows of two numbers TensorFlow
+    adds one row at a time.
     """
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""Is a probability of 0.8 right in 8 of 10 cases? Calibration errors over bins of confidence."""
+"""Calibration errors over bins of confidence: is a prediction of probability 0.8 right in 8 of 10 cases?"""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class ExpectedCalibrationError(StreamingMetric):
     """Expected calibration error (ECE; MCE with norm="max", RMSCE with "l2"): confidence against accuracy, in bins.
 
     Choose it first to see whether a model's confidence can be trusted; it is what papers report. It depends on the
-    number of bins and says nothing about accuracy: look at ``NegativeLogLikelihood`` and ``BrierScore`` beside it.
-    One pass over the outputs; the state is 3 x (bins + 1) float64 sums, whatever the number of examples.
+    number of bins and ignores accuracy, so report ``NegativeLogLikelihood`` and ``BrierScore`` as well. It takes one
+    pass over the outputs; the state is 3 x (bins + 1) float64 sums for any number of examples.
 
     Formula, over bins b of equal width of the largest probability: sum_b w_b / w * |accuracy_b - confidence_b| ("l1"),
     sqrt(sum_b w_b / w * (accuracy_b - confidence_b)**2) ("l2"), the largest |accuracy_b - confidence_b| ("max"), or
@@ -55,19 +55,19 @@ class ExpectedCalibrationError(StreamingMetric):
     Args:
         num_bins: >= 1, number of bins. 15 is the usual choice.
         norm: "l1", "l2", "max" or "average"; see the formula.
-        from_logits: False (as in Keras): ``y_pred`` are probabilities, used as given; one further than 0.001 outside
-            0..1 makes the result NaN. True: logits.
+        from_logits: False (as in Keras): ``y_pred`` are probabilities, used as given; one that is more than 0.001
+            outside 0..1 makes the result NaN. True: logits.
         task: "multiclass": ``y_pred`` (..., classes), ``y_true`` class ids or one-hot rows; the confidence is the
-            largest probability, right if the first largest class is the label. "binary" and "multilabel": ``y_pred``
+            largest probability, correct if the first largest class is the label. "binary" and "multilabel": ``y_pred``
             (...,) or (..., labels), one probability (or logit) per yes/no question, ``y_true`` of that shape with 0 and
-            1; the probability of yes against the answer, all questions pooled. For the top label of a binary
-            model give both probabilities and "multiclass".
-        convention: which bin a confidence on an edge is in. "torchmetrics": [low, high), float32, 1.0 alone in an extra
+            1; the probability of yes is compared with the answer, over all questions together. For the top label of a
+            binary model pass both probabilities and "multiclass".
+        convention: the bin of a confidence on an edge. "torchmetrics": [low, high), float32, 1.0 alone in an extra
             bin. "left_closed": [low, high), 1.0 in the last (netcal, robustness_metrics). "right_closed":
             (low, high], 0.0 in the first (scikit-learn). "guo": (low, high], 0.0 in none (Guo et al.). Away from the
             edges all agree.
-        side: "both"; "over" counts only bins that are more confident than right, "under" only the others (l1: ECE is
-            the sum of the two).
+        side: "both"; "over" counts only bins with confidence above accuracy, "under" only the others (for "l1" the ECE
+            is the sum of the two).
         name: name in the logs.
         dtype: dtype of the result; the sums are float64.
 

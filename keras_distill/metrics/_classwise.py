@@ -1,4 +1,4 @@
-"""Calibration of every class's probability, not only of the largest one."""
+"""Calibration of every class's probability, not only of the largest."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _check_classes(owner: str, expected: int | None, got: int) -> None:
 class ClasswiseCalibrationError(StreamingMetric):
     """Classwise (static) calibration error (SCE; with ``threshold`` TSCE): ECE of each class's probability, mean.
 
-    Choose it when all probabilities are used, not only the largest: rankings, costs, soft targets. With many classes
+    Choose it if all probabilities are used, not only the largest: for rankings, costs, soft targets. With many classes
     most entries are near 0 and hide the rest: set ``threshold``. The state is 3 x classes x (bins + 1) float64 sums.
     For equal-mass bins see ``classwise_calibration_error(adaptive=True)``.
 
@@ -66,8 +66,8 @@ class ClasswiseCalibrationError(StreamingMetric):
         num_bins: >= 1, number of bins.
         norm: "l1", "l2", "max" or "average"; see ``ExpectedCalibrationError``.
         from_logits: False (as in Keras): ``y_pred`` are probabilities. True: logits.
-        task: "multiclass", or "multilabel" (each label its own yes/no question).
-        threshold: 0 to 1: only larger probabilities count, where above 0.
+        task: "multiclass", or "multilabel" (each label is a separate yes/no question).
+        threshold: 0 to 1; if above 0, only larger probabilities count.
         convention: "torchmetrics", "left_closed", "right_closed" or "guo"; see ``ExpectedCalibrationError``.
         name: name in the logs.
         dtype: dtype of the result; the sums are float64.
@@ -131,7 +131,7 @@ class ClasswiseCalibrationError(StreamingMetric):
 
 
 def _mean_of_classes(sums: Any, norm: str, convention: str) -> Tensor:
-    """Return the mean error of (classes, 3, bins + 1) sums; an empty class counts 0, all empty give NaN."""
+    """Return the mean error of (classes, 3, bins + 1) sums; an empty class has error 0, NaN if all are empty."""
     errors = error_of_sums(sums, norm, convention)
     seen = ops.sum(sums[:, 0], axis=-1)
     errors = ops.where(ops.equal(seen, 0.0), ops.zeros_like(errors), errors)
@@ -160,9 +160,9 @@ def classwise_calibration_error(
         norm: "l1", "l2", "max" or "average".
         from_logits: whether ``y_pred`` are logits.
         task: "multiclass" or "multilabel".
-        threshold: 0 to 1: only larger probabilities count, where above 0.
-        adaptive: bins of equal mass in each class instead of equal width; see ``adaptive_calibration_error``.
-        convention: which bin a probability on an edge is in; for bins of equal width.
+        threshold: 0 to 1; if above 0, only larger probabilities count.
+        adaptive: True uses bins of equal mass in each class, not of equal width; see ``adaptive_calibration_error``.
+        convention: the bin of a probability on an edge; for bins of equal width.
         sample_weight: (n,) or None.
 
     Returns:
@@ -178,7 +178,7 @@ def classwise_calibration_error(
 
     Reference:
         Nixon et al., "Measuring Calibration in Deep Learning", 2019, arXiv:1904.01685, section 3.
-        Differs: ties are split by position, and groups' sizes differ by at most one.
+        Differs: ties are split by position, and group sizes differ by at most one.
     """
     owner = "classwise_calibration_error"
     classes = int(np.shape(y_pred)[-1])

@@ -1,4 +1,4 @@
-"""What decisions cost: expected cost at a threshold, with abstention."""
+"""Cost of decisions at a threshold, with the option to abstain."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from keras_distill._typing import Tensor
 
 
 class DecisionCost(NamedTuple):
-    """What decisions on some examples cost.
+    """Cost of the decisions on a set of examples.
 
     Attributes:
         cost: mean cost per example.
-        threshold: probability from which an example is taken as positive.
-        false_positives: share of all examples.
-        false_negatives: share of all examples.
-        abstained: share of all examples that were passed on.
+        threshold: smallest probability at which an example is classified as positive.
+        false_positives: fraction of all examples.
+        false_negatives: fraction of all examples.
+        abstained: fraction of all examples without a decision.
     """
 
     cost: float
@@ -39,16 +39,16 @@ def decision_cost(
 ) -> DecisionCost:
     """Mean cost of decisions from probabilities of the positive class.
 
-    Without a threshold the decision is Bayes': positive from false_positive / (false_positive + false_negative) on,
-    which is best for calibrated probabilities. With a price for abstaining, an example is passed on where the
-    expected cost of the cheaper decision exceeds that price.
+    The default threshold is Bayes', false_positive / (false_positive + false_negative), which is optimal for calibrated
+    probabilities. With a cost for abstaining, no decision is made where the expected cost of the cheaper decision
+    exceeds it.
 
     Args:
         labels: (examples,) 0 or 1.
         probabilities: (examples,) between 0 and 1.
-        false_positive: > 0, the cost of one.
-        false_negative: > 0.
-        abstain: > 0, the cost of passing an example on; None allows no abstention.
+        false_positive: > 0, cost of one false positive.
+        false_negative: > 0, cost of one false negative.
+        abstain: > 0, cost of one abstention; None allows no abstention.
         threshold: between 0 and 1, or None for Bayes'.
 
     Returns:
@@ -81,19 +81,19 @@ def decision_cost(
 
 
 def best_threshold(labels: Tensor, probabilities: Tensor, *, false_positive: float, false_negative: float) -> float:
-    """Return the threshold with the least cost on held-out examples, for probabilities that may not be calibrated.
+    """Return the threshold of lowest cost on held-out examples, for probabilities that may not be calibrated.
 
     Args:
         labels: (examples,) 0 or 1, held out.
         probabilities: (examples,) between 0 and 1.
-        false_positive: > 0, the cost of one.
-        false_negative: > 0.
+        false_positive: > 0, cost of one false positive.
+        false_negative: > 0, cost of one false negative.
 
     Returns:
         A threshold between 0 and 1, midway between two neighbouring probabilities.
 
     Raises:
-        ValueError: as ``decision_cost`` does.
+        ValueError: as for ``decision_cost``.
 
     Example:
         >>> best_threshold([0, 0, 1], [0.1, 0.25, 0.5], false_positive=1.0, false_negative=1.0)
@@ -102,7 +102,7 @@ def best_threshold(labels: Tensor, probabilities: Tensor, *, false_positive: flo
     labels, probabilities, costs = _checked("best_threshold", labels, probabilities, false_positive, false_negative, 1)
     order = np.argsort(probabilities, kind="stable")
     p, y = probabilities[order], labels[order]
-    # Below a cut after i examples all are taken as negative: i positives missed, the negatives above it wrong.
+    # A cut after i examples classifies those below it as negative: positives below are missed, negatives above wrong.
     missed = np.concatenate([[0], np.cumsum(y)])
     wrong = (~y).sum() - np.concatenate([[0], np.cumsum(~y)])
     total = missed * costs[1] + wrong * costs[0]

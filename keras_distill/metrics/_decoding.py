@@ -1,4 +1,4 @@
-"""From CTC's frame distributions to labels: the best path, and prefix beam search."""
+"""CTC decoding, from frame distributions to labels: best path and prefix beam search."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def ctc_greedy_decode(logits: Tensor, *, mask: Tensor = None, blank: int = 0) ->
     Choose it for scores during training and for serving; it works inside a graph. ``ctc_beam_decode`` sums over paths.
 
     Args:
-        logits: (batch, frames, classes), float; probabilities give the same.
-        mask: (batch, frames) bool or None: frames that count. None reads the mask that Keras put on ``logits``.
+        logits: (batch, frames, classes), float; probabilities give the same result.
+        mask: (batch, frames) bool, True for frames that count. None uses the mask that Keras attached to ``logits``.
         blank: the class that means "no label".
 
     Returns:
@@ -49,7 +49,7 @@ def ctc_greedy_decode(logits: Tensor, *, mask: Tensor = None, blank: int = 0) ->
 
 
 def pack_left(values: Tensor, kept: Any, fill: int) -> Tensor:
-    """Return (batch, time) ``values`` where ``kept``, moved to the left in order, and ``fill`` behind them."""
+    """Move the ``kept`` entries of ``values``, (batch, time), to the left in order and put ``fill`` after them."""
     time = ops.shape(values)[1]
     place = ops.arange(time, dtype="int32")
     order = ops.argsort(ops.where(kept, place, place + time), axis=1)
@@ -62,7 +62,7 @@ class Hypothesis(NamedTuple):
 
     Attributes:
         labels: the labels, without blanks.
-        log_probability: log of the sum over the paths that the search kept; at most the exact value.
+        log_probability: log of the summed probability of the paths that the search kept; at most the exact value.
     """
 
     labels: tuple[int, ...]
@@ -78,16 +78,16 @@ def ctc_beam_decode(
 
     Args:
         logits: (batch, frames, classes), float, unnormalised log-probabilities.
-        mask: (batch, frames) bool or None: frames that count. None reads the mask that Keras put on ``logits``.
+        mask: (batch, frames) bool, True for frames that count. None uses the mask that Keras attached to ``logits``.
         blank: the class that means "no label".
-        beam_width: >= 1, prefixes kept after each frame. With all prefixes kept the result is exact.
+        beam_width: >= 1, number of prefixes kept after each frame. With all prefixes kept, the result is exact.
         num_hypotheses: >= 1 and <= beam_width.
 
     Returns:
-        For each sequence at most ``num_hypotheses`` of them, the likeliest first.
+        For each sequence at most ``num_hypotheses``, the likeliest first.
 
     Raises:
-        ValueError: if the shape is another, a logit is NaN, or a number is out of bounds.
+        ValueError: if the shape does not fit, a logit is NaN, or a number is out of bounds.
 
     Example:
         >>> import numpy as np
@@ -113,16 +113,16 @@ def ctc_beam_decode(
         raise error(owner, f"blank from 0 to {values.shape[-1] - 1}", blank)
     kept = np.ones(values.shape[:2], bool) if mask is None else np.asarray(ops.convert_to_numpy(mask), bool)
     if np.isnan(values[kept]).any():
-        raise error(owner, "logits that are numbers", "NaN", "Look at the model's weights and its input")
+        raise error(owner, "logits without NaN", "NaN", "Check the model's weights and its input")
     log_q = values - np.logaddexp.reduce(values, axis=-1, keepdims=True)
     return [_search(frames[keep], blank, width)[:number] for frames, keep in zip(log_q, kept, strict=True)]
 
 
 def _search(log_q: np.ndarray, blank: int, width: int) -> list[Hypothesis]:
     """Return at most ``width`` hypotheses of one sequence, (frames, classes), the likeliest first."""
-    beams: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -math.inf)}  # paths that end in a blank; in a label
+    beams: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -math.inf)}  # paths ending in a blank, in a label
     for row in log_q:
-        # The classes that can still be in a beam of this width; the others cannot beat them.
+        # Only these classes can enter a beam of this width.
         classes = np.argsort(-row, kind="stable")[: width + 1].tolist()
         frame = row.tolist()
         found: dict[tuple[int, ...], list[float]] = {}
@@ -146,6 +146,6 @@ def _search(log_q: np.ndarray, blank: int, width: int) -> list[Hypothesis]:
 
 
 def _add(a: float, b: float) -> float:
-    """Return log(exp(a) + exp(b)) of two numbers, ten times as fast as NumPy's."""
+    """Return log(exp(a) + exp(b)) of two floats, ten times as fast as NumPy."""
     low, high = (a, b) if a < b else (b, a)
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))

@@ -1,4 +1,4 @@
-"""Where a Brier score comes from: miscalibration, lack of sharpness, and the data's own uncertainty."""
+"""Decomposition of the Brier score into miscalibration, lack of resolution, and the uncertainty of the data."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class BrierDecomposition(NamedTuple):
     Attributes:
         brier: the Brier score, summed over classes, in 0..2.
         reliability: squared gap between confidence and frequency: miscalibration, 0 is best.
-        resolution: how far the bins' frequencies are from the overall one, higher is better.
+        resolution: squared distance of the bins' frequencies from the overall frequency, higher is better.
         uncertainty: variance of the labels, a property of the data.
-        within_bin: what binning hides: variance of the probabilities within bins, less twice their covariance with
-            the labels; 0 where all probabilities of a bin are equal.
+        within_bin: effect of binning: variance of the probabilities within bins, minus twice their covariance with the
+            labels; 0 if all probabilities of a bin are equal.
     """
 
     brier: Any
@@ -39,8 +39,8 @@ class BrierDecomposition(NamedTuple):
 class BrierComponent(StreamingMetric):
     """One part of the Brier score's decomposition over bins of every class's probability.
 
-    Choose "reliability" to see how much of the Brier score temperature scaling may remove, "resolution" for how much
-    the model tells classes apart at all. The state is 5 x classes x (bins + 1) float64 sums.
+    Choose "reliability" to see how much of the Brier score temperature scaling may remove, "resolution" to see how well
+    the model separates classes. The state is 5 x classes x (bins + 1) float64 sums.
 
     Formula: with bins b of each class's probability p against answer y = [label = k], summed over classes:
     reliability = sum_b w_b / w (p_b - y_b)**2, resolution = sum_b w_b / w (y_b - mean y)**2, uncertainty =
@@ -51,7 +51,7 @@ class BrierComponent(StreamingMetric):
         component: "reliability", "resolution", "uncertainty", "within_bin" or "brier" itself.
         num_bins: >= 1, number of bins of equal width.
         from_logits: False (as in Keras): ``y_pred`` are probabilities. True: logits.
-        convention: which bin a probability on an edge is in; see ``ExpectedCalibrationError``. Not "guo".
+        convention: the bin of a probability on an edge; see ``ExpectedCalibrationError``. Not "guo".
         name: name in the logs; None: "brier_<component>".
         dtype: dtype of the result; the sums are float64.
 
@@ -114,7 +114,7 @@ class BrierComponent(StreamingMetric):
         return BrierDecomposition(ops.sum(pp - 2.0 * py + y) / total, reliability, resolution, uncertainty, within)
 
     def value(self) -> Tensor:
-        """Return the part that was asked for."""
+        """Return the requested component."""
         return getattr(self.parts(), self.component)
 
     def get_config(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Out-of-distribution detection: how well any score tells foreign inputs (positive) from known ones."""
+"""Out-of-distribution detection: how well a score separates foreign inputs (positive) from known ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keras_distill._typing import Tensor
 from keras_distill.metrics._examples import read_entries
 from keras_distill.metrics._histogram import HistogramMetric, cell_sums, exact_groups
 
-# In this file "groups" are examples of equal score, lowest first: the weight of the negative and the positive ones.
+# In this file "groups" are the weights of the negative and the positive examples of equal score, lowest score first.
 
 
 def auroc_of_groups(negative: Any, positive: Any) -> Tensor:
@@ -22,7 +22,7 @@ def auroc_of_groups(negative: Any, positive: Any) -> Tensor:
 
 
 def _average_precision(negative: Any, positive: Any) -> Tensor:
-    """Return the sum over thresholds of precision times gain in recall."""
+    """Return the sum over thresholds of precision times the increase in recall."""
     found, alarms = ops.cumsum(ops.flip(positive)), ops.cumsum(ops.flip(negative))
     called = found + alarms
     precision = ops.where(called > 0, found, 0.0) / ops.where(called > 0, called, ops.ones_like(called))
@@ -30,7 +30,7 @@ def _average_precision(negative: Any, positive: Any) -> Tensor:
 
 
 def _fpr_at(negative: Any, positive: Any, recall: float, convention: str) -> Tensor:
-    """Return the false positive rate at the threshold that the convention picks."""
+    """Return the false positive rate at the threshold chosen by the convention."""
     found, alarms = ops.cumsum(ops.flip(positive)), ops.cumsum(ops.flip(negative))
     rates = found / ops.sum(positive)
     if convention == "first":
@@ -62,9 +62,9 @@ class _DetectionMetric(HistogramMetric):
 class DetectionAUROC(_DetectionMetric):
     """Area under the ROC curve of any score, for out-of-distribution detection.
 
-    Choose it first: it needs no threshold and does not depend on how many foreign inputs there are. Takes scores of
-    any size, unlike ``keras.metrics.AUC``. Streams over a histogram with 0.5 MB of state: scores closer than 0.28 %
-    count as equal, so the error is at most half the fraction of pairs in one cell. ``auroc`` is exact.
+    Choose it first: it needs no threshold and does not depend on the number of foreign inputs. Unlike
+    ``keras.metrics.AUC``, it takes scores of any size. Streams over a histogram with 0.5 MB of state: scores closer
+    than 0.28 % count as equal, so the error is at most half the fraction of pairs in one cell. ``auroc`` is exact.
 
     Formula: P(score of a positive > score of a negative) + P(equal) / 2.
 
@@ -91,10 +91,10 @@ class DetectionAUROC(_DetectionMetric):
 class DetectionAUPR(_DetectionMetric):
     """Area under the precision-recall curve (average precision) of any score, positives being the foreign inputs.
 
-    Choose it where foreign inputs are rare; it depends on how rare they are. Streams as ``DetectionAUROC`` does;
+    Choose it if foreign inputs are rare; it depends on how rare they are. Streams as ``DetectionAUROC`` does;
     ``average_precision`` is exact and equals scikit-learn's.
 
-    Formula: sum over thresholds of precision * gain in recall.
+    Formula: sum over thresholds of precision * increase in recall.
 
     Args:
         name: name in the logs.
@@ -117,16 +117,16 @@ class DetectionAUPR(_DetectionMetric):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class DetectionFPR(_DetectionMetric):
-    """False positive rate where 95 % of the positives are found (FPR95).
+    """False positive rate at the threshold that finds 95 % of the positives (FPR95).
 
-    Choose it when foreign inputs must not pass: the share of known inputs that is then refused. Streams as
-    ``DetectionAUROC`` does, off by at most the share of known inputs in the cell of the threshold; ``fpr_at_recall`` is
-    exact.
+    Choose it when foreign inputs must be rejected: it is the fraction of known inputs rejected with them. Streams as
+    ``DetectionAUROC`` does; the error is at most the fraction of known inputs in the threshold's cell.
+    ``fpr_at_recall`` is exact.
 
     Args:
-        recall: above 0, at most 1: share of the positives to be found.
-        convention: "first": highest threshold with at least that recall. "nearest": the threshold whose recall is
-            nearest (torch-uncertainty).
+        recall: above 0, at most 1: fraction of the positives to be found.
+        convention: "first": the highest threshold with at least that recall. "nearest": the threshold with the nearest
+            recall (torch-uncertainty).
         name: name in the logs.
         dtype: dtype of the result; the sums are float64.
 
@@ -161,7 +161,7 @@ def auroc(is_positive: Tensor, scores: Tensor, *, sample_weight: Tensor = None) 
     """Exact area under the ROC curve of arrays; see ``DetectionAUROC``.
 
     Args:
-        is_positive: (n,), 1 for foreign (or wrong), 0 for known (or right).
+        is_positive: (n,), 1 for foreign (or wrong), 0 for known (or correct).
         scores: (n,), higher for positive.
         sample_weight: (n,) or None.
 

@@ -1,4 +1,4 @@
-"""Errors per word, per character or per token: by jiwer for texts, by the same edit distance in a graph for labels."""
+"""Error rates of words, characters and tokens: by jiwer for texts, by an edit distance in the graph for labels."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> flo
     """Return word errors per word of the references, over all texts together (WER), counted by jiwer.
 
     Args:
-        references: the right texts.
-        hypotheses: as many recognised texts; an empty one counts all its words as deleted.
+        references: the correct texts.
+        hypotheses: as many recognised texts; in an empty one all words count as deleted.
 
     Returns:
-        0 and up; above 1 where more is inserted than said.
+        >= 0; above 1 if errors, including insertions, outnumber the words of the references.
 
     Raises:
         ValueError: if the numbers of texts differ, no reference has a word, or jiwer is missing.
@@ -75,11 +75,11 @@ def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -
     """Return character errors per character of the references, over all texts together (CER), counted by jiwer.
 
     Args:
-        references: the right texts.
+        references: the correct texts.
         hypotheses: as many recognised texts.
 
     Returns:
-        0 and up.
+        >= 0.
 
     Raises:
         ValueError: if the numbers of texts differ, the references are empty, or jiwer is missing.
@@ -93,10 +93,10 @@ def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -
 
 
 def edit_distance(references: Any, hypotheses: Any) -> Tensor:
-    """Return the least number of insertions, deletions and substitutions, (batch,) int32, also in a graph.
+    """Return the minimum number of insertions, deletions and substitutions; works in graphs as well.
 
     Args:
-        references: (batch, labels), integers from the left; negative numbers behind them are padding.
+        references: (batch, labels), integers from the left; negative numbers after them are padding.
         hypotheses: (batch, other labels), the same.
 
     Returns:
@@ -123,7 +123,7 @@ def edit_distance(references: Any, hypotheses: Any) -> Tensor:
     def step(row: Any, label: Any) -> tuple[Tensor, Tensor]:
         replaced = row[:, :-1] + ops.cast(references != label[:, None], "int32")
         candidate = ops.concatenate([row[:, :1] + 1, ops.minimum(row[:, 1:] + 1, replaced)], axis=1)
-        # Deletions run along the row: the least of candidate[k] + (j - k) over k <= j.
+        # Deletions run along the row: the minimum of candidate[k] + (j - k) over k <= j.
         least = ops.min(ops.where(earlier, (candidate - place)[:, None, :], far), axis=2) + place
         row = ops.where(label[:, None] >= 0, least, row)
         return row, row
@@ -137,11 +137,11 @@ def edit_distance(references: Any, hypotheses: Any) -> Tensor:
 class TokenErrorRate(StreamingMetric):
     """Edit errors per reference token, over all sequences together (WER, CER, phone error rate).
 
-    Choose it as a metric of a CTC model in ``compile``: labels against logits, decoded greedily, in the graph. Given
-    texts, it counts words or characters by jiwer, on the host.
+    Choose it as a metric in ``compile`` for a CTC model: logits are decoded greedily and compared with labels in the
+    graph. For texts, jiwer counts words or characters on the host.
 
     Args:
-        unit: what is counted: ``"token"``: labels; ``"word"`` or ``"character"`` of texts.
+        unit: ``"token"`` for labels; ``"word"`` or ``"character"`` for texts.
         blank: the class that means "no label" in logits, and padding in labels.
         name: name in the logs; None: ``"token_error_rate"`` and so on.
         dtype: dtype of the result; the sums are float64.
@@ -173,8 +173,8 @@ class TokenErrorRate(StreamingMetric):
 
         Args:
             y_true: (batch, labels) integers, padded with ``blank`` or negative numbers; or texts.
-            y_pred: (batch, frames, classes) logits, whose mask is read; or (batch, labels) decoded integers; or texts.
-            sample_weight: (batch,) or None; 0 leaves a sequence out. Not for texts.
+            y_pred: (batch, frames, classes) logits, masked by Keras; or (batch, labels) decoded integers; or texts.
+            sample_weight: (batch,) or None; 0 leaves a sequence out. Ignored for texts.
         """
         if _is_text(y_true):
             unit = "word" if self.unit == "token" else self.unit

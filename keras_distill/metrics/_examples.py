@@ -1,4 +1,4 @@
-"""How a metric reads labels, outputs and weights: flattened to one row per example, with the weight of each."""
+"""Reads labels, outputs and weights of a metric, flattened to one row per example."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Examples(NamedTuple):
     labels: Any  # (n,) int32; for binary and multilabel 0 or 1
     outputs: Any  # (n, classes) float; for binary and multilabel (n,)
     weights: Any  # (n,) float64
-    targets: Any = None  # (n, classes) where y_true came as one-hot rows or soft labels
+    targets: Any = None  # (n, classes) if y_true holds one-hot rows or soft labels
 
 
 def as_float(values: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def read(owner: str, task: str, y_true: Tensor, y_pred: Tensor, sample_weight: T
     """Read the arguments of ``update_state`` for any of the tasks.
 
     Args:
-        owner: who asks, for the error message.
+        owner: name shown in the error message.
         task: "multiclass", "binary" or "multilabel".
         y_true: labels; see ``read_classes`` and ``read_entries``.
         y_pred: outputs of the model.
@@ -55,13 +55,13 @@ def read_classes(owner: str, y_true: Tensor, y_pred: Tensor, sample_weight: Tens
     """Read ``y_pred`` (..., classes) with ``y_true`` (...,) or (..., 1) class ids, or (..., classes) distributions.
 
     Args:
-        owner: who asks, for the error message.
+        owner: name shown in the error message.
         y_true: class ids, one-hot rows or soft labels (``labels`` are then their first largest class).
         y_pred: one row of outputs per example.
         sample_weight: (batch,) up to (...,), or None.
 
     Returns:
-        The flattened examples; ``targets`` is None for class ids. A label out of range gives weight NaN, so that the
+        The flattened examples; ``targets`` is None for class ids. A label out of range gets weight NaN, so that the
         result is NaN instead of a wrong number.
     """
     mask = keras_mask(y_pred)
@@ -73,7 +73,7 @@ def read_classes(owner: str, y_true: Tensor, y_pred: Tensor, sample_weight: Tens
             owner,
             "y_pred of shape (..., classes) with at least 2 classes",
             f"shape {tuple(y_pred.shape)}",
-            'For one probability per example use task="binary", where the metric has it',
+            'For one probability per example use task="binary", if the metric has it',
         )
     one_batch(owner, y_true, y_pred)
     lead = ops.shape(y_pred)[:-1]
@@ -87,7 +87,7 @@ def read_classes(owner: str, y_true: Tensor, y_pred: Tensor, sample_weight: Tens
     else:
         raise error(
             owner,
-            f"y_true of class ids or of one-hot rows for y_pred of shape {tuple(y_pred.shape)}",
+            f"y_true of class ids or one-hot rows for y_pred of shape {tuple(y_pred.shape)}",
             f"shape {tuple(y_true.shape)}",
         )
     inside = ops.clip(labels, 0, classes - 1)
@@ -96,23 +96,23 @@ def read_classes(owner: str, y_true: Tensor, y_pred: Tensor, sample_weight: Tens
 
 
 def one_batch(owner: str, y_true: Tensor, y_pred: Tensor) -> None:
-    """Raise unless there are as many labels as outputs, where both numbers are known."""
+    """Raise unless there are as many labels as outputs, if both numbers are known."""
     labels, outputs = (each.shape[0] if len(each.shape) else None for each in (y_true, y_pred))
     if labels is not None and outputs is not None and labels != outputs:
-        raise error(owner, f"labels of {outputs} examples, one for each output", str(labels))
+        raise error(owner, f"labels for {outputs} examples, one for each output", str(labels))
 
 
 def read_entries(owner: str, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Examples:
     """Read yes/no answers: ``y_pred`` of any shape, ``y_true`` of the same shape with entries 0 and 1.
 
     Args:
-        owner: who asks, for the error message.
+        owner: name shown in the error message.
         y_true: 0 or 1 for each entry; a last axis of size 1 may be missing or extra.
         y_pred: one output per entry.
         sample_weight: (batch,) up to the shape of ``y_pred``, or None.
 
     Returns:
-        The flattened entries. A label that is neither 0 nor 1 gives weight NaN.
+        The flattened entries. A label that is neither 0 nor 1 gets weight NaN.
     """
     mask = keras_mask(y_pred)
     y_true, y_pred = _checks.tensor(owner, y_true, ops.convert_to_tensor), as_float(y_pred)
@@ -126,7 +126,7 @@ def read_entries(owner: str, y_true: Tensor, y_pred: Tensor, sample_weight: Tens
             owner,
             f"y_true of 0 and 1 in the shape of y_pred, {tuple(y_pred.shape)}",
             f"shape {tuple(y_true.shape)}",
-            'For class ids use task="multiclass", where the metric has it',
+            'For class ids use task="multiclass", if the metric has it',
         )
     lead = ops.shape(y_pred)
     labels = ops.reshape(ops.cast(y_true, "int32"), (-1,))
@@ -138,15 +138,15 @@ def read_entries(owner: str, y_true: Tensor, y_pred: Tensor, sample_weight: Tens
 def read_weights(
     owner: str, sample_weight: Tensor, lead: Any, rank: int, mask: Tensor = None, known: Any = None
 ) -> Tensor:
-    """Return float64 weights (n,) for examples of shape ``lead``: ones, times the sample weights, times the mask.
+    """Return float64 weights (n,) for examples of shape ``lead``: the sample weights times the mask.
 
     Args:
-        owner: who asks, for the error message.
+        owner: name shown in the error message.
         sample_weight: None, or weights whose shape is the first axes of ``lead``; a last axis of size 1 may be extra.
         lead: shape of the examples.
         rank: length of ``lead``.
-        mask: None or (...,) bool; masked examples weigh nothing.
-        known: None or (n,) bool; an example that is not known weighs NaN, unless its weight is 0.
+        mask: None or (...,) bool; masked examples have weight 0.
+        known: None or (n,) bool; False makes an example's weight NaN, unless it is 0.
 
     Returns:
         (n,), float64.

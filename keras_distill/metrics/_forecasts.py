@@ -1,4 +1,4 @@
-"""How good predicted distributions of numbers are: CRPS, quantile scores, and the coverage of intervals."""
+"""Scores of predicted distributions of numbers: CRPS, quantile scores, and the coverage of intervals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def gaussian_crps(labels: Tensor, means: Any, standard_deviations: Any) -> np.nd
         (...,), float64, in the unit of the labels; 0 is best. The mean over examples is the score.
 
     Raises:
-        ValueError: if the shapes differ, or a number is NaN or a standard deviation not above 0.
+        ValueError: if the shapes differ, a number is NaN, or a standard deviation is not above 0.
 
     Example:
         >>> round(float(gaussian_crps(0.0, 0.0, 1.0)), 4)
@@ -48,7 +48,7 @@ def gaussian_crps(labels: Tensor, means: Any, standard_deviations: Any) -> np.nd
 
     Reference:
         Gneiting, Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation", JASA 2007, section 4.2.
-        Differs: nothing, but for the sign: the smaller the better.
+        Differs: nothing except the sign: smaller is better.
     """
     labels, means, spread = _arrays(
         "gaussian_crps", labels=labels, means=means, standard_deviations=standard_deviations
@@ -81,7 +81,7 @@ def ensemble_crps(labels: Tensor, members: Tensor) -> np.ndarray:
 
     Reference:
         Gneiting, Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation", JASA 2007, eq. 20.
-        Differs: nothing, but for the sign.
+        Differs: nothing except the sign.
     """
     owner = "ensemble_crps"
     labels, members = array(owner, labels), array(owner, members)
@@ -91,7 +91,7 @@ def ensemble_crps(labels: Tensor, members: Tensor) -> np.ndarray:
     _arrays(owner, labels=labels)
     _arrays(owner, members=members)
     count = members.shape[-1]
-    # Sum over pairs of |x_m - x_n| from sorted members, without the pairs.
+    # The sum over pairs of |x_m - x_n|, computed from sorted members without forming the pairs.
     weights = 2 * np.arange(count) - count + 1
     spread = 2 * (members @ weights) / count**2
     return np.abs(members - labels[..., None]).mean(-1) - 0.5 * spread
@@ -128,14 +128,14 @@ def quantile_score(labels: Tensor, quantiles: Any, levels: Sequence[float]) -> n
 
 
 class Coverage(NamedTuple):
-    """What intervals hold.
+    """Coverage and width of predicted intervals.
 
     Attributes:
-        coverage: share of the labels within their intervals, bounds included.
+        coverage: fraction of the labels within their intervals, bounds included.
         width: mean width.
-        below: share of the labels below their intervals.
-        above: share above.
-        score: mean interval score: width + 2 / (1 - nominal) * distance of labels outside; the smaller the better.
+        below: fraction of the labels below their intervals.
+        above: fraction of the labels above their intervals.
+        score: mean interval score, width + 2 / (1 - nominal) * distance of labels outside; smaller is better.
     """
 
     coverage: float
@@ -146,13 +146,13 @@ class Coverage(NamedTuple):
 
 
 def interval_coverage(labels: Tensor, low: Any, high: Any, *, nominal: float = 0.9) -> Coverage:
-    """Count how many labels lie within their predicted intervals, and how wide those are.
+    """Measure how many labels lie within their predicted intervals, and how wide the intervals are.
 
     Args:
         labels: (...,).
         low: (...,), lower bounds; -inf is allowed.
         high: (...,), upper bounds.
-        nominal: between 0 and 1, the coverage that was promised; for the interval score.
+        nominal: between 0 and 1, the nominal coverage; used by the interval score.
 
     Returns:
         A ``Coverage`` over all labels.
@@ -179,7 +179,7 @@ def interval_coverage(labels: Tensor, low: Any, high: Any, *, nominal: float = 0
 
 
 def mixture_quantiles(means: Any, standard_deviations: Any, levels: Sequence[float] = (0.05, 0.5, 0.95)) -> np.ndarray:
-    """Quantiles of an equal mixture of Gaussians: what an ensemble of heteroscedastic regressors says, for a student.
+    """Quantiles of an equal mixture of Gaussians, such as an ensemble of heteroscedastic regressors predicts.
 
     Args:
         means: (..., members).

@@ -1,4 +1,4 @@
-"""A histogram of scores of any size: what lets a ranking metric stream with fixed state, and how well."""
+"""A histogram of scores of any magnitude, with which ranking metrics stream in a state of fixed size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_distill.metrics._streaming import StreamingMetric, float64
 from keras_distill.metrics._top_class import first_largest
 
 # Cells of equal width in log2 |score|: 256 per doubling from 2**-40 to 2**20 on either side of zero, so that scores
-# are told apart if they differ by more than 0.28 %.
+# are distinguished if they differ by more than 0.28 %.
 LOWEST, HIGHEST, PER_DOUBLING = -40, 20, 256
 HALF = (HIGHEST - LOWEST) * PER_DOUBLING
 CELLS = 2 * HALF + 1
@@ -38,7 +38,7 @@ def cell_sums(scores: Tensor, weights: Tensor, *values: Tensor) -> Tensor:
 
     Args:
         scores: (n,).
-        weights: (n,) float64; weight 0 removes.
+        weights: (n,) float64; weight 0 removes an example.
         *values: (n,) each.
 
     Returns:
@@ -53,8 +53,8 @@ def cell_sums(scores: Tensor, weights: Tensor, *values: Tensor) -> Tensor:
 class HistogramMetric(StreamingMetric):
     """Base of the metrics that need an order of all examples: sums in the cells of a histogram of scores.
 
-    Exact up to the ties it makes: scores closer than 0.28 % share a cell and count as equal, and sizes below 1e-12 or
-    above 1e6 are not told apart. The state is about 0.25 megabytes per summed quantity, for any number of examples.
+    Exact except for ties: scores closer than 0.28 % share a cell and count as equal, and magnitudes below 1e-12 or
+    above 1e6 are not distinguished. The state is about 0.25 megabytes per summed quantity, for any number of examples.
     """
 
     def __init__(self, channels: int, name: str | None = None, dtype: Any = None) -> None:
@@ -63,7 +63,7 @@ class HistogramMetric(StreamingMetric):
 
 
 def exact_groups(scores: Tensor, sample_weight: Tensor, *values: Tensor) -> tuple[np.ndarray, ...]:
-    """Group equal scores, lowest first, in float64: what the histogram does, without loss.
+    """Group equal scores, lowest first, in float64: the exact counterpart of the histogram.
 
     Args:
         scores: (n,).
@@ -71,8 +71,7 @@ def exact_groups(scores: Tensor, sample_weight: Tensor, *values: Tensor) -> tupl
         *values: (n,) each.
 
     Returns:
-        The weight and each weighted value summed per distinct score, each (groups,). A NaN among the scores makes
-        them NaN.
+        The weight and each weighted value summed per distinct score, each (groups,). A NaN score makes all of them NaN.
     """
     scores = to_float64(scores)
     sizes = [to_float64(each).size for each in (*values, *(() if sample_weight is None else (sample_weight,)))]
@@ -94,13 +93,13 @@ def to_float64(values: Tensor) -> np.ndarray:
 
 
 def uncertainty_score(y_pred: Tensor, *, kind: str = "max_probability", from_logits: bool = False) -> Tensor:
-    """Score of how unsure one prediction is, higher for less sure: for rejection and for finding foreign inputs.
+    """Uncertainty of single predictions, higher for less certain, for rejection and detection of foreign inputs.
 
-    Choose "max_probability" first. "energy" needs logits and sees their scale. For the knowledge uncertainty of
+    Choose "max_probability" first. "energy" needs logits and depends on their scale. For the knowledge uncertainty of
     several members see ``ensemble_uncertainty``.
 
     Formula: "max_probability": log((1 - p_max) / p_max), which orders examples as 1 - p_max does but, from logits,
-    still tells apart those whose p_max rounds to 1; "entropy": -sum_k p_k log p_k; "margin": log p_2 - log p_1 of the
+    still separates those whose p_max rounds to 1; "entropy": -sum_k p_k log p_k; "margin": log p_2 - log p_1 of the
     two largest probabilities; "energy": -log sum_k exp(logit_k).
 
     Args:
@@ -112,7 +111,7 @@ def uncertainty_score(y_pred: Tensor, *, kind: str = "max_probability", from_log
         (...,), in the dtype of ``y_pred`` (at least float32); -inf where ``p_max`` is exactly 1.
 
     Raises:
-        ValueError: if ``kind`` is unknown, or "energy" is asked of probabilities.
+        ValueError: if ``kind`` is unknown, or "energy" is requested for probabilities.
 
     Example:
         >>> print(f"{float(uncertainty_score([[0.75, 0.25]])[0]):.4f}")  # -log 3
@@ -131,10 +130,10 @@ def uncertainty_score(y_pred: Tensor, *, kind: str = "max_probability", from_log
 
 
 def check_score(owner: str, kind: str, from_logits: bool) -> str:
-    """Return ``kind`` if it can be computed, or raise the error that says why not."""
+    """Return ``kind`` if it can be computed, otherwise raise."""
     choice(owner, "score", kind, SCORES)
     if kind == "energy" and not from_logits:
-        raise error(owner, 'from_logits=True for score "energy"', "False", "Probabilities have lost the energy")
+        raise error(owner, 'from_logits=True for score "energy"', "False", "Pass logits: probabilities have no energy")
     return kind
 
 

@@ -1,4 +1,4 @@
-"""How well lists are ranked: every item of the catalogue, with the conventions of keras-rs."""
+"""Quality of rankings over the whole catalogue, with the conventions of keras-rs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from keras_distill._typing import Tensor
 
 
 class RankingQuality(NamedTuple):
-    """Means over lists; as functions of each list's first k items.
+    """Means over lists, each computed from the first k items of the list.
 
     Attributes:
-        hit_rate: share of lists with a relevant item among the first k.
-        recall: share of the relevant items among the first k.
+        hit_rate: fraction of lists with a relevant item among the first k.
+        recall: fraction of the relevant items that are among the first k.
         ndcg: normalised discounted cumulative gain, log(2) / log(position + 1) from position 1.
         mrr: reciprocal position of the first relevant item, 0 beyond k.
-        map: average precision, relevant items beyond k counting 0.
+        map: average precision, with 0 for relevant items beyond k.
         per_list: (lists, 5), these values for each list, in this order.
     """
 
@@ -31,21 +31,21 @@ class RankingQuality(NamedTuple):
 
 
 def ranking_quality(scores: Tensor, relevant: Any, *, k: int = 10, exclude: Any = None) -> RankingQuality:
-    """Rank all items of each list by their scores and compare the first k with what was relevant (HR, NDCG, MRR, MAP).
+    """Rank the items of each list by score and compare the first k with the relevant ones (HR, NDCG, MRR, MAP).
 
-    Say which protocol you use: this is the full ranking where scores cover the catalogue, the sampled one where they
-    cover one held-out item and sampled others. In a Keras model ``keras_rs.metrics.NDCG(k=10)`` and its siblings
-    stream the same numbers.
+    Report the protocol that you use: it is full ranking if the scores cover the catalogue, sampled ranking if they
+    cover one held-out item and sampled others. In a Keras model ``keras_rs.metrics.NDCG(k=10)`` and the metrics beside
+    it stream the same numbers.
 
     Args:
-        scores: (lists, items), the greater the better; -inf for items that cannot be recommended.
-        relevant: (lists,) item numbers, negative for a list that does not count, or (lists, items) bool.
+        scores: (lists, items), higher is better; -inf for items that cannot be recommended.
+        relevant: (lists,) item indices, negative for a list that does not count, or (lists, items) bool.
         k: >= 1.
-        exclude: (lists, items) bool, items that are left out of the ranking: those seen in training.
+        exclude: (lists, items) bool, items left out of the ranking, such as those seen in training.
 
     Returns:
         ``RankingQuality`` over the lists with a relevant item. Among equal scores a relevant item comes last, so that
-        a constant model earns nothing.
+        a constant model is not rewarded.
 
     Raises:
         ValueError: if the shapes do not fit, a score is NaN, an item is out of range or no list counts.
@@ -63,7 +63,7 @@ def ranking_quality(scores: Tensor, relevant: Any, *, k: int = 10, exclude: Any 
     if scores.ndim != 2:
         raise error(owner, "scores of shape (lists, items)", scores.shape)
     if np.isnan(scores).any():
-        raise error(owner, "scores that are numbers", "NaN", "Look at the model's weights and inputs")
+        raise error(owner, "scores without NaN", "NaN", "Check the model's weights and inputs")
     relevant = array(owner, relevant)
     if relevant.ndim == 1:
         if len(relevant) != len(scores) or (relevant != np.round(relevant)).any():

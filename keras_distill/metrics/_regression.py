@@ -1,4 +1,4 @@
-"""How much a regression does not know, and why: its variance, split into noise and ignorance."""
+"""Uncertainty of regression: the variance, split into data (noise) and knowledge uncertainty."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class VarianceParts(NamedTuple):
         mean: the prediction.
         total: data + knowledge.
         data: variance that more knowledge would not remove (noise, aleatoric).
-        knowledge: variance of what is known about the mean (epistemic).
+        knowledge: variance due to limited knowledge of the mean (epistemic).
     """
 
     mean: Any
@@ -34,7 +34,7 @@ def mixture_uncertainty(means: Any, log_variances: Any, *, weight_logits: Any = 
     Args:
         means: (..., members, outputs).
         log_variances: same shape, natural logarithm.
-        weight_logits: same shape, of a mixture's weights; None for equal ones.
+        weight_logits: same shape, logits of the mixture's weights; None for equal weights.
 
     Returns:
         A ``VarianceParts`` of (..., outputs) tensors.
@@ -66,7 +66,7 @@ def mixture_uncertainty(means: Any, log_variances: Any, *, weight_logits: Any = 
 
 
 def normal_inverse_gamma_uncertainty(outputs: Any) -> VarianceParts:
-    """Split the variance that an evidential regression head predicts into noise and ignorance, in closed form.
+    """Split the variance predicted by an evidential regression head into data and knowledge, in closed form.
 
     Formula: data = b / (a - 1), knowledge = b / (v (a - 1)).
 
@@ -78,7 +78,7 @@ def normal_inverse_gamma_uncertainty(outputs: Any) -> VarianceParts:
         A ``VarianceParts`` of (..., outputs) tensors.
 
     Raises:
-        ValueError: if the last axis is no multiple of 4.
+        ValueError: if the last axis is not a multiple of 4.
 
     Example:
         >>> import numpy as np

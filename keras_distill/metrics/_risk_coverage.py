@@ -1,4 +1,4 @@
-"""Risk over coverage: the curves and areas, of exact groups of equal uncertainty or of a histogram's cells."""
+"""Risk-coverage curves and their areas, from exact groups of equal uncertainty or from a histogram's cells."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keras_distill._typing import Tensor
 from keras_distill.losses._numerics.special import digamma
 from keras_distill.metrics._histogram import exact_groups
 
-# In this file "groups" are examples of equal uncertainty, most certain first: their weights and their summed losses.
+# In this file "groups" are the weights and summed losses of examples of equal uncertainty, most certain first.
 
 
 def _before(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,7 +22,7 @@ def _before(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ratio(numerator: Any, denominator: Any) -> Tensor:
-    """Return numerator / denominator, 0 where the denominator is."""
+    """Return numerator / denominator, 0 where the denominator is 0."""
     filled = ops.not_equal(denominator, 0.0)
     return ops.where(filled, numerator, 0.0) / ops.where(filled, denominator, ops.ones_like(denominator))
 
@@ -37,7 +37,7 @@ def mean_risk(weight: Tensor, loss: Any) -> Tensor:
 
 
 def merged_risk(weight: Tensor, loss: Any) -> Tensor:
-    """Trapezoid of the risk over coverage from 0, one point per group, the first risk extended to coverage 0."""
+    """Trapezoidal area of the risk over coverage, one point per group, with the first risk extended to coverage 0."""
     count, count_after = _before(weight)
     lost, lost_after = _before(loss)
     risk = _ratio(lost_after, count_after)
@@ -46,13 +46,13 @@ def merged_risk(weight: Tensor, loss: Any) -> Tensor:
 
 
 def generalized_risk(weight: Tensor, loss: Any) -> Tensor:
-    """Area under loss of the covered / all examples, over coverage from 0; exact for any order within groups."""
+    """Area under (loss of the covered / all examples) over coverage from 0; exact for any order within groups."""
     lost, lost_after = _before(loss)
     return ops.sum(weight * (lost + lost_after)) / 2.0 / ops.square(ops.sum(weight))
 
 
 def optimal_risk(weight: Tensor, loss: Any, convention: str) -> Tensor:
-    """Area of the order that puts all errors last."""
+    """Area for the order that puts all errors last."""
     total, wrong = ops.sum(weight), ops.sum(loss)
     if convention == "mean":
         zero = ops.zeros_like(wrong)
@@ -88,7 +88,7 @@ def _groups(losses: Any, uncertainty: Tensor, sample_weight: Tensor) -> tuple[Te
 def risk_coverage_curve(
     losses: Any, uncertainty: Tensor, *, sample_weight: Tensor = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Risk-coverage curve: mean loss of the most certain, for every distinct uncertainty as threshold.
+    """Risk-coverage curve: mean loss of the most certain examples, with each distinct uncertainty as threshold.
 
     Args:
         losses: (n,), 1 for an error and 0 for a right answer, or any loss >= 0.
@@ -125,7 +125,7 @@ def area_under_risk_coverage(
         sample_weight: (n,) or None; weights count as numbers of copies. Not for "trapezoid".
 
     Returns:
-        The area; equal uncertainties are averaged over their orders ("merged": are one point).
+        The area; equal uncertainties are averaged over their orders (for "merged" they form one point).
 
     Raises:
         ValueError: if an option does not fit.
@@ -178,7 +178,7 @@ def area_under_generalized_risk_coverage(
 
 
 def _losses_in_order(owner: str, weight: Tensor, loss: Any, sample_weight: Tensor) -> np.ndarray:
-    """Return the expected losses among the i most certain, i = 1..n."""
+    """Return the expected losses among the i most certain examples, i = 1..n."""
     if sample_weight is not None:
         raise error(owner, 'no sample_weight with convention="trapezoid"', "weights", 'Use convention="merged"')
     counts = np.asarray(weight).astype(int)
@@ -195,7 +195,7 @@ def risk_at_coverage(losses: Any, uncertainty: Tensor, *, coverage: float = 0.8,
 
     Args:
         losses: (n,), 1 for an error and 0 for a right answer.
-        uncertainty: (n,), higher is less certain; within equal ones the mean is taken.
+        uncertainty: (n,), higher is less certain; the mean is taken over ties.
         coverage: above 0, at most 1.
         sample_weight: (n,) or None; weights count as numbers of copies.
 
@@ -203,7 +203,7 @@ def risk_at_coverage(losses: Any, uncertainty: Tensor, *, coverage: float = 0.8,
         The risk.
 
     Raises:
-        ValueError: if coverage is not in its range.
+        ValueError: if coverage is out of range.
 
     Example:
         >>> print(risk_at_coverage([0, 1, 1], [0.1, 0.5, 0.9], coverage=0.6))  # two examples kept
@@ -219,11 +219,11 @@ def coverage_at_risk(losses: Any, uncertainty: Tensor, *, risk: float, sample_we
     Args:
         losses: (n,), 1 for an error and 0 for a right answer.
         uncertainty: (n,), higher is less certain.
-        risk: >= 0, the error rate that is allowed.
+        risk: >= 0, the allowed error rate.
         sample_weight: (n,) or None.
 
     Returns:
-        The coverage, or NaN if even the most certain are too often wrong.
+        The coverage, or NaN if even the most certain examples exceed the risk.
 
     Raises:
         ValueError: if risk is negative.

@@ -1,4 +1,4 @@
-"""Proper scores, least for the true probabilities: Brier score and negative log-likelihood."""
+"""Proper scores, minimal for the true probabilities: Brier score and negative log-likelihood."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from keras_distill.metrics._top_class import checked_probability, distribution, 
 class BrierScore(MeanOverExamples):
     """Brier score: squared distance between the predicted and the true distribution, mean over examples.
 
-    Choose it beside ``NegativeLogLikelihood``: bounded, so that no confident mistake can dominate. One pass over the
-    outputs, two float64 sums of state.
+    Choose it beside ``NegativeLogLikelihood``: it is bounded, so that no confident mistake dominates. It takes one pass
+    over the outputs; the state is two float64 sums.
 
     Formula: sum over classes of (p_k - y_k)**2, in 0..2. For "binary" and "multilabel" (p - y)**2 per entry, in 0..1:
     half of what two classes give (scikit-learn's default for two classes).
@@ -72,9 +72,9 @@ class BrierScore(MeanOverExamples):
 class NegativeLogLikelihood(MeanOverExamples):
     """Negative log-likelihood (NLL, cross-entropy, log loss) of the labels, in nats, mean over examples.
 
-    Choose it to compare models' probabilities: it falls with errors, over- and under-confidence alike. It is the same
-    number as the cross-entropy loss, without regularisation, and without clipping: a label given probability 0 makes it
-    infinite, which is the truth. One pass over the outputs, two float64 sums of state.
+    Choose it to compare the probabilities of models: it penalises errors, over- and under-confidence alike. It is the
+    cross-entropy loss without regularisation and without clipping: a label of probability 0 makes it infinite, which is
+    the true value. It takes one pass over the outputs; the state is two float64 sums.
 
     Formula: -log p_label; for soft labels -sum_k y_k log p_k.
 
@@ -129,14 +129,14 @@ class NegativeLogLikelihood(MeanOverExamples):
         self.add(values, examples.weights)
 
     def _of_entries(self, outputs: Any, labels: Tensor) -> Tensor:
-        """Return -log of the probability given to each yes/no answer."""
+        """Return -log of the predicted probability of each yes/no answer."""
         if self.from_logits:
             return ops.softplus(ops.where(ops.equal(labels, 1), -outputs, outputs))
         probability = self._probability(outputs)
         return -ops.log(ops.where(ops.equal(labels, 1), probability, 1.0 - probability))
 
     def _probability(self, values: Tensor) -> Tensor:
-        """Return checked probabilities, clipped by epsilon."""
+        """Return checked probabilities, clipped with epsilon."""
         return ops.clip(checked_probability(values), self.epsilon, 1.0 - self.epsilon)
 
     def get_config(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Selective prediction: how fast errors vanish when the least certain predictions are withheld."""
+"""Selective prediction: how fast errors decrease when the least certain predictions are withheld."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ class _SelectiveMetric(HistogramMetric):
 class AreaUnderRiskCoverage(_SelectiveMetric):
     """Area under the risk-coverage curve (AURC; E-AURC with ``excess``): error rate over the fraction kept.
 
-    Choose it to compare how well confidence ranks errors and how many there are, in one number; with ``excess`` the
-    ranking alone. ``AreaUnderGeneralizedRiskCoverage`` weighs the fractions more evenly. Streams over a histogram of
+    Choose it for one number that covers both the error rate and how well confidence ranks errors; ``excess`` isolates
+    the ranking. ``AreaUnderGeneralizedRiskCoverage`` weights the fractions more evenly. Streams over a histogram of
     uncertainty with 0.5 MB of state: scores closer than 0.28 % count as equal. ``area_under_risk_coverage`` is exact.
 
-    Formula: "mean": (1 / n) sum_i r_i, r_i the error rate of the i most certain, averaged over the orders of equal
-    ones. "merged": trapezoid over the distinct uncertainties, from coverage 0 (fd-shifts, without its factor 1000).
+    Formula: "mean": (1 / n) sum_i r_i, r_i the error rate of the i most certain, averaged over the orders of ties.
+    "merged": trapezoid over the distinct uncertainties, from coverage 0 (fd-shifts, without its factor 1000).
 
     Args:
         score: "max_probability", "entropy", "margin" or "energy"; see ``uncertainty_score``.
-        from_logits: False (as in Keras): ``y_pred`` are probabilities. True: logits; ranks better where saturated.
+        from_logits: False (as in Keras): ``y_pred`` are probabilities. True: logits, which also rank saturated outputs.
         convention: "mean" or "merged"; see the formula. Weights count as numbers of copies.
         excess: subtract the area of the best order of the same errors.
         name: name in the logs.
@@ -67,7 +67,7 @@ class AreaUnderRiskCoverage(_SelectiveMetric):
 
     Reference:
         Geifman, Uziel, El-Yaniv, "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers", 2019,
-        arXiv:1805.08206, section 2. Differs: equal scores are averaged instead of ordered by chance.
+        arXiv:1805.08206, section 2. Differs: ties are averaged instead of ordered at random.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class AreaUnderRiskCoverage(_SelectiveMetric):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class AreaUnderGeneralizedRiskCoverage(_SelectiveMetric):
-    """Area under the generalised risk-coverage curve (AUGRC): share of all inputs that is kept and wrong.
+    """Area under the generalised risk-coverage curve (AUGRC): fraction of all inputs that are kept and wrong.
 
-    Choose it over ``AreaUnderRiskCoverage`` when the few most certain examples should not dominate. Streams as that
-    one does; ``area_under_generalized_risk_coverage`` is exact.
+    Choose it over ``AreaUnderRiskCoverage`` when the few most certain examples should not dominate. Streams in the same
+    way; ``area_under_generalized_risk_coverage`` is exact.
 
     Formula: integral over coverage c from 0 to 1 of errors among the most certain fraction c / n, linear between.
 
@@ -138,7 +138,7 @@ class RiskAtCoverage(_SelectiveMetric):
     ``risk_at_coverage`` is exact.
 
     Args:
-        coverage: above 0, at most 1: fraction of the inputs that is kept; rounded up to a whole example.
+        coverage: above 0, at most 1: fraction of the inputs that is kept, rounded up to a whole example.
         score: "max_probability", "entropy", "margin" or "energy"; see ``uncertainty_score``.
         from_logits: False (as in Keras): ``y_pred`` are probabilities. True: logits.
         name: name in the logs.
@@ -173,11 +173,11 @@ class RiskAtCoverage(_SelectiveMetric):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class PredictionRejectionRatio(_SelectiveMetric):
-    """Prediction rejection ratio (PRR): how near rejecting by uncertainty comes to rejecting the errors themselves.
+    """Prediction rejection ratio (PRR): how close rejection by uncertainty comes to rejecting exactly the errors.
 
     Choose it to compare uncertainties across models of different accuracy: 1 is an oracle, 0 is chance, below 0 is
-    worse. Papers print it in per cent. NaN if nothing or everything is wrong. Streams as ``AreaUnderRiskCoverage``
-    does; ``prediction_rejection_ratio`` is exact.
+    worse than chance. Papers report it in per cent. NaN if nothing or everything is wrong. Streams as
+    ``AreaUnderRiskCoverage`` does; ``prediction_rejection_ratio`` is exact.
 
     Formula: (area random - area model) / (area random - area oracle) under errors kept / n over the fraction rejected.
 
@@ -210,10 +210,10 @@ class PredictionRejectionRatio(_SelectiveMetric):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class FailureAUROC(_SelectiveMetric):
-    """AUROC of finding the model's own errors by its uncertainty: P(an error is less certain than a right answer).
+    """AUROC of detecting the model's errors by its uncertainty: P(an error is less certain than a correct prediction).
 
-    Choose it for the ranking alone; it does not see how many errors there are. Ties count one half. NaN if nothing or
-    everything is wrong. Streams as ``AreaUnderRiskCoverage`` does; ``auroc`` is exact.
+    Choose it for the ranking alone; it ignores the number of errors. Ties count one half. NaN if nothing or everything
+    is wrong. Streams as ``AreaUnderRiskCoverage`` does; ``auroc`` is exact.
 
     Args:
         score: "max_probability", "entropy", "margin" or "energy"; see ``uncertainty_score``.

@@ -1,4 +1,4 @@
-"""Spans of tags (entities, slots): F1 by seqeval, and how well the confidence in a whole span is calibrated."""
+"""Spans of tags (entities, slots): F1 by seqeval, and calibration of the confidence in whole spans."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def span_f1(references: Any, predictions: Any, *, tag_names: Sequence[str] | Non
     Args:
         references: lists of tags such as ``"B-city"``, ``"I-city"``, ``"O"``; or (batch, tokens) integers with
             ``tag_names``, negative where there is no token.
-        predictions: the same; or logits (batch, tokens, tags), whose likeliest tag counts.
+        predictions: the same; or logits (batch, tokens, tags), of which the likeliest tag is taken.
         tag_names: one name per tag, for integers.
-        mask: (batch, tokens) bool, or None: tokens that count, for integers.
+        mask: (batch, tokens) bool, True for tokens that count, or None; for integers.
 
     Returns:
-        0 to 1; 0 where there is no span at all.
+        0 to 1; 0 if there is no span at all.
 
     Raises:
-        ValueError: if the two do not fit, a tag is out of range, or seqeval is missing.
+        ValueError: if shapes or lengths differ, a tag is out of range, or seqeval is missing.
 
     Example:
         >>> from keras_distill import metrics
@@ -51,7 +51,7 @@ def span_f1(references: Any, predictions: Any, *, tag_names: Sequence[str] | Non
 
 
 class SpanConfidences(NamedTuple):
-    """Every predicted span.
+    """Confidence and correctness of every predicted span.
 
     Attributes:
         confidence: (spans,), the product of the probabilities of its tags.
@@ -65,7 +65,7 @@ class SpanConfidences(NamedTuple):
 def span_confidences(
     references: Any, probabilities: Tensor, *, tag_names: Sequence[str], mask: Tensor = None
 ) -> SpanConfidences:
-    """Return how sure the model is of each span that it predicts, and whether it is right.
+    """Return the confidence and the correctness of each span that the model predicts.
 
     Args:
         references: (batch, tokens) integers; negative where there is no token.
@@ -104,7 +104,7 @@ def span_calibration_error(
 ) -> float:
     """Return the expected calibration error of whole predicted spans (entity-level ECE).
 
-    Tokens may be calibrated while entities are not: a span is right only where all its tags are.
+    Tokens may be calibrated while entities are not: a span is correct only if all its tags are.
 
     Args:
         references: (batch, tokens) integers; negative where there is no token.
@@ -114,7 +114,7 @@ def span_calibration_error(
         num_bins: >= 1 bins of equal width, closed on the right.
 
     Returns:
-        0 to 1; NaN where no span is predicted.
+        0 to 1; NaN if no span is predicted.
 
     Example:
         >>> from keras_distill import metrics
@@ -140,16 +140,16 @@ def _kept(references: np.ndarray, mask: Tensor) -> np.ndarray:
 def _tags(
     owner: str, references: Any, predictions: Any, tag_names: Sequence[str] | None, mask: Tensor
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """Return both as lists of lists of names, without positions that do not count."""
+    """Return references and predictions as lists of lists of names, without masked positions."""
     if tag_names is None:
         lists = [[list(map(str, row)) for row in side] for side in (references, predictions)]
         if [len(row) for row in lists[0]] != [len(row) for row in lists[1]]:
-            got = "lists of other lengths"
+            got = "lists of different lengths"
             raise error(owner, "one predicted tag for each reference tag", got, "Give tag_names=[...] for integer tags")
         return lists[0], lists[1]
     right, found = (array(owner, side, "float64") for side in (references, predictions))
     if (right != np.round(right)).any():
-        raise error(owner, "references that are numbers of tags", "others", "tag_names[i] is the name of tag i")
+        raise error(owner, "references of integer tags", "other numbers", "tag_names[i] is the name of tag i")
     right = right.astype("int64")
     found = found.argmax(axis=-1) if found.ndim == right.ndim + 1 else found.astype("int64")
     if right.ndim != 2 or right.shape != found.shape:

@@ -1,4 +1,4 @@
-"""Metrics that keep float64 sums, which stay exact over any number of examples."""
+"""Metrics with float64 sums as state, which are accurate for any number of examples."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from keras_distill._typing import Tensor
 
 
 class StreamingMetric(keras.metrics.Metric):
-    """Base of the metrics that keep sums: float64 state, so that no count is too large and batches may split anyhow.
+    """Base of the metrics that keep float64 sums, accurate for any number of examples and any batch size.
 
-    State is added up over replicas. A subclass adds its state with ``add_sums`` and defines ``update_state`` and
-    ``value``. Before the first example the result is NaN: nothing is known yet.
+    The state is summed over replicas. A subclass creates it with ``add_sums`` and defines ``update_state`` and
+    ``value``. Before the first example the result is NaN.
     """
 
     def add_sums(self, shape: tuple[int, ...], name: str) -> Tensor:
-        """Return a float64 variable of zeros that replicas sum."""
+        """Return a float64 variable of zeros that is summed over replicas."""
         return self.add_variable(shape=shape, initializer="zeros", dtype="float64", name=name)
 
     def value(self) -> Tensor:
@@ -39,7 +39,7 @@ class MeanOverExamples(StreamingMetric):
         self.weight = self.add_sums((), "weight")
 
     def add(self, values: Tensor, weights: Tensor) -> None:
-        """Add ``values`` (n,) with ``weights`` (n,); a value whose weight is 0 does not count, even if it is NaN."""
+        """Add ``values`` (n,) with ``weights`` (n,); a value of weight 0 does not count, even if it is NaN."""
         self.total.assign_add(weighted_sum(values, weights))
         self.weight.assign_add(ops.sum(weights))
 

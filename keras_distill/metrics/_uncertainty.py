@@ -1,4 +1,4 @@
-"""How much a model does not know, and why: total = data + knowledge, of several members or of a Dirichlet."""
+"""Uncertainty of ensemble members or of a Dirichlet, split into total = data + knowledge."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Uncertainty(NamedTuple):
 
     Attributes:
         total: entropy of the mean distribution.
-        data: mean entropy of the distributions: what more knowledge would not remove (aleatoric).
-        knowledge: total - data, the mutual information of class and member: disagreement (epistemic).
+        data: mean entropy of the distributions, which more knowledge would not remove (aleatoric).
+        knowledge: total - data, the mutual information of class and member, or disagreement (epistemic).
         variance: variance of the class probabilities, summed over classes.
         expected_pairwise_kl: mean KL divergence between two different members.
         reverse_mutual_information: mean KL divergence from the mean distribution to the members.
@@ -44,7 +44,7 @@ def _plogp(probabilities: Tensor, logs: Any) -> Tensor:
 
 
 def _xlog(values: Tensor) -> Tensor:
-    """Return log where values > 0, and -inf without a NaN elsewhere."""
+    """Return log(values), and -inf instead of NaN where values <= 0."""
     positive = values > 0
     return ops.where(positive, ops.log(ops.where(positive, values, ops.ones_like(values))), -float("inf"))
 
@@ -52,8 +52,8 @@ def _xlog(values: Tensor) -> Tensor:
 def ensemble_uncertainty(members: Tensor, *, from_logits: bool = False) -> Uncertainty:
     """Split the uncertainty of an ensemble, or of MC-dropout passes, into data and knowledge.
 
-    Choose it wherever several predictions per example exist; for a Dirichlet student see ``dirichlet_uncertainty``.
-    Computed in float64, because knowledge is a small difference: float32 loses it below 1e-7.
+    Choose it whenever there are several predictions per example; for a Dirichlet student see ``dirichlet_uncertainty``.
+    Computed in float64, because knowledge is a small difference that float32 loses below 1e-7.
 
     Formula: with members p^m and their mean p: total = H(p), data = mean_m H(p^m), knowledge = total - data,
     variance = sum_k var_m p^m_k, reverse mutual information = mean_m KL(p || p^m), expected pairwise KL = mean over
@@ -64,8 +64,8 @@ def ensemble_uncertainty(members: Tensor, *, from_logits: bool = False) -> Uncer
         from_logits: whether ``members`` are logits.
 
     Returns:
-        An ``Uncertainty`` of (...,) tensors in the dtype of ``members`` (at least float32). One member has no
-        knowledge uncertainty: 0. The last two are infinite if a member rules out a class that another allows.
+        An ``Uncertainty`` of (...,) tensors in the dtype of ``members`` (at least float32). With one member knowledge
+        is 0. The last two are infinite if a member gives probability 0 to a class that another allows.
 
     Raises:
         ValueError: if ``members`` has fewer than 2 axes.
@@ -170,9 +170,9 @@ def dirichlet_entropy(concentrations: Any) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class MeanUncertainty(MeanOverExamples):
-    """Mean over examples of one kind of uncertainty of the model's output; the labels are not looked at.
+    """Mean over examples of one kind of uncertainty of the model's output; ignores the labels.
 
-    Choose it to see in the logs whether a student keeps its teacher's diversity (``kind="knowledge"``) while it trains.
+    Choose it to log during training whether a student keeps its teacher's diversity (``kind="knowledge"``).
 
     Args:
         kind: "total", "data", "knowledge", "variance", "expected_pairwise_kl" or "reverse_mutual_information".

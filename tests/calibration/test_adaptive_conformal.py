@@ -75,7 +75,7 @@ def test_a_label_changes_nothing_before_it_is_told_and_gaussian_margins_are_of_t
     ("call", "words"),
     [
         (lambda a: calibration.AdaptiveConformal(rate=0.0), "AdaptiveConformal: expected rate > 0, got 0"),
-        (lambda a: calibration.AdaptiveConformal().margins, "expected scores to begin with, got none. Call fit"),
+        (lambda a: calibration.AdaptiveConformal().margins, "expected initial scores, got none. Call fit"),
         (
             lambda a: calibration.AdaptiveConformal().fit(np.zeros(5), np.zeros(5)),
             "expected at least ten examples, got 5",

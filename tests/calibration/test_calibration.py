@@ -222,7 +222,7 @@ def test_config_carries_the_fitted_numbers_and_layers_run_in_half_precision_and_
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(scaler))
     np.testing.assert_allclose(again.scale(logits), expected, atol=1e-6)
     unfitted = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(make()))
-    with pytest.raises(ValueError, match=f"{make.__name__}: expected a fitted scaler, got one without data. Call fit"):
+    with pytest.raises(ValueError, match=f"{make.__name__}: expected a fitted scaler, got an unfitted one. Call fit"):
         unfitted.scale(logits)
     layer = scaler.layer()
     half = layer(logits.astype(np.float16))

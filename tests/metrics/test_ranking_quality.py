@@ -40,7 +40,7 @@ def test_one_held_out_item_by_hand_and_ties_earn_nothing():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: metrics.ranking_quality([[1.0, np.nan]], [0]), "expected scores that are numbers, got NaN."),
+        (lambda: metrics.ranking_quality([[1.0, np.nan]], [0]), "expected scores without NaN, got NaN."),
         (lambda: metrics.ranking_quality([[1.0, 2.0]], [2]), "expected items from 0 to 1, got 2."),
         (lambda: metrics.ranking_quality([[1.0, 2.0]], [-1]), "expected a list with a relevant item, got none."),
         (lambda: metrics.ranking_quality([1.0], [0]), "expected scores of shape (lists, items), got (1,)."),

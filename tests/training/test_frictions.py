@@ -81,7 +81,7 @@ def test_a_temperature_beyond_a_hundred_is_found_and_bounds_are_explained():
         z = logits / other
         nll = np.mean(np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1)) + z.max(-1) - z[np.arange(2000), labels])
         assert nll > scaler.nll_after
-    with pytest.warns(RuntimeWarning, match=r"took 100; the logits are larger than the bounds allow for"):
+    with pytest.warns(RuntimeWarning, match=r"took 100; the logits are too large for the bounds"):
         TemperatureScaler(bounds=(0.01, 100.0)).fit(logits, labels)
     with pytest.warns(RuntimeWarning, match=r"took 1; the logits of each row are equal"):
         TemperatureScaler().fit(np.ones((4, 3)), [0, 1, 2, 0])

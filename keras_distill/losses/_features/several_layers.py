@@ -123,7 +123,7 @@ class HierarchicalContext(FeatureLoss):
 
 
 def layer_attention(*, queries: Tensor, keys: Any) -> Tensor:
-    """Attention weight of each teacher layer for each student layer (SemCKD).
+    """Attention weight of each teacher layer for each student layer (the attention of SemCKD).
 
     Formula: softmax over teacher layers of queries . keys, without a temperature.
 
