@@ -138,10 +138,27 @@ def no_data():
     return figure
 
 
+def audit():
+    """Losses of members and of others, of the guide's teacher and student."""
+    found = guide("audit")
+    figure, axes = plt.subplots(1, 2, figsize=(7, 2.4), sharey=True)
+    for axis, name in zip(axes, ("teacher", "student"), strict=True):
+        for kind, color in (("members", OURS), ("others", OTHER)):
+            inputs, labels = found[kind]
+            logs = keras.ops.log_softmax(found[name](inputs))
+            own = -np.asarray(logs)[np.arange(len(labels)), labels]
+            axis.hist(np.log10(own + 1e-6), np.linspace(-6, 1.5, 30), density=True, color=color, alpha=0.6, label=kind)
+        axis.set(title=name, xlabel="log10 of the loss", yticks=[])
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
 def robust():
     """Accuracy and calibration error of the guide's two students on worse and worse images."""
     return report.shift_curves({entry.name: entry.robustness for entry in guide("robust")["both"].entries})
 
 
 if __name__ == "__main__":
-    draw([images, segmentation, explanations, speech, detection, no_data, robust])
+    draw([images, segmentation, explanations, speech, detection, no_data, audit, robust])

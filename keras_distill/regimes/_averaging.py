@@ -144,13 +144,19 @@ def same_shapes(models: Sequence[keras.Model]) -> bool:
     return all(each == shapes[0] for each in shapes)
 
 
+def _computes(layer: Any) -> tuple[str, Any, Any]:
+    """Return what tells layers apart that compute different functions of the same weights."""
+    activation = getattr(layer, "activation", None)
+    return type(layer).__name__, getattr(activation, "__name__", activation), getattr(layer, "negative_slope", None)
+
+
 def _same_architecture(owner: str, models: Any) -> list[keras.Model]:
     if not isinstance(models, (list, tuple)) or not models:
         raise error(owner, "a list of models", models)
     for model in models:
         if not isinstance(model, keras.Model) or not model.built:
             raise error(owner, "built Keras models", model, "Call each once on a batch")
-    kinds = [[type(layer).__name__ for layer in model._flatten_layers()] for model in models]
+    kinds = [[_computes(layer) for layer in model._flatten_layers()] for model in models]
     if not same_shapes(models) or any(kind != kinds[0] for kind in kinds):
         raise error(
             owner, "models of one architecture", "layers or weights that differ", "Distil instead: regimes.fuse"

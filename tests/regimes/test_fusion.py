@@ -165,6 +165,7 @@ def test_cross_validation_is_paired_over_equal_folds():
     ("make", "message"),
     [
         (lambda: regimes.average_weights([mlp(4), mlp(5, 4)]), "expected models of one architecture"),
+        (lambda: regimes.average_weights([mlp(5, 4), mlp(5, 4, activation="tanh")]), "expected models of one architec"),
         (lambda: regimes.average_weights([]), "expected a list of models"),
         (lambda: regimes.average_weights([mlp(4)], [0.0]), "1 weights that are not all 0"),
         (lambda: regimes.fuse([mlp(4)], X), "fuse: expected two or more models"),

@@ -14,6 +14,7 @@ from tests.processes import Child
 from tests.training import worker_job
 
 pytestmark = pytest.mark.slow
+REGIMES = ("peers", "generations", "stages")
 
 
 def start_cluster(folder, cases, kill=None):
@@ -59,7 +60,8 @@ def alone(tmp_path_factory):
     """What one process gives: weights, history and evaluation."""
     folder = tmp_path_factory.mktemp("alone")
     worker_job.train(tf.distribute.get_strategy(), "live", folder / "alone")
-    return result(folder, "alone-live")
+    worker_job.train_regimes(tf.distribute.get_strategy(), folder / "alone")
+    return {name: result(folder, f"alone-{name}") for name in ("live", *REGIMES)}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def together(tmp_path_factory):
     for number in range(5):
         crashes = folder / f"crashes-{number}"
         crashes.mkdir()
-        cases = [backup, "live", f"stored:{folder / 'store'}", f"crashes:{crashes}"]
+        cases = [backup, "live", "regimes", f"stored:{folder / 'store'}", f"crashes:{crashes}"]
         if finish(start_cluster(folder, cases)):
             return folder
     pytest.fail("no cluster came to its end")
@@ -92,16 +94,22 @@ def together(tmp_path_factory):
 
 def test_two_workers_equal_one_process(together, alone):
     for worker in ("worker0", "worker1"):
-        assert_equal(result(together, f"{worker}-live"), alone)
+        assert_equal(result(together, f"{worker}-live"), alone["live"])
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_two_workers_train_a_regime_as_one_process_does(together, alone, name):
+    for worker in ("worker0", "worker1"):
+        assert_equal(result(together, f"{worker}-{name}"), alone[name])
 
 
 def test_each_worker_gets_the_labels_of_its_own_examples_from_a_store(together, alone):
-    assert_equal(result(together, "worker0-stored"), alone)
+    assert_equal(result(together, "worker0-stored"), alone["live"])
 
 
 def test_a_worker_killed_in_the_middle_of_an_epoch_and_the_job_started_again(together, alone):
     got = result(together, "worker0-backup")
-    assert_equal(got, alone)
+    assert_equal(got, alone["live"])
     assert len(got[1]["history"]["loss"]) == 4
 
 

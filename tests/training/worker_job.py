@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_distill import Distiller, FeatureDistillation, LogitsDistillation, callbacks, teachers
+from keras_distill import Distiller, FeatureDistillation, LogitsDistillation, callbacks, regimes, teachers
 from keras_distill.training._multi_worker import is_chief
 from tests.faults import Faults
 from tests.models import batch, mlp
@@ -44,6 +44,8 @@ def work(cases, out, kill=None):
         kind, _, path = case.partition(":")
         if kind == "crashes":
             resume_everywhere(strategy, Path(path), out)
+        elif kind == "regimes":
+            train_regimes(strategy, out)
         else:
             train(strategy, case, out, kill)
 
@@ -73,6 +75,32 @@ def train(strategy, case, out, kill=None):
     np.savez(f"{out}-{kind}.npz", *[weight.numpy() for weight in distiller.trainable_weights])
     with open(f"{out}-{kind}.json", "w") as file:
         json.dump({"history": history, "evaluate": evaluated}, file, default=float)
+
+
+def train_regimes(strategy, out):
+    """Train peers, generations and stages; write the weights and the history of each."""
+    x, y = batch(18)  # the last batch of 8 has 2 examples
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    data = data.with_options(options)
+    with strategy.scope():  # drivers make models and optimizers while they fit
+        student, teacher = mlp(5, 4, seed=2), mlp(5, 4, seed=1)
+        hints = Distiller(teacher, student, FeatureDistillation("mse", "dense_0", "dense_0"))
+        logits = Distiller(teacher, student, LogitsDistillation(2.0))
+        made = {
+            "peers": regimes.MutualLearning([mlp(5, 4, seed=3), mlp(8, 4, seed=4)]),
+            "generations": regimes.BornAgain(lambda: mlp(5, 4, seed=5), num_generations=1),
+            "stages": regimes.Stages([regimes.Stage(hints), regimes.Stage(logits, freeze="dense_0")]),
+        }
+        for name, regime in made.items():
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            regime.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss)
+            history = regime.fit(data, epochs=2, verbose=0).history
+            models = getattr(regime, "students", None) or [regime.student]
+            np.savez(f"{out}-{name}.npz", *[weight for model in models for weight in model.get_weights()])
+            with open(f"{out}-{name}.json", "w") as file:
+                json.dump({"history": history}, file, default=float)
 
 
 def interrupt(epoch):
