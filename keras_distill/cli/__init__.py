@@ -1,4 +1,4 @@
-"""The command ``keras-distill``: every error is one sentence and exit code 2."""
+"""The command ``keras-distill``, which reports every error as one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: what follows ``keras-distill``; those of the process by default.
+        arguments: the arguments after ``keras-distill``; those of the process by default.
 
     Returns:
-        The exit code: 0 done, 2 an error that one sentence on stderr explains, 130 interrupted.
+        The exit code: 0 for success, 2 for an error, explained on stderr, 130 if interrupted.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is imported
     options = _parser().parse_args(arguments)
     with _without_greetings():
-        importlib.import_module("keras_distill.distiller")  # registers what a saved distiller is made of with Keras
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # advice on tracing is for whoever writes the program
+        importlib.import_module("keras_distill.distiller")  # registers with Keras what a saved distiller needs
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # advice on tracing is for programmers
     try:
         options.run(options)
     except (ValueError, OSError, ArithmeticError, ImportError) as failure:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _without_greetings() -> Iterator[None]:
-    """Hide what TensorFlow's libraries print while they are loaded: no variable of the environment silences all."""
+    """Hide what TensorFlow's libraries print while loading, because no environment variable silences all of it."""
     if "tensorflow" in sys.modules:
         yield
         return

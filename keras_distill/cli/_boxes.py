@@ -1,4 +1,4 @@
-"""``keras-distill demo`` on boxes: an anchor-free detector, a small one alone, and the small one distilled."""
+"""``keras-distill demo`` on boxes: an anchor-free detector, a small one trained alone, and the same distilled."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _TEACHER, _STUDENT, _STRIDE = 24, 6, 4  # channels of the first layer; pixels pe
 def run(
     console: Console, name: str, examples: data.Data, folder: Path, epochs: int | None
 ) -> tuple[report.DetectionEntry, ...]:
-    """Train three models on pictures of half the size, and write ``report.json``, ``report.html``, ``student.keras``.
+    """Train three models on half-size pictures, and write ``report.json``, ``report.html``, ``student.keras``.
 
     Args:
-        console: what to print to.
-        name: of the data set.
+        console: console to print to.
+        name: name of the data set.
         examples: pictures and boxes (left, top, right, bottom in fractions, class id); -1 is padding.
-        folder: where to write.
-        epochs: of every training; None for 40.
+        folder: output folder.
+        epochs: epochs of every training; None for 40.
 
     Returns:
-        What was measured of each model.
+        The measurements of each model.
     """
     epochs, classes = epochs or 40, len(examples.class_names)
     train, test = (_halved(each) for each in (examples.train, examples.test))
@@ -106,7 +106,7 @@ def targets(boxes: np.ndarray, height: int, width: int, classes: int) -> dict[st
 
 
 def detections(model: keras.Model, images: np.ndarray, most: int = 60) -> list[np.ndarray]:
-    """Return for each image (most, 6): left, top, right, bottom in fractions, class id, score, the surest first."""
+    """Return for each image (most, 6): left, top, right, bottom in fractions, class id, score, highest score first."""
     out = model.predict(images, batch_size=32, verbose=0)
     score = 1 / (1 + np.exp(-out["heat"]))
     score = np.where(score >= ops.convert_to_numpy(ops.max_pool(score, 3, 1, "same")), score, 0.0)
@@ -145,7 +145,7 @@ class _Sizes(keras.losses.Loss):
 
 
 def _halved(examples: data.Examples) -> data.Examples:
-    """Average each 2 x 2 pixels; the boxes are fractions and stay."""
+    """Average each 2 x 2 pixels; the boxes are fractions and unchanged."""
     return data.Examples(ops.convert_to_numpy(ops.average_pool(examples.inputs, 2, 2)), examples.labels)
 
 

@@ -1,4 +1,4 @@
-"""The options that say on which data an exported model is compared with its student."""
+"""The options for the data on which an exported model is compared with its student."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
 
 
 def from_logits(options: argparse.Namespace) -> bool | None:
-    """Return what ``--logits`` and ``--probabilities`` say; None without either."""
+    """Return ``from_logits`` as given by ``--logits`` and ``--probabilities``; None without either."""
     return True if options.logits else False if options.probabilities else None
 
 

@@ -1,4 +1,4 @@
-"""``keras-distill demo``: labels are few, pictures are many; the student learns from the teacher's answers to all."""
+"""``keras-distill demo`` with few labels and many pictures: the student learns from the teacher's answers to all."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _ALONE, _DISTILLED = "student alone", "student distilled"
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What the demo does with a data set: plain values, not tuned (at temperature 1 digits come out better still).
+    """The demo's settings for a data set: plain, untuned values (digits are even better at temperature 1).
 
     Args:
-        num_labelled: training pictures whose label is known: to the teacher and to the student alone.
-        num_pictures: training pictures in all; the distilled student sees them with the teacher's answers.
-        epochs: of every training; an epoch is ``num_pictures`` pictures for each of them.
-        batch_size: pictures per step.
-        hidden_units: of the student.
-        temperature: of the distillation.
+        num_labelled: number of labelled training pictures, used by the teacher and the student trained alone.
+        num_pictures: total number of training pictures; the distilled student sees all with the teacher's answers.
+        epochs: epochs of every training, of ``num_pictures`` pictures each.
+        batch_size: number of pictures per step.
+        hidden_units: hidden units of the student.
+        temperature: temperature of the distillation.
     """
 
     num_labelled: int
@@ -51,13 +51,13 @@ def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download:
 
     Args:
         dataset: name of a set of images.
-        out: folder to write to; made if missing.
-        epochs: instead of the set-up's own number.
-        num_seeds: students of each kind.
+        out: output folder, created if missing.
+        epochs: number of epochs instead of the setup's.
+        num_seeds: number of students of each kind.
         download: whether tensorflow-datasets may download.
 
     Returns:
-        The report that was written: a ``report.Report``, a ``report.SegmentationReport`` for maps of classes, or the
+        The written report: a ``report.Report``, a ``report.SegmentationReport`` for class maps, or the
         ``report.DetectionEntry`` of each model for boxes.
 
     Raises:
@@ -125,10 +125,10 @@ def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download:
 def _train(
     console: Console, examples: data.Data, setup: Setup, num_seeds: int
 ) -> tuple[dict[str, list[keras.Model]], dict[str, list[dict[str, list[float]]]], list[Distiller]]:
-    """The teacher once, then from each seed the student alone and the student distilled, both from the same weights."""
+    """Train the teacher once, then for each seed both students, starting from the same weights."""
     pictures = examples.train.take(setup.num_pictures)
     labelled = pictures.take(setup.num_labelled)
-    times = -(-len(pictures) // len(labelled))  # so that an epoch is as many pictures for everyone
+    times = -(-len(pictures) // len(labelled))  # so that epochs have the same number of pictures for all
     repeated = np.tile(np.arange(len(labelled)), times)[: len(pictures)]
     with_labels = {"x": labelled.inputs[repeated], "y": labelled.labels[repeated]}
     supervised = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -189,7 +189,7 @@ def _train(
 
 
 def build_teacher(shape: tuple[int, ...], num_classes: int) -> keras.Model:
-    """A convolutional network of about 70,000 parameters on 8x8 pictures.
+    """Return a convolutional network of about 70,000 parameters on 8x8 pictures.
 
     Args:
         shape: (height, width, channels) of a picture.
@@ -213,7 +213,7 @@ def build_teacher(shape: tuple[int, ...], num_classes: int) -> keras.Model:
 
 
 def build_student(shape: tuple[int, ...], num_classes: int, hidden_units: int) -> keras.Model:
-    """A network with one small hidden layer.
+    """Return a network with one small hidden layer.
 
     Args:
         shape: (height, width, channels) of a picture.
@@ -311,7 +311,7 @@ def _show(console: Console, result: report.Report, folder: pathlib.Path, dataset
 
 
 def verdict(result: report.Report) -> str:
-    """Say whether distillation helped, in one sentence with its numbers.
+    """Return one sentence, with numbers, on whether distillation helped.
 
     Args:
         result: the demo's report.

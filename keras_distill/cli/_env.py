@@ -1,4 +1,4 @@
-"""``keras-distill env``: what a bug report needs to say about a machine."""
+"""``keras-distill env``: the facts about a machine for a bug report."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _facts() -> list[tuple[str, str]]:
 
 
 def _extras(requires: Any) -> list[tuple[str, str]]:
-    """Return each extra with what it lacks; ``requires`` gives a distribution's requirements."""
+    """Return each extra with its missing packages; ``requires`` returns a distribution's requirements."""
     try:
         lines = requires(_DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
@@ -88,7 +88,7 @@ def _name(requirement: str) -> set[str]:
 
 
 def _flat(extra: str, needed: dict[str, set[str]], seen: frozenset[str] = frozenset()) -> set[str]:
-    """Return the distributions an extra needs, through the extras it includes."""
+    """Return the distributions that an extra needs, including those of nested extras."""
     found: set[str] = set()
     for name in needed.get(extra, ()):
         inner = name.strip("[]")

@@ -1,4 +1,4 @@
-"""``keras-distill export``: turn a student into a file for serving or for a device, checked against it."""
+"""``keras-distill export``: convert a student to a file for serving or a device, and check it."""
 
 from __future__ import annotations
 

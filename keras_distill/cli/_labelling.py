@@ -1,4 +1,4 @@
-"""The options ``--teacher``, ``--data``, ``--split`` and ``--batch-size``, and what ``label`` and ``store`` print."""
+"""The options ``--teacher``, ``--data``, ``--split`` and ``--batch-size``, and messages of ``label`` and ``store``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keras_distill._checks import choice
 
 
 def add_source(command: argparse.ArgumentParser) -> None:
-    """Add the options that say which teacher labels which data set.
+    """Add the options for the teacher and the data set to label.
 
     Args:
         command: the parser of ``label`` or ``store repair``.
@@ -31,7 +31,7 @@ def dataset_of(arguments: argparse.Namespace) -> Any:
 
 
 def summary(path: Path, stored: Any) -> str:
-    """Return one line about a finished store, and one for each output of whose classes only some are kept."""
+    """Return one line about a finished store, and one for each output stored with ``top_k``."""
     size = sum(file.stat().st_size for file in path.iterdir())
     lines = [
         f"{path}: {stored.num_examples} examples, {stored.bytes_per_example} bytes each, {size / 1e6:.1f} MB in all"

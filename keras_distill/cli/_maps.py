@@ -1,4 +1,4 @@
-"""``keras-distill demo`` on maps of classes: a U-Net, a small one alone, and the small one distilled."""
+"""``keras-distill demo`` on class maps: a U-Net, a small one trained alone, and the same distilled."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _TEACHER, _STUDENT = 24, 6  # channels of the first layer: about a sixteenth of 
 def run(
     console: Console, name: str, examples: data.Data, folder: Path, epochs: int | None
 ) -> report.SegmentationReport:
-    """Train three models on pictures of half the size, and write ``report.json``, ``report.html``, ``student.keras``.
+    """Train three models on half-size pictures, and write ``report.json``, ``report.html``, ``student.keras``.
 
     Args:
-        console: what to print to.
-        name: of the data set.
-        examples: pictures and maps of class ids; ids from the number of classes on are void.
-        folder: where to write.
-        epochs: of every training; None for 12.
+        console: console to print to.
+        name: name of the data set.
+        examples: pictures and maps of class ids; ids beyond the number of classes are void.
+        folder: output folder.
+        epochs: epochs of every training; None for 12.
 
     Returns:
         The report.
@@ -65,7 +65,7 @@ def run(
 
 
 def halved(examples: data.Examples) -> data.Examples:
-    """Average each 2 x 2 pixels, keep every second label."""
+    """Average each 2 x 2 pixels, and keep every second label."""
     images = tf.nn.avg_pool2d(examples.inputs, 2, 2, "VALID").numpy()
     return data.Examples(images, examples.labels[:, ::2, ::2][:, : images.shape[1], : images.shape[2]])
 

@@ -1,4 +1,4 @@
-"""A folder of results: proven to be writable before anything is trained, and filled only with what is finished."""
+"""A folder of results, checked for write access before training, and filled only with finished files."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _UNFINISHED = ".unfinished-"
 
 @contextlib.contextmanager
 def output_folder(owner: str, out: str) -> Iterator[tuple[Path, Path]]:
-    """Prove that ``out`` can be written to, and yield it with a folder aside that vanishes at the end.
+    """Check that ``out`` is writable, and yield it with a temporary folder that is removed at the end.
 
-    What a killed run has left aside vanishes as well; a folder that another run is filling has a lock and stays.
+    Leftovers of killed runs are removed as well; the folder of an active run is locked and kept.
 
     Args:
         owner: name shown in the error message.
-        out: the folder; made if missing.
+        out: the folder, created if missing.
 
     Raises:
-        ValueError: if nothing can be written there.
+        ValueError: if it is not writable.
     """
     folder = Path(out)
     missing = next((each for each in (folder, *folder.parents) if each.parent.exists() and not each.exists()), None)
@@ -33,7 +33,7 @@ def output_folder(owner: str, out: str) -> Iterator[tuple[Path, Path]]:
         _files.make_folder(aside)
         lock = _files.Lock(aside)
         for left in folder.glob(f"{_UNFINISHED}*"):
-            with contextlib.suppress(OSError), _files.Lock(left):  # ours, and those of living runs, are locked
+            with contextlib.suppress(OSError), _files.Lock(left):  # ours, and those of active runs, are locked
                 _files.remove_tree(left)
     except OSError as failure:
         with contextlib.suppress(OSError):
@@ -51,11 +51,11 @@ def output_folder(owner: str, out: str) -> Iterator[tuple[Path, Path]]:
 
 
 def move(aside: Path, folder: Path, name: str) -> None:
-    """Put a finished file or folder in its place; what stood there goes away with the folder aside.
+    """Move a finished file or folder to its place; what it replaces is removed with the temporary folder.
 
     Args:
-        aside: of ``output_folder``.
-        folder: of ``output_folder``.
+        aside: temporary folder, from ``output_folder``.
+        folder: output folder, from ``output_folder``.
         name: relative path in both.
     """
     target = folder / name

@@ -1,4 +1,4 @@
-"""``keras-distill shrink``: make a trained classifier small or fast enough, and report what it cost."""
+"""``keras-distill shrink``: make a trained classifier small or fast enough, and report the loss of quality."""
 
 from __future__ import annotations
 

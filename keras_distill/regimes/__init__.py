@@ -1,4 +1,4 @@
-"""Who teaches whom, and when: peers, generations, chains, stages, folds, policies, and models fused into one."""
+"""Training regimes: peers, generations, chains, stages, folds, policies, and models fused into one."""
 
 from keras_distill.regimes._adversaries import BatchStatistics, ClassInversion, Disagreement
 from keras_distill.regimes._attacks import ProjectedGradient, fast_gradient_sign

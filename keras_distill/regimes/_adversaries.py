@@ -1,4 +1,4 @@
-"""What a generator is trained for, and what the student makes of its examples."""
+"""Objectives of a generator, and the student's losses on its examples."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Disagreement(GeneratorObjective):
     AT the mean over the batch of ``losses.attention_transfer``.
 
     Args:
-        distance: ``"l1"``, ``"kl"`` or ``"mse"``. The first does not saturate and collapses least.
-        attention_layers: pairs of a tap of the teacher and one of the student, (batch, ..., channels) of rank 3 or 4,
-            whose attention maps the student copies as well; ZSKT takes the ends of the stages. None are compared by
-            default. The objective must then be the first of a sum.
-        attention_weight: >= 0, of the sum over pairs.
+        distance: ``"l1"``, ``"kl"`` or ``"mse"``. L1 does not saturate and is least prone to collapse.
+        attention_layers: pairs of a teacher's and a student's tap, (batch, ..., channels) of rank 3 or 4, whose
+            attention maps the student also matches; ZSKT uses the ends of the stages. None by default. If given, the
+            objective must be the first of a sum.
+        attention_weight: >= 0, weight of the sum over pairs.
 
     Raises:
-        ValueError: if ``distance`` is another word, or a weight or a pair does not fit; in ``DataFree``, if a layer
-            does not exist or two maps cannot be compared.
+        ValueError: if ``distance`` is unknown, or a weight or a pair does not fit; in ``DataFree``, if a layer does not
+            exist or two maps cannot be compared.
 
     Example:
         >>> import keras
@@ -45,7 +45,7 @@ class Disagreement(GeneratorObjective):
         Fang et al., "Data-Free Adversarial Distillation", 2019, arXiv:1912.11006; Micaelli, Storkey, "Zero-shot
         Knowledge Transfer via Adversarial Belief Matching", NeurIPS 2019, arXiv:1905.09768, eq. 1. Differs: the
         generator minimises -D as DFAD's public code does, where the paper prints its negative logarithm; ZSKT's code
-        divides its KL by the number of classes. Attention maps are compared as ZSKT's code does: by a mean of squares.
+        divides its KL by the number of classes. Attention maps are compared as in ZSKT's code, by a mean of squares.
     """
 
     needs_student = True
@@ -81,7 +81,7 @@ class Disagreement(GeneratorObjective):
         return loss
 
     def generator_loss(self, shown: Shown, teacher: keras.Model) -> Any:
-        """Return -D, with the gradient of both models' answers."""
+        """Return -D, with gradients through both models' answers."""
         return -self._distance(shown, _divergence)
 
     def _distance(self, shown: Shown, divergence: Callable[[Shown], Any]) -> Any:
@@ -92,23 +92,23 @@ class Disagreement(GeneratorObjective):
 
 
 def _divergence(shown: Shown) -> Any:
-    """Return the mean KL(teacher || student) with a gradient to both, which ``losses.soft_targets`` has not."""
+    """Return the mean KL(teacher || student) with gradients to both, unlike ``losses.soft_targets``."""
     log_p = ops.log_softmax(ops.cast(shown.teacher, "float32"), axis=-1)
     log_q = ops.log_softmax(ops.cast(shown.student, "float32"), axis=-1)
     return ops.mean(ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1))
 
 
 class ClassInversion(GeneratorObjective):
-    """Examples of which the teacher is sure, as many of each class, that excite its features (DAFL).
+    """Examples that the teacher is sure of, balanced over classes, that excite its features (DAFL).
 
     Formula: one_hot_weight * mean CE(z_t, argmax z_t) + balance_weight * sum_k q_k log q_k
     - activation_weight * mean |features|, with q the mean of softmax(z_t) over the batch. Student: KL(p_t || p_s).
 
     Args:
-        one_hot_weight: >= 0, of the teacher's certainty.
-        balance_weight: >= 0, of the balance of classes.
-        activation_weight: >= 0, of the features' size.
-        activation_layer_name: the tap whose features are meant; without it there is no such term.
+        one_hot_weight: >= 0, weight of the teacher's certainty.
+        balance_weight: >= 0, weight of the class balance.
+        activation_weight: >= 0, weight of the features' size.
+        activation_layer_name: the tap of the features; None leaves that term out.
 
     Raises:
         ValueError: if a weight is negative.
@@ -133,7 +133,7 @@ class ClassInversion(GeneratorObjective):
         self.activation_layer_name = activation_layer_name
 
     def taps(self, teacher: keras.Model) -> list[str]:
-        """Return the layer whose features are to be large."""
+        """Return the layer whose features should be large."""
         return [self.activation_layer_name] if self.activation_layer_name else []
 
     def generator_loss(self, shown: Shown, teacher: keras.Model) -> Any:
@@ -149,7 +149,7 @@ class ClassInversion(GeneratorObjective):
 
 
 class BatchStatistics(GeneratorObjective):
-    """Examples whose statistics at each of the teacher's BatchNormalization layers are those of its training data.
+    """Examples that match the training data's statistics at each of the teacher's BatchNormalization layers.
 
     Formula: weight * sum over layers of ||mean - moving_mean||**2 + ||variance - moving_variance||**2.
 

@@ -1,4 +1,4 @@
-"""What teachers say of one array of inputs, asked once."""
+"""Teachers' answers to one array of inputs, computed once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from keras_distill.teachers import Precomputed
 
 
 class Answers:
-    """Stores each teacher's answers to one array, in memory and, if there is one, in a directory.
+    """Stores each teacher's answers to one array, in memory and, if given, in a directory.
 
     Args:
         owner: name shown in error messages.
-        directory: where answers outlive the process; None keeps them in memory alone.
+        directory: where answers are kept beyond the process; None keeps them only in memory.
     """
 
     def __init__(self, owner: str, directory: str | Path | None) -> None:
@@ -30,7 +30,7 @@ class Answers:
         self._digest = ""
 
     def begin(self, x: Any) -> None:
-        """Say what the teachers will be asked about; answers to other inputs are forgotten.
+        """Set the inputs; answers to other inputs are dropped.
 
         Args:
             x: (examples, ...), an array.
@@ -47,10 +47,10 @@ class Answers:
         self._x, self._digest = x, digest
 
     def of(self, name: str, teacher: keras.Model) -> Precomputed:
-        """Return a teacher that knows by heart what ``teacher`` says.
+        """Return a teacher with the precomputed answers of ``teacher``.
 
         Args:
-            name: of the teacher, the same in every run.
+            name: name of the teacher, the same in every run.
             teacher: a trained model or teacher.
         """
         if name not in self._known:

@@ -1,4 +1,4 @@
-"""Adversarial examples: inputs moved a little, within a box, so that a model's loss rises most."""
+"""Adversarial examples: small changes of inputs, within a box, that raise a model's loss most."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from keras_distill._checks import error, integer, number
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class ProjectedGradient:
-    """Moves inputs by at most ``epsilon`` per value, step by step along the sign of the loss's gradient (PGD).
+    """Moves inputs by at most ``epsilon`` per value, in steps along the sign of the loss gradient (PGD).
 
-    Choose it to measure how robust a model is, and inside ``AdversarialTraining``. It needs the gradient of the model's
-    inputs and costs ``num_steps`` training passes. A model whose gradients vanish may look robust and is not: compare
-    several step numbers, and an attack of another kind.
+    Choose it to measure how robust a model is, and inside ``AdversarialTraining``. It needs gradients with respect to
+    the inputs and costs ``num_steps`` training passes. A model with vanishing gradients may look robust without being
+    so: compare several numbers of steps, and another kind of attack.
 
     Formula: x_0 = x + u, u uniform in [-epsilon, epsilon]; x_{i+1} = clip(x_i + step_size * sign(gradient of loss)),
     clipped to x +- epsilon and to ``low``..``high``. No value moves by more than ``epsilon``, not even one that is out
@@ -31,7 +31,7 @@ class ProjectedGradient:
         num_steps: >= 1.
         low: least value that an input may have.
         high: greatest value, above ``low``.
-        random_start: whether to start within the box at random, rather than at the input.
+        random_start: whether to start at a random point of the box instead of the input.
         seed: >= 0, of the random start.
 
     Raises:
@@ -71,15 +71,15 @@ class ProjectedGradient:
         self.random_start, self.seed = bool(random_start), integer(owner, "seed", seed, low=0)
 
     def __str__(self) -> str:
-        """Return what the attack is, for a report."""
+        """Return a description of the attack, for a report."""
         name = "FGSM" if self.num_steps == 1 and not self.random_start else f"PGD of {self.num_steps} steps"
         return f"{name}, epsilon {self.epsilon:g}"
 
     def perturb(self, loss: Callable[[Any], Any], x: Any, seed: Any = None) -> Any:
-        """Return moved inputs, in a graph or eagerly; no gradient leads through them.
+        """Return perturbed inputs, in a graph or eagerly; no gradient flows through them.
 
         Args:
-            loss: from inputs to one value per example, which is to rise; examples must not depend on each other.
+            loss: maps inputs to one value per example, to be raised; examples must not depend on each other.
             x: (batch, ...), float.
             seed: a ``keras.random.SeedGenerator`` for a random start; None starts at ``x``.
 
@@ -112,7 +112,7 @@ class ProjectedGradient:
         """Return inputs on which the model's cross-entropy is high; equal seeds give equal examples.
 
         Args:
-            model: gives (examples, classes); it runs in inference mode.
+            model: a model with output (examples, classes), run in inference mode.
             x: (examples, ...), float.
             labels: (examples,), integer.
             from_logits: whether the model gives logits or probabilities.
@@ -150,14 +150,14 @@ class ProjectedGradient:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ProjectedGradient:
-        """Make the attack again from ``get_config``."""
+        """Rebuild the attack from ``get_config``."""
         return cls(**config)
 
 
 def fast_gradient_sign(epsilon: float, *, low: float = 0.0, high: float = 1.0) -> ProjectedGradient:
-    """Return the attack of one whole step, along the sign of the gradient at the input (FGSM).
+    """Return the one-step attack along the sign of the gradient at the input (FGSM).
 
-    Choose it where time is short: it is much weaker than ``ProjectedGradient`` of several steps.
+    Choose it when time is short: it is much weaker than ``ProjectedGradient`` with several steps.
 
     Formula: clip(x + epsilon * sign(gradient of the loss), low, high).
 

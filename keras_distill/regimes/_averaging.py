@@ -1,4 +1,4 @@
-"""Models of one architecture made into one by averaging their weights."""
+"""Merges models of one architecture by averaging their weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def average_weights(
 ) -> keras.Model:
     """Return a new model whose weights are the mean of those of several models (weight averaging, model soup).
 
-    Choose it for models trained from a common start: those of different starts lie in different basins, and their mean
-    is good for nothing. BatchNormalization's statistics are not those of a mean: give data to compute them again.
+    Choose it for models trained from a common start: models from different starts lie in different basins, and their
+    mean is useless. Averaged BatchNormalization statistics are wrong: give data to recompute them.
 
     Args:
         models: one or more built models of one architecture.
         weights: >= 0, one for each model, scaled to sum 1; equal if None (federated averaging uses example counts).
-        recompute: batches of inputs, ``tf.data.Dataset`` or a list of arrays, on which the moving statistics are taken
-            anew as plain means over batches; None averages them too.
+        recompute: batches of inputs, ``tf.data.Dataset`` or a list of arrays, on which the moving statistics are
+            recomputed as plain means over batches; None averages them too.
 
     Returns:
         A new model; the given ones are not changed.
@@ -68,10 +68,10 @@ def average_weights(
 
 
 def recompute_statistics(model: keras.Model, batches: Any) -> None:
-    """Take BatchNormalization's moving statistics anew, as plain means over batches.
+    """Recompute BatchNormalization's moving statistics as plain means over batches.
 
     Args:
-        model: a built model, which is changed.
+        model: a built model, changed in place.
         batches: inputs, ``tf.data.Dataset`` or a list of arrays.
     """
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
@@ -90,13 +90,13 @@ def recompute_statistics(model: keras.Model, batches: Any) -> None:
 def greedy_soup(models: Sequence[keras.Model], validation_data: tuple[Any, Any], *, recompute: Any = None) -> Any:
     """Return the average of those models that do not lower the held-out accuracy (greedy soup).
 
-    Models are tried in the order of their own accuracy; each stays in the soup if the average with it is at least as
-    accurate as before.
+    Models are tried in the order of their own accuracy; each is kept if the average with it is at least as accurate as
+    before.
 
     Args:
         models: two or more built models of one architecture, whose outputs are logits or probabilities.
-        validation_data: (inputs, integer labels) that no model was trained on. The soup's accuracy on them is no
-            estimate of its accuracy elsewhere: they chose it.
+        validation_data: (inputs, integer labels) that no model was trained on. The soup's accuracy on them is biased,
+            because they selected it.
         recompute: as in ``average_weights``.
 
     Returns:
@@ -127,7 +127,7 @@ def accuracy(model: keras.Model, x: Any, y: Any) -> float:
     """Return the share of examples whose largest output is the label.
 
     Args:
-        model: gives one output per class.
+        model: a model with one output per class.
         x: inputs.
         y: integer labels.
     """

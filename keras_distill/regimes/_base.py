@@ -1,4 +1,4 @@
-"""What every regime is: players with an optimizer each, and rounds that say who is trained on what."""
+"""The base of every regime: players, each with an optimizer, and rounds that define who is trained on what."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from keras_distill.training._trainer import add_to_mean, num_examples, with_loss
 
 
 class Regime(Trainer, abc.ABC):
-    """Base of everything where more than one model is trained, or one model in more than one way.
+    """Base of regimes that train more than one model, or one model in more than one way.
 
-    A subclass names its players and writes its rounds; this class owns the tape, the guard, the updates, the share of
-    each replica, the moving state, logs, saving and resuming. It is compiled and fitted like any Keras model;
+    A subclass names its players and defines its rounds; this class owns the tape, the guard, the updates, each
+    replica's share, the moving state, logs, saving and resuming. It is compiled and fitted like any Keras model;
     ``compile`` copies one optimizer for every player, or takes ``{player: optimizer}``.
 
     Args:
         players: name to model. Every model must be built.
-        teachers: frozen models or teachers by name; they are held where Keras does not train, count or export them.
-        part_names: names of the parts that the logs show.
+        teachers: frozen models or teachers by name, hidden from Keras so that they are not trained, counted or
+            exported.
+        part_names: names of the parts shown in the logs.
         name: name of this model.
 
     Raises:
-        ValueError: if a player is no built model, two players share weights, or a player is also a teacher.
+        ValueError: if a player is not a built model, two players share weights, or a player is also a teacher.
     """
 
     owner = "Regime"
@@ -63,10 +64,10 @@ class Regime(Trainer, abc.ABC):
 
     @abc.abstractmethod
     def rounds(self) -> list[Round]:
-        """Return the rounds of one training step, in their order."""
+        """Return the rounds of one training step, in order."""
 
     def after_update(self, step: Any) -> None:
-        """Do what follows the updates of a step, inside the traced step; nothing by default.
+        """Run after the updates of a step, inside the traced step; does nothing by default.
 
         Args:
             step: number of steps so far, an integer tensor.
@@ -75,7 +76,7 @@ class Regime(Trainer, abc.ABC):
     # ------------------------------------------------------------------ what a subclass calls
 
     def supervised(self, batch: Batch, outputs: Structure) -> Any:
-        """Return the loss given to ``compile``, between a batch's labels and ``outputs``; 0 where there is none."""
+        """Return the loss given to ``compile`` between a batch's labels and ``outputs``; 0 if there is none."""
         if self._compile_loss is None or batch.labels is None:
             return ops.zeros((), "float32")
         return ops.cast(self._compile_loss(batch.labels, outputs, batch.weights), "float32") * num_replicas()
@@ -104,7 +105,8 @@ class Regime(Trainer, abc.ABC):
             run_eagerly: as in Keras.
             steps_per_execution: as in Keras.
             jit_compile: as in Keras.
-            stop_on_non_finite: stop ``fit`` at the first number that is NaN or infinite, all weights kept.
+            stop_on_non_finite: whether to stop ``fit`` at the first NaN or infinite number, keeping the last finite
+                weights.
 
         Raises:
             ValueError: if a player has no optimizer, or an optimizer no player.
@@ -130,7 +132,7 @@ class Regime(Trainer, abc.ABC):
             learner.optimizer.build(learner.weights)
 
     def parts_of(self, player: str) -> Sequence[keras.layers.Layer]:
-        """Return further layers that are trained along with a player; none by default.
+        """Return further layers to train along with a player; none by default.
 
         Args:
             player: name of the player.
@@ -153,7 +155,7 @@ class Regime(Trainer, abc.ABC):
         return self.student(inputs, training=training)
 
     def train_step(self, data: Structure) -> dict[str, Any]:
-        """Do all rounds of one step on one batch.
+        """Run all rounds of one step on one batch.
 
         Args:
             data: ``x``, ``(x, y)`` or ``(x, y, sample_weight)``.

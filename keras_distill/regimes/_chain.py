@@ -1,4 +1,4 @@
-"""Assistants of sizes between teacher and student."""
+"""Distillation through assistants of intermediate size."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from keras_distill.terms import DistillationLoss, LogitsDistillation
 
 
 class AssistantChain(Driver):
-    """A teacher teaches an assistant, the assistant a smaller one, and the last one the student (TAKD, DGKD).
+    """A teacher teaches an assistant, which teaches a smaller one, and the last teaches the student (TAKD, DGKD).
 
-    Choose it where the student is much smaller than its teacher and learns less from it than from a smaller one. An
-    assistant whose accuracy lies about half-way is the best single one.
+    Choose it when the student is much smaller than its teacher and learns less from it than from a smaller one. The
+    best single assistant has an accuracy about half-way between them.
 
     Formula: every model minimises share * CE(y) + (1 - share) * T**2 KL(guide || model). ``guides="nearest"``: the
     guide is the model before it; ``"all"``: the mean of that KL over every larger model.
@@ -31,17 +31,18 @@ class AssistantChain(Driver):
         assistants: built, untrained models, the largest first; may be empty.
         student: a built, untrained model.
         guides: ``"nearest"`` (teacher assistants) or ``"all"`` (densely guided).
-        term: how a model is compared with its guide; ``LogitsDistillation(4.0)`` if None. Every training has a copy.
+        term: term between a model and its guide; ``LogitsDistillation(4.0)`` if None. Every training gets a copy.
         student_loss_weight: 0 to 1, the share of the labels.
-        directory: where a killed run finds what it had finished; None keeps nothing.
-        seed: >= 0, for the orders of the data; None leaves Keras' random state alone.
-        store_answers: ask each model once about all of ``x``, an array, instead of in every epoch.
+        directory: where finished models are kept for a killed run to resume; None keeps nothing.
+        seed: >= 0, for the orders of the data; None does not change Keras' random state.
+        store_answers: whether to compute each model's answers to all of ``x``, an array, once instead of in every
+            epoch.
 
     Attributes:
         students: the trained assistants, then the student; ``student`` is the last one.
 
     Raises:
-        ValueError: if ``guides="all"`` without assistants, or a model is none or not built.
+        ValueError: if ``guides="all"`` without assistants, or a model is not a Keras model or not built.
 
     Example:
         >>> import keras, numpy as np

@@ -1,4 +1,4 @@
-"""A generator that does not repeat itself: each example is contrasted with those that were made before."""
+"""A generator objective against repetition: each example is contrasted with earlier ones."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from keras_distill.taps import Taps
 
 
 class Contrastive(GeneratorObjective):
-    """Examples unlike all others, in the teacher's features, that were made in this batch or before (CMI).
+    """Examples whose teacher features differ from all others in this batch and before it (CMI).
 
-    Choose it beside another objective, where the generator makes the same few examples again and again:
-    ``Disagreement() + Contrastive("hidden")``. It costs a second pass of the teacher and a memory of ``num_examples``
-    feature vectors, which is saved and resumed with the regime.
+    Choose it in addition to another objective, when the generator repeats the same few examples: ``Disagreement() +
+    Contrastive("hidden")``. It costs a second pass of the teacher and a memory of ``num_examples`` feature vectors,
+    which is saved and resumed with the regime.
 
     Formula: -weight * mean_i log(e(f_i, v_i) / (e(f_i, v_i) + sum_{j != i} e(f_i, f_j) + sum_m e(f_i, m))), with
-    e(a, b) = exp(cosine(a, b) / temperature), f_i the features of example i, positions averaged, v_i those of a view of
-    it, and m those in the memory. Afterwards the batch replaces the oldest features of the memory.
+    e(a, b) = exp(cosine(a, b) / temperature), f_i the features of example i, averaged over positions, v_i those of a
+    view of it, and m those in the memory. Afterwards the batch replaces the oldest features in the memory.
 
     Args:
-        layer_name: the teacher's tap, the penultimate layer mostly.
+        layer_name: the teacher's tap, usually the penultimate layer.
         num_examples: >= 1, size of the memory.
         temperature: > 0, no unit.
         weight: >= 0.
-        view: from a batch of examples and a ``keras.random.SeedGenerator`` to views of the same shape. None: images are
+        view: maps a batch of examples and a ``keras.random.SeedGenerator`` to views of the same shape. None: images are
             shifted by up to an eighth of their height and width, vectors get noise of deviation 0.1.
         seed: >= 0, of the views.
 
@@ -82,7 +82,7 @@ class Contrastive(GeneratorObjective):
         return [self.layer_name]
 
     def generator_loss(self, shown: Shown, teacher: keras.Model) -> Any:
-        """Return the contrast, and remember the batch."""
+        """Return the contrastive loss, and add the batch to the memory."""
         if self.memory is None:
             raise error("Contrastive", "to be used by DataFree, which makes its memory", "a call without it")
         memory = self.memory
@@ -92,7 +92,7 @@ class Contrastive(GeneratorObjective):
         batch = ops.matmul(own, ops.transpose(own))
         batch = ops.where(ops.eye(ops.shape(own)[0], dtype="bool"), -1e9, batch)
         before = ops.matmul(own, ops.transpose(ops.stop_gradient(ops.convert_to_tensor(memory.features))))
-        # Rows that nothing has filled yet are zero, and do not count.
+        # Rows not filled yet are zero and do not count.
         before = ops.where(ops.arange(self.num_examples)[None] < memory.filled.value, before, -1e9)
         logits = ops.concatenate([same, batch, before], axis=-1) / self.temperature
         memory.remember(ops.stop_gradient(own))
@@ -100,10 +100,10 @@ class Contrastive(GeneratorObjective):
 
 
 class _Memory(keras.layers.Layer):
-    """The features of the last examples, a ring that is filled from its start.
+    """A ring buffer of the features of the last examples.
 
     Args:
-        num_examples: how many.
+        num_examples: capacity.
         units: width of the features.
         seed: of the views.
     """
@@ -119,11 +119,11 @@ class _Memory(keras.layers.Layer):
         self.built = True
 
     def remember(self, rows: Any) -> None:
-        """Put features in the place of the oldest; of a batch larger than the memory, the last ones."""
+        """Replace the oldest features; of a batch larger than the memory, keep the last ones."""
         rows = rows[-self.num_examples :]
         count = ops.shape(rows)[0]
         places = (self.next.value + ops.arange(count)) % self.num_examples
-        # What is not finite stops the step, and must not stay here.
+        # Non-finite features stop the step and must not stay in the memory.
         rows = ops.where(ops.all(ops.isfinite(rows), axis=-1, keepdims=True), rows, 0.0)
         self.features.assign(ops.scatter_update(self.features.value, places[:, None], rows))
         self.next.assign((self.next.value + count) % self.num_examples)
@@ -131,7 +131,7 @@ class _Memory(keras.layers.Layer):
 
 
 def rows_of(features: Any) -> Any:
-    """Return features of unit length, (batch, channels), positions averaged.
+    """Return features of unit length, (batch, channels), averaged over positions.
 
     Args:
         features: (batch, ..., channels).
@@ -142,7 +142,7 @@ def rows_of(features: Any) -> Any:
 
 
 def shifted(examples: Any, seed: Any) -> Any:
-    """Return images that are all shifted alike, with edges repeated, or vectors with a little noise.
+    """Return images shifted by a common offset, with edges repeated, or vectors with a little noise.
 
     Args:
         examples: (batch, height, width, channels) or (batch, features).

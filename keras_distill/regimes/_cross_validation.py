@@ -1,4 +1,4 @@
-"""Whole methods, judged on examples they have not seen."""
+"""Cross-validation of whole methods on examples they have not seen."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class CrossValidation:
         """Return the mean paired difference over examples, and its 95% interval.
 
         Args:
-            method: whose score is taken.
-            other: whose score is taken off.
+            method: the method.
+            other: the method whose score is subtracted.
 
         Returns:
-            (mean, low, high). The interval is mean -+ 1.96 standard errors of the paired differences: it speaks of
-            other examples, not of other trainings.
+            (mean, low, high). The interval is mean -+ 1.96 standard errors of the paired differences: it covers the
+            choice of examples, not that of training runs.
         """
         paired = self.values[method] - self.values[other]
         mean, error_of = paired.mean(), paired.std(ddof=1) / np.sqrt(len(paired))
@@ -64,17 +64,17 @@ def cross_validate(
     score: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     seed: int = 0,
 ) -> CrossValidation:
-    """Train and judge whole methods on the same stratified folds, each example held out once.
+    """Train and score whole methods on the same stratified folds, holding each example out once.
 
     Args:
-        methods: name to a function that returns what is fitted, compiled: a model, a ``Distiller`` or a regime. A
-            teacher that it uses must not have seen ``data``, or be trained inside the function.
+        methods: name to a function that returns a compiled model, ``Distiller`` or regime to fit. Its teacher must not
+            have seen ``data``, or must be trained inside the function.
         data: (x, y) of arrays with integer labels, or a finite ``tf.data.Dataset`` of such batches.
         num_folds: 2 to the number of examples; each class needs as many examples.
-        fit_arguments: for each ``fit``.
-        score: from (outputs, labels) of held-out examples to one number each, more is better; None: whether the largest
-            output is the label.
-        seed: >= 0, of the folds and of every training.
+        fit_arguments: arguments of each ``fit``.
+        score: maps (outputs, labels) of held-out examples to one number each, higher is better; None: whether the
+            largest output is the label.
+        seed: >= 0, seed of the folds and of every training.
 
     Returns:
         Means, spreads and paired differences.

@@ -1,4 +1,4 @@
-"""A student whose weights, not only its labels, are private: per-example gradients, clipped and drowned in noise."""
+"""A student with private weights, not only private labels: clipped per-example gradients with added noise."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from keras_distill.training import Batch, Update
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class DifferentiallyPrivate(Regime):
-    """Trains a student on private examples so that no one of them moves its weights by much (DP-SGD).
+    """Trains a student on private examples so that no single one changes its weights much (DP-SGD).
 
-    Choose it where a single model must be trained on the private data themselves, and ``PrivateVotes`` where public
-    examples can be had: votes need no per-example gradients. The guarantee covers the student and everything made from
-    it. It does not cover a teacher: let it know public data only, or only what is private already. Nor does it cover
-    metrics on the training data: publish figures of other data.
+    Choose it when a single model must be trained on the private data themselves, and ``PrivateVotes`` when public
+    examples are available: votes need no per-example gradients. The guarantee covers the student and everything derived
+    from it. It does not cover a teacher, which should have seen only public data or be private itself, nor metrics on
+    the training data: publish figures on other data.
 
     Formula: update with (sum_i g_i min(1, clip / ||g_i||) + N(0, (noise * clip)**2)) / batch_size, over examples that
     each enter a step with probability batch_size / num_examples; g_i is the gradient, over all weights, of
     (1 - teacher_weight) * CE(student(x_i), y_i) + teacher_weight * temperature**2 * KL(teacher(x_i) || student(x_i)).
 
-    The norms come from one backward pass (ghost norms), so that a step costs little more than a plain one.
+    One backward pass gives the norms (ghost norms), so that a step costs little more than a plain one.
 
     Args:
         student: a built classifier with one input and logits, in float32, whose weights are all in ``Dense`` and
-            ``Conv2D`` layers that are each called once. BatchNormalization mixes examples and is refused; layers that
-            draw and losses of the student's own are as well.
-        num_examples: >= 1, of the private data; public, and the same in every ``fit``.
-        batch_size: 1..num_examples, the mean number of examples in a step.
+            ``Conv2D`` layers that are each called once. BatchNormalization mixes examples and is refused, as are
+            stochastic layers and losses of the student's own.
+        num_examples: >= 1, size of the private data; this number is public, and the same in every ``fit``.
+        batch_size: mean number of examples per step, 1..num_examples.
         noise: > 0, standard deviation as a multiple of ``clip``.
-        clip: > 0, greatest norm of one example's gradient.
+        clip: > 0, largest norm of one example's gradient.
         teacher: a trained ``keras.Model``, or None.
-        teacher_weight: 0..1, share of what is learned from the teacher; 0.5 if None and there is one.
+        teacher_weight: share of the teacher's loss, 0..1; 0.5 if None and there is a teacher.
         temperature: > 0, no unit.
-        seed: None draws samples and noise from the operating system's source for cryptography. An integer makes them
-            repeatable: for tests only, because whoever knows the seed can take the noise away.
+        seed: None draws samples and noise from the operating system's cryptographic source. An integer makes them
+            repeatable, for tests only: whoever knows the seed can remove the noise.
         name: name of this model.
 
     Attributes:
@@ -70,7 +70,7 @@ class DifferentiallyPrivate(Regime):
 
     Reference:
         Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, arXiv:1607.00133, algorithm 1. Differs:
-        divided by the mean batch size, which is public, not by the number of examples that were drawn; any optimizer.
+        divided by the mean batch size, which is public, not by the number of drawn examples; any optimizer.
     """
 
     owner = "DifferentiallyPrivate"
@@ -121,7 +121,7 @@ class DifferentiallyPrivate(Regime):
         return self.players["student"]
 
     def rounds(self) -> list[Round]:
-        """Return the one round, which measures; ``train_step`` takes its gradients example by example."""
+        """Return the single round, which only measures; ``train_step`` computes per-example gradients."""
         return [Round(("student",), self._measure)]
 
     def _values(self, batch: Batch, outputs: Any) -> Any:
@@ -147,7 +147,7 @@ class DifferentiallyPrivate(Regime):
     def _play(self, turn: Round, batch: Batch) -> Measured:
         learner = self._learners["student"]
         with tf.control_dependencies([batch.inputs]):  # a seeded epoch is drawn from the count before its first step
-            self.num_steps.assign_add(1)  # before the update: a step may be counted in vain, never missed
+            self.num_steps.assign_add(1)  # before the update, so that a step may be overcounted but never missed
         gradients, outputs = clipped_sum(
             self.student,
             learner.weights,
@@ -174,19 +174,19 @@ class DifferentiallyPrivate(Regime):
         return [tf.reshape(part, each.shape) for part, each in zip(tf.split(flat, sizes), like, strict=True)]
 
     def fit(self, x: Any, y: Any = None, *, epochs: int = 1, **kwargs: Any) -> keras.callbacks.History:  # type: ignore[override]
-        """Train on the private examples; every step draws its own.
+        """Train on the private examples; every step draws its own batch.
 
         Args:
             x: (num_examples, ...), an array of all private inputs.
-            y: (num_examples,) integer labels; None where only the teacher is heard.
+            y: (num_examples,) integer labels; None if only the teacher is used.
             epochs: >= 1, each of num_examples / batch_size steps, rounded up.
-            **kwargs: as in Keras' ``fit``, without what chooses the examples of a step.
+            **kwargs: as in Keras' ``fit``, without arguments that choose the examples of a step.
 
         Returns:
             The history.
 
         Raises:
-            ValueError: if the number of examples is another one, or an argument chooses the examples.
+            ValueError: if the number of examples differs, or an argument chooses the examples.
         """
         owner = f"{self.owner}.fit"
         for name in ("batch_size", "shuffle", "sample_weight", "class_weight", "steps_per_epoch", "validation_split"):
@@ -222,14 +222,14 @@ class DifferentiallyPrivate(Regime):
         super().compile(optimizer, metrics=metrics, jit_compile=False, **kwargs)
 
     def why_labels(self) -> tuple[str, str] | None:
-        """Return what needs labels, for an error message; None where nothing does."""
+        """Return what needs labels, for an error message; None if nothing does."""
         return ("labels, which are learned", "Use teacher_weight=1.0 without them") if self.teacher_weight < 1 else None
 
     def report(self, delta: float) -> TrainingPrivacy:
-        """Return what all steps so far have cost.
+        """Return the privacy cost of all steps so far.
 
         Args:
-            delta: in 0..1, exclusive; less than one over the number of examples.
+            delta: in 0..1, exclusive; less than 1 / number of examples.
 
         Returns:
             The frozen report.
@@ -241,6 +241,6 @@ class DifferentiallyPrivate(Regime):
         return _privacy.training(self.owner, self.noise, rate, steps, delta)
 
     def get_config(self) -> dict[str, Any]:
-        """Raise: a private run is saved by its weights, which hold the number of steps."""
+        """Raise, because a private run is saved by its weights, which hold the number of steps."""
         advice = "Save private.student, or save_weights to go on later"
         raise error(self.owner, "save_weights, or a save of the student", "save", advice)

@@ -1,4 +1,4 @@
-"""Several trainings, one after the other, of which a killed one goes on where it was."""
+"""Several trainings in sequence, resumable after a kill."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Training(NamedTuple):
     """One training of a driver.
 
     Attributes:
-        name: unique within the driver; the name of its files.
-        make: from the students finished so far, to what is fitted: a ``Distiller``, a regime, or a plain model.
-        compile_arguments: what differs from the driver's own ``compile``.
-        fit_arguments: what differs from the driver's own ``fit``.
+        name: name of the training and of its files, unique within the driver.
+        make: maps the finished students to the model to fit: a ``Distiller``, a regime, or a plain model.
+        compile_arguments: differences from the driver's own ``compile``.
+        fit_arguments: differences from the driver's own ``fit``.
     """
 
     name: str
@@ -41,16 +41,16 @@ class Training(NamedTuple):
 
 
 class Driver(abc.ABC):
-    """Base of regimes that are several fits: generations, chains, stages.
+    """Base of regimes that consist of several fits: generations, chains, stages.
 
     Args:
-        directory: where finished students and backups are kept, so that a killed run, started again with the same
-            arguments, redoes at most the running epoch; None keeps nothing.
+        directory: where finished students and backups are kept, so that a killed run, restarted with the same
+            arguments, repeats at most the current epoch; None keeps nothing.
         seed: >= 0. Every training starts from ``keras.utils.set_random_seed(seed + its number)``, so that a resumed
-            driver makes the same weights and orders; None leaves Keras' random state alone.
-        store_answers: ask every teacher once about all of ``x``, before the training that it teaches, and look its
-            answers up afterwards; they are kept in ``directory`` as well. For data that is one array and the same in
-            every epoch. Validation then shows the loss on the labels alone.
+            driver reproduces the same weights and orders; None does not change Keras' random state.
+        store_answers: whether to compute every teacher's answers to all of ``x`` once, before the training that it
+            teaches, and look them up afterwards; they are also kept in ``directory``. For data in one array that is the
+            same in every epoch. Validation then shows only the loss on the labels.
     """
 
     owner = "Driver"
@@ -67,7 +67,7 @@ class Driver(abc.ABC):
 
     @abc.abstractmethod
     def trainings(self) -> Iterable[Training]:
-        """Return the trainings, in their order."""
+        """Return the trainings, in order."""
 
     @property
     def student(self) -> keras.Model:
@@ -96,10 +96,10 @@ class Driver(abc.ABC):
             **kwargs: passed on to the ``fit`` of every training.
 
         Returns:
-            The history of the last training; ``histories`` has them all, by name.
+            The history of the last training; ``histories`` holds all of them by name.
 
         Raises:
-            ValueError: if ``compile`` was not called, or the directory is of another run.
+            ValueError: if ``compile`` was not called, or the directory belongs to another run.
         """
         if self._compile_arguments is None:
             raise error(self.owner, "compile to be called before fit", "fit")
@@ -118,16 +118,16 @@ class Driver(abc.ABC):
         return history
 
     def heard(self, name: str, teacher: Any) -> Any:
-        """Return what a training listens to: the teacher, or its stored answers where they are wanted.
+        """Return the teacher of a training, or its stored answers if ``store_answers``.
 
         Args:
-            name: of the teacher, the same in every run.
+            name: name of the teacher, the same in every run.
             teacher: a trained model or teacher.
         """
         return teacher if self._answers is None else self._answers.of(name, teacher)
 
     def prepared(self, each: Training, trainer: keras.Model) -> contextlib.AbstractContextManager[Any]:
-        """Return what surrounds a training's ``compile`` and ``fit``; nothing by default.
+        """Return the context of a training's ``compile`` and ``fit``; an empty one by default.
 
         Args:
             each: the training.
@@ -136,7 +136,7 @@ class Driver(abc.ABC):
         return contextlib.nullcontext()
 
     def compiled(self, each: Training, trainer: keras.Model) -> None:
-        """Do what follows a training's ``compile``; nothing by default.
+        """Run after a training's ``compile``; does nothing by default.
 
         Args:
             each: the training.
@@ -148,7 +148,7 @@ class Driver(abc.ABC):
         trainer = each.make(self.students)
         arguments = {**(self._compile_arguments or {}), **each.compile_arguments}
         if self._answers is not None and isinstance(trainer, Distiller):
-            arguments.setdefault("evaluate_distillation", False)  # nobody has asked about other examples
+            arguments.setdefault("evaluate_distillation", False)  # there are no answers for other examples
         fit = {**kwargs, **each.fit_arguments}
         if self.directory is not None:
             backup = Backup(self.directory / f"{each.name}.backup")
@@ -163,7 +163,7 @@ class Driver(abc.ABC):
         return history
 
     def _keep(self, name: str) -> None:
-        """Write the finished student, then the list of finished students; each file appears whole or not at all."""
+        """Write the finished student, then the list of finished students, each atomically."""
         if self.directory is None:
             return
         _files.make_folder(self.directory, parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ class Driver(abc.ABC):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Alone(Regime):
-    """One student that learns from the labels: plain ``fit``, with the guard, and resumable to the bit.
+    """One student that learns from the labels: plain ``fit`` with the guard, resumable bit for bit.
 
     Args:
         student: a built model.
@@ -209,7 +209,7 @@ class Alone(Regime):
         return self.players["student"]
 
     def rounds(self) -> list[Round]:
-        """Return the one round."""
+        """Return the single round."""
         return [Round(("student",), self._learn)]
 
     def _learn(self, batch: Batch, training: bool) -> Measured:
@@ -223,24 +223,24 @@ class Alone(Regime):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Alone:
-        """Make the regime again from ``get_config``."""
+        """Rebuild the regime from ``get_config``."""
         return cls(**{**config, "student": keras.saving.deserialize_keras_object(config["student"], custom_objects)})
 
 
 def _fresh(optimizer: Any) -> Any:
-    """Return a copy of an optimizer without its state, or what names one."""
+    """Return a copy of an optimizer without its state, or the name of one."""
     if isinstance(optimizer, keras.optimizers.Optimizer):
         return type(optimizer).from_config(optimizer.get_config())
     return optimizer
 
 
 def made(owner: str, make: Any, name: str) -> keras.Model:
-    """Return what ``make`` gives, if it is a built Keras model.
+    """Return the result of ``make`` if it is a built Keras model, else raise.
 
     Args:
         owner: name shown in the message.
         make: a function without arguments.
-        name: its name, for the message.
+        name: name of the function, for the message.
     """
     model = make()
     if not isinstance(model, keras.Model):

@@ -1,4 +1,4 @@
-"""The sum of clipped per-example gradients, by one backward pass to the outputs of the layers (ghost norms)."""
+"""The sum of clipped per-example gradients, from one backward pass to the layers' outputs (ghost norms)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keras_distill.taps import walk
 
 
 class _Call(NamedTuple):
-    """One call of a layer: what went in, and its linear part before the activation."""
+    """One call of a layer: its input, and its linear part before the activation."""
 
     layer: Any
     inputs: Any
@@ -33,12 +33,12 @@ def clipped_sum(
     """Return the sum of gradients, each scaled down to a norm of at most ``clip``, and the student's outputs.
 
     Args:
-        student: passed ``check_student``.
-        weights: its trainable weights, whose order the gradients have.
+        student: a student that passed ``check_student``.
+        weights: its trainable weights, in the order of the gradients.
         inputs: (batch, ...).
-        values_of: from outputs to (batch,) losses that do not depend on each other.
+        values_of: maps outputs to (batch,) independent losses.
         clip: > 0.
-        keep: (batch,), 1 for each example that counts and 0 for others; None counts all.
+        keep: (batch,), 1 for examples that count and 0 for others; None counts all.
     """
     calls: list[_Call] = []
     with tf.GradientTape() as tape:
@@ -55,7 +55,7 @@ def clipped_sum(
 
 
 def _part(call: _Call, slope: Any) -> tuple[Any, Callable[[Any], list[tuple[Any, Any]]]]:
-    """Return (batch,) squared norms of a layer's gradients, and a function from scales to its weights' sums."""
+    """Return (batch,) squared norms of a layer's gradients, and a function from scales to the scaled gradient sums."""
     layer, inputs = call.layer, call.inputs
     flat = isinstance(layer, keras.layers.Dense) and len(inputs.shape) == 2
     if isinstance(layer, keras.layers.Conv2D):
@@ -87,7 +87,7 @@ def _part(call: _Call, slope: Any) -> tuple[Any, Callable[[Any], list[tuple[Any,
 
 @contextlib.contextmanager
 def _recorded(student: keras.Model, calls: list[_Call]) -> Iterator[None]:
-    """Keep the inputs and linear parts of every Dense and Conv2D of a pass."""
+    """Record the inputs and linear parts of every Dense and Conv2D in a pass."""
     with contextlib.ExitStack() as stack:
         for _, layer in walk(student):
             if isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D)):
@@ -108,7 +108,7 @@ def _recording(layer: Any, calls: list[_Call]) -> Callable[..., Any]:
 
 
 def check_student(owner: str, student: keras.Model) -> None:
-    """Raise ``ValueError`` if the gradients of single examples cannot be told apart.
+    """Raise ``ValueError`` if per-example gradients cannot be separated.
 
     Args:
         owner: name shown in the error message.

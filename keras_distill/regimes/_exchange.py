@@ -1,4 +1,4 @@
-"""Peers in several processes that show each other their weights through a directory."""
+"""Peers in several processes that exchange their weights through a directory."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from keras_distill._checks import error, integer, number
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class PeerExchange:
-    """Where workers of a co-distillation leave their weights for each other, and which this one is (codistillation).
+    """The directory through which workers exchange weights, and this worker's index (codistillation).
 
-    Every worker is a process of its own that builds the same students and trains one of them; no ``tf.distribute``
-    strategy joins them, so nothing is sent between two exchanges. All must make the same number of steps.
+    Every worker is a separate process that builds the same students and trains one of them. There is no
+    ``tf.distribute`` strategy, so nothing is sent between two exchanges. All must run the same number of steps.
 
     Args:
-        directory: one that every worker sees; empty at the start of a run.
-        index: 0 to num_workers - 1: which student this worker trains; None takes it from ``TF_CONFIG``.
+        directory: a directory shared by all workers, empty at the start of a run.
+        index: index of the student that this worker trains, 0 to num_workers - 1; None takes it from ``TF_CONFIG``.
         num_workers: >= 2; None takes it from ``TF_CONFIG``.
         timeout_seconds: > 0, how long a worker waits for the others at an exchange.
 
     Raises:
-        ValueError: if a number is out of bounds, or ``TF_CONFIG`` is needed and names no worker.
+        ValueError: if a number is out of bounds, or ``TF_CONFIG`` is needed but names no worker.
 
     Example:
         >>> exchange = PeerExchange("runs/peers", index=1, num_workers=2)
@@ -68,18 +68,18 @@ class PeerExchange:
         """Write this worker's weights; the file appears whole or not at all.
 
         Args:
-            step: number of updates that the weights have had.
-            weights: as ``model.get_weights`` gives them.
+            step: number of updates of the weights.
+            weights: from ``model.get_weights``.
         """
         _files.make_folder(self.directory, parents=True, exist_ok=True)
         _files.put(self._path(self.index, step), _files.written(lambda stream: np.savez(stream, *weights)))
 
     def see(self, step: int, worker: int) -> list[np.ndarray]:
-        """Return another worker's weights after ``step`` updates, waiting for them.
+        """Wait for another worker's weights after ``step`` updates and return them.
 
         Args:
             step: number of updates.
-            worker: whose.
+            worker: index of that worker.
 
         Raises:
             ValueError: if they do not appear within ``timeout_seconds``.
@@ -98,7 +98,7 @@ class PeerExchange:
         """Delete this worker's files of earlier steps.
 
         Args:
-            before: files of at least this many updates stay.
+            before: files of at least this many updates are kept.
         """
         for path in self.directory.glob(f"worker-{self.index}-step-*.npz"):
             if int(path.stem.rsplit("-", 1)[1]) < before:
@@ -115,17 +115,17 @@ class PeerExchange:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PeerExchange:
-        """Make the exchange again from ``get_config``."""
+        """Rebuild the exchange from ``get_config``."""
         return cls(**config)
 
 
 class Exchanging(keras.callbacks.Callback):
-    """Shows this worker's weights and takes over the others', every so many steps.
+    """Publishes this worker's weights and loads the others', at regular steps.
 
     Args:
-        exchange: where.
-        own: the student that this worker trains.
-        copies: ``echo_of_student_<worker>`` to what this worker listens to in place of that student.
+        exchange: the exchange.
+        own: this worker's student.
+        copies: ``echo_of_student_<worker>`` to the local copy of that student.
         every_steps: >= 1.
     """
 
@@ -138,7 +138,7 @@ class Exchanging(keras.callbacks.Callback):
         self._begins: list[int] = []
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if self._step() == 0:  # not earlier: a backup is restored when training begins
+        if self._step() == 0:  # not earlier, because a backup is restored when training begins
             self._exchange(0)
         # A worker that resumes does so at the beginning of an epoch, and sees again what the others showed since. Two
         # epochs are kept, because another worker may be one behind.
@@ -161,7 +161,7 @@ class Exchanging(keras.callbacks.Callback):
 
 
 def _task(owner: str) -> tuple[int, int]:
-    """Return this worker's index and the number of workers, as ``TF_CONFIG`` has them."""
+    """Return this worker's index and the number of workers from ``TF_CONFIG``."""
     try:
         config = json.loads(os.environ["TF_CONFIG"])
         return int(config["task"]["index"]), len(config["cluster"]["worker"])
@@ -171,11 +171,11 @@ def _task(owner: str) -> tuple[int, int]:
 
 
 def checked_exchange(owner: str, students: Sequence[Any], update: str, every_steps: Any, exchange: Any) -> int | None:
-    """Return the number of steps between two exchanges, if all that is said of exchanges fits together.
+    """Return the number of steps between two exchanges, or raise if the arguments do not fit together.
 
     Args:
         owner: name shown in error messages.
-        students: of all workers.
+        students: students of all workers.
         update: as in ``MutualLearning``.
         every_steps: as in ``MutualLearning``.
         exchange: as in ``MutualLearning``.

@@ -1,4 +1,4 @@
-"""Whether an example has been seen: digests of arrays, row by row."""
+"""Digests of arrays, row by row, to recognise examples."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from keras_distill._checks import error
 
 
 def fingerprints(inputs: Any, *, apart: bool = False) -> list[str]:
-    """Return a digest of each example: equal arrays of equal kind have equal digests.
+    """Return a digest of each example; equal arrays of the same dtype and shape have equal digests.
 
     Args:
         inputs: an array with one example per row.
-        apart: number equal rows, so that each has a digest of its own.
+        apart: whether to number equal rows, so that each has its own digest.
 
     Returns:
         One text per row.
@@ -41,7 +41,7 @@ def check_disjoint(owner: str, shards: Sequence[Any], num_teachers: int) -> None
     Args:
         owner: name shown in the error message.
         shards: for each teacher an array, or a tuple whose first part is one.
-        num_teachers: how many there are to be.
+        num_teachers: required number of shards.
     """
     shards = list(shards)
     if len(shards) != num_teachers:

@@ -1,4 +1,4 @@
-"""Folds, and teachers that are listened to only on examples they have not seen."""
+"""Folds, and teachers that answer only for examples they have not seen."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from keras_distill.teachers import Precomputed
 
 
 class OutOfFold(Precomputed):
-    """What ``cross_fit`` returns: a teacher whose answer to each example comes from a model that never saw it.
+    """The result of ``cross_fit``: a teacher whose answer to each example comes from a model that never saw it.
 
     Args:
         answers: (examples, classes), logits.
-        inputs: (examples, ...), what the student is fed.
+        inputs: (examples, ...), the student's inputs.
         folds: (examples,), the fold in which each example was held out.
     """
 
@@ -43,21 +43,20 @@ def cross_fit(
     directory: str | Path | None = None,
     seed: int = 0,
 ) -> OutOfFold:
-    """Train one teacher per fold on the other folds, and collect what each says of the fold it never saw.
+    """Train one teacher per fold on the other folds, and collect its answers to the fold it never saw.
 
-    Choose it where the teacher overfits: on its own training examples its answers are near the labels and hold no
-    knowledge of what it is unsure of. It costs ``num_folds`` trainings of the teacher.
+    Choose it when the teacher overfits: on its own training examples its answers are close to the labels and carry no
+    uncertainty. It costs ``num_folds`` trainings of the teacher.
 
     Equal examples share a fold, found by their fingerprints, so that no copy leaks into a teacher's training.
 
     Args:
-        make_teacher: returns a fresh, compiled Keras model that gives logits.
+        make_teacher: returns a new, compiled Keras model with logits.
         data: (x, y) of arrays with integer labels, or a finite ``tf.data.Dataset`` of such batches.
         num_folds: 2 to the number of examples; each class needs as many examples.
-        fit_arguments: for each teacher's ``fit`` (``epochs``, ``batch_size``, ``verbose``).
-        loss_correction: 0 to 1, gamma: the answers become log(p + gamma * (y - p)), the corrected target.
-        directory: where answers of finished folds are kept, so that a killed run, started again, goes on; None keeps
-            nothing.
+        fit_arguments: arguments of each teacher's ``fit`` (``epochs``, ``batch_size``, ``verbose``).
+        loss_correction: gamma, 0 to 1: the answers become log(p + gamma * (y - p)), the corrected target.
+        directory: where answers of finished folds are kept, so that a killed run can resume; None keeps nothing.
         seed: >= 0, of the folds.
 
     Returns:
@@ -65,7 +64,7 @@ def cross_fit(
 
     Raises:
         ValueError: if there are fewer than 2 folds or more than examples, a class has fewer examples than folds, the
-            teacher is not compiled, or the directory is of another run.
+            teacher is not compiled, or the directory belongs to another run.
 
     Reference:
         Dao et al., "Knowledge Distillation as Semiparametric Inference", ICLR 2021, arXiv:2104.09732, algorithm 1 and
@@ -106,7 +105,7 @@ def _corrected(logits: np.ndarray, y: np.ndarray, gamma: float) -> np.ndarray:
 def stratified_folds(
     labels: np.ndarray, num_folds: int, *, seed: int = 0, groups: np.ndarray | None = None, owner: str = "folds"
 ) -> np.ndarray:
-    """Return the fold of each example: equal numbers of each class in every fold, equal groups together.
+    """Return the fold of each example, with equal numbers of each class per fold and groups kept together.
 
     Args:
         labels: (examples,), integers.
@@ -119,7 +118,7 @@ def stratified_folds(
         (examples,), int.
 
     Raises:
-        ValueError: if there are too few examples, of a class or at all.
+        ValueError: if there are too few examples, in a class or in total.
     """
     integer(owner, "num_folds", num_folds, low=2, advice="One fold would leave nothing to train on")
     if num_folds > len(labels):
@@ -137,7 +136,7 @@ def stratified_folds(
         if len(own) < num_folds:
             got = f"{len(own)} of class {label}"
             raise error(owner, f"at least {num_folds} different examples of each class", got, "Use fewer folds")
-        # Classes go on where the one before ended, so that the folds differ by one example at most.
+        # Each class continues where the previous one ended, so that the folds differ by at most one example.
         folds[random.permutation(own)] = (start + np.arange(len(own))) % num_folds
         start = (start + len(own)) % num_folds
     return folds[first]
@@ -167,7 +166,7 @@ def arrays_of(owner: str, data: Structure) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fingerprints(x: np.ndarray) -> np.ndarray:
-    """Return eight bytes for each example, the same for equal ones.
+    """Return eight bytes for each example, equal for equal examples.
 
     Args:
         x: (examples, ...).
@@ -180,7 +179,7 @@ def _digest(array: np.ndarray) -> str:
 
 
 class _Memory:
-    """Answers of finished folds in a directory; each file appears whole or not at all."""
+    """Answers of finished folds in a directory, each written atomically."""
 
     def __init__(self, owner: str, directory: str | Path | None, identity: dict[str, str]) -> None:
         self._directory = None if directory is None else Path(directory)

@@ -1,4 +1,4 @@
-"""Several trained models made into one student by distillation, without labels."""
+"""Fuses several trained models into one student by distillation, without labels."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def fuse(
     optimizer: Any = "adam",
     **fit_arguments: Any,
 ) -> keras.Model:
-    """Return one student that answers as the mean of several models, taught on unlabelled data (FedDF).
+    """Return one student trained on unlabelled data to answer as the mean of several models (FedDF).
 
-    Choose it for models trained apart on different data: where averaging their weights loses, this keeps what each has
-    learned. The models may differ in everything but their inputs and classes.
+    Choose it for models trained separately on different data: unlike averaging their weights, it keeps what each has
+    learned. The models must only share their inputs and classes.
 
     Args:
         models: two or more trained models that give logits.
         unlabelled: inputs: an array, or a ``tf.data.Dataset`` of batches of inputs.
-        student: a built model to start from. None: the average of the models' weights where they have one
-            architecture, else a copy of the first.
+        student: a built model to start from. None: the average of the models' weights if they have one architecture,
+            else a copy of the first.
         temperature: > 0.
         optimizer: as in Keras.
         **fit_arguments: as in Keras' ``fit`` (``epochs``, ``batch_size``, ``callbacks``, ``verbose``).
@@ -50,7 +50,7 @@ def fuse(
 
     Reference:
         Lin, Kong, Stich, Jaggi, "Ensemble Distillation for Robust Model Fusion in Federated Learning", NeurIPS 2020,
-        arXiv:2006.07242, algorithm 1. Differs: early stopping is a callback of yours.
+        arXiv:2006.07242, algorithm 1. Differs: early stopping is left to a callback.
     """
     if not isinstance(models, (list, tuple)) or len(models) < 2:
         raise error("fuse", "two or more models", models)
@@ -64,23 +64,23 @@ def fuse(
 
 
 class Amalgamation(Regime):
-    """A student of all classes that several teachers of some classes teach, each its own (knowledge amalgamation).
+    """A student of all classes, taught by several teachers of some classes each (knowledge amalgamation).
 
-    Choose it to merge classifiers whose classes differ. Between classes of different teachers nobody says anything:
-    give some labels, or classes that two teachers share.
+    Choose it to merge classifiers whose classes differ. No teacher compares classes of different teachers: give some
+    labels, or classes that two teachers share.
 
     Formula: mean over teachers of T**2 KL(softmax(z_t / T) || softmax(z_s[classes_t] / T)), plus the supervised loss if
     there are labels.
 
     Args:
         teachers: trained models that give logits.
-        classes: for each teacher the student's class of each of its outputs.
+        classes: for each teacher, the student's class of each of its outputs.
         student: a built model with an output for every class.
         temperature: > 0.
         name: name of this model.
 
     Raises:
-        ValueError: if a teacher's classes are not as many as its outputs, or the student has no such class.
+        ValueError: if a teacher has not as many classes as outputs, or the student has no such class.
 
     Example:
         >>> import keras, numpy as np

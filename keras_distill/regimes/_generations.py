@@ -1,4 +1,4 @@
-"""Students of one architecture, each taught by the one before."""
+"""Students of one architecture, each taught by the previous one."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class LabelsByConfidence(DistillationLoss):
 
 
 class BornAgain(Driver):
-    """Generations of one architecture: each student is taught by the one before it (BAN, CWTM, DKPP).
+    """Generations of one architecture: each student is taught by the previous one (BAN, CWTM, DKPP).
 
-    Choose born-again networks where a model of the same size may be trained several times: the first generation usually
+    Choose born-again networks when a model of the same size can be trained several times: the first generation usually
     gains most, and the ensemble of all generations gains more. It costs one training per generation, plus the teacher's
     passes.
 
@@ -50,27 +50,27 @@ class BornAgain(Driver):
     the largest probability that generation k - 1 gives the example, and the mean is that of the batch.
 
     Args:
-        make_student: returns a fresh, built model; called once for every generation.
-        num_generations: >= 1, how many are taught by the one before; generation 0 comes on top unless there is a
-            ``teacher``.
+        make_student: returns a new, built model; called once for every generation.
+        num_generations: >= 1, number of taught generations; generation 0 is additional unless there is a ``teacher``.
         teacher: a trained model that teaches the first generation instead of generation 0; None trains one.
-        term: how a student is compared with the generation before; ``LogitsDistillation(1.0)`` if None.
+        term: term between a student and the previous generation; ``LogitsDistillation(1.0)`` if None.
         student_loss_weight: 0 to 1, the share of the labels; None: 0.5, and 0 with ``knowledge="confidence"``.
-        knowledge: ``"all"``; ``"permuted"``: the teacher's probabilities of all classes but its first are permuted
-            anew for each example (DKPP), which keeps its confidence and removes what it says of the other classes;
-            ``"confidence"``: only how sure the teacher is of each example, as its weight in the batch (CWTM). The
-            last two are controls: what they gain too is not what the teacher knows of the other classes.
-        directory: where a killed run finds what it had finished; None keeps nothing.
-        seed: >= 0, for weights and orders of the data; None leaves Keras' random state alone.
-        store_answers: ask each generation once about all of ``x``, an array, instead of in every epoch.
+        knowledge: ``"all"``; ``"permuted"``: the teacher's probabilities of all classes but its first are permuted anew
+            for each example (DKPP), which keeps its confidence and removes its knowledge of the other classes;
+            ``"confidence"``: only the teacher's confidence in each example, as its weight in the batch (CWTM). The last
+            two are controls: a gain that they share does not come from the teacher's knowledge of the other classes.
+        directory: where finished generations are kept for a killed run to resume; None keeps nothing.
+        seed: >= 0, for weights and orders of the data; None does not change Keras' random state.
+        store_answers: whether to compute each generation's answers to all of ``x``, an array, once instead of in every
+            epoch.
 
     Attributes:
-        students: every generation that was trained, the oldest first; ``student`` is the last one.
+        students: every trained generation, oldest first; ``student`` is the last one.
         histories: the history of each training, by name (``"generation_0"`` and so on).
 
     Raises:
-        ValueError: if an argument is out of bounds, ``make_student`` returns no built model, or a term is given that
-            ``knowledge`` does not use.
+        ValueError: if an argument is out of bounds, ``make_student`` returns no built model, or ``knowledge`` does not
+            use the given term.
 
     Example:
         >>> import keras, numpy as np
@@ -82,8 +82,8 @@ class BornAgain(Driver):
 
     Reference:
         Furlanello et al., "Born-Again Neural Networks", ICML 2018, arXiv:1805.04770, eq. 7 and section 3.3.
-        Differs: the two losses have a share of one half each instead of weight one each; double the learning rate of
-        SGD for the paper's step.
+        Differs: the two losses have a share of one half each instead of weight one each; double SGD's learning rate for
+        the paper's step.
     """
 
     owner = "BornAgain"
@@ -124,7 +124,7 @@ class BornAgain(Driver):
             yield Training(f"generation_{number}", self._taught)
 
     def _taught(self, students: list[keras.Model]) -> Distiller:
-        number = len(students) - (self.teacher is None)  # of the generation that teaches; 0 is a given teacher
+        number = len(students) - (self.teacher is None)  # of the teaching generation; 0 is a given teacher
         teacher = self.heard(f"teacher_{number}", students[-1] if students else self.teacher)
         if self.knowledge == "permuted":
             teacher = PermutedDarkKnowledge(teacher)

@@ -1,4 +1,4 @@
-"""Networks that turn noise into inputs of a teacher, and data sets made by them."""
+"""Networks that turn noise into a teacher's inputs, and data sets made by them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from keras_distill._checks import error, integer
 def make_generator(teacher: keras.Model, noise_size: int = 100, width: int = 128) -> keras.Model:
     """Return an untrained generator whose outputs have the shape of ``teacher``'s inputs.
 
-    Choose it as a start; any Keras model from (batch, noise_size) to the teacher's input does as well. Vectors come
-    from two dense layers, images from two up-sampled convolutions. The last layer is a BatchNormalization, so that the
-    outputs start centred with variance 1, and learn their range.
+    Use it as a start; any Keras model from (batch, noise_size) to the teacher's input works. Vectors come from two
+    dense layers, images from two up-sampled convolutions. The last layer is a BatchNormalization, so that the outputs
+    start centred with variance 1 and learn their range.
 
     Args:
         teacher: a model with one input of known shape: (features,) or (height, width, channels).
@@ -26,7 +26,7 @@ def make_generator(teacher: keras.Model, noise_size: int = 100, width: int = 128
         A built Keras model.
 
     Raises:
-        ValueError: if the teacher has not one input of such a shape.
+        ValueError: if the teacher does not have one input of such a shape.
 
     Example:
         >>> import keras
@@ -63,12 +63,12 @@ def make_generator(teacher: keras.Model, noise_size: int = 100, width: int = 128
 
 
 def synthesize(generator: keras.Model, num_examples: int, *, seed: int = 0, batch_size: int = 256) -> np.ndarray:
-    """Return inputs made from noise, to look at, to keep, or to distil from once more.
+    """Return inputs made from noise, to inspect, to keep, or for further distillation.
 
     Args:
-        generator: from noise (batch, noise_size) to inputs; trained by ``DataFree``.
+        generator: a model from noise (batch, noise_size) to inputs, trained by ``DataFree``.
         num_examples: >= 1.
-        seed: >= 0, of the noise.
+        seed: >= 0, seed of the noise.
         batch_size: >= 1.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Inputs that a trained classifier remembers: no data, no generator."""
+"""Inputs synthesised from a trained classifier, without data or generator."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ def data_impressions(
     batch_size: int = 100,
     seed: int = 0,
 ) -> np.ndarray:
-    """Return inputs to which a teacher gives answers drawn from how alike its classes are (zero-shot distillation).
+    """Return inputs for which a teacher's answers follow the similarity of its classes (zero-shot distillation).
 
-    Choose it where no data are left and a generator collapses, or where examples are to be kept in a file. It is slow:
-    every batch takes ``steps`` passes. Distil on the result with ``Distiller`` at the same temperature.
+    Choose it when there are no data and a generator collapses, or to keep examples in a file. It is slow: every batch
+    takes ``steps`` passes. Distil on the result with ``Distiller`` at the same temperature.
 
-    Formula: w_k are the columns of the last layer's kernel, of unit length; c_k = w_k^T w, scaled so that its least is
-    0 and its greatest 1, is the row of class k. Targets y ~ Dirichlet(scale * c_k), as many of each class and scale.
-    Inputs start as N(0, 1) and minimise -sum_k y_k log softmax(z / temperature)_k by Adam.
+    Formula: w_k are the columns of the last layer's kernel, of unit length; c_k = w_k^T w, scaled to the range 0 to 1,
+    is the row of class k. Targets y ~ Dirichlet(scale * c_k), equally many of each class and scale. Inputs start as
+    N(0, 1) and minimise -sum_k y_k log softmax(z / temperature)_k by Adam.
 
     Args:
         teacher: a model with one input, whose last layer is a ``Dense`` that gives logits.
         num_examples: >= 1.
-        scales: > 0 each: small ones make answers of a single class.
+        scales: > 0 each; small values make answers of a single class.
         temperature: > 0, no unit.
-        steps: >= 1, of Adam, for each batch.
+        steps: >= 1, Adam steps for each batch.
         learning_rate: > 0, in the unit of the inputs.
         batch_size: >= 1.
-        seed: >= 0, of targets and inputs.
+        seed: >= 0, seed of targets and inputs.
 
     Returns:
         Array of shape (num_examples, ...), float32.
 
     Raises:
-        ValueError: if the last layer is no ``Dense`` that gives logits, or an argument is out of bounds.
+        ValueError: if the last layer is not a ``Dense`` with logits, or an argument is out of bounds.
 
     Example:
         >>> import keras
@@ -57,8 +57,8 @@ def data_impressions(
 
     Reference:
         Nayak et al., "Zero-Shot Knowledge Distillation in Deep Networks", ICML 2019, arXiv:1905.08114, sec. 3.1-3.4.
-        Differs: a small positive number is added to each concentration, because a Dirichlet has none of zero; inputs
-        start from a normal distribution, for teachers whose inputs are centred.
+        Differs: a small positive number is added to each concentration, because a Dirichlet's must be positive; inputs
+        start from a normal distribution, for teachers with centred inputs.
     """
     owner = "data_impressions"
     shape, kernel = input_shape(teacher, owner), _last_kernel(owner, teacher)
@@ -89,7 +89,7 @@ def data_impressions(
     for start in range(0, num_examples, size):
         wanted = targets[start : start + size]
         count = len(wanted)
-        wanted = np.resize(wanted, (size, wanted.shape[1]))  # the last batch is filled up, so that it is traced once
+        wanted = np.resize(wanted, (size, wanted.shape[1]))  # the last batch is padded, to avoid retracing
         inputs.assign(rng.normal(size=(size, *shape)))
         for variable, value in zip(optimizer.variables, first, strict=True):
             variable.assign(value)
@@ -99,13 +99,13 @@ def data_impressions(
 
 
 def dirichlet_targets(kernel: np.ndarray, num_examples: int, scales: Sequence[float], rng: Any) -> np.ndarray:
-    """Return (num_examples, classes) distributions, the classes and scales taking turns.
+    """Return (num_examples, classes) distributions, alternating over classes and scales.
 
     Args:
-        kernel: (features, classes), of the last layer.
-        num_examples: how many.
+        kernel: (features, classes), kernel of the last layer.
+        num_examples: number of distributions.
         scales: factors of the concentrations.
-        rng: NumPy's generator.
+        rng: NumPy random generator.
     """
     units = kernel / np.maximum(np.linalg.norm(kernel, axis=0, keepdims=True), 1e-12)
     alike = units.T @ units
@@ -123,6 +123,6 @@ def _last_kernel(owner: str, teacher: keras.Model) -> np.ndarray:
     last = teacher.layers[-1] if getattr(teacher, "layers", None) else teacher
     linear = isinstance(last, keras.layers.Dense) and last.activation is keras.activations.linear
     if not linear:
-        advice = "A softmax is taken off by taps.without_softmax(model)"
+        advice = "Remove a softmax with taps.without_softmax(model)"
         raise error(owner, "a teacher whose last layer is a Dense that gives logits", type(last).__name__, advice)
     return np.asarray(keras.ops.convert_to_numpy(last.kernel), "float64")

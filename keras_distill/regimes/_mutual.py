@@ -22,30 +22,30 @@ from keras_distill.training import Batch
 class MutualLearning(Regime):
     """Several students that learn from the labels and from each other (deep mutual learning, DML).
 
-    Choose it where there is no teacher: two small networks trained together often both beat the same network trained
-    alone. It costs as many students as there are, and no teacher's pass. Keep the best one, or their ensemble.
+    Choose it when there is no teacher: two small networks trained together often both beat the same network trained
+    alone. It costs one training per student, without a teacher's pass. Keep the best one, or their ensemble.
 
     Formula: student k minimises supervised_k + mutual_weight * mean over the others l of term(l -> k); the peers'
-    outputs carry no gradient. With the default term that is KL(p_l || p_k) at temperature 1.
+    outputs carry no gradient. The default term is KL(p_l || p_k) at temperature 1.
 
     Args:
         students: two or more built models with outputs of one shape; they may differ in everything else.
-        term: how a student compares itself with a peer: a term on final outputs; ``LogitsDistillation(1.0)`` if None.
+        term: term on final outputs between a student and a peer; ``LogitsDistillation(1.0)`` if None.
         mutual_weight: >= 0, weight of the mean over peers; a number, or a schedule of the optimizer's step.
         update: ``"together"``: one pass of each and one update of all; ``"in_turn"``, the paper's: each student is
-            updated before the next one looks at it again. The others then run in inference mode, so that BatchNorm
-            moves once per step.
-        exchange_every_steps: >= 1: peers hear each other's answers of the weights at the last multiple of so many
-            steps, in inference mode (co-distillation); None: of the present weights. Old weights teach nearly as well,
-            and need to be sent only so often. Costs one more pass of each student.
-        exchange: a ``regimes.PeerExchange``: this process trains one of the students and takes the others' weights
-            from their own processes every ``exchange_every_steps``; None trains them all here.
+            updated before the next one uses it. The others then run in inference mode, so that BatchNorm is updated
+            once per step.
+        exchange_every_steps: >= 1: peers learn from each other's weights as of the last multiple of this many steps, in
+            inference mode (co-distillation); None uses the current weights. Old weights teach nearly as well, and are
+            sent less often. Costs one more pass of each student.
+        exchange: a ``regimes.PeerExchange``: this process trains one of the students and gets the others' weights from
+            their processes every ``exchange_every_steps``; None trains all of them here.
         name: name of this model.
 
     Attributes:
-        students: the students: after ``fit``, ordinary Keras models. With ``exchange`` those of other processes are as
-            they were at the last exchange.
-        student: the first of them that is trained here, whose outputs metrics and callbacks see.
+        students: the students, ordinary Keras models after ``fit``. With ``exchange``, those of other processes have
+            their state at the last exchange.
+        student: the first student trained here, whose outputs metrics and callbacks see.
         mutual_weight: assign a number at any time; the next step uses it.
 
     Raises:
@@ -64,7 +64,7 @@ class MutualLearning(Regime):
     Reference:
         Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", CVPR 2018, arXiv:1706.00384, eq. 4-6; Anil et al., "Large
         Scale Distributed Neural Network Training through Online Distillation", ICLR 2018, arXiv:1804.03235 (exchange).
-        Differs: peers that stand still in a student's turn run in inference mode; workers wait for each other at an
+        Differs: peers not updated in a student's turn run in inference mode; workers wait for each other at an
         exchange. For the second paper's start without distillation make ``mutual_weight`` a schedule.
     """
 
@@ -91,7 +91,7 @@ class MutualLearning(Regime):
         self.exchange = exchange
         own = every if exchange is None else {f"student_{exchange.index}": students[exchange.index]}
         echoes = {}
-        if exchange_every_steps is not None:  # what the peers listen to: copies that move every so many steps
+        if exchange_every_steps is not None:  # the peers' teachers: copies that are updated at every exchange
             heard = [name for name in every if exchange is None or name not in own]
             echoes = {f"echo_of_{name}": Snapshot(every[name], 0.0, exchange_every_steps) for name in heard}
         parts = [*(f"{each}_loss" for each in own), "mutual_loss"]
@@ -117,7 +117,7 @@ class MutualLearning(Regime):
 
     @property
     def student(self) -> keras.Model:
-        """The first student that is trained here, whose outputs metrics and callbacks see."""
+        """The first student trained here, whose outputs metrics and callbacks see."""
         return next(iter(self.players.values()))
 
     @property
@@ -135,13 +135,13 @@ class MutualLearning(Regime):
         return {"mutual_weight": self._mutual, **self.term.settings}
 
     def rounds(self) -> list[Round]:
-        """Return one round for all students, or one for each."""
+        """Return one round for all students, or one per student."""
         if self.update == "together":
             return [Round(tuple(self.players), self._together)]
         return [Round((name,), self._turn_of(name)) for name in self.players]
 
     def after_update(self, step: Any) -> None:
-        """Let the copies that peers listen to catch up with their students, where they are trained here.
+        """Update the copies that teach the peers from their students, if these are trained here.
 
         Args:
             step: number of steps so far.
@@ -151,7 +151,7 @@ class MutualLearning(Regime):
                 self._member(f"echo_of_{name}").after_update(student, step)
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Train, meeting the other workers where there is an ``exchange``; arguments and result are as in Keras.
+        """Train, synchronised with other workers if there is an ``exchange``; arguments and result are as in Keras.
 
         Args:
             x: as in Keras.
@@ -168,14 +168,14 @@ class MutualLearning(Regime):
                 raise error(self.owner, expected, self.exchange_every_steps)
             copies = {each: member.model for each, member in self._hidden.members.items()}
             meeting = Exchanging(self.exchange, self.student, copies, self.exchange_every_steps)
-            # Before a backup, which would otherwise be made of weights that have not met.
+            # Before a backup, which would otherwise hold weights from before the exchange.
             kwargs["callbacks"] = [meeting, *(kwargs.get("callbacks") or [])]
         return super().fit(x, y, *args, **kwargs)
 
     def _loss_of(
         self, batch: Batch, name: str, outputs: dict[str, Any], said: dict[str, Any], training: bool
     ) -> tuple[Any, Any]:
-        """Return the supervised and the mutual loss of one student, to whom the others have said something."""
+        """Return the supervised and the mutual loss of one student, given the others' outputs."""
         heard = [keras.tree.map_structure(ops.stop_gradient, said[other]) for other in said if other != name]
         values = [
             self.term.compute_loss(
@@ -223,7 +223,7 @@ class MutualLearning(Regime):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> MutualLearning:
-        """Make the regime again from ``get_config``."""
+        """Rebuild the regime from ``get_config``."""
         deserialize = keras.saving.deserialize_keras_object
         students = [deserialize(each, custom_objects) for each in config["students"]]
         made = {"students": students, "term": deserialize(config["term"], custom_objects)}
@@ -232,7 +232,7 @@ class MutualLearning(Regime):
 
 
 def _check_outputs(owner: str, students: Sequence[Any]) -> None:
-    """Raise where students' outputs certainly differ in number or classes."""
+    """Raise if the students' outputs certainly differ in number or classes."""
     shapes = [[tuple(t.shape) for t in getattr(model, "outputs", None) or []] for model in students]
     for index, shape in enumerate(shapes[1:], 1):
         if shape and shapes[0] and [each[-1] for each in shape] != [each[-1] for each in shapes[0]]:

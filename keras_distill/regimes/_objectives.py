@@ -1,4 +1,4 @@
-"""What an objective of a generator is, and what it sees of both models."""
+"""The base class of generator objectives, and the tensors they see."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from keras_distill.teachers import Ensemble, Single
 
 
 class Shown(NamedTuple):
-    """What both models answered to a batch of synthetic examples.
+    """Both models' answers to a batch of synthetic examples.
 
     Attributes:
         teacher: the teacher's logits, (batch, classes).
         student: the student's logits, (batch, classes).
-        taps: the teacher's tensors that the objective asked for, by name.
+        taps: the teacher's tensors requested by the objective, by name.
         examples: the examples themselves.
-        student_taps: the student's tensors that the objective asked for, by name; in the student's own update alone.
+        student_taps: the student's tensors requested by the objective, by name; only in the student's own update.
     """
 
     teacher: Any
@@ -38,7 +38,7 @@ def layers_of(teacher: keras.Model, prefix: str = "") -> Iterator[tuple[str, ker
 
     Args:
         teacher: a model, or an ensemble of models.
-        prefix: of the names.
+        prefix: prefix of the names.
     """
     if isinstance(teacher, Ensemble):
         for number_of, member in enumerate(teacher.models):
@@ -48,7 +48,7 @@ def layers_of(teacher: keras.Model, prefix: str = "") -> Iterator[tuple[str, ker
 
 
 class GeneratorObjective(abc.ABC):
-    """Base of the objectives of a generator. They are added up: ``ClassInversion() + BatchStatistics()``."""
+    """Base of generator objectives, which can be added: ``ClassInversion() + BatchStatistics()``."""
 
     needs_student = False
 
@@ -61,35 +61,35 @@ class GeneratorObjective(abc.ABC):
         return []
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Return pairs of names, of the teacher's and the student's tensors that the student's loss compares.
+        """Return pairs of a teacher's and a student's tensor name that the student's loss compares.
 
         There are none by default.
         """
         return []
 
     def states(self, teacher: keras.Model, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
-        """Return layers that hold what the objective remembers from step to step; none by default.
+        """Return layers that hold the objective's state between steps; none by default.
 
         Args:
             teacher: the frozen model.
-            shape: of one example.
+            shape: shape of one example.
         """
         return []
 
     @abc.abstractmethod
     def generator_loss(self, shown: Shown, teacher: keras.Model) -> Any:
-        """Return what the generator minimises, a float32 scalar.
+        """Return the generator's loss, a float32 scalar.
 
         Args:
-            shown: answers to a batch of synthetic examples, with their gradient.
+            shown: answers to a batch of synthetic examples, with gradients.
             teacher: the frozen model.
         """
 
     def student_loss(self, shown: Shown) -> Any:
-        """Return what the student minimises on the same examples: KL(teacher || student) by default.
+        """Return the student's loss on the same examples: KL(teacher || student) by default.
 
         Args:
-            shown: answers, of which the teacher's carry no gradient.
+            shown: answers, without gradients through the teacher's.
         """
         return ops.mean(losses.soft_targets(teacher_logits=shown.teacher, student_logits=shown.student))
 

@@ -1,4 +1,4 @@
-"""Policies: a student learns from what a teacher says in the states that the teacher, or the student, visits."""
+"""Policy distillation: a student learns the teacher's values in states that the teacher or the student visits."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from keras_distill.teachers._policy_buffer import action_values
 
 
 class PolicyDistiller:
-    """Distillation of policies in rounds: gather states, keep the teacher's values, train the student on all of them.
+    """Distils policies in rounds: gathers states with the teacher's values and trains the student on all of them.
 
-    With ``actor="student"`` the first round follows the teacher and the others the student, whose own mistakes the
-    teacher then corrects (DAgger). ``actor="teacher"`` follows the teacher in every round. Several teachers with one
-    environment each make one student with several heads (multi-task policy distillation): its outputs are a list in
-    the order of the teachers, and states shorter than its input are padded with zeros.
+    With ``actor="student"`` the first round follows the teacher and the others follow the student, so that the teacher
+    corrects the student's own mistakes (DAgger). ``actor="teacher"`` follows the teacher in every round. Several
+    teachers, with one environment each, teach one student with several heads (multi-task policy distillation): its
+    outputs are a list in the order of the teachers, and states shorter than its input are zero-padded.
 
     Args:
         teacher: a ``keras.Model`` or a function from states to action values or logits (discrete actions), or to means
             and log-variances side by side (a box of actions); or a list of these.
         student: a functional or sequential ``keras.Model`` with outputs of the same meaning.
         environment: a name such as ``"CartPole-v1"``, a ``gymnasium.vector.VectorEnv``, or a list of these.
-        loss: compares teacher and student; None is ``losses.PolicyTargets()`` for discrete actions and
-            ``losses.GaussianKL()`` for a box; or a list.
+        loss: loss between teacher and student, or a list; None uses ``losses.PolicyTargets()`` for discrete actions and
+            ``losses.GaussianKL()`` for a box.
         actor: "student" or "teacher".
-        epsilon: in 0..1, how often a random action is taken while gathering.
-        num_environments: >= 1, how many run side by side where a name is given.
-        path: a directory for the replay (one folder per task); None keeps it in memory.
-        capacity: >= 1, how many states of each task are kept.
-        seed: >= 0, of environments, actions and the order of batches.
+        epsilon: probability, in 0..1, of a random action while gathering.
+        num_environments: >= 1, number of parallel environments for a name.
+        path: a directory for the replay buffers (one folder per task); None keeps them in memory.
+        capacity: >= 1, number of states to keep per task.
+        seed: >= 0, seed of environments, actions and the order of batches.
 
     Attributes:
-        buffers: the replay of each task, a list of ``teachers.PolicyBuffer``.
+        buffers: the replay buffers of the tasks, a list of ``teachers.PolicyBuffer``.
 
     Raises:
         ValueError: if there are not as many environments as teachers and heads, or an option does not fit.
@@ -105,11 +105,11 @@ class PolicyDistiller:
         return np.pad(states, [(0, 0)] * (states.ndim - 1) + [(0, width - states.shape[-1])])
 
     def compile(self, optimizer: Any = "adam", **kwargs: Any) -> None:
-        """Choose the optimizer; a new one is made by ``fit`` if this is not called.
+        """Set the optimizer; ``fit`` makes a new one if this is not called.
 
         Args:
             optimizer: as in ``keras.Model.compile``.
-            **kwargs: as in ``keras.Model.compile``, apart from ``loss``.
+            **kwargs: as in ``keras.Model.compile``, except ``loss``.
         """
         self.student.compile(optimizer, loss=self.losses if len(self.losses) > 1 else self.losses[0], **kwargs)
 
@@ -123,18 +123,18 @@ class PolicyDistiller:
         callbacks: Sequence[keras.callbacks.Callback] = (),
         verbose: int = 0,
     ) -> dict[str, list[float]]:
-        """Gather and train, round by round; call it again to go on.
+        """Gather and train, round by round; call it again to continue.
 
         Args:
             rounds: >= 1.
-            states_per_round: >= 1, gathered in each round and task.
-            epochs: >= 1, passes over the whole replay in each round.
+            states_per_round: >= 1, states gathered per round and task.
+            epochs: >= 1, passes over the whole buffer in each round.
             batch_size: >= 1.
             callbacks: as in ``keras.Model.fit``, for every round.
             verbose: as in ``keras.Model.fit``.
 
         Returns:
-            One number per round: "loss" at its end, "states" in the replay, and "mean_return" of the episodes that
+            One number per round: "loss" at its end, "states" in the buffer, and "mean_return" of the episodes that
             ended while gathering (by the actor, with its random actions), averaged over tasks.
 
         Raises:
@@ -174,11 +174,11 @@ class PolicyDistiller:
         return _Mixed(self.buffers, self._padded, batch_size, seed)
 
     def evaluate(self, episodes: int = 100, *, environment: Any = None, seed: int = 1_000_000) -> PolicyReturn:
-        """Play the student greedily in seeded episodes of a task that has one head; see ``policy_return``.
+        """Run the student greedily in seeded episodes of its only task; see ``policy_return``.
 
         Args:
             episodes: >= 2.
-            environment: a name; None takes that of the environments that were gathered in.
+            environment: a name; None takes that of the environments used for gathering.
             seed: >= 0, of the first episode.
 
         Returns:
@@ -202,7 +202,7 @@ def _usual_loss(space: Any) -> keras.losses.Loss:
 
 
 class _Mixed(keras.utils.PyDataset):
-    """Batches with equal shares of all tasks: each head counts on the states of its own task alone."""
+    """Batches with equal shares of all tasks; each head counts only on the states of its own task."""
 
     def __init__(self, buffers: list[PolicyBuffer], padded: Any, batch_size: int, seed: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a policy earns: seeded episodes, played greedily."""
+"""The return of a policy in seeded, greedy episodes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class PolicyReturn(NamedTuple):
     """Returns of seeded episodes.
 
     Attributes:
-        mean: of the returns.
+        mean: mean of the returns.
         low: lower end of the 95% interval of the mean (normal approximation).
-        high: upper end.
+        high: upper end of that interval.
         returns: (episodes,), in the order of the seeds.
     """
 
@@ -28,11 +28,11 @@ class PolicyReturn(NamedTuple):
 
 
 def environments_of(environment: Any, count: int) -> Any:
-    """Return vectorised environments: those given, or ``count`` of those of a name, each in this process.
+    """Return vectorised environments: those given, or ``count`` environments of a name, in this process.
 
     Args:
         environment: a ``gymnasium.vector.VectorEnv``, or a name.
-        count: >= 1, how many of a name.
+        count: >= 1, number of environments for a name.
     """
     if not isinstance(environment, str):
         return environment
@@ -47,9 +47,9 @@ def environments_of(environment: Any, count: int) -> Any:
 def policy_return(
     policy: Any, environment: Any, *, episodes: int = 100, seed: int = 0, max_steps: int = 10_000
 ) -> PolicyReturn:
-    """Play seeded episodes greedily and return their returns with an interval.
+    """Run seeded episodes greedily, and return their returns with a confidence interval.
 
-    Episode i begins with seed + i, whatever the policy: two policies meet the same beginnings.
+    Episode i starts from seed + i for every policy, so that policies face the same initial states.
 
     Args:
         policy: a ``keras.Model`` or a function from states to action values, logits, or means and log-variances.
@@ -57,7 +57,7 @@ def policy_return(
             each episode.
         episodes: >= 2.
         seed: >= 0, of the first episode.
-        max_steps: >= 1, after which an episode counts as ended.
+        max_steps: >= 1, number of steps after which an episode counts as ended.
 
     Returns:
         A ``PolicyReturn``.
@@ -78,12 +78,12 @@ def policy_return(
         actions = choose_actions(acts(states), environments.single_action_space, epsilon=0.0, rng=rng)
         states, rewards, terminated, truncated, _ = environments.step(actions)
         if not np.isfinite(np.asarray(rewards, "float64")[running]).all():
-            raise error(owner, "finite rewards", "NaN or infinity", "Mend the environment: a return cannot be measured")
+            raise error(owner, "finite rewards", "NaN or infinity", "Fix the environment: returns are undefined")
         returns += np.where(running, rewards, 0.0)
         running &= ~np.logical_or(terminated, truncated)
         steps += 1
         if steps == 1 and not running.any():
-            advice = "Look at the environment's reset and step"
+            advice = "Check the environment's reset and step"
             raise error(owner, "episodes longer than one step", f"{episodes} that end at once", advice)
     if isinstance(environment, str):
         environments.close()

@@ -1,4 +1,4 @@
-"""What private answers have cost: counters that survive a kill, and their epsilon by Google's dp-accounting."""
+"""The privacy cost of answers: counters that survive a kill, and their epsilon by Google's dp-accounting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_distill._checks import error, number
 
 #: Noise of the threshold (None without one) and of the answers.
 Noises = tuple[float | None, float]
-#: How many queries were asked, and how many of them were answered, with each pair of noises.
+#: How many queries were asked, and how many of them answered, with each pair of noises.
 Spent = dict[Noises, tuple[int, int]]
 
 _FILE = "privacy.json"
@@ -22,16 +22,16 @@ _FILE = "privacy.json"
 
 @dataclasses.dataclass(frozen=True)
 class PrivacyReport:
-    """What all answers together may reveal about one example of the private data.
+    """The bound on what all answers together reveal about one example of the private data.
 
     The counts and the epsilon are totals since the first query, not those of one call. Epsilon does not depend on the
-    data, so that the report itself may be published.
+    data, so the report itself may be published.
 
     Args:
         epsilon: >= 0, the privacy loss that is not exceeded except with probability ``delta``.
         delta: in 0..1, exclusive.
-        num_answered: how many queries got a label.
-        num_asked: how many queries were put to the teachers; a refused query was not.
+        num_answered: number of queries that got a label.
+        num_asked: number of queries put to the teachers, without refused ones.
     """
 
     epsilon: float
@@ -42,13 +42,13 @@ class PrivacyReport:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingPrivacy:
-    """What a model that was trained by ``DifferentiallyPrivate`` may reveal about one example of its training data.
+    """The bound on what a model from ``DifferentiallyPrivate`` reveals about one example of its training data.
 
     Args:
         epsilon: >= 0, the privacy loss that is not exceeded except with probability ``delta``, if an example is added
             or removed.
         delta: in 0..1, exclusive.
-        num_steps: updates so far.
+        num_steps: number of updates so far.
         sampling_rate: probability with which an example entered a step.
         noise: standard deviation as a multiple of the clipping norm.
     """
@@ -70,7 +70,7 @@ def check_delta(owner: str, delta: float) -> float:
 
 
 def report(owner: str, spent: Mapping[Noises, tuple[int, int]], delta: float) -> PrivacyReport:
-    """Return the report for what was spent."""
+    """Return the report for the budget spent."""
     asked, answered = (sum(counts[i] for counts in spent.values()) for i in (0, 1))
     return PrivacyReport(epsilon(owner, spent, delta), delta, answered, asked)
 
@@ -102,12 +102,12 @@ def epsilon(owner: str, spent: Mapping[Noises, tuple[int, int]], delta: float) -
 
 
 def training(owner: str, noise: float, sampling_rate: float, num_steps: int, delta: float) -> TrainingPrivacy:
-    """Return what steps of a subsampled Gaussian mechanism have cost, under Renyi differential privacy.
+    """Return the privacy cost of steps of a subsampled Gaussian mechanism, under Renyi differential privacy.
 
     Args:
         owner: name shown in the error message.
         noise: as a multiple of the clipping norm.
-        sampling_rate: of Poisson sampling.
+        sampling_rate: rate of Poisson sampling.
         num_steps: >= 0.
         delta: in 0..1.
     """
@@ -121,7 +121,7 @@ def training(owner: str, noise: float, sampling_rate: float, num_steps: int, del
 
 
 def _accountant(owner: str) -> tuple[Any, Any]:
-    """Return the library and a new accountant of its."""
+    """Return the library and a new accountant."""
     try:
         import dp_accounting
         from dp_accounting import rdp
@@ -132,19 +132,19 @@ def _accountant(owner: str) -> tuple[Any, Any]:
 
 
 def add(spent: Mapping[Noises, tuple[int, int]], noises: Noises, asked: int, answered: int) -> Spent:
-    """Return what is spent after more queries."""
+    """Return the budget spent after more queries."""
     before = spent.get(noises, (0, 0))
     return {**spent, noises: (before[0] + asked, before[1] + answered)}
 
 
 class Ledger:
-    """What was spent, in memory, or in a directory where it survives a kill, together with the labels it bought.
+    """The budget spent, in memory or in a directory where it survives a kill, with the labels obtained for it.
 
-    Only one process may hold the ledger at a time: use it as a context, which reads the file again.
+    Only one process may hold the ledger at a time: use it as a context manager, which rereads the file.
 
     Args:
         owner: name shown in the error messages.
-        directory: where to keep counters and labels; made if it is missing. None keeps the counters in memory.
+        directory: where to keep counters and labels, created if missing. None keeps the counters in memory.
     """
 
     def __init__(self, owner: str, directory: Any = None) -> None:
@@ -163,7 +163,7 @@ class Ledger:
         return dict(self._spent)
 
     def labels(self, kind: str) -> dict[str, int]:
-        """Return the labels that were given to queries, -1 where the threshold was not passed; none in memory.
+        """Return the labels given to queries, -1 if the threshold was not passed; none in memory.
 
         Args:
             kind: noises and threshold of these queries.
@@ -171,7 +171,7 @@ class Ledger:
         return dict(self._labels.get(kind, {}))
 
     def write(self, spent: Spent, kind: str, labels: dict[str, int]) -> None:
-        """Set what was spent, and add the labels it bought; returns when both have reached the disk, in one file.
+        """Set the budget spent and add the labels obtained for it; returns when both are on disk, in one file.
 
         Args:
             spent: all counters.

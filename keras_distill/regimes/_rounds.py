@@ -1,4 +1,4 @@
-"""What a round of training is, and what its players must be."""
+"""Rounds of training, and the checks of their players."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from keras_distill.training import Batch
 
 
 class Measured(NamedTuple):
-    """What one round of a batch gave.
+    """The result of one round on a batch.
 
     Attributes:
-        losses: what each trained player minimises: its name to a float32 scalar, the mean over this replica's batch.
-        parts: (name, value) of what the logs show; the names are those that ``Regime.part_names`` lists.
+        losses: the loss of each trained player by name: a float32 scalar, the mean over this replica's batch.
+        parts: (name, value) pairs for the logs; the names are those in ``Regime.part_names``.
         outputs: outputs of the evaluated student, or any tensor whose first axis is the batch.
         watched: further (name, value) pairs that must be finite, causes before effects.
     """
@@ -28,12 +28,12 @@ class Measured(NamedTuple):
 
 
 class Round(NamedTuple):
-    """One part of a step: some players are updated on one loss each.
+    """One part of a step, which updates some players on one loss each.
 
     Attributes:
-        trains: names of the players whose weights are updated.
-        measure: from a batch and whether this is training, to what is minimised.
-        times: how often the round is repeated within one step.
+        trains: names of the players to update.
+        measure: maps a batch, and whether this is training, to the losses.
+        times: number of repetitions within one step.
     """
 
     trains: tuple[str, ...]
@@ -42,7 +42,7 @@ class Round(NamedTuple):
 
 
 def check_players(owner: str, players: dict[str, Any], teachers: dict[str, Any]) -> None:
-    """Raise ``ValueError`` where a player is no built model, or shares weights with another or with a teacher.
+    """Raise ``ValueError`` if a player is not a built model, or shares weights with another or with a teacher.
 
     Args:
         owner: name shown in error messages.
@@ -64,7 +64,7 @@ def check_players(owner: str, players: dict[str, Any], teachers: dict[str, Any])
 
 
 def listeners(teachers: Mapping[str, Any]) -> list[Any]:
-    """Return those teachers that are more than a plain Keras model.
+    """Return the teachers that are not plain Keras models.
 
     Args:
         teachers: name to model or teacher.

@@ -1,4 +1,4 @@
-"""One student trained in stages: other terms, other layers, another optimizer."""
+"""Trains one student in stages with different terms, frozen layers or optimizers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Stage:
     """One stage of ``Stages``.
 
     Args:
-        model: what is fitted: a ``Distiller``, a regime or a plain model; or a function from the student of the stage
-            before to one of these, for a student that grows.
-        epochs: >= 1, length of the stage; None: as ``fit`` says.
-        freeze: patterns of layer names, as ``taps.list_taps`` shows them, that stand still in this stage
-            (``"block1*"``); everything else is trained.
-        optimizer: None: a fresh copy of the one given to ``Stages.compile``; ``"keep"``: the optimizer of the stage
-            before goes on with its moments; or an optimizer of this stage's own.
+        model: the model to fit: a ``Distiller``, a regime or a plain model; or a function from the previous stage's
+            student to one of these, for a student that grows.
+        epochs: >= 1, length of the stage; None: as given to ``fit``.
+        freeze: patterns of layer names, as in ``taps.list_taps``, to freeze in this stage (``"block1*"``); everything
+            else is trained.
+        optimizer: None: a fresh copy of the one given to ``Stages.compile``; ``"keep"``: the previous stage's optimizer
+            continues with its moments; or a separate optimizer for this stage.
         name: name of the stage; ``"stage_0"`` and so on if None.
-        **compile_arguments: what differs from ``Stages.compile`` (``loss``, ``metrics``, ``jit_compile``).
+        **compile_arguments: differences from ``Stages.compile`` (``loss``, ``metrics``, ``jit_compile``).
 
     Raises:
         ValueError: if an argument is out of bounds.
@@ -57,22 +57,22 @@ class Stage:
 
 
 class Stages(Driver):
-    """Trains one student in stages: hints first, then logits; a head first, then all; a small one, then a larger one.
+    """Trains one student in stages: hints, then logits; a head, then all layers; a small model, then a larger one.
 
-    Choose it where one ``fit`` cannot say it, because terms, frozen layers or the optimizer change. Give every stage a
+    Choose it when one ``fit`` is not enough, because terms, frozen layers or the optimizer change. Give every stage a
     ``Distiller`` around the same student.
 
     Args:
-        stages: the stages, in their order: ``Stage`` objects, or what is fitted in each.
-        directory: where a killed run finds what it had finished; None keeps nothing.
-        seed: >= 0, for the orders of the data; None leaves Keras' random state alone.
+        stages: the stages, in order: ``Stage`` objects, or the model to fit in each.
+        directory: where finished stages are kept for a killed run to resume; None keeps nothing.
+        seed: >= 0, for the orders of the data; None does not change Keras' random state.
 
     Attributes:
-        student: what the last stage trained.
+        student: the student of the last stage.
         histories: the history of each stage, by name.
 
     Raises:
-        ValueError: if there is no stage, two bear one name, or a frozen pattern names no layer.
+        ValueError: if there is no stage, two have the same name, or a frozen pattern matches no layer.
 
     Example:
         >>> import keras, numpy as np
@@ -120,7 +120,7 @@ class Stages(Driver):
         if isinstance(stage.model, keras.Model):
             trainer = stage.model
             student = getattr(trainer, "student", trainer)
-            if done and done[-1] is not student:  # loaded from the file of the stage before
+            if done and done[-1] is not student:  # loaded from the previous stage's file
                 student.set_weights(done[-1].get_weights())
             return trainer
         if not done:
@@ -132,7 +132,7 @@ class Stages(Driver):
 
     @contextlib.contextmanager
     def prepared(self, each: Training, trainer: keras.Model) -> Iterator[None]:
-        """Let the stage's frozen layers stand still; keep its optimizer for the next stage.
+        """Freeze the stage's frozen layers; keep its optimizer for the next stage.
 
         Args:
             each: the training.
@@ -143,7 +143,7 @@ class Stages(Driver):
         self._last_optimizer = trainer.optimizer
 
     def compiled(self, each: Training, trainer: keras.Model) -> None:
-        """Carry the optimizer's state over from the stage before, where the stage says so.
+        """Carry over the optimizer's state from the previous stage if the stage keeps it.
 
         Args:
             each: the training.
@@ -179,7 +179,7 @@ def _carry_over(old: Any, new: Any) -> None:
 
 @contextlib.contextmanager
 def _frozen(owner: str, model: keras.Model, patterns: Sequence[str]) -> Iterator[None]:
-    """Let layers whose names match stand still; they are as before afterwards."""
+    """Freeze layers whose names match, and restore them afterwards."""
     layers = list(walk(model))
     chosen = []
     for pattern in patterns:

@@ -1,4 +1,4 @@
-"""Recipes for transformers into smaller transformers on text: DistilBERT, TinyBERT, MiniLM, as ready distillers."""
+"""Recipes that distil text transformers into smaller ones: DistilBERT, TinyBERT, MiniLM, as ready distillers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MASK = "backbone/transformer_layer_0:padding_mask"
 
 
 def every_other(teacher_blocks: int, student_blocks: int) -> list[int]:
-    """Return for each block of the student the last block of the teacher's part that it stands for.
+    """Return for each student block the last teacher block of the part that it replaces.
 
     Args:
-        teacher_blocks: >= student_blocks, how many the teacher has.
-        student_blocks: >= 1, how many the student has.
+        teacher_blocks: >= student_blocks, number of the teacher's blocks.
+        student_blocks: >= 1, number of the student's blocks.
 
     Returns:
         Numbers from 0, the last one the teacher's last.
@@ -47,24 +47,24 @@ def distilbert(
     block: str = BLOCK,
     mask: str | None = MASK,
 ) -> Distiller:
-    """Return a distiller of masked language models: soft targets, labels, direction of hidden states (DistilBERT).
+    """Return a distiller of masked language models by soft targets, labels and hidden-state direction (DistilBERT).
 
-    Start the student from every other block of the teacher, ``students.from_teacher(teacher, depth=0.5).model``: of all
-    parts of the recipe that one matters most. Train on ``data.mask_tokens``; both models give logits (batch, tokens,
+    Start the student from every other block of the teacher, ``students.from_teacher(teacher, depth=0.5).model``: this
+    is the most important part of the recipe. Train on ``data.mask_tokens``; both models give logits (batch, tokens,
     vocabulary). ``compile`` it with ``SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)``.
 
     Formula: (5 * temperature**2 * KL + 2 * masked_language_model + 1 * mean(1 - cos(last hidden states))) / 8, the
-    first two over chosen tokens, the third over tokens that are no padding.
+    first two over chosen tokens, the third over tokens that are not padding.
 
     Args:
         teacher: a trained masked language model.
         student: a smaller one, with hidden states of the same width.
-        teacher_blocks: how many transformer blocks the teacher has.
-        student_blocks: how many the student has.
+        teacher_blocks: number of the teacher's transformer blocks.
+        student_blocks: number of the student's blocks.
         temperature: > 0, no unit.
         ignored_label: label of tokens that were not chosen.
         block: path of a block with ``{}`` for its number, from 0.
-        mask: tap that is true where there is a token; None where Keras' own masks tell.
+        mask: tap that is true at tokens; None uses Keras' own masks.
 
     Returns:
         A ``Distiller``, not compiled.
@@ -78,7 +78,7 @@ def distilbert(
 
     Reference:
         Sanh, Debut, Chaumond, Wolf, "DistilBERT, a distilled version of BERT", 2019, arXiv:1910.01108, sections 2, 3.
-        Differs: divided by the sum of the weights, which the learning rate takes up.
+        Differs: divided by the sum of the weights, which the learning rate can compensate.
     """
     last = [block.format(integer("distilbert", "blocks", n, low=1) - 1) for n in (teacher_blocks, student_blocks)]
     terms = [
@@ -95,8 +95,8 @@ class TinyBert(NamedTuple):
     """The two stages of TinyBERT on one pair of models.
 
     Attributes:
-        intermediate: hidden states and attention, without labels: first on general text, then on the task's text.
-        prediction: soft cross-entropy of the task's logits, at temperature 1.
+        intermediate: distils hidden states and attention, without labels, first on general text, then on the task's.
+        prediction: distils the task's logits by soft cross-entropy at temperature 1.
     """
 
     intermediate: Distiller
@@ -113,12 +113,12 @@ def tinybert(
     embeddings: str = EMBEDDINGS,
     mask: str | None = MASK,
 ) -> TinyBert:
-    """Return the two stages in which a narrow student learns its teacher's layers and then its answers (TinyBERT).
+    """Return the two stages that teach a narrow student its teacher's layers, then its answers (TinyBERT).
 
-    Choose it where the student is narrower than its teacher, so that no weights can be copied. Fit ``intermediate`` on
-    unlabelled general text, with the pre-trained teacher; build the stages again with the teacher that was trained for
-    the task, and fit ``intermediate`` and then ``prediction`` on the task's texts and those of ``data.augment_tokens``.
-    Heads of attention must be as many in both models.
+    Choose it when the student is narrower than its teacher, so that no weights can be copied. Fit ``intermediate`` on
+    unlabelled general text with the pre-trained teacher; then rebuild the stages with the fine-tuned teacher, and fit
+    ``intermediate`` and then ``prediction`` on the task's texts and those of ``data.augment_tokens``. Both models must
+    have the same number of attention heads.
 
     Formula: sum over blocks of MSE(attention scores) + MSE(hidden states behind a linear map), and MSE of embeddings;
     then cross-entropy to the teacher's distribution.
@@ -126,11 +126,11 @@ def tinybert(
     Args:
         teacher: a trained model.
         student: a smaller one; its weights are trained in place, by both stages.
-        teacher_blocks: how many transformer blocks the teacher has.
-        student_blocks: how many the student has; block i learns from the last of its part, ``every_other``.
+        teacher_blocks: number of the teacher's transformer blocks.
+        student_blocks: number of the student's blocks; block i learns from the last of its part, see ``every_other``.
         block: path of a block with ``{}`` for its number, from 0.
         embeddings: path of the embeddings.
-        mask: tap that is true where there is a token; None where Keras' own masks tell.
+        mask: tap that is true at tokens; None uses Keras' own masks.
 
     Returns:
         The two distillers, not compiled; neither needs labels.
@@ -174,16 +174,16 @@ def minilm(
 ) -> Distiller:
     """Return a distiller of the last block's self-attention relations (MiniLM, version 2).
 
-    Choose it where widths and heads differ and no map of layers is wanted; it needs neither labels nor copied weights.
+    Choose it when widths and heads differ and no layer mapping is wanted; it needs neither labels nor copied weights.
 
     Args:
         teacher: a trained model.
         student: a smaller one.
-        teacher_blocks: how many transformer blocks the teacher has.
-        student_blocks: how many the student has.
-        num_relation_heads: >= 1, must divide both widths.
+        teacher_blocks: number of the teacher's transformer blocks.
+        student_blocks: number of the student's blocks.
+        num_relation_heads: >= 1, a divisor of both widths.
         block: path of a block with ``{}`` for its number, from 0.
-        mask: tap that is true where there is a token; None where Keras' own masks tell.
+        mask: tap that is true at tokens; None uses Keras' own masks.
 
     Returns:
         A ``Distiller``, not compiled.

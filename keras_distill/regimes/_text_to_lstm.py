@@ -1,4 +1,4 @@
-"""A recipe for text whose student is no transformer: the teacher's logits into a bidirectional LSTM."""
+"""A recipe that distils a text transformer's logits into a bidirectional LSTM."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def bert_to_bilstm(
     width: int = 100,
     student_loss_weight: float = 0.0,
 ) -> Distiller:
-    """Return a distiller of a transformer's logits into one bidirectional LSTM (BERT to BiLSTM).
+    """Return a distiller from a transformer's logits to one bidirectional LSTM (BERT to BiLSTM).
 
-    Choose it for a student of a small fraction of the latency; train it on augmented or unlabelled text, since the
-    labelled texts alone are too few. The student takes the teacher's inputs and reads ``token_ids`` alone; id 0 is
+    Choose it for a student with a small fraction of the latency. Train it on augmented or unlabelled text, because the
+    labelled texts alone are too few. The student takes the teacher's inputs but reads only ``token_ids``; id 0 is
     padding.
 
     Formula: mean squared difference of logits, and a share of the labels' cross-entropy.

@@ -227,7 +227,7 @@ class PolicyBuffer:
             actions = choose_actions(decided, space, epsilon=epsilon, rng=rng)
             states, rewards, terminated, truncated, _ = environments.step(actions)
             if not np.isfinite(np.asarray(rewards, "float64")).all():
-                advice = "Fix the environment: the return cannot be computed"
+                advice = "Fix the environment: returns are undefined"
                 raise error(_OWNER, "finite rewards", "NaN or infinity", advice)
             lengths += alive
             rewards_so_far += np.where(alive, rewards, 0.0)
