@@ -1,4 +1,4 @@
-"""Why a model answers so: attributions, surrogates, and whether teacher and student explain themselves alike."""
+"""Explanations of a model's answers: attributions, surrogates, and agreement between teacher and student."""
 
 from keras_distill.explain._agreement import Agreement, Measure, agreement
 from keras_distill.explain._attributions import METHODS, attributions

@@ -1,4 +1,4 @@
-"""Do teacher and student explain themselves alike? Every measure beside its floor and its ceiling."""
+"""Agreement between the explanations of teacher and student, each measure with its floor and its ceiling."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _OWNER = "explain.agreement"
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """One measure of agreement with the teacher: the student's, and what it is to be compared with.
+    """One measure of the student's agreement with the teacher, and the values to compare it with.
 
     Args:
         student: mean over the examples.
-        error: standard error of that mean; None of a measure that is no mean.
-        floor: the same measure of an untrained student.
-        ceiling: of a second teacher, trained from another seed; None where there is none.
+        error: standard error of that mean; None if the measure is not a mean.
+        floor: the same measure for an untrained student.
+        ceiling: the same for a second teacher, trained from another seed; None without one.
 
     Example:
         >>> round(Measure(0.5, 0.01, 0.1, 0.9).reached, 3)  # halfway from floor to ceiling
@@ -42,7 +42,7 @@ class Measure:
 
     @property
     def reached(self) -> float | None:
-        """How far the student is from the floor (0) to the ceiling (1); None without a ceiling above the floor."""
+        """Position of the student between floor (0) and ceiling (1); None without a ceiling above the floor."""
         if self.ceiling is None or not self.ceiling > self.floor:
             return None
         return (self.student - self.floor) / (self.ceiling - self.floor)
@@ -50,12 +50,12 @@ class Measure:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """What ``agreement`` found; printed, each measure stands between its floor and its ceiling.
+    """Result of ``agreement``; ``print`` shows each measure between its floor and its ceiling.
 
     Args:
-        measures: by name.
-        method: of the attributions.
-        num_examples: how many examples were compared.
+        measures: measures by name.
+        method: method of the attributions.
+        num_examples: number of compared examples.
 
     Example:
         >>> print(Agreement({"answers": Measure(0.5, 0.1, 0.25, None)}, "gradient", 4))
@@ -97,25 +97,24 @@ def agreement(
 ) -> Agreement:
     """Compare how a teacher and a student explain the same answers, between a floor and a ceiling.
 
-    All models are asked about the teacher's answer. Measures: ``"answers"`` (the same class), ``"errors"`` (the
-    teacher's errors made alike; with labels), ``"spearman"`` (signed rank correlation of attributions),
-    ``"top_overlap"`` (of the largest ones), ``"ssim"`` (images) and ``"flips"`` (smallest changes that flip both; mean
-    of the two directions). A number without its floor means little: an untrained network shares a third of its top
-    tenth with anybody.
+    All models explain the teacher's answer. Measures: ``"answers"`` (same class), ``"errors"`` (shared errors of the
+    teacher; needs labels), ``"spearman"`` (signed rank correlation of attributions), ``"top_overlap"`` (overlap of the
+    largest ones), ``"ssim"`` (images) and ``"flips"`` (smallest changes that flip both; mean of the two directions). A
+    number means little without its floor: even an untrained network shares a third of the top tenth.
 
     Args:
-        teacher: a Keras model with logits, or a teacher (``method="occlusion"`` where it has no gradients).
-        student: the student, logits.
+        teacher: a Keras model with logits, or a teacher (``method="occlusion"`` if it has no gradients).
+        student: the student, with logits.
         x: (examples, ...), at least two.
-        ceiling: a second teacher, trained as the first from another seed; None leaves the ceiling unmeasured, which
-            the table says.
-        floor: an untrained student; None makes one from the student's configuration.
-        method: of ``attributions``.
+        ceiling: a second teacher, trained like the first from another seed; None leaves the ceiling unmeasured, which
+            the table states.
+        floor: an untrained student; None creates one from the student's configuration.
+        method: as in ``attributions``.
         labels: (examples,) class ids, for ``"errors"``.
-        top_fraction: of ``top_overlap``.
-        counterfactual: whether ``"flips"`` is measured, the dearest of them.
-        stretch: of ``transferred``.
-        seed: of the untrained student.
+        top_fraction: as in ``top_overlap``.
+        counterfactual: whether to measure ``"flips"``, the most expensive measure.
+        stretch: as in ``transferred``.
+        seed: seed of the untrained student.
         **settings: passed on to ``attributions`` (``steps``, ``layer_name``, ...).
 
     Returns:

@@ -1,4 +1,4 @@
-"""How much each input number contributes to one logit: five methods behind one function."""
+"""Attributions, the contribution of each input number to one logit: five methods in one function."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from keras_distill.explain._models import explained_model, logits_of, numeric_in
 #: The methods of ``attributions``.
 METHODS = ("gradient", "integrated", "smooth", "grad_cam", "occlusion")
 _OWNER = "explain.attributions"
-_STEPS = (32, 128, 512, 2048)  # tried in turn where the user does not fix the number
-_SLACK = 1e-3  # logits; what the completeness check allows where the two outputs hardly differ
+_STEPS = (32, 128, 512, 2048)  # tried in turn unless the user fixes the number
+_SLACK = 1e-3  # logits; absolute tolerance of the completeness check, for outputs that hardly differ
 
 
 def attributions(
@@ -37,11 +37,11 @@ def attributions(
     patch_size: int | None = None,
     batch_size: int = 64,
 ) -> np.ndarray:
-    """Say how much each number of an input contributes to a model's logit.
+    """Return the contribution of each number of an input to a model's logit.
 
     ``"gradient"`` is the cheapest and the noisiest; ``"integrated"`` adds up to the difference of the logits and is
-    the one to trust for tables and images; ``"smooth"`` is a gradient with less noise; ``"grad_cam"`` shows where a
-    convolutional network looks, at the size of its maps; ``"occlusion"`` needs no gradients at all.
+    the most reliable for tables and images; ``"smooth"`` is a gradient with less noise; ``"grad_cam"`` shows where a
+    convolutional network looks, at the resolution of its maps; ``"occlusion"`` needs no gradients.
 
     Formula, for the logit f of the target class, input x and baseline b:
     gradient: df/dx. integrated: (x - b) * mean over steps of df/dx at b + a * (x - b), a = (i + 1/2) / steps.
@@ -55,23 +55,23 @@ def attributions(
         x: (examples, ...), at least one.
         method: ``"gradient"``, ``"integrated"``, ``"smooth"``, ``"grad_cam"`` or ``"occlusion"``.
         target: the class to explain, one id or one per example; None explains each predicted class.
-        baseline: what "nothing" looks like, a number or an array of an example's shape; None is zeros.
-        steps: >= 1, of ``"integrated"``; None tries 32, 128, 512 and 2048 until complete.
+        baseline: the uninformative input, a number or an array of an example's shape; None means zeros.
+        steps: >= 1, for ``"integrated"``; None tries 32, 128, 512 and 2048 until complete.
         tolerance: > 0, largest error of completeness relative to the difference of the logits (plus 0.001 logits).
-        samples: >= 1, noisy copies of ``"smooth"``.
-        noise: > 0, standard deviation of ``"smooth"`` as a fraction of each example's range.
-        seed: of that noise.
-        layer_name: the tap whose maps ``"grad_cam"`` reads; None takes the last layer that gives maps.
-        patch_size: >= 1, side of the patches of ``"occlusion"``; None is a seventh of an image's longer side, and 1
-            for tables and sequences.
+        samples: >= 1, number of noisy copies for ``"smooth"``.
+        noise: > 0, standard deviation for ``"smooth"`` as a fraction of each example's range.
+        seed: seed of that noise.
+        layer_name: the tap whose maps ``"grad_cam"`` uses; None takes the last layer that outputs maps.
+        patch_size: >= 1, side of the patches for ``"occlusion"``; None means a seventh of an image's longer side, and
+            1 for tables and sequences.
         batch_size: >= 1, examples (or copies of them) per pass.
 
     Returns:
         float32 of the shape of ``x``.
 
     Raises:
-        ValueError: if there are no examples or texts, the model has no gradient or gives probabilities, the layer
-            gives no maps, or the integral is not complete within ``tolerance``.
+        ValueError: if there are no examples, inputs are texts, the model has no gradient or outputs probabilities, the
+            layer outputs no maps, or the integral is not complete within ``tolerance``.
 
     Example:
         >>> import keras, numpy as np
@@ -84,7 +84,7 @@ def attributions(
         Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks", ICML 2017, arXiv:1703.01365; Smilkov et al.,
         "SmoothGrad", 2017, arXiv:1706.03825; Selvaraju et al., "Grad-CAM", ICCV 2017, arXiv:1610.02391; Zeiler,
         Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, arXiv:1311.2901.
-        Differs: midpoint rule; patches of the occlusion do not overlap.
+        Differs: midpoint rule; occlusion patches do not overlap.
     """
     choice(_OWNER, "method", method, METHODS)
     integer(_OWNER, "batch_size", batch_size, low=1)
@@ -109,7 +109,7 @@ def attributions(
 
 
 def gradient_function(model: keras.Model) -> Callable[[Any, Any], Any]:
-    """Return a traced function of inputs and classes to the gradient of those logits."""
+    """Return a traced function from inputs and classes to the gradient of these logits."""
 
     @traced
     def gradient(x: Any, target: Any) -> Any:
@@ -126,14 +126,14 @@ def gradient_function(model: keras.Model) -> Callable[[Any, Any], Any]:
 
 
 def no_gradient(model: keras.Model) -> ValueError:
-    """Make the error of a model whose output does not depend smoothly on its input."""
+    """Return the error for a model whose output is not differentiable in its input."""
     tree = getattr(model, "inference", None) == "greatest_path"
     advice = "Set tree.inference = 'mean'" if tree else "Use method='occlusion'"
-    return error(_OWNER, "a model with gradients", f"{model.name!r}, whose output has none for its input", advice)
+    return error(_OWNER, "a model with gradients", f"{model.name!r}, which has no gradient for its input", advice)
 
 
 def grad_cam_function(model: keras.Model, layer_name: str | None, x: np.ndarray) -> Callable[[Any, Any], Any]:
-    """Return a traced function of images and classes to their class-activation maps, resized to the images."""
+    """Return a traced function from images and classes to class-activation maps, resized to the images."""
     if x.ndim != 4:
         advice = "Use method='integrated' for tables"
         raise error(_OWNER, "images of shape (examples, height, width, channels)", f"shape {x.shape}", advice)
@@ -165,7 +165,7 @@ def grad_cam_function(model: keras.Model, layer_name: str | None, x: np.ndarray)
 
 
 def class_activation(slope: Any, features: Any) -> Any:
-    """Return Grad-CAM's map, (batch, height, width, 1) >= 0, of maps and the logit's gradient there."""
+    """Return Grad-CAM's map, (batch, height, width, 1) >= 0, from a layer's maps and the logit's gradient there."""
     weight = tf.reduce_mean(tf.cast(slope, tf.float32), axis=(1, 2), keepdims=True)
     return tf.nn.relu(tf.reduce_sum(weight * tf.cast(features, tf.float32), axis=-1, keepdims=True))
 
@@ -198,7 +198,7 @@ def _smooth(
 
 
 def _integral(gradient: Callable[[Any, Any], Any], blank: np.ndarray, count: int) -> Callable[[Any, Any], Any]:
-    """Return a traced function of inputs and classes to the integrated gradient, by the midpoint rule."""
+    """Return a traced function from inputs and classes to the integrated gradient, by the midpoint rule."""
 
     @traced
     def integral(x: Any, target: Any) -> Any:
@@ -221,7 +221,7 @@ def _integrated(
     tolerance: float,
     batch_size: int,
 ) -> np.ndarray:
-    """Integrate with more and more steps until every example is complete; the rest is refused."""
+    """Integrate with increasing numbers of steps until every example is complete; raise if some never are."""
     plan = _STEPS if steps is None else (integer(_OWNER, "steps", steps, low=1),)
     at_input = np.take_along_axis(logits_of(_OWNER, model, x), target[:, None], 1)[:, 0]
     at_blank = logits_of(_OWNER, model, blank[None])[0][target]
@@ -235,7 +235,7 @@ def _integrated(
         missing = missing[failed]
         if not len(missing):
             return found
-    got = f"{len(missing)} of {len(x)} examples that are not, {100 * worst:.1f}% off at {plan[-1]} steps"
+    got = f"{len(missing)} of {len(x)} examples that do not, up to {100 * worst:.1f}% off at {plan[-1]} steps"
     expected = f"attributions that add up to the difference of the logits within {100 * tolerance:g}%"
     raise error(_OWNER, expected, got, "Raise steps (ReLU and BatchNorm need hundreds), or tolerance")
 

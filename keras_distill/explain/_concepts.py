@@ -1,4 +1,4 @@
-"""Directions of a layer that stand for a concept, and whether a class listens to them (TCAV)."""
+"""Directions in a layer that represent a concept, and whether a class depends on them (TCAV)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _OWNER = "explain.concept_direction"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConceptDirection:
-    """A concept in one layer of a model: whether it can be read off, and whether the class's logit rises along it.
+    """A concept in one layer of a model: whether it is decodable, and whether the class's logit increases along it.
 
     Args:
         direction: the unit vector of the flattened layer that points to the concept.
-        accuracy: of telling the concept's examples from others, on held-out ones, 0 to 1.
-        score: share of the class's examples whose logit rises along the direction, 0 to 1.
+        accuracy: held-out accuracy of separating the concept's examples from others, 0 to 1.
+        score: fraction of the class's examples whose logit increases along the direction, 0 to 1.
         floor_accuracy: mean accuracy with shuffled concept labels.
-        floor_scores: the scores of those meaningless directions.
+        floor_scores: the scores of these random directions.
 
     Example:
         >>> ConceptDirection(np.ones(1), 0.9, 1.0, 0.5, np.array([0.4, 0.6])).used
@@ -41,7 +41,7 @@ class ConceptDirection:
 
     @property
     def used(self) -> bool:
-        """Whether the score lies outside of all scores of meaningless directions."""
+        """Whether the score lies outside the range of the random directions."""
         return bool(self.score > self.floor_scores.max() or self.score < self.floor_scores.min())
 
 
@@ -56,20 +56,20 @@ def concept_direction(
     runs: int = 10,
     seed: int = 0,
 ) -> ConceptDirection:
-    """Find a concept in a layer and ask whether a class listens to it (TCAV).
+    """Find a concept in a layer and test whether a class depends on it (TCAV).
 
-    Ask the teacher, a second teacher (the ceiling) and the student the same question: a concept whose ``accuracy``
-    falls to its floor in the student was lost; one whose ``score`` stays was passed on.
+    Test the teacher, a second teacher (the ceiling) and the student alike: a concept whose ``accuracy`` falls to its
+    floor in the student was lost; one whose ``score`` is kept was transferred.
 
     Args:
-        model: a Keras model with gradients, logits.
-        layer_name: the tap in which the concept is looked for.
+        model: a Keras model with gradients and logits.
+        layer_name: the tap in which to find the concept.
         concept: (examples, ...), inputs that show the concept; at least four.
         others: (examples, ...), inputs that do not; at least four.
-        x: (examples, ...), inputs of the class that is asked about.
-        target: that class.
-        runs: >= 2, directions of shuffled labels that make the floor.
-        seed: of the split and the shuffling.
+        x: (examples, ...), inputs of the tested class.
+        target: id of the tested class.
+        runs: >= 2, number of directions fitted to shuffled labels, for the floor.
+        seed: seed of the split and the shuffling.
 
     Returns:
         The direction with its accuracy and score, and their floors.
@@ -79,7 +79,7 @@ def concept_direction(
 
     Reference:
         Kim et al., "Interpretability Beyond Feature Attribution: Quantitative Testing with Concept Activation Vectors",
-        ICML 2018, arXiv:1711.11279. Differs: the floor is made of shuffled labels.
+        ICML 2018, arXiv:1711.11279. Differs: the floor uses shuffled labels.
     """
     known = explained_model(_OWNER, model)
     concept, others, x = (numeric_inputs(_OWNER, each) for each in (concept, others, x))
@@ -110,12 +110,12 @@ def concept_direction(
 
 
 def _direction(activations: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Return the normal of a linear classifier that was fitted on three quarters, and its accuracy on the rest."""
+    """Return the normal of a linear classifier fitted on three quarters, and its accuracy on the rest."""
     order = rng.permutation(len(labels))
     held = order[: max(2, len(order) // 4)]
     rest = order[len(held) :]
     if len(np.unique(labels[rest])) < 2:
-        raise error(_OWNER, "enough examples of both kinds", f"{len(labels)} in all", "Give some more")
+        raise error(_OWNER, "enough examples of both kinds", f"{len(labels)} in all", "Give more examples")
     scale = activations[rest].std() or 1.0
     fitted = (
         extra(_OWNER, "sklearn.linear_model")

@@ -1,4 +1,4 @@
-"""The smallest change of an input that changes a model's answer, and whether it changes another model's."""
+"""The smallest change to an input that flips a model's answer, and whether it flips another model's."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _OWNER = "explain.counterfactuals"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Counterfactuals:
-    """Inputs changed as little as possible so that a model answers otherwise.
+    """Inputs changed as little as possible to flip a model's answer.
 
     Args:
-        inputs: (examples, ...), the changed inputs; as they were where no change was found.
+        inputs: (examples, ...), the changed inputs; the original ones where no change was found.
         distance: (examples,), Euclidean length of the change; NaN where none was found.
-        before: (examples,), the model's answers to the given inputs.
+        before: (examples,), the model's answers to the original inputs.
         after: (examples,), its answers to the changed ones.
 
     Example:
@@ -61,13 +61,13 @@ def counterfactuals(
     Args:
         model: a Keras model with one numeric input and logits; it must have gradients.
         x: (examples, ...), at least one.
-        max_steps: >= 1, of the search; what is not flipped by then is given up.
-        overshoot: >= 0, how far beyond the boundary, relative to the change.
-        num_classes: >= 2, how many of the most probable classes are tried; one gradient each.
+        max_steps: >= 1, steps of the search, after which an example counts as not flipped.
+        overshoot: >= 0, distance beyond the boundary, relative to the change.
+        num_classes: >= 2, number of the likeliest classes to try; one gradient each.
         batch_size: >= 1, examples per pass.
 
     Returns:
-        The changed inputs and their distances. For a linear model the distance is that to the nearest boundary.
+        The changed inputs and their distances. For a linear model it is the distance to the nearest boundary.
 
     Raises:
         ValueError: if there are no examples or gradients, or an argument is out of range.
@@ -132,13 +132,13 @@ def _search_function(model: keras.Model, max_steps: int, overshoot: float) -> Ca
 
 
 def transferred(found: Counterfactuals, x: Any, other: keras.Model, stretch: float = 1.5) -> np.ndarray:
-    """Say for each example whether the change that flipped one model flips another.
+    """Return for each example whether the change that flipped one model flips another.
 
     Args:
-        found: what ``counterfactuals`` gave for the first model and ``x``.
-        x: the inputs they started from.
-        other: the other model, logits.
-        stretch: > 0, factor on the changes: 1 stops just behind the first model's boundary.
+        found: the result of ``counterfactuals`` for the first model and ``x``.
+        x: the original inputs.
+        other: the other model, with logits.
+        stretch: > 0, factor on the changes: 1 stops just beyond the first model's boundary.
 
     Returns:
         (examples,), bool; False where the first model was not flipped.

@@ -1,4 +1,4 @@
-"""Do the numbers a map points at matter to the model? Deletion, insertion, and maps of random weights."""
+"""Tests of attributions: deletion and insertion curves, and maps of a model with random weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from keras_distill.explain._untrained import untrained
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
-    """Probability of the explained class while numbers are taken away or put back, most important first.
+    """Probability of the explained class while numbers are removed or restored, most important first.
 
     Args:
-        fractions: (steps + 1,), share of the numbers changed so far.
+        fractions: (steps + 1,), fraction of the numbers changed so far.
         probabilities: (steps + 1,), mean over the examples.
-        random: (steps + 1,), the same in a random order: the floor of an insertion, the ceiling of a deletion.
+        random: (steps + 1,), the same in random order: the floor of an insertion, the ceiling of a deletion.
 
     Example:
         >>> Curve(np.array([0.0, 0.5, 1.0]), np.array([1.0, 0.5, 0.0]), np.array([1.0, 1.0, 0.0])).area
@@ -41,7 +41,7 @@ class Curve:
 
     @property
     def random_area(self) -> float:
-        """Area of the random order."""
+        """Area under the curve of the random order."""
         return float(np.trapezoid(self.random, self.fractions))
 
 
@@ -56,17 +56,17 @@ def importance_curve(
     baseline: float = 0.0,
     seed: int = 0,
 ) -> Curve:
-    """Take away, or put back, what a map calls important, and watch the probability of the answer.
+    """Remove or restore numbers in order of their attribution and record the probability of the answer.
 
     Args:
-        model: a Keras model or a teacher, logits.
+        model: a Keras model or a teacher, with logits.
         x: (examples, ...), at least one.
         maps: attributions of the same shape; the channels of an image's position are changed together.
         kind: ``"deletion"`` (from the input to the baseline) or ``"insertion"`` (from the baseline to the input).
-        target: class ids; None is the model's answer to ``x``.
+        target: class ids; None takes the model's answer to ``x``.
         steps: >= 1, points of the curve besides the first.
-        baseline: what a number becomes when it is taken away.
-        seed: of the random order.
+        baseline: value that replaces a removed number.
+        seed: seed of the random order.
 
     Returns:
         The curve, with that of a random order.
@@ -111,12 +111,12 @@ def importance_curve(
 
 @dataclasses.dataclass(frozen=True)
 class SanityCheck:
-    """How alike the maps of a model and of itself with random weights are.
+    """Similarity between the maps of a model and those of the same model with random weights.
 
     Args:
         randomized: paths of the layers, from the output down, whose weights were random at each stage.
-        similarity: mean signed Spearman correlation with the model's own maps at each stage.
-        passed: whether the last one, with all weights random, is below the threshold.
+        similarity: mean signed Spearman correlation with the model's maps at each stage.
+        passed: whether the last value, with all weights random, is below the threshold.
     """
 
     randomized: tuple[tuple[str, ...], ...]
@@ -134,19 +134,19 @@ def sanity_check(
     seed: int = 0,
     **settings: Any,
 ) -> SanityCheck:
-    """Check that a method explains the model and not the image alone: random weights must change its maps.
+    """Check that a method explains the model, not only the image: random weights must change its maps.
 
     Args:
-        model: a Keras model that its configuration describes, logits.
+        model: a Keras model with logits that can be recreated from its configuration.
         x: (examples, ...), at least one.
-        method: of ``attributions``.
-        stages: >= 1; weights are made random from the output down in this many equal parts.
-        threshold: correlation that maps of all-random weights must stay below.
-        seed: of the random weights.
+        method: as in ``attributions``.
+        stages: >= 1; weights are randomised from the output down in this many equal parts.
+        threshold: the correlation must be below it if all weights are random.
+        seed: seed of the random weights.
         **settings: passed on to ``attributions``.
 
     Returns:
-        The similarity at each stage, and whether the check is passed.
+        The similarity at each stage, and whether the check passed.
 
     Raises:
         ValueError: if the model cannot be explained or copied.

@@ -1,4 +1,4 @@
-"""How alike two maps are, example by example."""
+"""Similarity of two maps, example by example."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def spearman(first: Any, second: Any) -> np.ndarray:
         second: the same shape.
 
     Returns:
-        (examples,), -1 to 1, float64; 0 where one of the two is constant.
+        (examples,), -1 to 1, float64; 0 if one of the two is constant.
 
     Raises:
         ValueError: if the shapes differ.
@@ -35,14 +35,14 @@ def spearman(first: Any, second: Any) -> np.ndarray:
 
 
 def top_overlap(first: Any, second: Any, fraction: float = 0.1) -> np.ndarray:
-    """Share of the numbers with the largest attributions, by magnitude, that two maps have in common.
+    """Fraction of the numbers with the largest attributions, by magnitude, that two maps have in common.
 
-    Images share their centre whatever a model has learned: compare with an untrained model before reading it.
+    Maps of images tend to share the centre whatever a model has learned: compare with an untrained model first.
 
     Args:
         first: (examples, ...), attributions.
         second: the same shape.
-        fraction: above 0 and up to 1, how many numbers count as the largest; at least one.
+        fraction: above 0 and up to 1, fraction of the numbers that count as largest; at least one number.
 
     Returns:
         (examples,), 0 to 1, float64.
@@ -65,7 +65,7 @@ def top_overlap(first: Any, second: Any, fraction: float = 0.1) -> np.ndarray:
 
 
 def structural_similarity(first: Any, second: Any) -> np.ndarray:
-    """Structural similarity of two attributions of each image (SSIM), each divided by its greatest magnitude.
+    """Structural similarity of two attributions of each image (SSIM), each divided by its largest magnitude.
 
     Args:
         first: (examples, height, width, channels), attributions; channels are summed.
@@ -75,7 +75,7 @@ def structural_similarity(first: Any, second: Any) -> np.ndarray:
         (examples,), -1 to 1, float64.
 
     Raises:
-        ValueError: if the shapes differ or are no images.
+        ValueError: if the shapes differ or are not those of images.
 
     Example:
         >>> maps = np.random.default_rng(0).normal(size=(1, 16, 16, 1))
@@ -84,7 +84,7 @@ def structural_similarity(first: Any, second: Any) -> np.ndarray:
 
     Reference:
         Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment: From Error Visibility to Structural Similarity",
-        IEEE TIP 2004. Differs: maps are scaled to -1..1, so the range is 2; small images take a smaller window.
+        IEEE TIP 2004. Differs: maps are scaled to -1..1, so the range is 2; small images use a smaller window.
     """
     import tensorflow as tf
 

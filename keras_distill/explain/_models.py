@@ -1,4 +1,4 @@
-"""What may be explained: a model with one numeric input and one output of logits."""
+"""Checks of the models to explain, which have one numeric input and one output of logits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def extra(owner: str, module: str) -> Any:
 
 
 def explained_model(owner: str, model: Any, *, gradients: bool = True) -> keras.Model:
-    """Return the Keras model to explain, or raise the error that says why it cannot be explained.
+    """Return the Keras model to explain, or raise if it cannot be explained.
 
     Args:
         owner: name shown in the error message.
@@ -44,10 +44,10 @@ def explained_model(owner: str, model: Any, *, gradients: bool = True) -> keras.
         gradients: whether the gradient with respect to the input is needed.
 
     Returns:
-        The model; of a ``teachers.Single`` the model inside.
+        The model; for a ``teachers.Single`` the wrapped model.
 
     Raises:
-        ValueError: if it is no model, gives probabilities, or is a teacher that passes no gradient.
+        ValueError: if it is not a model, outputs probabilities, or is a teacher without gradients.
     """
     if isinstance(model, teachers.Single):
         model = model.model
@@ -65,7 +65,7 @@ def explained_model(owner: str, model: Any, *, gradients: bool = True) -> keras.
 
 
 def numeric_inputs(owner: str, x: Any) -> np.ndarray:
-    """Return inputs as a float32 array of at least one example, or raise the error that says what is wrong.
+    """Return inputs as a float32 array of at least one example, or raise if they are not numeric.
 
     Args:
         owner: name shown in the error message.
@@ -75,10 +75,10 @@ def numeric_inputs(owner: str, x: Any) -> np.ndarray:
         The array.
 
     Raises:
-        ValueError: if there are several inputs, no example, or texts.
+        ValueError: if there are several inputs or no examples, or inputs are texts.
     """
     if isinstance(x, (dict, tuple)) or (isinstance(x, list) and x and hasattr(x[0], "shape") and np.ndim(x[0]) > 1):
-        raise error(owner, "one array of inputs", type(x).__name__, "Explain one input with the others held fixed")
+        raise error(owner, "one array of inputs", type(x).__name__, "Explain one input with the others fixed")
     array = np.asarray(x)
     if array.dtype.kind not in _SCALARS:
         advice = "Explain a model that starts at the embedded texts"
@@ -89,7 +89,7 @@ def numeric_inputs(owner: str, x: Any) -> np.ndarray:
 
 
 def logits_of(owner: str, model: keras.Model, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """Return the model's one output for inputs, (examples, classes) float32."""
+    """Return the model's output for inputs, (examples, classes) float32."""
     call = compiled_call(model)
     parts = [np.asarray(call(x[i : i + batch_size])) for i in range(0, len(x), batch_size)]
     if parts[0].ndim != 2:
@@ -98,10 +98,10 @@ def logits_of(owner: str, model: keras.Model, x: np.ndarray, batch_size: int = 2
 
 
 def traced(function: Callable[..., Any]) -> Any:
-    """Return ``tf.function(function)`` for every batch size, without the warning of frequent tracing.
+    """Return ``tf.function(function)`` for any batch size, without the warning about frequent tracing.
 
-    A function is made for each model and call, because a model may have changed since; TensorFlow counts these traces
-    as one function's.
+    A new function is created for each model and call, because the model may have changed in between; TensorFlow counts
+    their traces as those of one function.
     """
     import tensorflow as tf
 
@@ -125,7 +125,7 @@ def compiled_call(model: keras.Model) -> Callable[[Any], Any]:
 
 
 def targets_of(owner: str, target: Any, logits: np.ndarray) -> np.ndarray:
-    """Return the class to explain for each example: the predicted one where ``target`` is None.
+    """Return the class to explain for each example: the predicted one if ``target`` is None.
 
     Args:
         owner: name shown in the error message.
@@ -136,7 +136,7 @@ def targets_of(owner: str, target: Any, logits: np.ndarray) -> np.ndarray:
         (examples,), int32.
 
     Raises:
-        ValueError: if a class does not exist, or their number is not that of the examples.
+        ValueError: if a class does not exist, or there is not one class per example.
     """
     if target is None:
         return logits.argmax(-1).astype("int32")

@@ -1,4 +1,4 @@
-"""A model that offers its attribution map as a tap, so that a term can compare it."""
+"""A model that exposes its attribution map as a tap, for a term to compare."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _OWNER = "explain.with_attribution"
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class WithAttribution(keras.Model):
-    """A model whose outputs are those of the model inside, and whose layer ``"attribution"`` holds its map.
+    """A model with the outputs of the wrapped model and a layer ``"attribution"`` that holds its map.
 
-    ``explain.with_attribution`` makes it. In a graph the map costs nothing where nobody taps it.
+    ``explain.with_attribution`` creates it. In a graph the map costs nothing unless it is tapped.
 
     Args:
-        model: the Keras model inside; ``wrapped.model`` is the product after training.
+        model: the wrapped Keras model; ``wrapped.model`` is the trained model to keep.
         method: ``"gradient"`` or ``"grad_cam"``.
-        layer_name: the tap whose maps ``"grad_cam"`` reads.
+        layer_name: the tap whose maps ``"grad_cam"`` uses.
         name: name of the model.
         **kwargs: as for ``keras.Model``.
     """
@@ -69,23 +69,23 @@ class WithAttribution(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> WithAttribution:
-        """Make the model again from ``get_config``."""
+        """Recreate the model from ``get_config``."""
         return cls(**{**config, "model": keras.saving.deserialize_keras_object(config["model"], custom_objects)})
 
 
 def with_attribution(model: Any, method: str = "gradient", *, layer_name: str | None = None) -> WithAttribution:
-    """Wrap a teacher or a student so that ``terms.AttributionMatching`` can compare where they look.
+    """Wrap a teacher or a student so that ``terms.AttributionMatching`` can compare their attributions.
 
     Args:
         model: a built Keras model with one numeric input and one output, logits; it is shared, not copied.
         method: ``"gradient"`` (of the model's own answer with respect to the input) or ``"grad_cam"``.
-        layer_name: the tap whose maps ``"grad_cam"`` reads; None takes the last layer that gives maps.
+        layer_name: the tap whose maps ``"grad_cam"`` uses; None takes the last layer that outputs maps.
 
     Returns:
         The wrapped model; train it in a ``Distiller``, then use ``wrapped.model``.
 
     Raises:
-        ValueError: if the model gives probabilities, has no gradient, or has no layer with maps.
+        ValueError: if the model outputs probabilities, has no gradient, or has no layer with maps.
 
     Example:
         >>> import numpy as np

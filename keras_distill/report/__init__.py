@@ -1,4 +1,4 @@
-"""What a model is worth: measured, drawn and written on one page. Needs ``keras-distill[demo]`` for the figures."""
+"""Evaluation of models: numbers, figures and one HTML page. Figures need ``keras-distill[demo]``."""
 
 from keras_distill.report._auto_attack import AutoAttack
 from keras_distill.report._comparison import Comparison, Method, comparison

@@ -1,4 +1,4 @@
-"""Attacks of another kind than projected gradients, by the adversarial-robustness-toolbox."""
+"""AutoAttack, which does not rely on gradients alone, by the adversarial-robustness-toolbox."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _OWNER = "AutoAttack"
 
 
 class AutoAttack:
-    """Gradients of two losses with step sizes of their own, then random squares without gradients (AutoAttack).
+    """Gradients of two losses with adaptive step sizes, then random squares without gradients (AutoAttack).
 
-    Choose it as ``attack`` of ``evaluate`` beside ``regimes.ProjectedGradient``: a model whose gradients vanish looks
-    robust to the latter, and not to squares. Each attack is only tried on the examples that the ones before left
-    right, so the accuracy is that under the worst of them. It is slow; 200 examples give a first figure. It needs
-    ``keras-distill[robust]``.
+    Choose it as ``attack`` of ``evaluate`` beside ``regimes.ProjectedGradient``: a model with vanishing gradients looks
+    robust to the latter, but not to squares. Each attack is tried only on the examples that are still classified
+    correctly, so the accuracy is that under the worst of them. It is slow; 200 examples give a first estimate. It
+    needs ``keras-distill[robust]``.
 
     Args:
-        epsilon: > 0, greatest change of a value, in the unit of the inputs.
-        num_steps: >= 1, of each of the two attacks by gradients.
+        epsilon: > 0, largest change of a value, in the unit of the inputs.
+        num_steps: >= 1, steps of each of the two gradient attacks.
         num_restarts: >= 1, random starts of each attack.
-        num_queries: >= 1, squares that are tried on each image at each start.
-        low: least value that an input may have.
-        high: greatest value, above ``low``.
-        seed: >= 0, of starts and squares.
+        num_queries: >= 1, squares tried on each image at each start.
+        low: smallest allowed input value.
+        high: largest allowed input value, above ``low``.
+        seed: >= 0, seed of starts and squares.
 
     Raises:
         ValueError: if an argument is out of bounds; when called, if the inputs are neither images nor vectors.
@@ -65,19 +65,19 @@ class AutoAttack:
         self.seed = integer(_OWNER, "seed", seed, low=0)
 
     def __str__(self) -> str:
-        """Return what the attack is, for a report."""
+        """Return a description of the attack, for a report."""
         return f"AutoAttack, epsilon {self.epsilon:g}"
 
     def __call__(
         self, model: keras.Model, x: Any, labels: Any, *, from_logits: bool = True, batch_size: int = 256
     ) -> np.ndarray:
-        """Return moved inputs; equal seeds give equal ones.
+        """Return attacked inputs; equal seeds give equal results.
 
         Args:
-            model: gives (examples, classes); it runs in inference mode.
+            model: outputs (examples, classes); it runs in inference mode.
             x: (examples, height, width, channels) or (examples, features), float.
             labels: (examples,), integer.
-            from_logits: whether the model gives logits or probabilities.
+            from_logits: whether the model outputs logits or probabilities.
             batch_size: >= 1.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Methods compared on the same held-out examples, as a table that a report keeps."""
+"""Comparison of methods on the same held-out examples, as a table in a report."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Method:
 
     Args:
         name: as in ``cross_validate``.
-        mean: over folds.
+        mean: mean over folds.
         spread: standard deviation over folds.
-        difference: mean paired difference to the baseline over examples; 0 for the baseline.
+        difference: mean paired difference from the baseline over examples; 0 for the baseline.
         low: lower bound of its 95% interval.
         high: upper bound.
     """
@@ -33,13 +33,13 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What ``comparison`` returns: the methods of a cross-validation, each against one baseline.
+    """Result of ``comparison``: the methods of a cross-validation, each against one baseline.
 
     Args:
-        baseline: name of the method that the others are compared with.
-        num_folds: how often each method was trained.
-        num_examples: each was held out once.
-        methods: in the order in which they were given.
+        baseline: name of the method with which the others are compared.
+        num_folds: number of trainings of each method.
+        num_examples: number of examples, each held out once.
+        methods: in the given order.
     """
 
     baseline: str
@@ -48,7 +48,7 @@ class Comparison:
     methods: tuple[Method, ...]
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Return the table as text: its header, and a row for each method."""
+        """Return the table as text: a header, and a row for each method."""
         header = ["method", "held-out score", f"minus {self.baseline}", "95% interval"]
         rows = []
         for each in self.methods:
@@ -71,18 +71,18 @@ class Comparison:
 def comparison(result: regimes.CrossValidation, baseline: str | None = None) -> Comparison:
     """Compare the methods of a cross-validation with one of them, example by example.
 
-    Choose it over comparing means: all methods were judged on the same examples, so that what makes an example hard for
-    all of them drops out of the difference. The interval speaks of other examples, not of other trainings.
+    Choose it over comparing means: all methods were evaluated on the same examples, so an example's difficulty cancels
+    in the difference. The interval covers other examples, not other training runs.
 
     Args:
-        result: what ``regimes.cross_validate`` gave.
-        baseline: name of the method to compare with; the first one if None.
+        result: the result of ``regimes.cross_validate``.
+        baseline: name of the method to compare with; None takes the first one.
 
     Returns:
         The frozen table; ``report.evaluate(..., comparison=...)`` shows it on the page and keeps it in the JSON.
 
     Raises:
-        ValueError: if ``result`` is something else, or there is no such method.
+        ValueError: if ``result`` is not a cross-validation, or the method does not exist.
 
     Example:
         >>> import numpy as np
@@ -95,7 +95,7 @@ def comparison(result: regimes.CrossValidation, baseline: str | None = None) -> 
     """
     owner = "report.comparison"
     if not isinstance(result, regimes.CrossValidation):
-        raise error(owner, "what regimes.cross_validate gave", result)
+        raise error(owner, "the result of regimes.cross_validate", result)
     names = list(result.scores)
     baseline = names[0] if baseline is None else baseline
     if baseline not in names:
@@ -108,11 +108,11 @@ def comparison(result: regimes.CrossValidation, baseline: str | None = None) -> 
 
 
 def comparison_of(fields: Any, need: Callable[[bool, str], None]) -> Comparison | None:
-    """Return the comparison of a report's JSON text.
+    """Return the comparison from a report's JSON text.
 
     Args:
-        fields: its part of the text, or None.
-        need: raises where its first argument is false.
+        fields: the parsed comparison, or None.
+        need: raises if its first argument is false.
     """
     if fields is None:
         return None

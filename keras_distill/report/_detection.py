@@ -1,4 +1,4 @@
-"""Detectors measured on the same images by COCO's evaluator, and their boxes drawn over the pictures."""
+"""Evaluation of detectors on the same images by COCO's evaluator, and their boxes drawn over the images."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _OWNER = "report.detection"
 
 @dataclasses.dataclass(frozen=True)
 class DetectionEntry:
-    """What was measured of one detector.
+    """Measurements of one detector.
 
     Args:
-        name: as the user calls it.
+        name: the user's name for the model.
         average_precision: mean over overlaps from 0.5 to 0.95 (COCO's AP), 0 to 1.
-        average_precision_50: at an overlap of 0.5 (AP50), mean over the classes that have boxes.
-        class_average_precision_50: AP50 of each class; None for one without boxes.
-        num_parameters: of the model; None if not told.
+        average_precision_50: AP at an overlap of 0.5 (AP50), mean over the classes with boxes.
+        class_average_precision_50: AP50 of each class; None for a class without boxes.
+        num_parameters: number of parameters; None if not given.
     """
 
     name: str
@@ -51,11 +51,11 @@ def detection(
     """Measure detections against labelled boxes, by pycocotools (average precision, AP and AP50).
 
     Args:
-        found: by model name, for each image an array (detections, 6): left, top, right, bottom, class id, score. Any
-            unit that the labels have too.
+        found: by model name, for each image an array (detections, 6): left, top, right, bottom, class id, score, in the
+            same unit as the labels.
         boxes: (images, boxes, 5): left, top, right, bottom, class id; a box without area is padding.
         class_names: in order of the class ids.
-        num_parameters: of the models, by name.
+        num_parameters: number of parameters by model name.
 
     Returns:
         One entry for each model.
@@ -137,14 +137,14 @@ def _evaluated(truth: list, rows: list, images: int, classes: int) -> tuple[floa
 def boxes_over_pictures(
     images: Any, boxes: Mapping[str, Sequence[Any]], class_names: Sequence[str], least_score: float = 0.3
 ) -> Figure:
-    """Draw boxes over their pictures, one row per image: labels, teacher and students beside each other.
+    """Draw boxes over their images, one row per image: labels, teacher and students side by side.
 
     Args:
         images: (images, height, width, 1 or 3), 0..1.
-        boxes: by name, for each image an array (boxes, 5) or (detections, 6) in fractions of the picture; see
+        boxes: by name, for each image an array (boxes, 5) or (detections, 6) in fractions of the image; see
             ``detection``.
         class_names: in order of the class ids.
-        least_score: 0 to 1; detections below are not drawn.
+        least_score: 0 to 1; detections with a lower score are not drawn.
 
     Returns:
         The figure.
@@ -193,12 +193,12 @@ def write_detection_page(
     title: str = "Detection",
     notes: Sequence[str] = (),
 ) -> pathlib.Path:
-    """Write what ``detection`` measured as one self-contained HTML page; it appears whole or not at all.
+    """Write the results of ``detection`` as one self-contained HTML page, atomically.
 
     Args:
         entries: one per model.
         path: the file; replaced if it exists.
-        figure: what ``boxes_over_pictures`` drew.
+        figure: the figure of ``boxes_over_pictures``.
         class_names: in order of the class ids.
         title: first line of the page.
         notes: sentences that a reader needs to judge the numbers.

@@ -1,4 +1,4 @@
-"""Measure models on the same examples and keep the numbers: ``evaluate(models, data) -> Report``."""
+"""Evaluates models on the same examples: ``evaluate(models, data) -> Report``."""
 
 from __future__ import annotations
 
@@ -57,39 +57,39 @@ def evaluate(
     attack: Callable[..., Any] | None = None,
     corruptions: Sequence[str] | Mapping[str, Callable[[Any], Any]] = (),
 ) -> Report:
-    """Measure classifiers on the same examples: accuracy, honesty, agreement, size and speed.
+    """Evaluate classifiers on the same examples: accuracy, calibration, agreement, size and speed.
 
     Args:
-        models: a model, or models by name; several in a list are one entry, shown as mean and spread over the list.
+        models: a model, or models by name; several in a list form one entry, shown as mean and spread over the list.
         data: ``Examples``, ``Data`` (its test split), a pair ``(inputs, labels)``, or a ``tf.data.Dataset`` of such
             batches. Labels are integer class ids.
-        reference: name of the model the others' agreement is measured against: the teacher.
-        from_logits: whether the models give logits (the default) or probabilities.
-        class_names: for the confusion matrices; those of ``Data``, else the class ids.
+        reference: name of the model (the teacher) against which the others' agreement is measured.
+        from_logits: whether the models output logits (the default) or probabilities.
+        class_names: for the confusion matrices; by default those of ``Data``, otherwise the class ids.
         num_bins: >= 1, bins of confidence.
-        batch_size: >= 1, of the predictions and of the timing.
+        batch_size: >= 1, for predictions and timing.
         title: first line of the page.
         notes: sentences that a reader needs to judge the numbers.
         settings: how the models were made, for the record.
         histories: training curves by name: for each model of the entry a dictionary of lists, as Keras'
             ``History.history``.
-        explain: compare each student's explanations with the reference's on the first 200 examples: agreement between
-            its floor and its ceiling (a second model in the reference's list), examples side by side, a soft tree
-            drawn, a table's answers as rules. Logits are needed, and ``keras-distill[explain]``.
-        costs: of two classes: "false_positive" and "false_negative", as ``metrics.decision_cost`` takes them, and
-            "abstain" or "threshold" (of the second class) if wanted. The expected cost then stands in the table.
-        members: ``(inputs, labels)`` of the training data, or what ``data`` may be: with ``non_members`` it asks for a
-            membership audit of the first model of each entry, see ``membership``.
+        explain: True compares each student's explanations with the reference's on the first 200 examples: agreement
+            between floor and ceiling (a second model in the reference's list), examples side by side, the drawing of a
+            soft tree, rules for tables. It needs logits and ``keras-distill[explain]``.
+        costs: for two classes: "false_positive" and "false_negative", as in ``metrics.decision_cost``, and optionally
+            "abstain" or "threshold" (of the second class). Adds the expected cost to the table.
+        members: ``(inputs, labels)`` of the training data, or any form that ``data`` may have; with ``non_members`` it
+            requests a membership audit of the first model of each entry, see ``membership``.
         non_members: examples of the same distribution that no model has seen.
         shadow_models: models of the same kind that saw neither; they calibrate the audit.
-        comparison: ``report.comparison(...)`` of a cross-validation, to be shown and kept with the rest.
+        comparison: ``report.comparison(...)`` of a cross-validation, to be shown and saved with the rest.
         attack: ``regimes.ProjectedGradient(...)``, ``report.AutoAttack(...)``, or a function from model, inputs and
-            labels to moved inputs: the accuracy on what it makes of the data then stands in the table.
-        corruptions: of "noise", "blur" and "contrast" (``data.corrupt``, severities 1, 3 and 5), or functions of the
-            inputs by name: accuracy and calibration error on worse inputs.
+            labels to attacked inputs. Adds the accuracy on the attacked inputs to the table.
+        corruptions: any of "noise", "blur" and "contrast" (``data.corrupt``, severities 1, 3 and 5), or functions of
+            the inputs by name. Adds accuracy and calibration error on the corrupted inputs.
 
     Returns:
-        The frozen report: ``report.write_page`` shows it, ``report.to_json()`` keeps it.
+        The frozen report: ``report.write_page`` shows it, ``report.to_json()`` serialises it.
 
     Raises:
         ValueError: if there are no examples, labels are out of range, or an argument does not fit.
@@ -173,9 +173,9 @@ def evaluate(
 
 
 def _cost(owner: str, outputs: list[np.ndarray], labels: np.ndarray, from_logits: bool, costs: Any) -> Score:
-    """Expected cost of each model's decisions between two classes."""
+    """Return the expected cost of each model's decisions between two classes."""
     if outputs[0].shape[-1] != 2:
-        raise error(owner, "two classes beside costs", outputs[0].shape[-1])
+        raise error(owner, "two classes with costs", outputs[0].shape[-1])
     chances = [each[:, 1] for each in outputs]
     if from_logits:
         chances = [1.0 / (1.0 + np.exp(each[:, 0] - each[:, 1].astype("float64"))) for each in outputs]
@@ -197,7 +197,7 @@ def _groups(owner: str, models: Any, from_logits: bool) -> dict[str, list[keras.
 
 
 def _arrays(owner: str, data: Any) -> tuple[Any, np.ndarray]:
-    """Inputs and labels as arrays, whatever they came in."""
+    """Return inputs and labels as arrays, from any form of ``data``."""
     if isinstance(data, Data):
         data = data.test
     if isinstance(data, Examples):
@@ -257,13 +257,13 @@ def _confusion(answers: np.ndarray, labels: np.ndarray, num_classes: int) -> np.
 def _risk_coverage(outputs: np.ndarray, labels: np.ndarray, from_logits: bool, most: int = 200) -> np.ndarray:
     uncertainty = np.asarray(uncertainty_score(outputs, from_logits=from_logits))
     curve = np.stack(risk_coverage_curve(outputs.argmax(-1) != labels, uncertainty))
-    # Of the first coverages, which hop from error to error, as few as of the others.
+    # Evenly spaced coverages, so that the noisy beginning of the curve does not take most of the points.
     chosen = np.searchsorted(curve[0], np.linspace(1 / most, 1.0, most)).clip(max=curve.shape[1] - 1)
     return curve[:, np.unique(chosen)]
 
 
 def _size_on_disk(model: keras.Model) -> int:
-    """Bytes of the ``.keras`` file a user would ship: of an uncompiled copy where the model can be copied."""
+    """Return the bytes of the ``.keras`` file that a user would ship: an uncompiled copy if the model can be copied."""
     if isinstance(model, keras.Sequential) or type(model).__name__ == "Functional":
         copy = type(model).from_config(model.get_config())
         copy.set_weights(model.get_weights())
@@ -275,10 +275,10 @@ def _size_on_disk(model: keras.Model) -> int:
 
 
 class _Uncompiled(keras.Model):
-    """A model without what it was compiled with: ``steps_per_execution``, say, makes ``predict_on_batch`` slower.
+    """A model without its compile settings: ``steps_per_execution``, for instance, slows ``predict_on_batch`` down.
 
     Args:
-        model: what is called.
+        model: the model to call.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -291,7 +291,7 @@ class _Uncompiled(keras.Model):
 
 
 def _milliseconds(models: Mapping[str, keras.Model], batch: Any, repeats: int = 100) -> dict[str, float]:
-    """Time of ``predict_on_batch`` per example: the fastest of many calls, the models taking turns."""
+    """Return the time of ``predict_on_batch`` per example: the fastest of many calls, with the models in turn."""
     timed = {name: _Uncompiled(model) for name, model in models.items()}
     fastest = dict.fromkeys(models, math.inf)
     for round_ in range(repeats + 3):

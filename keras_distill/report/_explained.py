@@ -1,4 +1,4 @@
-"""What each student learned of its teacher's reasons: measured once, kept in the report as plain data."""
+"""Agreement of each student's explanations with its teacher's, kept in the report as plain data."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class ShownExample:
     """One example, explained by teacher and student side by side.
 
     Args:
-        rule: why it is shown.
+        rule: the rule by which it was selected.
         label: its true class.
         teacher_answer: the teacher's class.
         student_answer: the student's class.
         similarity: signed rank correlation of the two maps, -1 to 1.
         values: the input, (height, width, channels) or (columns,).
         teacher_map: attributions of the teacher's answer, channels summed.
-        student_map: the same of the student.
-        path: sentences on the student's path, of a soft tree.
+        student_map: the same for the student.
+        path: sentences that describe the path through a soft tree.
     """
 
     rule: str
@@ -44,17 +44,17 @@ class ShownExample:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Explained:
-    """How one student explains itself, compared with its teacher.
+    """Explanations of one student, compared with its teacher's.
 
     Args:
-        name: of the student's entry.
-        method: of the attributions.
-        num_examples: how many examples were compared.
-        measures: name to student, standard error, floor and ceiling (None where there is none).
-        examples: shown side by side.
-        rules: (rule, share) of a readable surrogate of the student, for tables; with its fidelity in ``rules_note``.
-        rules_note: how faithful the rules are.
-        tree: the picture of a soft tree: ``filters``, ``distributions`` and ``shares``; None of other students.
+        name: name of the student's entry.
+        method: method of the attributions.
+        num_examples: number of compared examples.
+        measures: name to student, standard error, floor and ceiling (None if not measured).
+        examples: examples shown side by side.
+        rules: (rule, answer, share) of a readable surrogate of the student, for tables.
+        rules_note: fidelity of the rules.
+        tree: the picture of a soft tree: ``filters``, ``distributions`` and ``shares``; None for other students.
     """
 
     name: str
@@ -78,7 +78,7 @@ def explained(
 
     Args:
         owner: name shown in the error message.
-        groups: models by name; the first of each is explained, the second of the reference is the ceiling.
+        groups: models by name; the first of each is explained, and the reference's second is the ceiling.
         reference: the teacher's name.
         inputs: (examples, ...).
         labels: (examples,).
@@ -122,7 +122,7 @@ def explained(
 
 
 def _with_gradient(model: keras.Model) -> keras.Model:
-    """Return the model, or for a soft tree that follows one path the same tree averaged over all paths."""
+    """Return the model; for a soft tree that follows one path, the same tree averaged over all paths."""
     if not isinstance(model, students.SoftDecisionTree) or model.inference == "mean":
         return model
     twin = students.SoftDecisionTree.from_config({**model.get_config(), "inference": "mean"})
@@ -180,7 +180,7 @@ def _sentences(path: students.TreePaths) -> tuple[str, ...]:
 
 
 def _rules(student: keras.Model, x: np.ndarray) -> tuple[tuple[tuple[str, str, float], ...], str]:
-    """Rules of a small tree that imitates the student, for tables of some size."""
+    """Return the rules of a small tree that imitates the student, for tables of at least 50 rows."""
     if x.ndim != 2 or len(x) < 50:
         return (), ""
     rows = x[:5000]

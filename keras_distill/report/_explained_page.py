@@ -1,4 +1,4 @@
-"""The section of the page that says what a student learned of its teacher's reasons."""
+"""The section of the page that compares the explanations of students and teacher."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def explanations(found: Sequence[Explained], class_names: Sequence[str]) -> list
     """Return the parts of the page for every student.
 
     Args:
-        found: what ``evaluate(..., explain=True)`` measured.
-        class_names: of the report.
+        found: the explanations of ``evaluate(..., explain=True)``.
+        class_names: the report's class names.
 
     Returns:
-        HTML, one part after the other.
+        HTML, one string per part.
     """
     parts: list[str] = []
     for number, each in enumerate(found):

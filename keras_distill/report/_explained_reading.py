@@ -1,4 +1,4 @@
-"""Read explanations from JSON that somebody else may have written."""
+"""Reads explanations from untrusted JSON."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from keras_distill.report._explained import Explained, ShownExample
 _PARTS = {"name", "method", "num_examples", "measures", "examples", "rules", "rules_note", "tree"}
 _SHOWN = {"rule", "label", "teacher_answer", "student_answer", "similarity", "values", "teacher_map", "student_map",
           "path"}  # fmt: skip
-_LARGEST = 4_000_000  # numbers of one array
+_LARGEST = 4_000_000  # maximum number of elements of one array
 
 
 def explained_of(fields: Any, num_classes: int, need: Callable[[bool, str], None]) -> tuple[Explained, ...]:
-    """Return what ``Report.to_json`` wrote of the explanations.
+    """Return the explanations written by ``Report.to_json``.
 
     Args:
-        fields: the list of the JSON text.
-        num_classes: of the report.
-        need: raises the error that names the part where its first argument is false.
+        fields: the parsed list.
+        num_classes: number of classes of the report.
+        need: raises the error that names the part, if its first argument is false.
 
     Returns:
         The explanations.

@@ -1,4 +1,4 @@
-"""Figures that survive colour blindness and grey printers: each function returns a matplotlib ``Figure``."""
+"""Figures readable with colour blindness and in grey; each function returns a matplotlib ``Figure``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours that stay apart under every common colour blindness and in grey (Okabe and Ito's), each with a line style.
+# Okabe and Ito's colours, distinguishable under every common colour blindness and in grey, each with a line style.
 _BLUE, _RED, _INK, _PALE = "#0072B2", "#D55E00", "#222222", "#D9D9D9"
 _STYLES = (
     ("#0072B2", "-"),
@@ -27,15 +27,15 @@ _STYLES = (
 
 
 def reliability_diagram(bins: ReliabilityBins | Mapping[str, ReliabilityBins]) -> Figure:
-    """Draw, for each model, how often it is right against how sure it is, above how many examples say so.
+    """Draw each model's accuracy against its confidence, and below it the number of examples per bin.
 
     Args:
-        bins: as ``metrics.reliability_bins``, the metric's ``bins`` or ``CalibrationMonitor`` give them; or several, by
+        bins: bins from ``metrics.reliability_bins``, a metric's ``bins`` or ``CalibrationMonitor``; or several, by
             model name.
 
     Returns:
-        The figure: one column per model. Bars are accuracies, dots mean confidences, the line between them is the gap
-        that calibration errors sum; below, the number of examples in each bin.
+        The figure: one column per model. Bars are accuracies, dots mean confidences, and lines between them the gaps
+        that calibration errors sum.
 
     Raises:
         ValueError: if there is no model, or matplotlib is missing.
@@ -75,11 +75,11 @@ def reliability_diagram(bins: ReliabilityBins | Mapping[str, ReliabilityBins]) -
 
 
 def confusion_matrices(counts: Mapping[str, Any], class_names: Sequence[str] | None = None) -> Figure:
-    """Draw which classes each model takes for which; only mistakes are coloured, on one scale for all models.
+    """Draw each model's confusion matrix; only mistakes are coloured, on one scale for all models.
 
     Args:
         counts: by model name, (classes, classes) counts, rows are the true classes.
-        class_names: one per class; their ids by default. Left out, as are the counts, beyond 20 classes.
+        class_names: one per class; their ids by default. Names and counts are omitted beyond 20 classes.
 
     Returns:
         The figure: one matrix per model.
@@ -106,7 +106,7 @@ def confusion_matrices(counts: Mapping[str, Any], class_names: Sequence[str] | N
         table = np.asarray(matrix)
         size = len(table)
         names = [plain(each) for each in (class_names if class_names is not None else range(size))]
-        axes.set_facecolor(_PALE)  # shines through where there is no mistake to colour: on the diagonal
+        axes.set_facecolor(_PALE)  # visible on the diagonal, where there are no mistakes to colour
         image = axes.imshow(shares[name], cmap=colors, vmin=0, vmax=most)
         axes.set(title=plain(name), xlabel="answer")
         if size <= 20:
@@ -130,7 +130,7 @@ def confusion_matrices(counts: Mapping[str, Any], class_names: Sequence[str] | N
 
 
 def layer_attention(terms: CrossLayerAttention | Mapping[str, CrossLayerAttention]) -> Figure:
-    """Draw which teacher layer taught which student layer how much, as ``CrossLayerAttention`` has learned it.
+    """Draw the weight of each teacher layer for each student layer, as learned by ``CrossLayerAttention``.
 
     Args:
         terms: a trained term; or several, by name.
@@ -139,7 +139,7 @@ def layer_attention(terms: CrossLayerAttention | Mapping[str, CrossLayerAttentio
         The figure: one matrix per term, rows are the student's layers, columns the teacher's; each row sums to 1.
 
     Raises:
-        ValueError: if there is no term, one has not seen data, or matplotlib is missing.
+        ValueError: if there is no term, a term has not seen data, or matplotlib is missing.
 
     Example:
         >>> import keras
@@ -171,11 +171,11 @@ def layer_attention(terms: CrossLayerAttention | Mapping[str, CrossLayerAttentio
 
 
 def training_curves(histories: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]) -> Figure:
-    """Draw how each quantity went over the epochs: the mean over a model's runs, and the band from least to most.
+    """Draw each quantity over the epochs: the mean over a model's runs, and the band from minimum to maximum.
 
     Args:
-        histories: by model name, one dictionary per run, as Keras' ``History.history``. Quantities only one model has
-            are drawn too; runs of different length are cut to the shortest.
+        histories: by model name, one dictionary per run, as Keras' ``History.history``. Quantities of one model only
+            are drawn too; runs of different lengths are cut to the shortest.
 
     Returns:
         The figure: one panel per quantity.
@@ -215,14 +215,14 @@ def _curve(axes: Axes, name: str, curves: Sequence[np.ndarray], color: str, styl
 
 
 def plain(name: Any) -> str:
-    """Return a name as matplotlib draws it letter by letter: no formula begins at a dollar sign."""
+    """Return a name with dollar signs escaped, so that matplotlib draws it as text and not as a formula."""
     return printable(name).replace("$", r"\$")
 
 
 def _panels(
     owner: str, columns: int, *, rows: int, width: float, height: float, ratios: Sequence[float] = (1,)
 ) -> tuple[Figure, Any]:
-    """A figure of its own, known to no global state, and its axes by row and column."""
+    """Return a figure, independent of matplotlib's global state, and its axes by row and column."""
     if not columns:
         raise error(f"report.{owner}", "something to draw", "nothing")
     try:

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def escaped(text: Any) -> str:
-    """Return any text so that HTML shows it and obeys nothing in it."""
+    """Return any text escaped for HTML."""
     return html.escape(printable(text))
 
 
 def figure_html(figure: Figure, label: str, caption: str) -> str:
-    """A figure as SVG inside the page, named for screen readers."""
+    """Return a figure as inline SVG, labelled for screen readers."""
     with io.StringIO() as text:
         figure.savefig(text, format="svg", metadata={"Date": None})
         svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{escaped(label)}" ', 1)
-    # Names inside an SVG count for the whole page: keep those of different figures apart.
+    # Ids inside an SVG are global to the page, so those of different figures get different prefixes.
     mark = label.split()[0].lower()
     for before, after in (('id="', f'id="{mark}-'), ('href="#', f'href="#{mark}-'), ("url(#", f"url(#{mark}-")):
         svg = svg.replace(before, after)

@@ -1,4 +1,4 @@
-"""Whether a model tells who was in its training data: the loss attack, calibrated by shadow models."""
+"""Membership inference audit: the loss attack, calibrated by shadow models."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Interval = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Membership:
-    """How well an attacker tells training examples from others by their loss. Intervals are of 95%, by bootstrap.
+    """How well an attacker separates training examples from others by their loss, with 95% bootstrap intervals.
 
     Args:
-        auc: 0..1, how often a member has the higher score than a non-member; 0.5 is guessing.
+        auc: 0..1, probability that a member scores higher than a non-member; 0.5 is guessing.
         auc_interval: its lower and upper bound.
-        advantage: 0..1, greatest true positive rate minus false positive rate. It is never negative, hence a little
-            above zero for an attacker who guesses.
+        advantage: 0..1, largest difference of true and false positive rate. It is never negative, so guessing gives a
+            value slightly above zero.
         advantage_interval: its lower and upper bound.
-        true_positive_rate: 0..1, members found where at most 1% of the non-members are accused; 0.01 is guessing.
+        true_positive_rate: 0..1, fraction of members found at a false positive rate of at most 1%; 0.01 is guessing.
         true_positive_rate_interval: its lower and upper bound.
-        num_members: how many examples the model was trained on.
-        num_non_members: how many it was not.
-        num_shadow_models: how many models the scores were calibrated with; 0 is the plain loss attack.
+        num_members: number of examples on which the model was trained.
+        num_non_members: number of other examples.
+        num_shadow_models: number of models that calibrate the scores; 0 is the plain loss attack.
     """
 
     auc: float
@@ -66,23 +66,23 @@ def membership(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> Membership:
-    """Audit whether a classifier's losses tell which examples it, or its teacher, was trained on.
+    """Audit whether a classifier's losses reveal on which examples it, or its teacher, was trained.
 
-    Choose it to compare models on the same examples. A low figure is no guarantee: a stronger attack may exist, and
-    single examples may be exposed where the average is not. ``regimes.PrivateVotes`` gives a guarantee.
+    Choose it to compare models on the same examples. A low value is no guarantee: a stronger attack may exist, and
+    single examples may be exposed even if the average is not. ``regimes.PrivateVotes`` gives a guarantee.
 
     Formula: score(x, y) = -loss(x, y), or with shadow models mean_s loss_s(x, y) - loss(x, y); losses are -log p(y|x).
 
     Args:
-        model: gives (examples, classes).
-        members: ``(inputs, labels)`` of the training data, integer labels; or what ``report.evaluate`` takes as data.
+        model: outputs (examples, classes).
+        members: ``(inputs, labels)`` of the training data, integer labels; or any ``data`` of ``report.evaluate``.
         non_members: the same kind of examples, never seen in training. They must come from the same distribution as
-            the members, otherwise the audit measures the difference of the two.
-        shadow_models: models of the same kind that saw neither; they tell how hard each example is.
-        from_logits: whether the models give logits (the default) or probabilities.
-        batch_size: >= 1, of the predictions.
-        num_resamples: >= 1, of the bootstrap.
-        seed: >= 0, of the bootstrap.
+            the members; otherwise the audit measures the difference between the distributions.
+        shadow_models: models of the same kind that saw neither; they measure the difficulty of each example.
+        from_logits: whether the models output logits (the default) or probabilities.
+        batch_size: >= 1, for predictions.
+        num_resamples: >= 1, number of bootstrap resamples.
+        seed: >= 0, seed of the bootstrap.
 
     Returns:
         The frozen ``Membership``.
@@ -113,17 +113,17 @@ def membership(
 
 
 class Audit:
-    """Two sets of examples, and how hard each of them is, for one model after the other.
+    """Members and non-members with the difficulty of each example, for audits of several models.
 
     Args:
         owner: name shown in the error messages.
-        members: see ``membership``, as all others.
+        members: see ``membership``, as for all other arguments.
         non_members: never seen in training.
-        shadow_models: saw neither.
-        from_logits: whether models give logits.
-        batch_size: of the predictions.
-        num_resamples: of the bootstrap.
-        seed: of the bootstrap.
+        shadow_models: trained on neither.
+        from_logits: whether models output logits.
+        batch_size: for predictions.
+        num_resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Audit:
                 top = outputs.max(-1)
                 loss = top + np.log(np.exp(outputs - top[:, None]).sum(-1)) - chosen
             else:
-                loss = -np.log(np.maximum(chosen, 1e-45))  # the least float32
+                loss = -np.log(np.maximum(chosen, 1e-45))  # the smallest positive float32
             if not np.isfinite(loss).all():
                 raise error(self.owner, f"finite losses of {model.name!r}", "NaN or infinity")
             found.append(loss)
@@ -193,10 +193,10 @@ def attack(
     """Return AUC, advantage and true positive rate of scores, and their intervals.
 
     Args:
-        members: (members,), scores; higher means that the attacker believes in membership.
+        members: (members,), scores; higher means that the attacker assumes membership.
         non_members: (non-members,), scores.
-        num_resamples: of the bootstrap; members and non-members are drawn apart.
-        seed: of the bootstrap.
+        num_resamples: number of bootstrap resamples; members and non-members are drawn separately.
+        seed: seed of the bootstrap.
 
     Returns:
         The three values, and the three pairs of percentiles 2.5 and 97.5.
@@ -214,7 +214,7 @@ def attack(
 
 
 def _curve(inside: np.ndarray, outside: np.ndarray, size: int) -> tuple[float, float, float]:
-    """Return the three values from each example's place among the thresholds, the highest score first."""
+    """Return the three values from each example's index among the thresholds, highest score first."""
     found, accused = (
         np.concatenate([[0.0], np.cumsum(np.bincount(each, minlength=size)) / len(each)]) for each in (inside, outside)
     )
@@ -224,7 +224,7 @@ def _curve(inside: np.ndarray, outside: np.ndarray, size: int) -> tuple[float, f
 
 
 def membership_of(fields: Any, need: Any) -> Membership | None:
-    """Return the audit from what JSON text held, which somebody else may have written."""
+    """Return the audit from parsed, untrusted JSON."""
     if fields is None:
         return None
     names = {field.name for field in dataclasses.fields(Membership)}

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no network, no script, no other file."""
+"""The report as one self-contained HTML file: no network, no scripts, no other files."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ _CAPTIONS = {
 
 
 def write_page(report: Report, path: str | os.PathLike[str]) -> pathlib.Path:
-    """Write the report as one self-contained HTML page; it appears whole or not at all.
+    """Write the report as one self-contained HTML page, atomically.
 
     Args:
-        report: what ``evaluate`` gave.
+        report: the result of ``evaluate``.
         path: the file; replaced if it exists.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Read a report from JSON text that somebody else may have written: every part is looked at before it is used."""
+"""Reads a report from untrusted JSON: every part is checked before it is used."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from keras_distill.report._robustness import robustness_of
 _SCORES = ("accuracy", "negative_log_likelihood", "expected_calibration_error", "brier_score")
 _COUNTS = ("num_parameters", "size_bytes", "batch_size")
 _ENTRY = {"name", *_SCORES, "agreement", *_COUNTS, "milliseconds_per_example", "reliability", "confusion"}
-_LATER = ("risk_coverage", "expected_cost", "membership", "robustness")  # not in reports of older versions
+_LATER = ("risk_coverage", "expected_cost", "membership", "robustness")  # missing from reports of older versions
 _REPORT = {"title", "entries", "reference", "class_names", "num_examples", "notes", "settings", "environment",
            "histories", "explanations", "comparison"}  # fmt: skip
 
 
 def report_of(text: str) -> Report:
-    """Return the report that ``Report.to_json`` wrote.
+    """Return the report written by ``Report.to_json``.
 
     Args:
         text: the JSON text.
 
     Raises:
-        ValueError: naming the first part that no report has.
+        ValueError: if a part is invalid; the message names the first.
     """
     try:
         fields = json.loads(text)

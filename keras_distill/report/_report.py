@@ -1,4 +1,4 @@
-"""What was measured, kept as plain values: a frozen report that prints, saves and loads."""
+"""The measurements as plain values: a frozen report that prints, saves and loads."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Histories = Mapping[str, Sequence[Mapping[str, Sequence[float]]]]
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """One number per model, and what they have in common.
+    """One number per model, with mean and spread.
 
     Args:
-        values: one per model: the same student trained from several seeds, say.
+        values: one per model, for instance the same student trained from several seeds.
 
     Example:
         >>> score = Score((1.0, 2.0, 3.0))
@@ -47,32 +47,32 @@ class Score:
 
     @property
     def spread(self) -> float | None:
-        """Sample standard deviation (divided by n - 1); None of a single value."""
+        """Sample standard deviation (divided by n - 1); None for a single value."""
         return statistics.stdev(self.values) if len(self.values) > 1 and all(map(math.isfinite, self.values)) else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
-    """What was measured of one model, or of the same model trained several times.
+    """Measurements of one model, or of the same model trained several times.
 
     Args:
-        name: as the user calls it.
-        accuracy: fraction right, 0 to 1.
+        name: the user's name for the model.
+        accuracy: fraction correct, 0 to 1.
         negative_log_likelihood: mean over examples, nats.
-        expected_calibration_error: mean distance of confidence and accuracy over the bins, 0 to 1.
-        brier_score: squared distance of probabilities and one-hot label, summed over classes, 0 to 2.
+        expected_calibration_error: mean distance between confidence and accuracy over the bins, 0 to 1.
+        brier_score: squared distance between probabilities and one-hot label, summed over classes, 0 to 2.
         agreement: fraction of examples with the reference's answer, 0 to 1; None for the reference itself.
-        num_parameters: trainable and not.
-        size_bytes: of the ``.keras`` file, without optimizer state.
-        milliseconds_per_example: fastest of 100 calls of ``predict_on_batch``, divided by the batch.
+        num_parameters: number of parameters, trainable or not.
+        size_bytes: size of the ``.keras`` file, without optimizer state.
+        milliseconds_per_example: fastest of 100 calls of ``predict_on_batch``, divided by the batch size.
         batch_size: examples in those calls.
         reliability: bins of confidence over all examples of all models of this entry.
         confusion: (classes, classes) counts, rows are the true classes; summed over the models.
-        risk_coverage: (2, at most 200): coverage, and the share of errors among the most certain that many, over all
-            examples of all models of this entry; none in reports from before there was one.
-        expected_cost: mean cost of decisions per example, where ``evaluate`` was given costs; else None.
-        membership: audit of the first model, where ``evaluate`` was given members; else None.
-        robustness: under attack and on inputs made worse, where ``evaluate`` was given either; else None.
+        risk_coverage: (2, at most 200): coverage, and the error rate among that fraction of most certain examples,
+            over all examples of all models of this entry; empty in reports of older versions.
+        expected_cost: mean cost of decisions per example if ``evaluate`` was given costs; otherwise None.
+        membership: audit of the first model if ``evaluate`` was given members; otherwise None.
+        robustness: results under attack and on corrupted inputs if ``evaluate`` was given either; otherwise None.
     """
 
     name: str
@@ -95,20 +95,20 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
-    """Models compared on the same examples: everything the table, the figures and the page show.
+    """Models compared on the same examples: everything that the table, the figures and the page show.
 
     Args:
         title: one line.
-        entries: one per model, in the order given.
-        reference: name of the entry the others' ``agreement`` refers to; None without one.
+        entries: one per model, in the given order.
+        reference: name of the entry to which the others' ``agreement`` refers; None without one.
         class_names: one per class.
-        num_examples: how many examples were measured on.
-        notes: what a reader must know to judge the numbers, one sentence each.
+        num_examples: number of test examples.
+        notes: sentences that a reader needs to judge the numbers.
         settings: how the models were made, names and plain values.
         environment: versions and machine, filled in by ``evaluate``.
         histories: training curves: entry -> one dictionary per model -> name -> one value per epoch.
-        explanations: what ``evaluate(..., explain=True)`` found of each student; none otherwise.
-        comparison: methods of a cross-validation against one of them, where ``evaluate`` was given one; else None.
+        explanations: results of ``evaluate(..., explain=True)`` for each student; empty otherwise.
+        comparison: comparison of the methods of a cross-validation if ``evaluate`` was given one; otherwise None.
     """
 
     title: str
@@ -138,11 +138,11 @@ class Report:
             Strict JSON, for ``from_json`` and for other programs.
         """
         text = json.dumps(_plain(self), indent=1, allow_nan=False, ensure_ascii=False)
-        return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)  # no UTF-8 holds half a pair
+        return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)  # UTF-8 has no lone surrogates
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """Read what ``to_json`` wrote.
+        """Read a report written by ``to_json``.
 
         Args:
             text: the JSON text.
@@ -151,9 +151,9 @@ class Report:
             An equal report.
 
         Raises:
-            ValueError: if it is anything else.
+            ValueError: if the text is anything else.
         """
-        from keras_distill.report._reading import report_of  # it makes what this module defines
+        from keras_distill.report._reading import report_of  # imports this module
 
         return report_of(text)
 
@@ -170,10 +170,10 @@ class Report:
         return f"<h3>{html.escape(printable(self.title))}</h3>\n{numbers(self)}"
 
     def save(self, path: str | os.PathLike[str]) -> pathlib.Path:
-        """Write the report: as JSON text or as one HTML page, by the ending of the path.
+        """Write the report as JSON or as one HTML page, depending on the suffix of the path.
 
         Args:
-            path: ends in ``.json`` or ``.html``; a file that is there is replaced.
+            path: ends in ``.json`` or ``.html``; an existing file is replaced.
 
         Returns:
             The path.
@@ -193,7 +193,7 @@ class Report:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses, arrays and mappings as what JSON knows."""
+    """Convert dataclasses, arrays and mappings to JSON types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""How models hold when their inputs change: moved against them, or made worse."""
+"""Robustness of models to attacked and to corrupted inputs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from keras_distill.metrics import expected_calibration_error
 from keras_distill.regimes import ProjectedGradient
 from keras_distill.report._auto_attack import AutoAttack
 
-#: Of the named corruptions; the severities between them add little to a figure.
+#: Severities of the named corruptions; those in between add little to a figure.
 _SEVERITIES = (1, 3, 5)
 _KINDS = ("noise", "blur", "contrast")
 
 
 @dataclasses.dataclass(frozen=True)
 class Shift:
-    """What was measured on inputs that were made worse, one value per model of the entry.
+    """Measurements on corrupted inputs, one value per model of the entry.
 
     Args:
-        name: of the corruption.
-        severity: 1 to 5; 0 is the data as they are.
-        accuracy: fraction right, 0 to 1.
+        name: name of the corruption.
+        severity: 1 to 5; 0 is the unchanged data.
+        accuracy: fraction correct, 0 to 1.
         expected_calibration_error: as in ``Entry``.
     """
 
@@ -39,12 +39,12 @@ class Shift:
 
 @dataclasses.dataclass(frozen=True)
 class Robustness:
-    """How the models of one entry hold when their inputs change.
+    """Robustness of the models of one entry to changed inputs.
 
     Args:
-        attack: what the attack is; empty without one.
-        robust_accuracy: fraction right on attacked examples, one value per model; empty without an attack.
-        shifts: one for each corruption and severity, in the order measured.
+        attack: description of the attack; empty without one.
+        robust_accuracy: fraction correct on attacked examples, one value per model; empty without an attack.
+        shifts: one for each corruption and severity, in the order of measurement.
     """
 
     attack: str = ""
@@ -53,18 +53,18 @@ class Robustness:
 
 
 class Trial:
-    """The same attack and the same corruptions, for one entry after the other.
+    """Applies the same attack and the same corruptions to several entries.
 
     Args:
         owner: name shown in the error messages.
-        attack: see ``evaluate``, as all others.
+        attack: see ``evaluate``, as for all other arguments.
         corruptions: names, or functions by name.
-        inputs: as they are.
+        inputs: the unchanged inputs.
         labels: (examples,), integer.
         outputs: function from owner, model, inputs and batch size to (examples, classes).
-        from_logits: whether models give logits.
-        batch_size: of the predictions.
-        num_bins: of confidence.
+        from_logits: whether models output logits.
+        batch_size: for predictions.
+        num_bins: bins of confidence.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Trial:
         self._changed = _changed(owner, corruptions, inputs)
 
     def __call__(self, group: Sequence[keras.Model]) -> Robustness:
-        """Return what was measured of one entry's models."""
+        """Return the measurements of one entry's models."""
         shifts = []
         for name, severity, inputs in [("none", 0, self.inputs), *self._changed] if self._changed else []:
             said = [self.outputs(self.owner, model, inputs, self.batch_size) for model in group]
@@ -133,7 +133,7 @@ def _changed(owner: str, corruptions: Any, inputs: np.ndarray) -> list[tuple[str
 
 
 def robustness_of(fields: Any, need: Any) -> Robustness | None:
-    """Return what JSON text held, which somebody else may have written."""
+    """Return the robustness from parsed, untrusted JSON."""
     if fields is None:
         return None
 

@@ -1,4 +1,4 @@
-"""Parts of the page for an adversary: how models hold when inputs change, and whom their losses give away."""
+"""Parts of the page on safety: robustness to changed inputs, and membership inference."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _AUDIT = (
 
 
 def safety(report: Report) -> list[str]:
-    """Return the headings and contents of both parts as HTML; nothing where nothing was measured.
+    """Return the headings and contents of both parts as HTML; parts without measurements are omitted.
 
     Args:
-        report: what ``evaluate`` gave.
+        report: the result of ``evaluate``.
     """
     parts = []
     shifts = {entry.name: entry.robustness for entry in report.entries if entry.robustness and entry.robustness.shifts}
@@ -66,13 +66,13 @@ def safety(report: Report) -> list[str]:
 
 
 def shift_curves(robustness: Mapping[str, Robustness]) -> Figure:
-    """Draw accuracy and calibration error of models whose inputs get worse.
+    """Draw accuracy and calibration error of models against the severity of corruptions.
 
     Args:
-        robustness: by model name, ``Entry.robustness``, with shifts.
+        robustness: by model name, ``Entry.robustness`` with shifts.
 
     Returns:
-        The figure: a column per corruption, a line per model, the mean over an entry's models.
+        The figure: a column per corruption and a line per entry, the mean over its models.
 
     Raises:
         ValueError: if there is nothing to draw, or matplotlib is missing.

@@ -1,4 +1,4 @@
-"""Models that label every pixel, measured on the same images, and their maps laid over the pictures."""
+"""Evaluation of segmentation models on the same images, and their maps drawn over the images."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _OWNER = "report.segmentation"
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationEntry:
-    """What was measured of one model over all labelled pixels.
+    """Measurements of one model over all labelled pixels.
 
     Args:
-        name: as the user calls it.
+        name: the user's name for the model.
         mean_iou: intersection over union, mean over the classes that occur in labels or answers, 0 to 1.
-        class_iou: of each class; NaN for one that does not occur.
+        class_iou: IoU of each class; NaN for a class that does not occur.
         dice: 2 * intersection / (labels + answers) per class, mean over the same classes.
-        pixel_accuracy: fraction of pixels answered right.
-        pixel_agreement: fraction of pixels answered as the reference does; None of the reference itself.
+        pixel_accuracy: fraction of correct pixels.
+        pixel_agreement: fraction of pixels with the reference's answer; None for the reference itself.
         pixel_calibration_error: expected calibration error over pixels, 0 to 1.
-        num_parameters: of the model.
+        num_parameters: number of parameters.
     """
 
     name: str
@@ -53,13 +53,13 @@ class SegmentationEntry:
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationReport:
-    """What ``segmentation`` measured.
+    """Result of ``segmentation``.
 
     Args:
         entries: one per model.
         class_names: in order of the class ids.
-        num_images: how many were measured.
-        num_pixels: labelled ones; void does not count.
+        num_images: number of images.
+        num_pixels: number of labelled pixels, without void.
     """
 
     entries: tuple[SegmentationEntry, ...]
@@ -80,10 +80,10 @@ class SegmentationReport:
         return json.dumps(_without_nan(dataclasses.asdict(self)), indent=1, allow_nan=False)
 
     def save(self, path: str | os.PathLike[str]) -> pathlib.Path:
-        """Write ``to_json()`` to a file, whole or not at all.
+        """Write ``to_json()`` to a file, atomically.
 
         Args:
-            path: of the file.
+            path: path of the file.
 
         Returns:
             The path.
@@ -112,25 +112,25 @@ def segmentation(
     num_bins: int = 15,
     batch_size: int = 16,
 ) -> SegmentationReport:
-    """Measure models that label every pixel: mean IoU, agreement with the teacher, honesty per pixel.
+    """Evaluate segmentation models: mean IoU, agreement with the teacher, calibration per pixel.
 
-    A model whose output is coarser than the labels is brought to their size once, bilinearly, before the decision.
+    Outputs coarser than the labels are resized to their size bilinearly before the decision.
 
     Args:
         models: by name; outputs (batch, height, width, classes).
         data: ``Examples``, ``Data`` (its test split) or a pair (images, maps of class ids).
-        reference: name of the teacher, whose answers the others' are compared with.
-        class_names: those of ``Data``, else the class ids.
+        reference: name of the teacher, with whose answers the others' are compared.
+        class_names: by default those of ``Data``, otherwise the class ids.
         ignore_label: the label of void pixels, which never count.
-        from_logits: whether the models give logits (the default) or probabilities.
+        from_logits: whether the models output logits (the default) or probabilities.
         num_bins: >= 1, bins of confidence.
-        batch_size: >= 1; memory grows with it and not with the number of images.
+        batch_size: >= 1; memory grows with it, not with the number of images.
 
     Returns:
         The frozen report; ``overlays`` draws the maps.
 
     Raises:
-        ValueError: if an output is no map, labels are out of range or all void, or an argument does not fit.
+        ValueError: if an output is not a map, labels are out of range or all void, or an argument does not fit.
 
     Example:
         >>> import keras, numpy as np
@@ -217,15 +217,15 @@ def overlays(
     ignore_label: int | None = None,
     strength: float = 0.55,
 ) -> Figure:
-    """Draw maps of classes over their pictures, one row per image: labels, teacher and student beside each other.
+    """Draw maps of classes over their images, one row per image: labels, teacher and student side by side.
 
     Args:
         images: (images, height, width, 1 or 3), 0..1.
-        maps: by name, (images, height, width) class ids; the first is what the others are compared with: where they
-            differ from it, a pixel is drawn in full colour, where they agree it is pale.
-        class_names: for the legend; None writes the ids.
+        maps: by name, (images, height, width) class ids; the others are compared with the first: a pixel that differs
+            is drawn in full colour, one that agrees is pale.
+        class_names: for the legend; None shows the ids.
         ignore_label: the label of void pixels, which are drawn black.
-        strength: 0 to 1, of the colours over the picture.
+        strength: 0 to 1, opacity of the colours over the image.
 
     Returns:
         The figure.

@@ -1,4 +1,4 @@
-"""The page of a segmentation report: numbers, classes, and pictures a person can judge; one file without a network."""
+"""The page of a segmentation report: numbers, classes and images in one self-contained file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def write_segmentation_page(
     title: str = "Segmentation",
     notes: Sequence[str] = (),
 ) -> pathlib.Path:
-    """Write a segmentation report as one self-contained HTML page; it appears whole or not at all.
+    """Write a segmentation report as one self-contained HTML page, atomically.
 
     Args:
-        report: what ``segmentation`` gave.
+        report: the result of ``segmentation``.
         path: the file; replaced if it exists.
-        images: a few pictures to show; see ``overlays``.
+        images: a few images to show; see ``overlays``.
         maps: their maps by name, the labels first; see ``overlays``.
         ignore_label: see ``overlays``.
         title: first line of the page.
@@ -36,7 +36,7 @@ def write_segmentation_page(
         The path.
 
     Raises:
-        ValueError: if a map has another size than its picture, or matplotlib is missing.
+        ValueError: if the sizes of a map and its image differ, or matplotlib is missing.
         OSError: if the file cannot be written.
     """
     figure = overlays(images, maps, class_names=report.class_names, ignore_label=ignore_label)

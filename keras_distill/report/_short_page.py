@@ -1,4 +1,4 @@
-"""Parts of the pages of segmentation and detection: a table, a picture, and the file around them."""
+"""Shared parts of the segmentation and detection pages: a table, an image, and the file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def picture(figure: Figure, label: str, caption: str) -> str:
-    """Return a figure as pixels inside the page: photographs are smaller so than as SVG."""
+    """Return a figure as an inline PNG, which is smaller than SVG for photographs."""
     with io.BytesIO() as stream:
         figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
         content = base64.b64encode(stream.getvalue()).decode()
@@ -41,7 +41,7 @@ def picture(figure: Figure, label: str, caption: str) -> str:
 
 
 def write_html(path: str | os.PathLike[str], title: str, notes: Sequence[str], parts: Sequence[str]) -> pathlib.Path:
-    """Write a page: its title, its notes as paragraphs, then the parts; it appears whole or not at all."""
+    """Write a page atomically: title, notes as paragraphs, then the parts."""
     above = [f"<h1>{escaped(title)}</h1>", *(f"<p>{escaped(note)}</p>" for note in notes)]
     text = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

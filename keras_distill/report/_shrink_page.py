@@ -1,4 +1,4 @@
-"""The page of ``students.shrink``: what was asked, what each step brought and what it cost."""
+"""The page of ``students.shrink``: the budget, and gain and cost of each step."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _LIMITS = {
 
 
 def shrink_steps(shrunk: Shrunk) -> Figure:
-    """Draw accuracy against the size of the file and against the time of one example, step by step.
+    """Draw accuracy against file size and against the time of one example, step by step.
 
     Args:
-        shrunk: what ``students.shrink`` gave.
+        shrunk: the result of ``students.shrink``.
 
     Returns:
-        The figure: filled points are accuracies after distillation, open ones those before it, and a line leads from
-        the teacher through the steps.
+        The figure: filled points are accuracies after distillation, open ones before it, and a line connects the
+        teacher and the steps.
 
     Raises:
         ValueError: if matplotlib is missing.
@@ -73,10 +73,10 @@ def shrink_steps(shrunk: Shrunk) -> Figure:
 def write_shrink_page(
     shrunk: Shrunk, path: str | os.PathLike[str], *, title: str = "A smaller model", notes: Sequence[str] = ()
 ) -> pathlib.Path:
-    """Write what ``students.shrink`` found as one self-contained HTML page; it appears whole or not at all.
+    """Write the result of ``students.shrink`` as one self-contained HTML page, atomically.
 
     Args:
-        shrunk: what ``students.shrink`` gave.
+        shrunk: the result of ``students.shrink``.
         path: the file; replaced if it exists.
         title: first line of the page.
         notes: sentences that a reader needs to judge the numbers.

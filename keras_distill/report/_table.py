@@ -1,4 +1,4 @@
-"""The one table of a report, as text: the same on the terminal and on the page."""
+"""The table of a report as text, shared by terminal and page."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from keras_distill.report._report import Report, Score
 
 
 def table(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Return the numbers of a report as text: a line per quantity, a column per model.
+    """Return the numbers of a report as text: a row per quantity, a column per model.
 
     Args:
-        report: what ``evaluate`` gave.
+        report: the result of ``evaluate``.
 
     Returns:
-        The header (its first cell is empty) and the rows, the first cell of each naming its quantity and unit.
+        The header (its first cell is empty) and the rows, whose first cells name quantity and unit.
 
     Raises:
         ValueError: if there is no entry.
@@ -76,10 +76,10 @@ def with_interval(value: float, interval: tuple[float, float]) -> str:
 
 
 def lines(report: Report) -> str:
-    """Return the title and the table of a report as lines of text, columns aligned.
+    """Return the title and the table of a report as lines of text with aligned columns.
 
     Args:
-        report: what ``evaluate`` gave.
+        report: the result of ``evaluate``.
     """
     header, rows = table(report)
     cells = [[printable(cell) for cell in row] for row in (header, *rows)]

@@ -1,4 +1,4 @@
-"""Figures of what a model knows about its own errors: rejection, detection, maps, and temperature scaling."""
+"""Figures on uncertainty: rejection, out-of-distribution detection, maps, and temperature scaling."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 def risk_coverage(curves: Mapping[str, tuple[Any, Any]]) -> Figure:
-    """Draw how the share of errors falls as a model answers only where it is most certain.
+    """Draw the error rate of a model that answers only its most certain examples, over the fraction answered.
 
     Args:
-        curves: by model name, coverage and risk as ``metrics.risk_coverage_curve`` gives them.
+        curves: by model name, coverage and risk from ``metrics.risk_coverage_curve``.
 
     Returns:
-        The figure: one line per model, its area (AURC, the mean risk over all coverages) in the legend; less is better.
+        The figure: one line per model, with its area (AURC, mean risk over all coverages) in the legend; less is
+        better.
 
     Raises:
         ValueError: if there is no curve, or matplotlib is missing.
@@ -50,15 +51,15 @@ def risk_coverage(curves: Mapping[str, tuple[Any, Any]]) -> Figure:
 
 
 def detection_histograms(scores: Mapping[str, Mapping[str, Any]], *, known: str = "test", num_bins: int = 40) -> Figure:
-    """Draw the uncertainty of known and of foreign inputs, model by model: apart is good.
+    """Draw histograms of the uncertainty of known and of foreign inputs for each model; less overlap is better.
 
     Args:
         scores: by model name, the uncertainty of each example by data set name, higher for less certain.
-        known: name of the data set that the models were made for, one of each model's.
+        known: name of the data set for which the models were trained; every model must have it.
         num_bins: >= 1.
 
     Returns:
-        The figure: one panel per model; filled is the known data, lines are the foreign sets with their AUROC.
+        The figure: one panel per model; the known data are filled, lines are the foreign sets with their AUROC.
 
     Raises:
         ValueError: if there is no model, a model lacks the known data, or matplotlib is missing.
@@ -101,13 +102,13 @@ def detection_histograms(scores: Mapping[str, Mapping[str, Any]], *, known: str 
 def uncertainty_maps(
     maps: Mapping[str, Any], extent: Sequence[float], points: Any = None, labels: Any = None
 ) -> Figure:
-    """Draw uncertainties over a plane, with the training points: where a model of two inputs does not know.
+    """Draw the uncertainties of a model of two inputs over the plane, with the training points.
 
     Args:
-        maps: by name ("total", "data", "knowledge"), (rows, columns) values on a grid, the first row lowest.
+        maps: by name ("total", "data", "knowledge"), (rows, columns) values on a grid, first row at the bottom.
         extent: left, right, bottom, top of the grid.
         points: (n, 2) training inputs, or None.
-        labels: (n,) integer classes of the points, each with a marker of its own; or None.
+        labels: (n,) integer classes of the points, each with its own marker; or None.
 
     Returns:
         The figure: one panel and one scale per map.
@@ -122,7 +123,7 @@ def uncertainty_maps(
     """
     figure, grid = _panels("uncertainty_maps", len(maps), rows=1, width=3.4, height=3.2)
     for axes, (name, values) in zip(grid[0], maps.items(), strict=True):
-        # One hue from light to dark reads the same in grey.
+        # A single hue from light to dark is also readable in grey.
         image = axes.imshow(
             np.asarray(values), origin="lower", extent=tuple(extent), cmap="Blues", vmin=0, aspect="auto"
         )
@@ -143,7 +144,7 @@ def temperature_scaling(labels: Any, logits: Tensor, scaler: Any, *, num_bins: i
     """Draw a model's reliability before and after a fitted scaler, with the calibration error of each.
 
     Args:
-        labels: (n,) integer classes of data that the scaler was not fitted on.
+        labels: (n,) integer classes of data not used to fit the scaler.
         logits: (n, classes).
         scaler: a fitted scaler of ``keras_distill.calibration``.
         num_bins: >= 1, bins of confidence.

@@ -167,7 +167,7 @@ def _tree():
         ),
         (
             lambda: explain.attributions(_tree(), TABLE),
-            "has none for its input. Set tree.inference = 'mean'",
+            "which has no gradient for its input. Set tree.inference = 'mean'",
         ),
         (lambda: explain.attributions(cnn(), X, "grad_cam", layer_name="head"), "expected a layer that gives maps"),
         (lambda: explain.attributions(linear(), TABLE, "grad_cam"), "expected images of shape"),

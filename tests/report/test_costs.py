@@ -26,7 +26,7 @@ def test_the_cost_is_that_of_the_metric_and_comes_back_from_json():
 
 
 def test_costs_need_two_classes():
-    with pytest.raises(ValueError, match=r"report\.evaluate: expected two classes beside costs, got 3"):
+    with pytest.raises(ValueError, match=r"report\.evaluate: expected two classes with costs, got 3"):
         report.evaluate(
             identity(3),
             (np.eye(3, dtype="float32"), np.arange(3)),

@@ -1,4 +1,4 @@
-"""What a teacher says of a table, and further rows to ask it about."""
+"""A teacher's answers on a table, and additional rows for the teacher to label."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keras_distill.explain._models import explained_model, logits_of, numeric_in
 
 
 def table_of(owner: str, data: Any) -> np.ndarray:
-    """Return a table (rows, columns) of float32, or raise the error that says what is wrong with it."""
+    """Return a table (rows, columns) of float32, or raise if it is not one."""
     x = numeric_inputs(owner, data)
     if x.ndim != 2:
         advice = "Use students.SoftDecisionTree or explain.attributions for images"
@@ -29,13 +29,13 @@ def log_probabilities(owner: str, teacher: Any, x: np.ndarray) -> np.ndarray:
 
 
 def sampled_rows(x: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return rows that never were: some columns of one row, the others of another (marginals stay as they are)."""
+    """Return artificial rows: some columns from one row, the others from another, which keeps the marginals."""
     first, second = (x[rng.integers(len(x), size=count)] for _ in range(2))
     return np.where(rng.random(first.shape) < rng.random((count, 1)), first, second)
 
 
 def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's 95% interval of a share."""
+    """Return Wilson's 95% interval of a proportion."""
     share, square = successes / count, z * z / count
     middle = (share + square / 2) / (1 + square)
     reach = z * np.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)

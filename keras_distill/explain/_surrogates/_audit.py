@@ -1,4 +1,4 @@
-"""Distil and compare: where a teacher decides otherwise than the outcomes would have it."""
+"""Distil and compare: where a teacher's decisions deviate from the outcomes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _OWNER = "explain.audit"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Audit:
-    """A surrogate of the teacher's answers beside one of the outcomes, on the same rows.
+    """Comparison of a surrogate of the teacher's answers with one of the outcomes, on the same rows.
 
     Args:
-        differ: share of the rows that the two surrogates answer differently.
+        differ: fraction of the rows on which the two surrogates differ.
         low: lower end of Wilson's 95% interval.
         high: upper end.
-        where: rules that find those rows, most of them first; the answer is ``"differ"`` or ``"agree"``.
-        changes: for each pair (outcome's answer, teacher's answer) that differs, its share of the rows.
+        where: rules that locate these rows, largest group first; the answer is ``"differ"`` or ``"agree"``.
+        changes: for each pair (outcome's answer, teacher's answer) that differs, its fraction of the rows.
     """
 
     differ: float
@@ -54,31 +54,31 @@ def audit(
     class_names: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Audit:
-    """Compare a teacher with what really happened, through two surrogates of one kind (distill and compare).
+    """Compare a teacher with the true outcomes, through two surrogates of the same kind (distill and compare).
 
-    Both surrogates are equally simple, so where they differ the teacher weighs something otherwise than the outcomes
-    do, and not just more finely. Rules are fitted on half of the rows, and shares counted on the other half.
+    Both surrogates are equally simple, so where they differ the teacher weights a column differently from the outcomes
+    instead of only being more detailed. Rules are fitted on half of the rows and fractions counted on the other half.
 
     Args:
-        teacher: a Keras model or a teacher, logits.
+        teacher: a Keras model or a teacher, with logits.
         data: (examples, columns), numbers.
-        outcomes: (examples,), class ids of what really happened.
+        outcomes: (examples,), class ids of the true outcomes.
         kind: as in ``surrogate``.
-        size: >= 2, of both surrogates.
-        num_rules: >= 2, most rules that say where they differ.
+        size: >= 2, size of both surrogates.
+        num_rules: >= 2, maximum number of rules that describe the differences.
         feature_names: one per column.
         class_names: one per class.
-        seed: of the split and the fits.
+        seed: seed of the split and the fits.
 
     Returns:
-        How often the two differ, and where.
+        The fraction of rows on which the two differ, and rules that locate them.
 
     Raises:
         ValueError: if there are too few rows, an outcome without a class, or a single class.
 
     Reference:
         Tan, Caruana, Hooker, Lou, "Distill-and-Compare: Auditing Black-Box Models Using Transparent Model
-        Distillation", AIES 2018, arXiv:1710.06169. Differs: any kind of surrogate; the difference is told by rules.
+        Distillation", AIES 2018, arXiv:1710.06169. Differs: any kind of surrogate; rules describe the difference.
     """
     choice(_OWNER, "kind", kind, KINDS)
     integer(_OWNER, "size", size, low=2)

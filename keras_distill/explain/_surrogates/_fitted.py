@@ -1,4 +1,4 @@
-"""The four kinds of surrogates, each fitted to a teacher's log-probabilities and of a size that can be chosen."""
+"""The four kinds of surrogates, each fitted to a teacher's log-probabilities with a given size."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from keras_distill.explain._surrogates._answers import wilson
 from keras_distill.students import Rule
 
 _OWNER = "explain.surrogate"
-_LEAST = 1e-6  # probability of a class that a leaf has never seen
+_LEAST = 1e-6  # probability mass given to classes that do not occur in a leaf
 
 
 class Fitted(abc.ABC):
-    """A fitted surrogate: predicts log-probabilities and says its size.
+    """A fitted surrogate, which predicts log-probabilities and knows its size.
 
     Args:
-        size: what was asked for: leaves, rules or columns.
+        size: requested number of leaves, rules or columns.
     """
 
     unit = ""
@@ -34,12 +34,12 @@ class Fitted(abc.ABC):
         """Return scores, (rows, classes), whose argmax is the answer."""
 
     def rules(self, names: Sequence[str], classes: Sequence[str], digits: int = 6) -> list[Rule]:
-        """Return the surrogate as rules, where it is made of rules."""
+        """Return the surrogate as rules, if it consists of rules."""
         raise error("Surrogate.rules", "a surrogate of kind 'tree' or 'rules'", type(self).__name__)
 
 
 def smoothed_log(probabilities: np.ndarray) -> np.ndarray:
-    """Return log-probabilities with every class at least possible; each row's argmax stays."""
+    """Return log-probabilities in which every class is possible; each row's argmax is kept."""
     mixed = (1 - _LEAST) * probabilities + _LEAST / probabilities.shape[-1]
     return np.log(mixed / mixed.sum(-1, keepdims=True))
 
@@ -60,7 +60,7 @@ class Tree(Fitted):
         self.size = int(self.model.get_n_leaves())
 
     def node_logits(self) -> np.ndarray:
-        """Return what each node of the tree would answer, (nodes, classes)."""
+        """Return the logits of each node of the tree, (nodes, classes)."""
         counts = np.zeros((self.model.tree_.node_count, self.classes))
         counts[:, self.model.classes_] = self.model.tree_.value[:, 0]
         return smoothed_log(counts / counts.sum(-1, keepdims=True))
@@ -90,7 +90,7 @@ class Tree(Fitted):
 
 
 def interval_texts(bounds: dict[int, tuple[float, float]], names: Sequence[str], digits: int) -> tuple[str, ...]:
-    """Write ``low < column <= high`` for each column that is bounded."""
+    """Return the text ``low < column <= high`` for each bounded column."""
     texts = []
     for column, (low, high) in bounds.items():
         left = f"{low:.{digits}g} < " if np.isfinite(low) and np.isfinite(high) else ""
@@ -167,13 +167,13 @@ def _bounds_of(tree: Any, leaf: int) -> dict[int, tuple[float, float]]:
 
 
 def centred(targets: np.ndarray) -> np.ndarray:
-    """Return log-probabilities as logits of mean 0, at least -15 apart: what a regression can follow."""
+    """Return log-probabilities as logits of mean 0, at most 15 below the largest, as targets of a regression."""
     floored = np.maximum(targets, targets.max(-1, keepdims=True) - 15.0)
     return floored - floored.mean(-1, keepdims=True)
 
 
 class Linear(Fitted):
-    """Ridge regression of the teacher's logits on the columns that carry most."""
+    """Ridge regression of the teacher's logits on the most important columns."""
 
     unit = "columns"
 
@@ -198,7 +198,7 @@ def _ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Additive(Fitted):
-    """A sum of one curve per column: boosted (EBM of interpret-core) or splines of scikit-learn."""
+    """A sum of one curve per column, by boosting (EBM of interpret-core) or splines of scikit-learn."""
 
     unit = "columns"
 

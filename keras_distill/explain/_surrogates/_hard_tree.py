@@ -1,4 +1,4 @@
-"""A decision tree of scikit-learn as a Keras layer, to be served."""
+"""A decision tree of scikit-learn as a Keras layer, for serving."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keras_distill._typing import Tensor
 
 
 def float32_at_most(values: Any) -> np.ndarray:
-    """Return the greatest float32 that is not above each float64, so that comparisons with float32 stay the same."""
+    """Return the largest float32 not above each float64, which gives the same comparisons with float32 values."""
     wide = np.asarray(values, "float64")
     narrow = wide.astype("float32")
     return np.where(narrow > wide, np.nextafter(narrow, np.float32("-inf")), narrow).astype("float32")
@@ -20,17 +20,17 @@ def float32_at_most(values: Any) -> np.ndarray:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class HardTree(keras.layers.Layer):
-    """A decision tree with one column and one bound per node; it answers with the logits of a leaf.
+    """A decision tree with one column and one threshold per node; returns the logits of a leaf.
 
-    ``Surrogate.to_model`` makes it; nothing in it is trained.
+    ``Surrogate.to_model`` creates it; it has no trainable weights.
 
     Args:
-        feature: (nodes,), the column each node looks at; -1 for a leaf.
-        threshold: (nodes,), rows with a value up to this bound go left.
+        feature: (nodes,), the column that each node compares; -1 for a leaf.
+        threshold: (nodes,), rows with a value up to this threshold go left.
         left: (nodes,), index of the left child.
         right: (nodes,), index of the right child.
-        logits: (nodes, classes), what each node would answer.
-        **kwargs: as for ``keras.layers.Layer``; float32 unless ``dtype`` says otherwise.
+        logits: (nodes, classes), logits of each node.
+        **kwargs: as for ``keras.layers.Layer``; float32 by default.
 
     Example:
         >>> tree = HardTree([0, -1, -1], [0.5, 0, 0], [1, 1, 2], [2, 1, 2], [[0, 0], [1, 0], [0, 1]])

@@ -1,4 +1,4 @@
-"""One answer of a teacher explained by a linear model around it, or by Kernel SHAP."""
+"""Explains one answer of a teacher by a local linear model or by Kernel SHAP."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _OWNER = "explain.local_surrogate"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LocalExplanation:
-    """How the columns of one row move the teacher's logit there.
+    """Contributions of the columns of one row to the teacher's logit.
 
     Args:
-        contributions: (columns,): slopes of the logit for ``"lime"``, shares of the difference to the background's
+        contributions: (columns,): slopes of the logit for ``"lime"``, shares of the difference from the background's
             mean logit for ``"kernel_shap"``.
-        intercept: what the columns are added to.
-        target: the class explained.
-        fidelity: R**2 of the linear model among the weighted samples; NaN for ``"kernel_shap"``.
+        intercept: the constant to which the contributions are added.
+        target: the explained class.
+        fidelity: R**2 of the linear model on the weighted samples; NaN for ``"kernel_shap"``.
     """
 
     contributions: np.ndarray
@@ -43,18 +43,18 @@ def local_surrogate(
     width: float = 0.75,
     seed: int = 0,
 ) -> LocalExplanation:
-    """Explain one answer of any teacher about a table; no gradient is needed.
+    """Explain one answer of any teacher on a table, without gradients.
 
     Args:
-        teacher: a Keras model or a teacher, logits.
-        row: (columns,), what the teacher was asked.
-        background: (examples, columns), rows that say what is usual; up to a hundred are enough for Kernel SHAP.
+        teacher: a Keras model or a teacher, with logits.
+        row: (columns,), the row to explain.
+        background: (examples, columns), typical rows; up to a hundred are enough for Kernel SHAP.
         method: ``"lime"`` (weighted ridge regression on normal samples around the row, with the background's standard
-            deviations) or ``"kernel_shap"`` (of the library ``shap``).
-        target: the class; None is the predicted one.
-        samples: >= 10, questions to the teacher; for Kernel SHAP the coalitions.
-        width: > 0, of the neighbourhood, in standard deviations times the root of the number of columns.
-        seed: of the samples.
+            deviations) or ``"kernel_shap"`` (by the library ``shap``).
+        target: the class; None takes the predicted one.
+        samples: >= 10, number of samples that the teacher labels; for Kernel SHAP the number of coalitions.
+        width: > 0, width of the neighbourhood, in standard deviations times the root of the number of columns.
+        seed: seed of the samples.
 
     Returns:
         The contributions.
@@ -90,7 +90,7 @@ def local_surrogate(
 
     if method == "kernel_shap":
         shap = extra(_OWNER, "shap")
-        np.random.seed(seed)  # the only source of randomness that this library reads
+        np.random.seed(seed)  # the only source of randomness that this library uses
         found = shap.KernelExplainer(ask, rows).shap_values(one, nsamples=samples, silent=True)
         return LocalExplanation(np.asarray(found, "float64"), float(ask(rows).mean()), chosen, float("nan"))
     scale = np.where(rows.std(0) > 0, rows.std(0), 1e-12).astype("float64")

@@ -1,4 +1,4 @@
-"""``surrogate``: a readable model in place of a teacher, and how far it can be trusted."""
+"""``surrogate``: a readable model that imitates a teacher, and its fidelity."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _OWNER = "explain.surrogate"
 
 @dataclasses.dataclass(frozen=True)
 class Fidelity:
-    """How often a surrogate answers as the teacher does.
+    """How often a surrogate gives the teacher's answer.
 
     Args:
-        value: share of the rows, 0 to 1.
+        value: fraction of the rows, 0 to 1.
         low: lower end of Wilson's 95% interval.
         high: upper end.
-        floor: the share that the teacher's most frequent answer alone would reach.
+        floor: the fraction that the teacher's most frequent answer alone would reach.
 
     Example:
         >>> str(Fidelity(0.9, 0.88, 0.92, 0.6))
@@ -52,17 +52,17 @@ def fidelity_of(scores: np.ndarray, targets: np.ndarray) -> Fidelity:
 
 
 class Surrogate:
-    """A readable model fitted to a teacher's answers; ``explain.surrogate`` makes it.
+    """A readable model fitted to a teacher's answers, returned by ``explain.surrogate``.
 
     Args:
         kind: ``"tree"``, ``"rules"``, ``"linear"`` or ``"additive"``.
-        fitted: the model inside.
-        fidelity: on held-out rows.
-        sampled_fidelity: on sampled rows that no fitting saw.
+        fitted: the underlying model.
+        fidelity: fidelity on held-out rows.
+        sampled_fidelity: fidelity on sampled rows not used for fitting.
         feature_names: one per column.
         class_names: one per class.
         parts: training, held-out and sampled rows with the teacher's log-probabilities, for ``curve``.
-        settings: how it was fitted, for ``curve``.
+        settings: settings of the fit, for ``curve``.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Surrogate:
         return self.fitted.size
 
     def __repr__(self) -> str:
-        """Say what it is and how faithful."""
+        """Return kind, size and fidelity."""
         unit = f"{self.size} {self.fitted.unit}"
         return f"Surrogate({self.kind}, {unit}, held out: {self.fidelity}; sampled: {self.sampled_fidelity})"
 
@@ -96,17 +96,17 @@ class Surrogate:
         return self.fitted.predict(table_of("Surrogate.predict", x))
 
     def rules(self) -> list[Rule]:
-        """Return the rules of a tree (a partition) or of a list (the first that holds counts)."""
+        """Return the rules of a tree (a partition) or of a list (the first rule that holds applies)."""
         return self.fitted.rules(self.feature_names, self.class_names)
 
     def to_code(self, name: str = "predict") -> str:
-        """Write a tree or a list of rules as a Python function of plain ``if`` statements on a row.
+        """Return a tree or a list of rules as a Python function of plain ``if`` statements on a row.
 
         Args:
-            name: of the function; it takes a sequence of numbers and returns the class id.
+            name: name of the function, which takes a sequence of numbers and returns the class id.
 
         Returns:
-            The source text.
+            The source code.
         """
         columns = [f"row[{index}]" for index in range(len(self.feature_names))]
         ids = [str(index) for index in range(len(self.class_names))]
@@ -114,11 +114,11 @@ class Surrogate:
         *rules, last = self.fitted.rules(columns, ids, digits=17)
         for rule in rules:
             lines += [f"    if {' and '.join(rule.conditions)}:", f"        return {rule.answer}"]
-        lines.append(f"    return {last.answer}")  # the rules leave no row out
+        lines.append(f"    return {last.answer}")  # the rules cover every row
         return "\n".join([*lines, ""])
 
     def coefficients(self) -> dict[str, dict[str, float]]:
-        """Return the weight of each column for each class, of a linear surrogate."""
+        """Return the weight of each column for each class; for linear surrogates only."""
         if not isinstance(self.fitted, Linear):
             raise error("Surrogate.coefficients", "a surrogate of kind 'linear'", repr(self.kind))
         kernel = self.fitted.kernel
@@ -128,13 +128,13 @@ class Surrogate:
         }
 
     def curve(self, sizes: Sequence[int] = (2, 4, 8, 16, 32)) -> list[tuple[int, Fidelity, Fidelity]]:
-        """Fit surrogates of several sizes: what does being readable cost?
+        """Fit surrogates of several sizes, to show what readability costs.
 
         Args:
             sizes: leaves, rules or columns, each >= 1.
 
         Returns:
-            For each size what the surrogate really has, its fidelity on held-out and on sampled rows.
+            For each size the actual size of the surrogate and its fidelity on held-out and on sampled rows.
         """
         found = []
         for size in sizes:
@@ -147,7 +147,7 @@ class Surrogate:
         return found
 
     def to_model(self) -> keras.Model:
-        """Return a Keras model that answers as the surrogate does, to be exported and served.
+        """Return a Keras model with the surrogate's answers, for export and serving.
 
         Returns:
             A model from rows to logits.
@@ -189,33 +189,33 @@ def surrogate(
     engine: str = "ebm",
     seed: int = 0,
 ) -> Surrogate:
-    """Fit a readable model to what a teacher answers about a table, and measure how faithful it is.
+    """Fit a readable model to a teacher's answers on a table, and measure its fidelity.
 
     Choose ``"tree"`` for a partition that can be served, ``"rules"`` for a short ordered list, ``"linear"`` for signs
-    and weights, ``"additive"`` for a curve per column (the most faithful of the four where columns do not interact).
-    It says what the teacher does, not whether that is right. Pixels are no columns: use ``SoftDecisionTree`` there.
+    and weights, ``"additive"`` for a curve per column (the most faithful of the four if columns do not interact).
+    It shows what the teacher does, not whether that is right. For images use ``SoftDecisionTree``.
 
     Args:
-        teacher: a Keras model or a teacher, logits (one unit counts as two classes).
+        teacher: a Keras model or a teacher, with logits (one unit counts as two classes).
         data: (examples, columns), numbers; labels are not needed.
         kind: ``"tree"`` (CART), ``"rules"`` (sequential covering), ``"linear"`` (ridge on the logits) or
             ``"additive"``.
-        samples: >= 0, further rows that the teacher labels for the fit: columns of two rows mixed (TREPAN asks for
-            rows, too).
-        size: >= 2, most leaves, rules or columns.
-        max_depth: >= 1, of ``"tree"``: most conditions on the way to a leaf; None sets no limit.
-        held_out: between 0 and 1, share of the rows kept for the fidelity.
+        samples: >= 0, additional rows that the teacher labels for the fit, mixed from the columns of two rows (as in
+            TREPAN).
+        size: >= 2, maximum number of leaves, rules or columns.
+        max_depth: >= 1, for ``"tree"``: maximum number of conditions to a leaf; None sets no limit.
+        held_out: between 0 and 1, fraction of the rows held out to measure fidelity.
         feature_names: one per column.
         class_names: one per class.
-        engine: of ``"additive"``: ``"ebm"`` (interpret-core) or ``"splines"`` (scikit-learn).
-        seed: of the split, the samples and the fit.
+        engine: for ``"additive"``: ``"ebm"`` (interpret-core) or ``"splines"`` (scikit-learn).
+        seed: seed of the split, the samples and the fit.
 
     Returns:
         The surrogate: ``predict``, ``rules``, ``curve``, ``to_code``, ``to_model``, ``fidelity``.
 
     Raises:
-        ValueError: if the data are empty, no table or texts, the teacher gives one answer to all rows, or a library
-            is missing.
+        ValueError: if the data are empty, not a table or texts, the teacher gives all rows the same answer, or a
+            library is missing.
 
     Example:
         >>> teacher = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
@@ -240,7 +240,7 @@ def surrogate(
         raise error(_OWNER, "at least eight examples", f"{len(x)}")
     targets = log_probabilities(_OWNER, teacher, x)
     if len(np.unique(targets.argmax(-1))) < 2:
-        advice = "Give rows that it answers differently"
+        advice = "Give rows that the teacher answers differently"
         raise error(_OWNER, "a teacher with at least two different answers", "a single class", advice)
     columns = _names("feature_names", feature_names, x.shape[1], "x")
     classes = _names("class_names", class_names, targets.shape[1], "class ")
@@ -258,7 +258,7 @@ def surrogate(
             np.concatenate([targets[train], log_probabilities(_OWNER, teacher, more)]),
         )
     if len(np.unique(known[1].argmax(-1))) < 2:
-        raise error(_OWNER, "two answers among the rows to fit", "a single class", "Give more rows, or samples")
+        raise error(_OWNER, "two answers among the training rows", "a single class", "Give more rows, or samples")
     own: dict[str, dict[str, Any]] = {"additive": {"engine": engine}, "tree": {"max_depth": max_depth}}
     settings: dict[str, Any] = {"seed": seed, **own.get(kind, {})}
     parts = {"train": known, "held_out": (x[held], targets[held]), "sampled": sampled}
