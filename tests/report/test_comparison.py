@@ -56,7 +56,7 @@ def test_text_that_nobody_wrote_is_refused(change):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: report.comparison({"alone": 0.5}), r"report.comparison: expected the result of regimes.cross_validate"),
+        (lambda: report.comparison({"alone": 0.5}), r"expected the result of regimes.cross_validate"),
         (lambda: report.comparison(crossed(), "allone"), r"a baseline among the methods \(nearest: 'alone'"),
     ],
 )
