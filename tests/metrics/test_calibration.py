@@ -353,7 +353,7 @@ def test_in_compile_with_masks_and_half_precision():
         (lambda: metrics.ExpectedCalibrationError(task="multi"), "expected task to be one of"),
         (lambda: metrics.ExpectedCalibrationError(convention="sklearn"), "expected convention to be one of"),
         (lambda: metrics.expected_calibration_error([0, 1], [0.1, 0.2]), r"at least 2 classes, got shape \(2,\)"),
-        (lambda: metrics.expected_calibration_error([[0, 1, 1]], [[0.1, 0.9]]), "class ids or of one-hot rows"),
+        (lambda: metrics.expected_calibration_error([[0, 1, 1]], [[0.1, 0.9]]), "class ids or one-hot rows"),
         (lambda: metrics.brier_score([0, 1, 1], [0.1, 0.9], task="binary"), "in the shape of y_pred"),
         (lambda: metrics.NegativeLogLikelihood(epsilon=0.7), "expected epsilon >= 0 and <= 0.5, got 0.7"),
         (lambda: metrics.brier_score([0], [[0.1, 0.9]], sample_weight=[[1, 1]]), "sample_weight of at most 1 axes"),
