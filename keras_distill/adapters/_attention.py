@@ -18,7 +18,8 @@ class AttentionScores(Adapter):
     """Attention scores before the softmax, computed from queries and keys, for ``losses.AttentionMaps``.
 
     Tap queries and keys of ``keras.layers.MultiHeadAttention`` (``"block/self_attention_layer/query"`` and
-    ``".../key"``), which may not expose its scores. It has no weights; use it on both sides of a term.
+    ``".../key"``), even if the layer itself never materialises the scores. It has no weights; use it on both sides of
+    a term.
 
     Formula: scores_hij = query_ih . key_jh / sqrt(head size).
 

@@ -254,7 +254,7 @@ class MemoryBank(Adapter):
     def update(self, embeddings: Any, indices: Any) -> None:
         """Mix (batch, units) embeddings into those of ``indices`` and scale them to length 1.
 
-        An embedding that is not finite leaves what is remembered as it is.
+        An embedding that is not finite does not change the memory.
         """
         embeddings, before = ops.stop_gradient(ops.cast(embeddings, self.memory.dtype)), self.candidates(indices)
         mixed = maps.unit(self.momentum * before + (1.0 - self.momentum) * embeddings)

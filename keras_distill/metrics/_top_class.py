@@ -30,8 +30,8 @@ def first_largest(outputs: Any) -> tuple[Tensor, Tensor]:
         outputs: (n, classes), float.
 
     Returns:
-        (n,) values, NaN for a row with a NaN, and (n,) int32 indices. If XLA compiles the caller, whose maximum skips
-        NaN, only a row of nothing but NaN is sure to have no finite value.
+        (n,) values, NaN for a row with a NaN, and (n,) int32 indices. XLA's maximum skips NaN: if XLA compiles the
+        caller, only a row of nothing but NaN is guaranteed not to be finite.
     """
     classes = outputs.shape[-1]
     size = next((k for k in BLOCKS if classes % k == 0 and classes >= 2 * k), 0)

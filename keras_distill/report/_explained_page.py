@@ -78,7 +78,7 @@ def _measures(each: Explained) -> str:
 
 def _legend(each: Explained) -> str:
     return (
-        "<p>Left the input, then what speaks for (red) and against (blue) the teacher’s answer, in the teacher and in "
+        "<p>Left the input, then the evidence for (red) and against (blue) the teacher’s answer, in the teacher and in "
         f"{escaped(each.name)}. The examples are chosen by rule, not by hand.</p>"
     )
 
@@ -140,8 +140,8 @@ def _class_name(answer: str, class_names: Sequence[str]) -> str:
 def _tree(tree: Mapping[str, Any], class_names: Sequence[str], number: int) -> str:
     figure = students.tree_figure(students.TreePicture(**tree), class_names=[plain(name) for name in class_names])
     caption = (
-        "Each picture is the filter of a node: red sends an example right, blue left. Lines are as wide as the share "
-        "of the training examples that takes them. Below the last level: what is answered there on average."
+        "Each picture is the filter of a node: red sends an example right, blue left. The width of a line is the share "
+        "of the training examples that take it. Below the last level: the average answer there."
     )
     levels = students.TreePicture(**tree).levels
     label = f"tree{number} The upper {levels} levels of the soft decision tree"

@@ -46,8 +46,8 @@ figcaption, footer { color: #555; font-size: .9rem; max-width: 46rem; }
 
 _CAPTIONS = {
     "reliability": (
-        "Bars: how often the model is right among the answers it is equally sure of. Dots: how sure it says it is. "
-        "A dot above its bar is over-confidence, below it under-confidence. Underneath: how many answers fall into "
+        "Bars: accuracy among the answers of similar confidence. Dots: the mean confidence of these answers. "
+        "A dot above its bar is over-confidence, below it under-confidence. Underneath: the number of answers in "
         "the bin, on a logarithmic scale; a gap over a handful of answers means little."
     ),
     "confusion": (
@@ -55,10 +55,10 @@ _CAPTIONS = {
         "the larger their share of the true class."
     ),
     "coverage": (
-        "A model that answers only where it is most certain: the share of errors among those answers. A line that "
-        "falls steeply to the left belongs to a model that knows where it errs; the area under it is its AURC."
+        "The share of errors of a model that answers only where it is most certain. A line that falls steeply to the "
+        "left belongs to a model that knows where it errs; the area under it is its AURC."
     ),
-    "curves": "Lines: mean over the runs. Bands: from the least to the greatest run.",
+    "curves": "Lines: mean over the runs. Bands: minimum to maximum over the runs.",
 }
 
 
@@ -136,7 +136,7 @@ def _comparison(comparison: Comparison) -> str:
     facts = f"{comparison.num_examples:,} examples, each held out once in {comparison.num_folds} folds"
     return (
         f'<div class="scroll">{_rows(header, rows)}</div>\n<p>{facts}. Differences are paired over examples; '
-        "their intervals speak of other examples, not of other trainings.</p>"
+        "their intervals cover other examples, not other training runs.</p>"
     )
 
 

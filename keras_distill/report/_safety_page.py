@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from keras_distill.report._report import Report
 
 _SHIFTS = (
-    "Above: accuracy on images made worse, step by step; on the left they are as they were. Below: how far confidence "
-    "is from accuracy. A line that rises below belongs to a model that stays sure while it errs."
+    "Above: accuracy on images of increasing corruption; on the left they are unchanged. Below: the distance between "
+    "confidence and accuracy. If that line rises, the model stays confident while it errs."
 )
 _AUDIT = (
-    "An attacker looks at a model's loss on an example and guesses whether it was trained on it. Guessing alone gives "
-    "an AUC of 0.5, an advantage near 0, and finds 1% of the members where it may accuse 1% of the others. In "
-    "brackets: 95% intervals by bootstrap. A low figure is no guarantee: a stronger attack may exist."
+    "An attacker uses a model's loss on an example to guess whether it was trained on it. Pure guessing gives an AUC "
+    "of 0.5 and an advantage near 0, and finds 1% of the members at a false positive rate of 1%. In brackets: 95% "
+    "intervals by bootstrap. A low value is no guarantee: a stronger attack may exist."
 )
 
 

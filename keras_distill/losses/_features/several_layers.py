@@ -155,7 +155,8 @@ def layer_attention(*, queries: Tensor, keys: Any) -> Tensor:
 def semantic_calibration(*, teacher_features: Tensor, student_features: Tensor, attention: Any) -> Tensor:
     """Squared distances of all pairs of layers, weighted by the attention to each teacher layer (SemCKD).
 
-    Choose it when it is unclear which layers correspond; the term ``CrossLayerAttention`` trains what it needs.
+    Choose it when it is unclear which layers correspond. The term ``CrossLayerAttention`` trains the adapters and the
+    attention.
 
     Formula: sum over student layers s and teacher layers t of attention_st * mean((f_st - f_t)**2), over the number of
     student layers.

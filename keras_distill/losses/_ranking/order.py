@@ -58,7 +58,7 @@ def finished(values: Tensor, teacher: Tensor, exists: Any, whole: Any) -> Tensor
 
 
 def sorted_by(keys: Any, count: int | None, *tensors: Any) -> list[Any]:
-    """Return the first ``count`` entries of each tensor in descending order of ``keys`` (last axis), ties in place."""
+    """Return the first ``count`` entries of each tensor in descending order of ``keys`` (last axis), stable in ties."""
     items = keys.shape[-1] if keys.shape[-1] is not None else ops.shape(keys)[-1]
     count = items if count is None else ops.minimum(count, items) if keys.shape[-1] is None else min(count, items)
     index = ops.top_k(keys, count)[1]
