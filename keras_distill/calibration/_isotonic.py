@@ -17,7 +17,7 @@ _PACKAGE = "keras_distill"
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class IsotonicCalibrator(Scaler):
-    """Isotonic calibration: maps each class's probability through an increasing curve (scikit-learn), then normalises.
+    """Isotonic calibration: maps each class's probability by an increasing curve of scikit-learn, then normalises.
 
     Choose it with at least a thousand held-out examples per class, if the miscalibration is not just a matter of scale.
     Accuracy may change and ties appear; probabilities of 0 become 1e-12. Equal to scikit-learn's one-vs-rest isotonic
