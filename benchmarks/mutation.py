@@ -23,32 +23,42 @@ from benchmarks import _harness
 CLAIM = "At least 90 % of a random sample of mutants of losses/ and metrics/ are killed by the tests of their room."
 FEATURES = (
     "tests/batteries/test_contracts_features.py tests/losses/test_features.py tests/losses/test_attention.py "
-    "tests/losses/test_relations.py tests/terms/test_transformers.py"
+    "tests/losses/test_relations.py tests/losses/test_dense.py tests/terms/test_transformers.py"
 )
 LOGITS = (
     "tests/batteries/test_contracts.py tests/losses/test_logits.py tests/losses/test_logits_arguments.py "
     "tests/losses/test_large.py"
 )
-MEMBERS = "tests/batteries/test_contracts_members.py tests/losses/test_uncertainty.py tests/terms/test_uncertainty.py"
-METRICS = (
-    "tests/metrics/test_adaptive.py tests/metrics/test_agreement.py tests/metrics/test_calibration.py "
-    "tests/metrics/test_proper_scores.py tests/metrics/test_ranking.py tests/metrics/test_uncertainty.py "
-    "tests/report/test_uncertainty.py"
+MEMBERS = (
+    "tests/batteries/test_contracts_members.py tests/losses/test_uncertainty.py tests/losses/test_quantiles.py "
+    "tests/terms/test_uncertainty.py"
 )
+#: The tests of each wing; of the modules beside the wings, and of ``metrics``, by their own names.
 TESTS = {
-    FEATURES: "_attention _boundaries _contrast _features _flow _geometry _levels _relations _replicas _tensors "
-    "_transformers",
-    LOGITS: "_base _common _correlation _distributions _divergences _labelled _matching _multilabel _pairs "
-    "_soft_targets _standardized _top_k",
-    MEMBERS: "_dirichlet _evidential _members _regression",
+    "_base": LOGITS,
+    "_detection": "tests/losses/test_dense.py tests/terms/test_dense.py",
+    "_ensembles": MEMBERS,
+    "_features": FEATURES,
+    "_logits": LOGITS,
+    "_numerics": f"{LOGITS} {FEATURES}",
+    "_ranking": "tests/losses/test_ranking.py",
+    "_regression": f"{MEMBERS} {LOGITS}",
+    "_sequences": "tests/batteries/test_contracts_sequences.py tests/losses/test_sequences.py tests/losses/test_crf.py",
+    "_where_labelled": "tests/losses/test_where_labelled.py",
+    "metrics": "tests/metrics tests/report/test_uncertainty.py",
 }
+ROOMS = ("losses", "metrics")
+
+
+def modules() -> list[pathlib.Path]:
+    """Return the modules of both rooms, relative to the root."""
+    found = [path for room in ROOMS for path in (_harness.ROOT / "keras_distill" / room).rglob("*.py")]
+    return sorted(path.relative_to(_harness.ROOT) for path in found if path.stem != "__init__")
 
 
 def tests_of(module: pathlib.Path) -> str:
     """Return the files of tests of a module."""
-    if module.parent.name == "metrics":
-        return METRICS
-    return next(tests for tests, names in TESTS.items() if module.stem in names.split())
+    return TESTS[module.stem if module.parent.name == "losses" else module.parent.name]
 
 
 def command(tests: str) -> str:
@@ -90,14 +100,13 @@ def mutants(count: int, seed: int) -> list[Any]:
     from cosmic_ray.commands import init
     from cosmic_ray.work_db import WorkDB, use_db
 
-    rooms = [pathlib.Path("keras_distill") / room for room in ("losses", "metrics")]
-    modules = sorted(path for room in rooms for path in room.glob("_*.py") if path.stem != "__init__")
+    mutated = modules()
     with tempfile.TemporaryDirectory() as folder, use_db(f"{folder}/work.sqlite", WorkDB.Mode.create) as work:
-        init(modules, work, {})
+        init(mutated, work, {})
         specs = [each.mutations[0] for each in work.work_items]
     real = [spec for spec in specs if "BitOr" not in spec.operator_name]
     real.sort(key=lambda spec: (str(spec.module_path), spec.operator_name, spec.occurrence, str(spec.operator_args)))
-    print(f"{len(real):,} mutants of {len(modules)} modules; {min(count, len(real))} are tried", flush=True)
+    print(f"{len(real):,} mutants of {len(mutated)} modules; {min(count, len(real))} are tried", flush=True)
     return random.Random(seed).sample(real, min(count, len(real)))
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import keras
 from keras import ops
-from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill._checks import error, integer, number
 from keras_distill._typing import Structure, Tensor
 from keras_distill.settings import Setting
 from keras_distill.terms._logits import LogitsDistillation, labels_where
+from keras_distill.terms._reversal import Ramp, ReversesGradient, against
 from keras_distill.terms._structures import deserialized
 
 _LARGEST_LOGIT = 1e4  # clips the input of a curriculum's network; -inf marks a class that cannot occur
@@ -22,33 +22,11 @@ _BISECTIONS = 20
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class _CosineRamp(LearningRateSchedule):
+class _CosineRamp(Ramp):
     """From 0 to ``height`` along half a cosine, then constant."""
 
-    def __init__(self, height: float, ramp_steps: int) -> None:
-        self.height = height
-        self.ramp_steps = ramp_steps
-
-    def __call__(self, step: Any) -> Any:
-        done = ops.minimum(ops.cast(step, "float32") / self.ramp_steps, 1.0)
-        return self.height * (1.0 - ops.cos(math.pi * done)) / 2.0
-
-    def get_config(self) -> dict[str, Any]:
-        return {"height": self.height, "ramp_steps": self.ramp_steps}
-
-
-def against(tensor: Tensor, strength: Any) -> Any:
-    """Return ``tensor`` unchanged; the backward pass multiplies its gradient by -``strength``."""
-
-    @ops.custom_gradient
-    def identity(tensor: Tensor) -> Any:
-        def grad(*args: Any, upstream: Tensor = None) -> Any:
-            (upstream,) = args or (upstream,)
-            return -strength * upstream
-
-        return tensor, grad
-
-    return identity(tensor)
+    def _risen(self, done: Any) -> Any:
+        return (1.0 - ops.cos(math.pi * done)) / 2.0
 
 
 class _OwnTemperature(LogitsDistillation, abc.ABC):
@@ -118,7 +96,7 @@ class _OwnTemperature(LogitsDistillation, abc.ABC):
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class CurriculumTemperature(_OwnTemperature):
+class CurriculumTemperature(ReversesGradient, _OwnTemperature):
     """Distillation at a learned temperature that makes the student's task gradually harder (CTKD).
 
     The temperature is trained by the student's optimizer with a reversed gradient, so that it maximises the student's
@@ -188,30 +166,13 @@ class CurriculumTemperature(_OwnTemperature):
         given = {"from_logits": from_logits, "class_map": class_map, "standardize": standardize, "name": name, **kwargs}
         super().__init__(loss, start or low + (high - low) / (1.0 + math.exp(-1.0)), low, high, **given)
         self.initial_temperature = start
-        self.ramp_steps = integer(owner, "ramp_steps", ramp_steps, low=0)
+        self._set_reversal(reversal_strength, ramp_steps, _CosineRamp)
         self.per_example = bool(per_example)
         self.hidden_units = integer(owner, "hidden_units", hidden_units, low=1)
         self.needs_shapes = self.per_example
-        self._full_strength = number(owner, "reversal_strength", reversal_strength, low=0.0)
-        strength = _CosineRamp(self._full_strength, self.ramp_steps) if self.ramp_steps else self._full_strength
-        self._strength = Setting(strength, lambda value: number(owner, "reversal_strength", value, low=0.0))
         self._theta: Any = None
         self.hidden: Any = None
         self.head: Any = None
-
-    @property
-    def settings(self) -> dict[str, Setting]:
-        """The strength of the reversal, which follows the ramp."""
-        return {"reversal_strength": self._strength}
-
-    @property
-    def reversal_strength(self) -> float:
-        """The current strength, >= 0. Assign a number at any time; it ends the ramp and stays."""
-        return self._strength.number
-
-    @reversal_strength.setter
-    def reversal_strength(self, value: float) -> None:
-        self._strength.assign(value)
 
     @property
     def temperature(self) -> float:
@@ -276,10 +237,8 @@ class CurriculumTemperature(_OwnTemperature):
         """Return what ``from_config`` needs to rebuild this term."""
         return {
             **super().get_config(),
-            "ramp_steps": self.ramp_steps,
             "per_example": self.per_example,
             "initial_temperature": self.initial_temperature,
-            "reversal_strength": self._full_strength,
             "hidden_units": self.hidden_units,
         }
 

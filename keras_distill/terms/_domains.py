@@ -8,13 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill._checks import choice, error, integer, number
 from keras_distill._typing import Structure, Tensor
-from keras_distill.settings import Setting
 from keras_distill.terms._base import DistillationLoss, field_of
-from keras_distill.terms._curriculum import against
+from keras_distill.terms._reversal import Ramp, ReversesGradient, against
 
 
 class _DomainTerm(DistillationLoss):
@@ -163,7 +161,7 @@ def _covariance(features: Tensor, weight: Tensor) -> Any:
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class DomainRamp(LearningRateSchedule):
+class DomainRamp(Ramp):
     """The adversary's strength: height * (2 / (1 + exp(-10 p)) - 1), p the part of ``ramp_steps`` that is done (DANN).
 
     Args:
@@ -171,21 +169,12 @@ class DomainRamp(LearningRateSchedule):
         ramp_steps: >= 1, optimizer steps.
     """
 
-    def __init__(self, height: float = 1.0, ramp_steps: int = 1000) -> None:
-        self.height, self.ramp_steps = height, ramp_steps
-
-    def __call__(self, step: Any) -> Any:
-        """Return the strength at an optimizer's step."""
-        done = ops.minimum(ops.cast(step, "float32") / self.ramp_steps, 1.0)
-        return self.height * (2.0 / (1.0 + ops.exp(-10.0 * done)) - 1.0)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {"height": self.height, "ramp_steps": self.ramp_steps}
+    def _risen(self, done: Any) -> Any:
+        return 2.0 / (1.0 + ops.exp(-10.0 * done)) - 1.0
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class DomainAdversary(_DomainTerm):
+class DomainAdversary(ReversesGradient, _DomainTerm):
     """Trains a small network to tell the domains apart, and the student's features to prevent that (DANN).
 
     One backward pass trains both: the gradient from the network to the student is reversed and scaled by a strength
@@ -234,26 +223,9 @@ class DomainAdversary(_DomainTerm):
         owner = type(self).__name__
         self.num_domains = integer(owner, "num_domains", num_domains, low=2)
         self.hidden_units = integer(owner, "hidden_units", hidden_units, low=1)
-        self.ramp_steps = integer(owner, "ramp_steps", ramp_steps, low=0)
-        self._full = number(owner, "reversal_strength", reversal_strength, low=0.0)
-        strength = DomainRamp(self._full, self.ramp_steps) if self.ramp_steps else self._full
-        self._strength = Setting(strength, lambda value: number(owner, "reversal_strength", value, low=0.0))
+        self._set_reversal(reversal_strength, ramp_steps, DomainRamp)
         self.hidden = keras.layers.Dense(self.hidden_units, activation="relu", dtype="float32", name="hidden")
         self.head = keras.layers.Dense(self.num_domains, dtype="float32", name="head")
-
-    @property
-    def settings(self) -> dict[str, Setting]:
-        """The strength of the reversal, which follows the ramp."""
-        return {"reversal_strength": self._strength}
-
-    @property
-    def reversal_strength(self) -> float:
-        """The current strength, >= 0. Assign a number at any time; it ends the ramp and stays."""
-        return self._strength.number
-
-    @reversal_strength.setter
-    def reversal_strength(self, value: float) -> None:
-        self._strength.assign(value)
 
     def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Make the adversary's variables."""
@@ -293,10 +265,4 @@ class DomainAdversary(_DomainTerm):
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``from_config`` needs to rebuild this term."""
-        return {
-            **super().get_config(),
-            "num_domains": self.num_domains,
-            "hidden_units": self.hidden_units,
-            "reversal_strength": self._full,
-            "ramp_steps": self.ramp_steps,
-        }
+        return {**super().get_config(), "num_domains": self.num_domains, "hidden_units": self.hidden_units}

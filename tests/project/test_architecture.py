@@ -17,6 +17,7 @@ import pytest
 from importlinter.cli import lint_imports
 
 import keras_distill
+from benchmarks import mutation
 from keras_distill.losses._base import FeatureTwin, LogitsTwin
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -112,6 +113,11 @@ def test_no_file_reaches_into_keras_or_outgrows_its_reader():
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [name for name in names if name.startswith("keras.src")], file
         assert len(text.splitlines()) <= (250 if "regimes" in file.parts else 400), file
+
+
+def test_every_module_that_is_mutated_has_its_tests():
+    for module in mutation.modules():
+        assert all((ROOT / each).exists() for each in mutation.tests_of(module).split()), module
 
 
 def arguments(thing):
