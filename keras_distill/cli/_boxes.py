@@ -1,4 +1,7 @@
-"""``keras-distill demo`` on boxes: an anchor-free detector, a small one trained alone, and the same distilled."""
+"""``keras-distill demo`` on boxes: an anchor-free detector, a small one trained alone, and the same distilled.
+
+Kept apart from ``_demonstration.py``: each task of the demo trains and draws in its own way.
+"""
 
 from __future__ import annotations
 

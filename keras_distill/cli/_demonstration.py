@@ -1,4 +1,7 @@
-"""``keras-distill demo`` with few labels and many pictures: the student learns from the teacher's answers to all."""
+"""``keras-distill demo`` with few labels and many pictures: the student learns from the teacher's answers to all.
+
+Imported when the command runs, so that ``keras-distill --help`` does not import TensorFlow.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The section of the page that compares the explanations of students and teacher."""
+"""The section of the page that compares the explanations of students and teacher.
+
+Kept apart from ``_page.py``: a report without explanations has no such section.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reads explanations from untrusted JSON."""
+"""Reads explanations from untrusted JSON.
+
+Kept apart from ``_reading.py``: a report without explanations has no such part.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reads a report from untrusted JSON: every part is checked before it is used."""
+"""Reads a report from untrusted JSON: every part is checked before it is used.
+
+Kept apart from ``_report.py``, whose classes hold checked values: here nothing is trusted yet.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Smaller keras-hub backbones, built from a changed configuration: fewer blocks, narrower feed-forward layers."""
+"""Smaller keras-hub backbones, built from a changed configuration: fewer blocks, narrower feed-forward layers.
+
+Kept apart from ``_from_teacher.py``: nothing else knows how keras-hub configures a backbone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Importance scores of channels, one for each group of slots."""
+"""Importance scores of channels, one for each group of slots.
+
+Kept apart from ``_from_teacher.py``: it holds the formulas of papers and changes no layer.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Maps a teacher's classes to the student's, exactly and in log space."""
+"""Maps a teacher's classes to the student's, exactly and in log space.
+
+Kept apart from ``_ensemble.py``: it is arithmetic on tensors and knows no teacher.
+"""
 
 from __future__ import annotations
 

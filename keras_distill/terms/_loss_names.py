@@ -1,4 +1,7 @@
-"""Resolves a user's spelling of the loss between two sets of logits, or refuses it."""
+"""Resolves a user's spelling of the loss between two sets of logits, or refuses it.
+
+Kept apart from ``_logits.py``: it is needed once, when a term is constructed.
+"""
 
 from __future__ import annotations
 

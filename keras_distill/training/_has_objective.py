@@ -1,4 +1,7 @@
-"""Exposes the numbers and logs of one objective as attributes of the fitted model."""
+"""Exposes the numbers and logs of one objective as attributes of the fitted model.
+
+Kept apart from ``distiller.py``, which is to stay short enough to be read as one train step.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Runtimes of foreign models: one class each, all with arrays by name as inputs and outputs."""
+"""Runtimes of foreign models: one class each, all with arrays by name as inputs and outputs.
+
+Kept apart from ``_teacher.py``: the runtimes are optional, and each is imported here alone.
+"""
 
 from __future__ import annotations
 

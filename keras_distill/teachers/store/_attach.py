@@ -1,4 +1,7 @@
-"""Pairs a dataset with the records of a store, example by example, with the checks inside the graph."""
+"""Pairs a dataset with the records of a store, example by example, with the checks inside the graph.
+
+Kept apart from ``_stored.py``: it builds a tf.data pipeline, while the teacher reads what that pipeline yields.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Refuses processes that were forked after TensorFlow had started its threads, in which it would hang."""
+"""Refuses processes that were forked after TensorFlow had started its threads, in which it would hang.
+
+Kept apart from ``_labeller.py``: importing it registers a hook that every later fork calls.
+"""
 
 from __future__ import annotations
 
