@@ -5,6 +5,12 @@ same number of updates: one on the examples of ``regimes.DataFree``, one on Gaus
 the teacher's inputs. Settings were chosen on the last 10,000 training images (``--held-out``, seed 9); the table
 is measured once, at the last epoch, on the test images, which nothing else looks at. The quick version trains a few
 steps and shows that all of it runs.
+
+A first table, in ``data_free.json``, had a generator of dense layers and ``Disagreement("l1")`` alone, and twice the
+steps for LeNet-5: 92.3% for the MLP and 68.4% for the half of LeNet-5. The generator decides. On the held-out images,
+with a teacher of 96.0%, the half of LeNet-5 reached 61.2% by 120 steps of that generator and 81.7% by as many of two
+convolutions between up-samplings, at the same cost; 400 steps of the latter gave 93.5%, and 94.3% with a balance of
+classes.
 """
 
 from __future__ import annotations
@@ -144,7 +150,7 @@ def main() -> None:
     """Run the tasks that are asked for; the report is written when each of them is known."""
     options = _harness.arguments(
         __doc__ or "",
-        task={"choices": [*TASKS, "all"], "default": "all", "help": "one task only, without writing the report"},
+        task={"choices": [*TASKS, "all"], "default": "all", "help": "one task only, in a report of its own"},
         seeds={"type": int, "default": 3},
         held_out={"action": "store_true", "help": "measure on held-out training images, to choose settings"},
         objective={"choices": list(OBJECTIVES), "default": "l1 + balance"},
@@ -155,7 +161,6 @@ def main() -> None:
     if options.held_out:
         print(options, run(options.task, 9, options), flush=True)
         return
-    report = _harness.Report("data_free", CLAIM, options)
     runs = _resume.Runs(options.out / "data_free.runs.json")
     tasks = list(TASKS) if options.task == "all" else [options.task]
     seeds = options.seeds if options.full else 1
@@ -163,20 +168,24 @@ def main() -> None:
         (task, seed): runs(f"{task} {seed}", lambda task=task, seed=seed: run(task, seed, options))
         for task in tasks for seed in range(seeds if task.startswith("mnist") else 1)
     }  # fmt: skip
-    if options.task != "all":
-        return
+    name = "data_free" if options.task == "all" else f"data_free_{options.task}"
+    report = _harness.Report(name, CLAIM, options)
     for (task, seed), figures in found.items():
-        report.add({"task": task, "seed": seed, "steps": TASKS[task][2], "batch": BATCH}, figures)
+        settings = {"generator": options.generator, "objective": options.objective}
+        report.add({"task": task, "seed": seed, "steps": TASKS[task][2], "batch": BATCH, **settings}, figures)
     means = {
-        (task, name): float(np.mean([each[name] for (other, _), each in found.items() if other == task]))
-        for task in TASKS for name in ("without data, %", "of noise, %")
+        (task, part): float(np.mean([each[part] for (other, _), each in found.items() if other == task]))
+        for task in tasks for part in ("without data, %", "of noise, %")
     }  # fmt: skip
-    mlp, noise = means["mnist_mlp", "without data, %"], means["mnist_mlp", "of noise, %"]
-    report.verdict("MLP, %", mlp, at_least=95.0)
-    report.verdict("MLP, points above noise", mlp - noise, at_least=35.0)
-    report.verdict("LeNet-5 to half, %", means["mnist_lenet", "without data, %"], at_least=93.0)
+    if "mnist_mlp" in tasks:
+        mlp, noise = means["mnist_mlp", "without data, %"], means["mnist_mlp", "of noise, %"]
+        report.verdict("MLP, %", mlp, at_least=95.0)
+        report.verdict("MLP, points above noise", mlp - noise, at_least=35.0)
+    if "mnist_lenet" in tasks:
+        report.verdict("LeNet-5 to half, %", means["mnist_lenet", "without data, %"], at_least=93.0)
     report.write()
-    runs.finish()
+    if options.task == "all":
+        runs.finish()
 
 
 if __name__ == "__main__":
