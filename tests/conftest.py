@@ -19,46 +19,62 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores: one 
     for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
         os.environ.setdefault(_name, "1")
 
-import keras
 import pytest
-import tensorflow as tf
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(2)
-# Two logical CPUs, so that the distribution tests can compare 1 replica with 2.
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
-
-from tests.faults import faults  # noqa: E402, F401  not before the devices are set
-
-_fit = keras.Model.fit
 
 
-def fit(self, *args, **kwargs):
-    """``fit`` of Keras' own models, whose optimizer is built before: else TensorFlow traces the first step twice.
-
-    What is tested is not touched: ``Distiller`` and the regimes build their optimizers by themselves.
-    """
-    plain = type(self) in (keras.Model, keras.Sequential) or type(self).__name__ == "Functional"
-    if plain and self.built and not tf.distribute.has_strategy() and self._distribute_strategy is None:
-        optimizer = getattr(self, "optimizer", None)
-        if optimizer is not None and not optimizer.built and self.trainable_variables:
-            optimizer.build(self.trainable_variables)
-    return _fit(self, *args, **kwargs)
+def pytest_configure(config):
+    """Set TensorFlow up, but not in the process that only hands tests out: the workers would wait for its import."""
+    if "PYTEST_XDIST_WORKER" in os.environ or not config.getoption("numprocesses", None):
+        set_up_tensorflow()
 
 
-keras.Model.fit = fit
+def set_up_tensorflow():
+    """Import it, and configure threads and devices before anything uses it."""
+    import keras
+    import tensorflow as tf
+
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(2)
+    # Two logical CPUs, so that the distribution tests can compare 1 replica with 2.
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+    keras_fit = keras.Model.fit
+
+    def fit(self, *args, **kwargs):
+        """``fit`` of Keras' own models, whose optimizer is built before: else TensorFlow traces the first step twice.
+
+        What is tested is not touched: ``Distiller`` and the regimes build their optimizers by themselves.
+        """
+        plain = type(self) in (keras.Model, keras.Sequential) or type(self).__name__ == "Functional"
+        if plain and self.built and not tf.distribute.has_strategy() and self._distribute_strategy is None:
+            optimizer = getattr(self, "optimizer", None)
+            if optimizer is not None and not optimizer.built and self.trainable_variables:
+                optimizer.build(self.trainable_variables)
+        return keras_fit(self, *args, **kwargs)
+
+    keras.Model.fit = fit
+
 
 _trim = None
 with contextlib.suppress(OSError, AttributeError):  # another C library
     _trim = ctypes.CDLL("libc.so.6").malloc_trim
 
 
+@pytest.fixture
+def faults(monkeypatch, tmp_path_factory):
+    """Interrupt operations on files; see ``tests/faults.py``."""
+    from tests.faults import Faults
+
+    return Faults(monkeypatch, tmp_path_factory.mktemp("crash_points"))
+
+
 @pytest.fixture(autouse=True)
 def seed():
     """Every test starts from the same random state and precision, whatever ran before it."""
+    import keras
+
     keras.config.set_dtype_policy("float32")
     keras.utils.set_random_seed(1234)
     return 1234
@@ -67,6 +83,8 @@ def seed():
 @pytest.fixture(autouse=True, scope="module")
 def fresh_names():
     """Free the graphs of the previous file; layer names count from zero again."""
+    import keras
+
     yield
     keras.backend.clear_session()
     gc.collect()  # graphs and models refer to themselves

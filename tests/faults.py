@@ -10,8 +10,6 @@ import errno
 import hashlib
 import shutil
 
-import pytest
-
 from keras_distill import _files
 
 CHANGES = ("make_folder", "write", "fill", "rename", "remove", "remove_tree", "flush")
@@ -123,9 +121,3 @@ class Faults:
             if calls[0] <= number:
                 return number
             number += every
-
-
-@pytest.fixture
-def faults(monkeypatch, tmp_path_factory):
-    """Interrupts operations on files; see the module."""
-    return Faults(monkeypatch, tmp_path_factory.mktemp("crash_points"))

@@ -4,6 +4,7 @@ Each case is a function that makes everything anew, as a new process would: a di
 """
 
 import functools
+import shutil
 import tempfile
 
 import keras
@@ -26,6 +27,19 @@ from tests.models import batch, mlp
 X, Y = batch(6)
 IMAGES = np.random.default_rng(1).normal(size=(6, 4, 4, 2)).astype("float32")
 CASES = {}
+
+
+class CopyAt(keras.callbacks.Callback):
+    """Copy the backup's directory as the second epoch begins."""
+
+    def __init__(self, directory, copy):
+        super().__init__()
+        self.directory, self.copy, self.begun = directory, copy, []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.begun.append(epoch)
+        if epoch == 1 and self.copy is not None:
+            shutil.copytree(self.directory, self.copy)
 
 
 def case(*names):

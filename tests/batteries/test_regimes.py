@@ -5,6 +5,8 @@ itself, trained plainly.
 """
 
 import functools
+import tempfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -21,6 +23,7 @@ from keras_distill import (
     teachers,
     terms,
 )
+from tests.batteries.resume_cases import CopyAt
 from tests.models import batch, copy_of, mlp, replicas
 
 X, Y = batch(12)
@@ -114,32 +117,49 @@ MODES = {
 }
 
 
-def run(name, epochs=2, scope=None, prepare=None, callbacks=(), **mode):
-    """Make a regime, train it and return it."""
+def make(name, scope=None, **mode):
+    """Make and compile a regime."""
     keras.utils.set_random_seed(0)
     with scope or tf.distribute.get_strategy().scope():
         made = MADE[name]()
         made.compile(keras.optimizers.SGD(0.1, momentum=0.9), LOSSES.get(name, CROSS_ENTROPY), **mode)
-    if prepare is not None:
-        prepare(made)
+    return made
+
+
+def fit(made, name, callbacks=()):
+    """Train for two epochs of three steps."""
     if name == "DataFree":
-        made.fit(steps=3, epochs=epochs, batch_size=4, verbose=0, callbacks=list(callbacks))
-        return made
+        made.fit(steps=3, epochs=2, batch_size=4, verbose=0, callbacks=list(callbacks))
+        return
     if name == "DifferentiallyPrivate":
-        made.fit(X, Y, epochs=epochs, verbose=0, callbacks=list(callbacks))
-        return made
+        made.fit(X, Y, epochs=2, verbose=0, callbacks=list(callbacks))
+        return
     outputs = len(LOSSES.get(name, [0]))
     labels = tuple([Y] * outputs) if outputs > 1 else Y
     options = tf.data.Options()
     options.autotune.enabled = False
     data = tf.data.Dataset.from_tensor_slices((X, labels)).batch(4).with_options(options)
-    made.fit(data, epochs=epochs, verbose=0, callbacks=list(callbacks))
+    made.fit(data, epochs=2, verbose=0, callbacks=list(callbacks))
+
+
+def run(name, scope=None, callbacks=(), **mode):
+    """Make a regime, train it and return it."""
+    made = make(name, scope, **mode)
+    fit(made, name, callbacks)
     return made
 
 
 @functools.cache
+def backed_up(name):
+    """Return a regime's plainly trained weights, and the backup that a kill at its second epoch would have left."""
+    folder = Path(tempfile.mkdtemp(prefix="regime-"))
+    watch = [callbacks.Backup(folder / "one"), CopyAt(folder / "one", folder / "two")]
+    trained = run(name, callbacks=watch, jit_compile=False)
+    return [np.asarray(w) for w in trained.get_weights()], folder / "two"
+
+
 def plain(name):
-    return [np.asarray(w) for w in run(name, jit_compile=False).get_weights()]
+    return backed_up(name)[0]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -165,14 +185,15 @@ def test_every_mode_trains_the_same(name, mode):
 
 @pytest.mark.parametrize("name", MADE)
 def test_mixed_precision_moves_float32_weights_as_float32_does(name):
-    start = []
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         if name == "DifferentiallyPrivate":
             with pytest.raises(ValueError, match=REFUSED["mixed"]):
                 MADE[name]()
             return
-        made = run(name, jit_compile=False, prepare=lambda each: start.extend(each.get_weights()))
+        made = make(name, jit_compile=False)
+        start = made.get_weights()
+        fit(made, name)
     finally:
         keras.config.set_dtype_policy("float32")
     assert all(np.asarray(two).dtype == one.dtype for one, two in zip(plain(name), made.get_weights(), strict=True))
@@ -193,36 +214,28 @@ def players_of(made):
 
 @pytest.mark.parametrize("name", MADE)
 def test_a_nan_in_any_player_holds_everybody_back(name):
-    for player in players_of(MADE[name]()):
-        kept = {}
-
-        def poison(made, player=player, kept=kept):
-            model = players_of(made)[player]
-            values = model.get_weights()
-            model.set_weights([np.full_like(values[0], np.nan), *values[1:]])
-            kept["made"], kept["before"] = made, [w for each in players_of(made).values() for w in each.get_weights()]
-
-        first = name.split(" ", 1)[0]
-        owner = first if first in regimes.__all__ else "Distiller"
+    made = make(name, jit_compile=False)
+    start, players = made.get_weights(), players_of(made)
+    first = name.split(" ", 1)[0]
+    owner = first if first in regimes.__all__ else "Distiller"
+    for player in players.values():
+        made.set_weights(start)
+        values = player.get_weights()
+        player.set_weights([np.full_like(values[0], np.nan), *values[1:]])
+        before = made.get_weights()
         with pytest.raises(NonFiniteLossError, match=f"{owner}: "):
-            run(name, prepare=poison, jit_compile=False)
-        after = [w for each in players_of(kept["made"]).values() for w in each.get_weights()]
-        for one, two in zip(kept["before"], after, strict=True):
+            fit(made, name)
+        for one, two in zip(before, made.get_weights(), strict=True):
             np.testing.assert_array_equal(one, two)
 
 
-class Stop(keras.callbacks.Callback):
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 1:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("name", MADE)
-def test_a_resumed_run_ends_with_the_same_bits(name, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        run(name, callbacks=[callbacks.Backup(tmp_path), Stop()], jit_compile=False)
-    resumed = run(name, callbacks=[callbacks.Backup(tmp_path)], jit_compile=False)
-    for one, two in zip(plain(name), resumed.get_weights(), strict=True):
+def test_a_resumed_run_ends_with_the_same_bits(name):
+    expected, backup = backed_up(name)
+    watch = CopyAt(None, None)
+    resumed = run(name, callbacks=[callbacks.Backup(backup), watch], jit_compile=False)
+    assert watch.begun == [1]
+    for one, two in zip(expected, resumed.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
 
 
@@ -238,6 +251,12 @@ OTHERS = {
 def test_every_regime_is_in_the_battery():
     classes = {name for name in regimes.__all__ if name[0].isupper()}
     assert classes - OTHERS == {name.split()[0] for name in MADE} & classes
+
+
+class Stop(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
 
 
 def private(**more):

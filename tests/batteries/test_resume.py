@@ -5,7 +5,6 @@ what a kill at that moment leaves.
 """
 
 import inspect
-import shutil
 
 import keras
 import numpy as np
@@ -13,7 +12,8 @@ import pytest
 import tensorflow as tf
 
 from keras_distill import callbacks, teachers, terms
-from tests.batteries.resume_cases import CASES, X, Y
+from tests.batteries.resume_cases import CASES, CopyAt, X, Y
+from tests.models import batches
 
 pytestmark = pytest.mark.slow
 EPOCHS = 2
@@ -28,19 +28,6 @@ WITHOUT_STATE = {
 }  # fmt: skip
 
 
-class CopyAt(keras.callbacks.Callback):
-    """Copy the backup's directory as the second epoch begins."""
-
-    def __init__(self, directory, copy):
-        super().__init__()
-        self.directory, self.copy, self.begun = directory, copy, []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.begun.append(epoch)
-        if epoch == 1 and self.copy is not None:
-            shutil.copytree(self.directory, self.copy)
-
-
 def results(made, directory, copy=None):
     """Train and return everything that a resume must not change, and the epochs that were run."""
     keras.utils.set_random_seed(0)
@@ -49,12 +36,8 @@ def results(made, directory, copy=None):
     x = next((each for each in more if not isinstance(each, keras.callbacks.Callback)), X)
     extra = [each for each in more if isinstance(each, keras.callbacks.Callback)]
     backup, copies = callbacks.Backup(directory), CopyAt(directory, copy)
-    batched = isinstance(x, tf.data.Dataset)
-    arrays = {} if batched else {"y": Y, "batch_size": 3, "shuffle": False}
-    history = distiller.fit(
-        x, epochs=EPOCHS, verbose=0, validation_data=x if batched else (x, Y), **arrays,
-        callbacks=[*extra, backup, copies],
-    )  # fmt: skip
+    data = x if isinstance(x, tf.data.Dataset) else batches(x, Y, size=3)
+    history = distiller.fit(data, epochs=EPOCHS, verbose=0, validation_data=data, callbacks=[*extra, backup, copies])
     arrays = [*distiller.get_weights(), *(v.numpy() for v in distiller.optimizer.variables)]
     return arrays, history.history, history.epoch, copies.begun
 

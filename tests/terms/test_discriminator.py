@@ -101,7 +101,7 @@ def test_the_gradient_penalty_is_the_gradients_and_moves_the_weights():
     np.testing.assert_allclose(term.values(TEACHER(X), STUDENT(X), training=False), expected, rtol=1e-4)
     distiller = Distiller(TEACHER, copy_of(STUDENT), term, student_loss_weight=0.0)
     distiller.compile(keras.optimizers.Adam(0.01))
-    distiller.fit(X, epochs=60, batch_size=16, verbose=0)
+    distiller.fit(batches(X, size=16), epochs=60, verbose=0)
     assert np.abs(term.slope(rows)).max() < 0.6 * np.abs(steep).max()
     assert Discriminator.from_config(term.get_config()).gradient_penalty == 3.0
 
