@@ -164,7 +164,9 @@ class Distiller(HasObjective):
             optimizer = with_loss_scale(optimizer, self.student)
         self._students_own_loss = isinstance(loss, str) and loss == "student"
         if self._students_own_loss and not self.student.compiled:
-            raise error("Distiller", "a compiled student for loss='student'", "one that is not", "Call student.compile")
+            raise error(
+                "Distiller", "a compiled student for loss='student'", "an uncompiled one", "Call student.compile"
+            )
         self._configure(
             [optimizer],
             loss=None if self._students_own_loss else loss,
@@ -258,7 +260,7 @@ class Distiller(HasObjective):
     ) -> None:
         if not gradients:
             advice = "Set student.trainable = True; a model that was a teacher stays frozen"
-            raise error("Distiller", "a student with something to train", "no trainable weights", advice)
+            raise error("Distiller", "a student with trainable weights", "none", advice)
         if not self.stop_on_non_finite:
             self._learner.update(gradients, xla=by_xla(self))
             return

@@ -144,7 +144,7 @@ class Taps:
     def _pick(self, name: str, calls: list[tuple[dict[str, Any], Any]]) -> Any:
         path, index, argument = _parse(self.owner, name)
         if not calls:
-            raise error(self.owner, f"layer {path!r} to be called in the forward pass", "no call of it")
+            raise error(self.owner, f"layer {path!r} to be called in the forward pass", "no call")
         if index is not None and index >= len(calls):
             raise error(self.owner, f"a call number below {len(calls)} for layer {path!r}", repr(name))
         received, returned = calls[-1 if index is None else index]

@@ -107,7 +107,7 @@ class AdaptiveTemperature(Policy):
         self._probe = None
         if monitor == "gap":
             if validation_data is None:
-                raise error(owner, "validation_data to measure the gap on", "None", "Or name a monitor of the logs")
+                raise error(owner, "validation_data to measure the gap on", "None", "Or monitor a name in the logs")
             self._probe = Probe(owner, validation_data, batch_size, steps)
         elif validation_data is not None:
             raise error(owner, "validation_data only with monitor='gap'", f"monitor={monitor!r}")
@@ -121,7 +121,7 @@ class AdaptiveTemperature(Policy):
                 setting.assign(self.max_temperature)
             elif not self.min_temperature <= setting.number <= self.max_temperature:
                 bounds = f"{self.min_temperature:g} and {self.max_temperature:g}"
-                advice = "Set min_temperature and max_temperature to fit"
+                advice = "Adjust min_temperature and max_temperature"
                 raise error(self._owner, f"{name} between {bounds} at the start", setting.number, advice)
         return {**Plateau.fresh(), "progress": 0.0, "first": self._gap() if self.rule == "progress" else None}
 
@@ -264,7 +264,7 @@ class EarlyStoppedDistillation(Policy):
             left = self.final_student_loss_weight
         if self.term is None and (left == 0 or not distiller.is_supervised):
             advice = "Give compile(loss=...) and a student_loss_weight above 0"
-            raise error(self._owner, "a supervised loss to train on when the teacher leaves", "none", advice)
+            raise error(self._owner, "a supervised loss to train on when distillation ends", "none", advice)
         return found
 
     def _fresh(self) -> dict[str, Any]:

@@ -125,14 +125,14 @@ class Backup(keras.callbacks.BackupAndRestore):
         told = "; ".join(f"{folder.name}: {problem}" for folder, problem in damaged)
         if damaged and not self._resumed:
             advice = "Remove the directory to begin afresh"
-            raise error(_OWNER, f"a whole backup in {self.directory}", told, advice)
+            raise error(_OWNER, f"an undamaged backup in {self.directory}", told, advice)
         if damaged:
-            warnings.warn(f"Backup: damaged ({told}). Training goes on after epoch {self._resumed}.", stacklevel=2)
+            warnings.warn(f"Backup: damaged ({told}). Training resumes after epoch {self._resumed}.", stacklevel=2)
         # All have read before the chief removes anything: of a run that had ended, that is every backup.
         epochs = numbers_of_workers(self.model.distribute_strategy, self._resumed)
         if len(set(epochs)) > 1:
-            advice = "Give all of them one directory on a file system that they share"
-            got = f"workers that go on after epochs {', '.join(map(str, epochs))}"
+            advice = "Give all of them one directory on a shared file system"
+            got = f"workers that resume after epochs {', '.join(map(str, epochs))}"
             raise error(_OWNER, f"all workers to find the same backups in {self.directory}", got, advice)
         if chief:
             for pattern in (f"{_files.WRITING}*", f"{_files.REMOVING}*"):
@@ -203,18 +203,18 @@ class Backup(keras.callbacks.BackupAndRestore):
         try:
             _locks[self._key()] = _files.Lock(self.directory), threading.current_thread()
         except BlockingIOError:
-            advice = "Wait for it, or give each run a directory of its own."
-            message = f"Backup: expected to be the only run in {self.directory}, got another one at work. {advice}"
+            advice = "Wait for it, or give each run its own directory."
+            message = f"Backup: expected to be the only run in {self.directory}, got another active one. {advice}"
             raise BlockingIOError(message) from None
 
     def _refuse_a_stranger(self, folder: Path, facts: dict[str, Any]) -> None:
         theirs = facts["run"]
         if theirs is None:  # written before backups identified their run
-            warnings.warn(f"Backup: {folder} does not say which run wrote it; it is taken for this one.", stacklevel=3)
+            warnings.warn(f"Backup: {folder} does not name its run; it is assumed to be this one's.", stacklevel=3)
             return
         differs = [text for part, text in _NAMES.items() if theirs.get(part) != self._run.get(part)]
         if differs and self.same_run:
-            advice = "Give each run a directory of its own, or same_run=False to go on from another one's backup"
+            advice = "Give each run its own directory, or same_run=False to resume from another run's backup"
             raise error(_OWNER, f"backups of this run in {self.directory}", f"one with {', '.join(differs)}", advice)
 
     @contextlib.contextmanager
@@ -239,7 +239,7 @@ class Backup(keras.callbacks.BackupAndRestore):
             ours = str(problem).startswith(_OWNER)
             if ours or (not isinstance(problem, OSError) and "errno" not in str(problem)):
                 raise
-            kept = f"The backup of epoch {self.epoch} is whole" if self.epoch else "There is no backup"
+            kept = f"The backup of epoch {self.epoch} is intact" if self.epoch else "There is no backup"
             raise OSError(f"Backup: expected to write into {self.directory}, got {problem}. {kept}.") from problem
 
     def _folders(self) -> list[Path]:

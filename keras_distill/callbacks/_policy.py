@@ -51,13 +51,13 @@ class Policy(keras.callbacks.Callback, abc.ABC):
     def state(self) -> dict[str, Any]:
         """The state: a dictionary of plain numbers, ready for JSON. Assign one to continue from it."""
         if self._memory is None:
-            raise error(self._owner, "fit to have been called with the callback before its state is read", "no call")
+            raise error(self._owner, "the callback to be passed to fit before its state is read", "no call")
         return self._memory.states[self._name]
 
     @state.setter
     def state(self, value: dict[str, Any]) -> None:
         if self._memory is None:
-            raise error(self._owner, "fit to have been called with the callback before its state is read", "no call")
+            raise error(self._owner, "the callback to be passed to fit before its state is read", "no call")
         self._memory.states[self._name] = dict(value)
 
     def set_model(self, model: Any) -> None:

@@ -118,7 +118,7 @@ class TemperatureScheduler(_Scheduler):
         return _steering.temperatures(self._owner, distiller, self.term)
 
     def _checked(self, what: str, value: Any) -> float:
-        return number(self._owner, what, value, above=0.0, advice="A temperature stays above 0; 1.0 is the plain case")
+        return number(self._owner, what, value, above=0.0, advice="Use 1.0 for the plain distributions")
 
 
 class WeightScheduler(_Scheduler):

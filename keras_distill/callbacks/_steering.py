@@ -16,7 +16,7 @@ from keras_distill.training import Trainer
 def as_distiller(owner: str, model: Any) -> Trainer:
     """Return ``model`` if it has numbers to control, else raise."""
     if not isinstance(model, Trainer):
-        raise error(owner, "to be given to the fit of a keras_distill.Distiller", type(model).__name__)
+        raise error(owner, "to be passed to the fit of a keras_distill.Distiller", type(model).__name__)
     return model
 
 
@@ -26,7 +26,7 @@ def find_term(owner: str, distiller: Trainer, term: Any) -> int:
     names = [getattr(each, "name", type(each).__name__) for each in terms]
     if isinstance(term, str):
         if names.count(term) != 1:
-            advice = "Give the index or the term itself" if term in names else f"There are {nearest(term, names)}"
+            advice = "Give the index or the term itself" if term in names else f"Nearest: {nearest(term, names)}"
             raise error(owner, "term to name one of the distiller's terms", repr(term), advice)
         return names.index(term)
     if isinstance(term, int) and not isinstance(term, bool):
@@ -49,7 +49,7 @@ def temperatures(owner: str, distiller: Trainer, term: Any = None) -> dict[str, 
     found = {name: setting for name, setting in distiller.settings.items() if id(setting) in wanted}
     if not found:
         which = "a term" if term is None else f"term {term!r}"
-        raise error(owner, f"{which} with a temperature to steer", "none", "LogitsDistillation has one")
+        raise error(owner, f"{which} with a temperature to control", "none", "LogitsDistillation has one")
     return {"temperature": next(iter(found.values()))} if len(every) == 1 else found
 
 
@@ -63,7 +63,7 @@ def distillation_weights(owner: str, distiller: Trainer, term: Any = None) -> di
     settings = distiller.settings
     found = {name: settings[name] for name in settings if name.startswith("distillation_loss_weight")}
     if not found:
-        raise error(owner, "a model with a distillation_loss_weight to steer", ", ".join(settings) or "none")
+        raise error(owner, "a model with a distillation_loss_weight to control", ", ".join(settings) or "none")
     if term is None:
         return found
     name = list(found)[find_term(owner, distiller, term)]

@@ -12,14 +12,16 @@ from keras_distill._checks import error
 def add_comparison(parser: argparse.ArgumentParser) -> None:
     """Add ``--data``, ``--inputs``, ``--logits``, ``--probabilities`` and ``--task``."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--data", metavar="NAME", help="compare on the test split of this set of keras_distill.data")
+    group.add_argument("--data", metavar="NAME", help="compare on the test split of this keras_distill.data set")
     group.add_argument(
-        "--inputs", metavar="FILE", help="compare on an .npy array, or an .npz by input name, 'labels' among them"
+        "--inputs",
+        metavar="FILE",
+        help="compare on an .npy array, or an .npz with an array per input, and 'labels'",
     )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--logits", action="store_true", help="the student gives logits")
     kind.add_argument("--probabilities", action="store_true", help="the student gives probabilities")
-    parser.add_argument("--task", choices=["classification", "binary", "regression"], help="what the output is")
+    parser.add_argument("--task", choices=["classification", "binary", "regression"], help="the kind of output")
 
 
 def from_logits(options: argparse.Namespace) -> bool | None:

@@ -19,10 +19,10 @@ def add_parser(commands: Any) -> None:
         "prints a table and writes report.html, report.json, student.keras and serving/<dataset>/1.",
         allow_abbrev=False,
     )
-    demo.add_argument("--dataset", default="digits", help="a set of images that keras_distill.data knows (digits)")
+    demo.add_argument("--dataset", default="digits", help="an image set of keras_distill.data (digits)")
     demo.add_argument("--epochs", type=int, metavar="N", help="epochs of every training (the data set's own number)")
-    demo.add_argument("--seeds", type=int, default=5, metavar="N", help="students of each kind (5)")
-    demo.add_argument("--out", default="demo_output", metavar="DIR", help="where to write (demo_output)")
+    demo.add_argument("--seeds", type=int, default=5, metavar="N", help="number of students of each kind (5)")
+    demo.add_argument("--out", default="demo_output", metavar="DIR", help="output folder (demo_output)")
     demo.add_argument("--download", action="store_true", help="let tensorflow-datasets download the data set")
     demo.set_defaults(run=run)
 

@@ -29,17 +29,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("student", help="a .keras file")
     parser.add_argument("--to", required=True, choices=["saved_model", *_ENDINGS], help="format")
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="base path of the model (saved_model), or where the file goes"
+        "--out", required=True, metavar="DIR", help="base path of the model (saved_model), or output directory"
     )
-    parser.add_argument("--version", type=int, metavar="N", help="of the SavedModel (the next one)")
+    parser.add_argument("--version", type=int, metavar="N", help="version of the SavedModel (the next one)")
     add_comparison(parser)
     parser.add_argument("--labels", metavar="A,B,C", help="class names, separated by commas")
     parser.add_argument("--temperature", type=float, metavar="T", help="calibration temperature inside the SavedModel")
     parser.add_argument("--uncertainty", action="store_true", help="serve entropy and confidence")
     parser.add_argument("--image", action="store_true", help="add a signature that takes JPEG or PNG files")
-    parser.add_argument(
-        "--image-scale", type=float, default=1 / 255, metavar="X", help="pixels are multiplied by (1/255)"
-    )
+    parser.add_argument("--image-scale", type=float, default=1 / 255, metavar="X", help="factor of the pixels (1/255)")
     parser.add_argument("--text", action="store_true", help="add a signature of one text per example")
     parser.add_argument("--examples", action="store_true", help="add a signature of serialized tf.train.Example")
     parser.add_argument("--warmup", metavar="1,32", help="batch sizes of warm-up requests, separated by commas")
@@ -47,9 +45,9 @@ def add_parser(commands: Any) -> None:
         "--serving-files", action="store_true", help="write models.config, docker-compose.yml, ... beside DIR"
     )
     parser.add_argument("--quantize", choices=["float16", "dynamic", "int8"], help="precision of LiteRT")
-    parser.add_argument("--tolerance", type=float, metavar="X", help="largest difference of probabilities allowed")
+    parser.add_argument("--tolerance", type=float, metavar="X", help="largest allowed difference of probabilities")
     parser.add_argument(
-        "--min-agreement", type=float, metavar="X", help="least fraction of equal classes (not saved_model)"
+        "--min-agreement", type=float, metavar="X", help="smallest fraction of equal classes (not saved_model)"
     )
     parser.set_defaults(run=run)
 

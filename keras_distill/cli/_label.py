@@ -17,16 +17,16 @@ def add_parser(commands: Any) -> None:
         commands: what ``ArgumentParser.add_subparsers`` returned.
     """
     command = commands.add_parser(
-        "label", help="run a teacher once over a data set and store what it says", allow_abbrev=False
+        "label", help="run a teacher once over a data set and store its answers", allow_abbrev=False
     )
     add_source(command)
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the store to write")
     command.add_argument("--top-k", type=int, help="keep only this many classes, and the sum of the rest")
     command.add_argument("--dtype", default="float16", choices=("float32", "float16", "bfloat16", "int8"))
-    command.add_argument("--features", nargs="*", default=(), metavar="LAYER", help="layers to store as well")
+    command.add_argument("--features", nargs="*", default=(), metavar="LAYER", help="layers whose outputs to store")
     command.add_argument("--examples-per-shard", type=int)
     command.add_argument("--shard", default="0/1", metavar="I/N", help="write part I of N, to share the work")
-    command.add_argument("--overwrite", action="store_true", help="discard a store that is already there")
+    command.add_argument("--overwrite", action="store_true", help="discard an existing store")
     command.set_defaults(run=run)
 
 

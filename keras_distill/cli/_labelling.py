@@ -17,7 +17,7 @@ def add_source(command: argparse.ArgumentParser) -> None:
         command: the parser of ``label`` or ``store repair``.
     """
     command.add_argument("--teacher", required=True, type=Path, metavar="FILE.keras", help="a saved Keras model")
-    command.add_argument("--data", required=True, metavar="NAME", help="a data set that keras_distill.data knows")
+    command.add_argument("--data", required=True, metavar="NAME", help="a data set of keras_distill.data")
     command.add_argument("--split", default="train", help="train, validation or test")
     command.add_argument("--batch-size", type=int, default=128)
 

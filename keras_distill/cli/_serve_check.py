@@ -26,8 +26,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--student", metavar="FILE", help="the .keras file to compare with")
     add_comparison(parser)
     parser.add_argument("--tolerance", type=float, metavar="X", help="largest difference allowed (1e-4 in float32)")
-    parser.add_argument("--batch-sizes", default="1,32", metavar="1,32", help="what is timed, separated by commas")
-    parser.add_argument("--repeats", type=int, default=100, metavar="N", help="timed calls for each (100)")
+    parser.add_argument("--batch-sizes", default="1,32", metavar="1,32", help="sizes to time, separated by commas")
+    parser.add_argument("--repeats", type=int, default=100, metavar="N", help="number of timed calls for each (100)")
     parser.set_defaults(run=run)
 
 

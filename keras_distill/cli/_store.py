@@ -15,12 +15,12 @@ def add_parser(commands: Any) -> None:
     Args:
         commands: what ``ArgumentParser.add_subparsers`` returned.
     """
-    parser = commands.add_parser("store", help="look after stored teachers", allow_abbrev=False)
+    parser = commands.add_parser("store", help="verify and repair stored teachers", allow_abbrev=False)
     store = parser.add_subparsers(dest="action", required=True, metavar="action")
-    command = store.add_parser("verify", help="read every byte of a store and name what is bad", allow_abbrev=False)
+    command = store.add_parser("verify", help="read every byte of a store and list damaged files", allow_abbrev=False)
     command.add_argument("path", type=Path)
     command.set_defaults(run=run_verify)
-    command = store.add_parser("repair", help="label again what is bad, and only that", allow_abbrev=False)
+    command = store.add_parser("repair", help="label only the damaged shards again", allow_abbrev=False)
     command.add_argument("path", type=Path)
     add_source(command)
     command.set_defaults(run=run_repair)
@@ -43,8 +43,8 @@ def run_verify(arguments: argparse.Namespace) -> None:
         say(str(problem))
     if problems:
         advice = f"Run keras-distill store repair {arguments.path} --teacher FILE --data NAME"
-        raise stored_error("a store as it was written", f"{len(problems)} bad files", advice, "store verify")
-    say(f"{arguments.path}: {len(read_manifest(arguments.path)['shards'])} shards, all as they were written")
+        raise stored_error("an unchanged store", f"{len(problems)} damaged files", advice, "store verify")
+    say(f"{arguments.path}: {len(read_manifest(arguments.path)['shards'])} shards, all unchanged")
 
 
 def run_repair(arguments: argparse.Namespace) -> None:

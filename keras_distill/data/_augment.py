@@ -158,7 +158,7 @@ def _check_repeats(layer: keras.layers.Layer) -> None:
         seen.append(np.asarray(layer.transform_images(probe, drawn, training=True)))
     if not all(np.array_equal(seen[0], each) for each in seen[1:]):
         advice = "Give its component layers, such as RandomBrightness and RandomContrast"
-        raise error(_OWNER, "layers whose views a seed repeats", type(layer).__name__, advice)
+        raise error(_OWNER, "layers whose views are repeatable by a seed", type(layer).__name__, advice)
 
 
 def augment(

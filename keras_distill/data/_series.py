@@ -82,4 +82,4 @@ def _check_times(times: np.ndarray, steps: int) -> None:
     if odd.any():
         step = int(np.argmax(odd)) + 1
         got = f"a step of {gaps[step - 1] / usual:.4g} usual ones at step {step}"
-        raise error(_OWNER, "times without gaps", got, "Fill the gap, or cut the series there into two")
+        raise error(_OWNER, "times without gaps", got, "Fill the gap, or split the series there")

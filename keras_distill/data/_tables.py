@@ -127,13 +127,13 @@ class TableEncoder:
         for name, column in arrays.items():
             if column.dtype.kind == "f":
                 if np.isnan(column).all():
-                    raise error(owner, f"a value in column {name!r}", "a column in which all are missing", "Drop it")
+                    raise error(owner, f"a value in column {name!r}", "only missing values", "Drop it")
                 spread, mean = float(np.nanstd(column)) or 1.0, float(np.nanmean(column))
                 layer = FilledNumber(mean, spread, _edges(column, num_bins), name=f"filled_{len(features)}")
                 features[name] = keras.utils.FeatureSpace.feature("float32", layer, "float")
             else:
                 if (column == "").all():
-                    raise error(owner, f"a value in column {name!r}", "a column in which all are missing", "Drop it")
+                    raise error(owner, f"a value in column {name!r}", "only missing values", "Drop it")
                 features[name] = keras.utils.FeatureSpace.string_categorical(num_oov_indices=1)
                 self.categories[name] = np.unique(column)
         self.space = keras.utils.FeatureSpace(features, output_mode="concat")
@@ -159,7 +159,7 @@ class TableEncoder:
             if name in self.categories:
                 unseen = sorted(set(column.tolist()) - set(self.categories[name].tolist()))
                 if unseen:
-                    advice = "Encode without check() to give them the place of unseen categories"
+                    advice = "Encode without check() to treat them as unseen categories"
                     raise error("TableEncoder.check", f"categories of {name!r} seen in training", unseen[:5], advice)
 
     def __call__(self, columns: Mapping[str, Any]) -> np.ndarray:

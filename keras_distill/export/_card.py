@@ -346,7 +346,7 @@ def _page(content: Mapping[str, Any]) -> str:
         cells = [name, entry["format"], f"{entry['size_bytes']:,}", entry["num_examples"]]
         cells += [_cell(entry[key]) for key in ("max_difference", "agreement", "accuracy", "ece")]
         lines.append("| " + " | ".join(map(_inline, cells)) + " |")
-    lines += ["", "## Where it comes from", ""]
+    lines += ["", "## Origin", ""]
     if "teacher" in content:
         teacher = content["teacher"]
         lines.append(
@@ -366,14 +366,14 @@ def _page(content: Mapping[str, Any]) -> str:
             lines.append(f"- {key}: {_inline(said)}")
     if lines[-1] == "":
         lines.append("Not recorded: pass `card=export.ModelCard(...)` when exporting.")
-    lines += ["", "## To make it again", ""]
+    lines += ["", "## To reproduce it", ""]
     if "command" in content:
         command = printable(content["command"])
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
         lines += [fence, command, fence, ""]
     libraries = (_inline(f"{name} {version}") for name, version in content["libraries"].items())
     lines.append(f"With {', '.join(libraries)}.")
-    lines += [f"`{JSON_NAME}` holds the same facts in full, the student's architecture among them.", ""]
+    lines += [f"`{JSON_NAME}` holds the same facts in full, including the student's architecture.", ""]
     return "\n".join(lines)
 
 

@@ -112,7 +112,7 @@ def litert(
     if trained is not None:
         if quantize is not None:
             expected = "quantize=None for a student from quantization_aware"
-            raise error(owner, expected, repr(quantize), "Its trained quantisation is what is written")
+            raise error(owner, expected, repr(quantize), "Its trained quantisation is written")
         usual = _TRAINED_LIMITS[trained[1]]
     limits = _limits(owner, usual, tolerance, min_agreement)
     return _export(owner, student, path, ".tflite", inputs, options, settings, limits, latency_batch_sizes, card)

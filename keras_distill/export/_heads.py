@@ -127,7 +127,7 @@ class Head:
                 owner,
                 f"finite values from {where} for the check inputs",
                 f"{int((~finite).sum())} that are not",
-                "Pass check_inputs with real examples, and see that the student's weights are finite",
+                "Pass check_inputs with real examples, and check that the student's weights are finite",
             )
         if self.task == "regression":
             return
@@ -137,7 +137,7 @@ class Head:
         if self.from_logits and not self.certain and unit:
             raise error(
                 owner,
-                "from_logits to be stated for a model whose last activation cannot be seen",
+                "from_logits to be given for a model whose last activation is unknown",
                 f"None, and {where} that is a probability for every check input",
                 "Pass from_logits=False for a softmax or sigmoid head, from_logits=True for logits",
             )
@@ -265,7 +265,7 @@ def _check_labels(owner: str, labels: Any, task: str, units: int | None) -> tupl
     if len(names) != count:
         raise error(owner, f"{count} labels, one per class", len(names))
     if len(set(names)) != len(names):
-        raise error(owner, "labels that differ from each other", list(names))
+        raise error(owner, "distinct labels", list(names))
     return names
 
 

@@ -164,7 +164,7 @@ def compare(
                     owner,
                     f"the export to agree with the student within {tolerance * scale:.3g} in '{name}'",
                     f"a difference of {difference:.3g}",
-                    "Nothing was kept. Raise tolerance only if the difference is one you accept",
+                    "Nothing was kept. Raise tolerance only if you accept the difference",
                 )
             if plain in worst:
                 worst[plain] = max(worst[plain], difference)

@@ -77,7 +77,7 @@ def _whole(owner: str, aside: Path, final: Path) -> Iterator[None]:
         _files.make_folder(aside)
         yield
     except OSError as problem:
-        raise error(owner, f"to write {final}", str(problem), "Make room, and export again") from problem
+        raise error(owner, f"to write {final}", str(problem), "Free disk space, and export again") from problem
     finally:
         with contextlib.suppress(OSError):
             _files.remove_tree(aside)

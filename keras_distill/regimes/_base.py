@@ -128,7 +128,7 @@ class Regime(Trainer, abc.ABC):
         }
         for learner in self._learners.values():
             if not learner.weights:
-                raise error(self.owner, f"{learner.name} with something to train", "no trainable weights")
+                raise error(self.owner, f"{learner.name} with trainable weights", "none")
             learner.optimizer.build(learner.weights)
 
     def parts_of(self, player: str) -> Sequence[keras.layers.Layer]:

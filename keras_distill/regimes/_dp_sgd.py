@@ -242,5 +242,5 @@ class DifferentiallyPrivate(Regime):
 
     def get_config(self) -> dict[str, Any]:
         """Raise, because a private run is saved by its weights, which hold the number of steps."""
-        advice = "Save private.student, or save_weights to go on later"
-        raise error(self.owner, "save_weights, or a save of the student", "save", advice)
+        advice = "Save private.student, or save_weights to resume later"
+        raise error(self.owner, "save_weights, or saving the student", "save", advice)

@@ -119,7 +119,7 @@ def check_student(owner: str, student: keras.Model) -> None:
         if isinstance(layer, keras.layers.BatchNormalization):
             raise error(owner, "a student without BatchNormalization, which mixes examples", repr(name), advice)
         if any(isinstance(each, keras.random.SeedGenerator) for each in vars(layer).values()):
-            raise error(owner, "a student without layers that draw", repr(name), "The noise regularises already")
+            raise error(owner, "a student without stochastic layers", repr(name), "The noise regularises already")
         known = isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D))
         odd = known and (getattr(layer, "groups", 1) != 1 or getattr(layer, "data_format", "") == "channels_first")
         if odd or (layer._trainable_variables and not known) or getattr(layer, "lora_enabled", False):
@@ -134,4 +134,4 @@ def check_student(owner: str, student: keras.Model) -> None:
         student(ops.zeros((1, *student.inputs[0].shape[1:]), dtype=student.inputs[0].dtype), training=False)
     counts = [sum(call.layer is layer for call in calls) for layer in {id(c.layer): c.layer for c in calls}.values()]
     if any(count > 1 for count in counts):
-        raise error(owner, "a student whose layers are each called once", "one that is called more often")
+        raise error(owner, "a student whose layers are each called once", "one that is called several times")

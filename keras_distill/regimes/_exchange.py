@@ -88,7 +88,7 @@ class PeerExchange:
         while not path.exists():
             if time.monotonic() - started > self.timeout_seconds:
                 got = f"none within {self.timeout_seconds:g} seconds"
-                advice = "Is it running, with as many steps? Start all workers again: they go on from their backups"
+                advice = "Check that it runs with equally many steps, and restart all workers, which resume"
                 raise error("PeerExchange", f"the weights of worker {worker} at step {step}", got, advice)
             time.sleep(0.02)
         with np.load(path, allow_pickle=False) as arrays:
@@ -185,7 +185,7 @@ def checked_exchange(owner: str, students: Sequence[Any], update: str, every_ste
             raise error(owner, "exchange_every_steps with exchange", "None", "50 is usual")
         return None
     if update != "together":
-        advice = "Peers that hear old weights have no turns"
+        advice = "Peers that use old weights do not take turns"
         raise error(owner, "update='together' with exchange_every_steps", repr(update), advice)
     if exchange is not None and not isinstance(exchange, PeerExchange):
         raise error(owner, "exchange to be a regimes.PeerExchange", exchange)

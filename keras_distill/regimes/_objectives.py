@@ -102,9 +102,9 @@ class _Sum(GeneratorObjective):
     def __init__(self, parts: Sequence[GeneratorObjective]) -> None:
         self.parts = list(parts)
         if any(part.pairs() for part in self.parts[1:]):
-            got = "one that comes later, whose student's loss nobody minimises"
+            got = "one that comes later, whose student loss is never minimised"
             raise error(
-                "GeneratorObjective", "the objective with attention_layers first in a sum", got, "Turn them round"
+                "GeneratorObjective", "the objective with attention_layers first in a sum", got, "Swap the order"
             )
         self.needs_student = any(part.needs_student for part in parts)
 

@@ -204,7 +204,7 @@ class Ledger:
         except (ValueError, KeyError, TypeError, AttributeError):
             sound = False
         if not sound:
-            advice = "Restore it from a backup: without it nobody knows what the answers have revealed"
+            advice = "Restore it from a backup: it records the privacy budget spent"
             raise error(self._owner, f"the counters of earlier queries in {_FILE}", "a damaged file", advice)
         self._spent, self._labels = pairs, labels
 
@@ -213,8 +213,8 @@ class Ledger:
             try:
                 self._lock = _files.Lock(self._path.parent)
             except BlockingIOError:
-                advice = "Wait until it has ended"
-                raise error(self._owner, "a directory of its own", "one that another process uses", advice) from None
+                advice = "Wait until that process has ended"
+                raise error(self._owner, "a directory that no other process uses", "one in use", advice) from None
             self._read()
         return self
 

@@ -45,7 +45,7 @@ class Stage:
         **compile_arguments: Any,
     ) -> None:
         if not isinstance(model, keras.Model) and not callable(model):
-            raise error("Stage", "a model, or a function of the stage before's student", model)
+            raise error("Stage", "a model, or a function of the previous stage's student", model)
         self.model = model
         self.epochs = None if epochs is None else integer("Stage", "epochs", epochs, low=1)
         self.freeze = [freeze] if isinstance(freeze, str) else list(freeze)
@@ -103,7 +103,7 @@ class Stages(Driver):
         self.stages = [each if isinstance(each, Stage) else Stage(each) for each in stages]
         self._names = [stage.name or f"stage_{number}" for number, stage in enumerate(self.stages)]
         if len(set(self._names)) < len(self._names):
-            raise error(self.owner, "stages with names of their own", ", ".join(self._names))
+            raise error(self.owner, "stages with distinct names", ", ".join(self._names))
         self._last_optimizer: Any = None
 
     def trainings(self) -> Iterable[Training]:
@@ -152,8 +152,8 @@ class Stages(Driver):
         if self._stage_of(each).optimizer != "keep":
             return
         if self._last_optimizer is None:
-            advice = "A resumed run cannot keep it: begin afresh, or let the stage reset its optimizer"
-            raise error(self.owner, "a stage before the one with optimizer='keep', in this process", "none", advice)
+            advice = "A resumed run cannot keep it: start afresh, or use a fresh optimizer for the stage"
+            raise error(self.owner, "a previous stage in this process for optimizer='keep'", "none", advice)
         if not trainer.optimizer.built:
             trainer.optimizer.build(trainer.trainable_variables)
         _carry_over(self._last_optimizer, trainer.optimizer)
@@ -166,7 +166,7 @@ def _own_optimizer(stage: Stage) -> dict[str, Any]:
 def _carry_over(old: Any, new: Any) -> None:
     """Copy the step and, for weights that both optimizers update, every slot of the old optimizer to the new one."""
     if type(old) is not type(new):
-        raise error("Stages", f"the optimizer of the stage before ({type(old).__name__})", type(new).__name__)
+        raise error("Stages", f"the optimizer of the previous stage ({type(old).__name__})", type(new).__name__)
     places = {id(variable): index for index, variable in enumerate(old._trainable_variables)}
     new.iterations.assign(old.iterations)
     for name, slots in vars(old).items():

@@ -215,7 +215,7 @@ def _input_shape(shapes: Mapping[str, Any], node: Any, index: int) -> Shape:
     shape = known[output] if output < len(known) else None
     if shape is None:
         advice = "Give an example of the usual size as inputs"
-        raise error("cost", "shapes that the graph knows", f"an open one at {node.name!r}", advice)
+        raise error("cost", "shapes known to the graph", f"an unknown one at {node.name!r}", advice)
     return shape
 
 

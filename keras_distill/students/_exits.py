@@ -151,7 +151,7 @@ def _bottleneck(owner: str, name: str, output: Any, wanted: Any) -> Any:
         sizes.append(tuple(-(-size // 2) for size in sizes[-1]))
     if sizes[-1] != tuple(wanted[1:3]):
         got = f"{sizes[0]} of {name!r} and {tuple(wanted[1:3])}"
-        raise error(owner, "a bottleneck's map that halvings of the layer's lead to", got)
+        raise error(owner, "a bottleneck's map reached by halving the layer's", got)
     steps = [2] * (len(sizes) - 1) or [1]
     for number, stride in enumerate(steps):
         last = number == len(steps) - 1

@@ -55,7 +55,7 @@ def fit_budget(
         name, value = next(iter(over.items()))
         expected = f"a budget that some size meets: {name} <= {budget.limits[name]:g}"
         shown = f"{math.ceil(1000 * value) / 1000:.10g}"  # rounded up, to be valid as a limit
-        raise error(owner, expected, f"{shown} at the smallest", f"Allow {name}={shown} or more, or reduce depth")
+        raise error(owner, expected, f"{shown} for the smallest", f"Allow {name}={shown} or more, or reduce depth")
     for _ in range(_ROUNDS):
         size = (low + high) / 2
         built = make(size)

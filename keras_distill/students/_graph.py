@@ -47,10 +47,10 @@ def check_graph(owner: str, model: Any) -> None:
     for layer in model._flatten_layers(include_self=False, recursive=True):
         if getattr(layer, "quantization_mode", None) is not None:
             got = f"{layer.name!r}, which is quantised already"
-            raise error(owner, "layers in floating point", got, "Begin with the float model")
+            raise error(owner, "layers in floating point", got, "Start from the float model")
         if type(layer) in PLAIN or isinstance(layer, ActivationQuantizer):
             got = f"{model.name!r}, which is from quantization_aware already"
-            raise error(owner, "a float model", got, "Begin with the float model")
+            raise error(owner, "a float model", got, "Start from the float model")
 
 
 def run(model: Any, inputs: Sequence[Any], visit: Visit, prefix: str = "") -> list[Any]:
@@ -215,9 +215,9 @@ def like(layer: Any, **changes: Any) -> Any:
     try:
         return type(layer).from_config(config)
     except (TypeError, ValueError) as problem:
-        advice = "Give the layer a get_config that its constructor takes"
+        advice = "Give the layer a get_config that its constructor accepts"
         got = f"{layer.name!r}: {str(problem).splitlines()[0][:200]}"
-        raise error("students", "layers that can be made again from their configuration", got, advice) from problem
+        raise error("students", "layers that can be rebuilt from their configuration", got, advice) from problem
 
 
 def give_weights(layer: Any, weights: Sequence[Any]) -> None:

@@ -137,7 +137,7 @@ def shrink(
     """
     _graph.check_graph(_OWNER, teacher)
     if not isinstance(budget, Budget):
-        raise error(_OWNER, "budget to be a students.Budget", budget, "students.Budget(latency_ratio=0.25), say")
+        raise error(_OWNER, "budget to be a students.Budget", budget, "Use students.Budget(latency_ratio=0.25)")
     wanted = [choice(_OWNER, "steps", step, STEPS) for step in steps]
     if not wanted or wanted != [step for step in STEPS if step in wanted]:
         raise error(_OWNER, f"steps in the order of {', '.join(STEPS)}, each once", str(list(steps)))

@@ -155,7 +155,7 @@ def refuse_gradient(teacher: Teacher, differentiable: bool) -> None:
     if differentiable:
         owner = type(teacher).__name__
         advice = "Give the Keras model itself"
-        raise error(owner, "a gradient to the inputs only of a teacher that Keras runs on them", owner, advice)
+        raise error(owner, "a teacher that Keras runs on the inputs, for a gradient to them", owner, advice)
 
 
 def as_teacher(model: Any, owner: str = "teachers") -> Teacher:

@@ -44,7 +44,7 @@ class Combine:
             raise error(name, "student_logits", "None", "Use combine='mean_probs' where there is no student")
         if self.needs_spread and members.spread is None:
             advice = "Make each member a MonteCarloDropout or an Ensemble"
-            raise error(name, "members that know how unsure they are", "plain models", advice)
+            raise error(name, "members that report their uncertainty", "plain models", advice)
         if members.num_members == 1:
             return ops.ones(ops.shape(members.members)[:-1], "float32")
         return self.weights(members, temperature, labels=labels, student_logits=student_logits)

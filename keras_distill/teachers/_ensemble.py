@@ -35,7 +35,7 @@ def combine_rule(
     """Return the rule for a name and fixed weights, or the rule itself if one was given."""
     if isinstance(combine, _combine.Combine):
         if weights is not None:
-            raise error(owner, "weights=None with a rule of your own", weights, "Give them to the rule")
+            raise error(owner, "weights=None with a rule object", weights, "Give the weights to the rule")
         return combine
     if not isinstance(combine, str) or combine not in _RULES:
         advice = f"Nearest: {nearest(str(combine), _RULES)}"
@@ -180,7 +180,7 @@ class Ensemble(Teacher):
         if self.combine.needs_spread:
             if not all(isinstance(output, Members) for output in outputs):
                 advice = "Make each member a MonteCarloDropout or an Ensemble"
-                raise error("Ensemble", "members that know how unsure they are", "plain models", advice)
+                raise error("Ensemble", "members that report their uncertainty", "plain models", advice)
             variance = getattr(self.combine, "spread", "") == "variance"
             spread = ops.stack([_unsure(output, variance) for output in outputs], axis=1)
         logits = [ops.cast(each, "float32") for each in map(resolved, outputs)]

@@ -167,7 +167,7 @@ class PolicyBuffer:
                 try:
                     _files.put(file, content.getvalue())
                 except OSError as problem:
-                    raise error(_OWNER, f"to write {file}", str(problem), "Make room, and gather again") from problem
+                    raise error(_OWNER, f"to write {file}", str(problem), "Free disk space; gather again") from problem
             self._open(part)
         while len(self._parts) > 1 and len(self) - len(self._parts[0][0]) >= self.capacity:
             self._parts.pop(0)

@@ -52,7 +52,7 @@ class Snapshot(Single):
     ) -> None:
         self_decay = number("Snapshot", "decay", decay, low=0.0, high=1.0)
         if not isinstance(model, keras.Model) or not model.built:
-            raise error("Snapshot", "a built keras.Model", model, "Call the model once on a batch before")
+            raise error("Snapshot", "a built keras.Model", model, "Call the model once on a batch first")
         copy = keras.models.clone_model(model)
         if not copy.built:
             copy.build(model.input_shape)

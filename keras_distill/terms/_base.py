@@ -273,7 +273,7 @@ def field_of(owner: str, batch: Any, name: str) -> Any:
                 return place[name]
             known += [key for key in place if key not in known]
     got = f"only {nearest(name, known)}" if known else "no dictionary of fields"
-    advice = f"Give inputs as a dict: {{'image': x, {name!r}: ...}}; the student takes what it has an input for"
+    advice = f"Give inputs as a dict: {{'image': x, {name!r}: ...}}; the student takes only its own inputs"
     raise error(owner, f"a field {name!r} in the batch", got, advice)
 
 

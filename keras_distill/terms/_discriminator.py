@@ -101,7 +101,7 @@ class Discriminator(DistillationLoss):
                 raise error(owner, f"a single tensor of the {role}", type(outputs).__name__)
         if teacher_outputs.shape[-1] != student_outputs.shape[-1]:
             got = f"{teacher_outputs.shape[-1]} and {student_outputs.shape[-1]}"
-            raise error(owner, "as many channels of teacher and student", got, "Tap layers of one width")
+            raise error(owner, "equally many channels of teacher and student", got, "Tap layers of one width")
 
     def build_from(self, teacher_outputs: Structure, student_outputs: Structure) -> None:
         """Make the discriminator's weights."""

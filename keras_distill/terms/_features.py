@@ -242,7 +242,7 @@ class FeatureDistillation(DistillationLoss):
         """Raise ``ValueError`` if a teacher's adapter has weights to train and its loss does not train them."""
         stops = isinstance(self.loss, FeatureLoss) and not isinstance(self.loss, _KerasLossOnFeatures)
         if index == 0 and adapter.trainable_weights and stops and not self.loss.teacher_gradient:
-            advice = "Give the loss teacher_gradient=True where it has it, or train the adapter first and freeze it"
+            advice = "Give the loss teacher_gradient=True if possible, or train the adapter first and freeze it"
             expected = "a teacher's adapter that its loss trains, or that has trainable=False"
             raise error(
                 type(self).__name__, expected, f"{type(adapter).__name__} and {type(self.loss).__name__}", advice
@@ -317,7 +317,7 @@ class FeatureDistillation(DistillationLoss):
         positions = zip(first.shape[1:-1], mask.shape[1:], strict=False)
         if len(mask.shape) < len(first.shape) and all(a == b or None in (a, b) for a, b in positions):
             return mask
-        expected = "an adapter that says what becomes of the mask where it changes the number of positions"
+        expected = "an adapter that defines the mask when it changes the number of positions"
         advice = "Use adapters.SequenceInterpolation, or define compute_mask and supports_masking"
         raise error(type(self).__name__, expected, type(self._adapters()[1]).__name__, advice)
 

@@ -89,7 +89,7 @@ def check_models(teacher: Any, student: Any) -> None:
         raise error("Distiller", "teacher and student to be two models", "one object for both", advice)
     shared = {id(v) for v in teacher.variables} & {id(v) for v in student.trainable_variables}
     if shared:
-        advice = "Training the student would change the teacher: give it layers of its own"
+        advice = "Training the student would change the teacher: give it its own layers"
         raise error("Distiller", "a student that shares no weights with its teacher", f"{len(shared)} shared", advice)
     frozen = [
         layer.name
@@ -147,7 +147,7 @@ def unexpected_arguments(owner: str, arguments: dict[str, Any], *, compiling: bo
     for name in arguments:
         here = (_RENAMED_IN_COMPILE if compiling else _RENAMED).get(name)
         if here is not None:
-            raise error(owner, here, f"{name}=", f"It is what {name} is called here")
+            raise error(owner, here, f"{name}=", f"That is the name of {name} here")
         if compiling:
             raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}")
 
@@ -257,7 +257,7 @@ def _check_labels(distiller: Any, targets: Any, owner: str) -> None:
     got, rank, classes = tuple(targets.shape), len(targets.shape), shape[-1]
     column = rank == len(shape) and got[-1] == 1
     if kind in _SPARSE and rank != len(shape) - 1 and not column:
-        advice = "Use CategoricalCrossentropy for one-hot labels" if got[-1] == classes else "Look at the shape of y"
+        advice = "Use CategoricalCrossentropy for one-hot labels" if got[-1] == classes else "Check the shape of y"
         raise error(owner, f"integer labels of rank {len(shape) - 1} for {kind}", f"shape {got}", advice)
     if kind in _DENSE and (rank != len(shape) or got[-1] != classes):
         advice = "Use SparseCategoricalCrossentropy for integer labels"

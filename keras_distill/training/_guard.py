@@ -194,7 +194,7 @@ class Guard:
             pattern = r"(OOM when allocating tensor with shape\[[\d,]*\]).*?\{\{node ([^}]*)\}\}"
             what = re.search(pattern, str(problem), re.DOTALL)
             got = f"{what[1]} in {what[2]}" if what else problem.message
-            advice = "Use a smaller batch; if it is the teacher's, let it run once: teachers.label and teachers.Stored"
+            advice = "Use a smaller batch; if it is the teacher's, run it once: teachers.label and teachers.Stored"
             text = f"{self._owner}: expected enough memory for a step, got {got}. {advice}."
             return tf.errors.ResourceExhaustedError(problem.node_def, problem.op, text)
         # "[0] [7] [0 1 1]" or "0 7 [0 1 1]" from a graph, "0 ... 7 ... 0, 1, 1" from eager mode: table, step, flags.

@@ -35,8 +35,8 @@ class _ZeroLoss(keras.callbacks.Callback):
             self.warned = True
             warnings.warn(
                 "Distiller: the student's own loss was exactly 0.0 for a whole epoch, so labels teach it nothing. If "
-                "it is a detector, none of its anchors matches a box: look at anchor_size, at the boxes' format and "
-                "at losses.check_anchors.",
+                "it is a detector, none of its anchors matches a box: check anchor_size, the boxes' format and "
+                "losses.check_anchors.",
                 stacklevel=2,
             )
 

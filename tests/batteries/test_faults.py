@@ -101,7 +101,7 @@ def test_a_damaged_backup_is_named_and_the_one_before_it_is_used(tmp_path, unint
     last.write_bytes(content)
     code, printed = run("whole", tmp_path / "backups", tmp_path / "got.npz")
     assert code == 0, printed
-    assert re.search(r"Backup: damaged \(epoch-000008: .* has changed since.*\)\. .* goes on after epoch 7\.", printed)
+    assert re.search(r"Backup: damaged \(epoch-000008: .* has changed since.*\)\. .* resumes after epoch 7\.", printed)
     assert same_results(tmp_path / "got.npz", uninterrupted / "expected.npz")
 
 
@@ -111,7 +111,7 @@ def test_where_every_backup_is_damaged_training_does_not_begin_afresh_in_silence
         (folder / "state.weights.h5").write_bytes(b"")
     code, printed = run("whole", tmp_path / "backups", tmp_path / "got.npz")
     assert code == 1
-    assert "Backup: expected a whole backup in" in printed and "Remove the directory to begin afresh." in printed
+    assert "Backup: expected an undamaged backup in" in printed and "Remove the directory to begin afresh." in printed
     assert not (tmp_path / "got.npz").exists()
 
 

@@ -290,7 +290,7 @@ def test_weights_are_smoothed_bounded_and_move_only_when_it_matters():
         (lambda: EarlyStoppedDistillation(fade_epochs=0), "fade_epochs to be an integer >= 1, got 0"),
         (
             lambda: fit(distiller(share=0.0, loss=None), EarlyStoppedDistillation("loss")),
-            "a supervised loss to train on when the teacher leaves, got none",
+            "a supervised loss to train on when distillation ends, got none",
         ),
         (lambda: AdaptiveWeights((X, Y), "norm"), "method to be one of 'gradient_norm', 'uncertainty'"),
         (lambda: fit(distiller(), AdaptiveWeights((X, Y))), "at least 2 terms to balance, got 1"),
@@ -310,7 +310,7 @@ def test_weights_are_smoothed_bounded_and_move_only_when_it_matters():
             "uncertainty of term 1 >= 0, got -0",
         ),
         (lambda: fit(distiller(two_terms()), AdaptiveWeights((X[:0], Y[:0]))), "at least one batch"),
-        (lambda: AdaptiveTemperature("x").state, "fit to have been called with the callback before its state is read"),
+        (lambda: AdaptiveTemperature("x").state, "the callback to be passed to fit before its state is read"),
     ],
 )
 def test_bad_arguments(make, message):
@@ -321,5 +321,5 @@ def test_bad_arguments(make, message):
 def test_a_policy_needs_a_distiller():
     model = copy_of(mlp(4))
     model.compile("sgd", CROSS_ENTROPY)
-    with pytest.raises(ValueError, match=r"AdaptiveTemperature: expected to be given to the fit of"):
+    with pytest.raises(ValueError, match=r"AdaptiveTemperature: expected to be passed to the fit of"):
         model.fit(X, Y, verbose=0, callbacks=[AdaptiveTemperature("loss")])

@@ -145,7 +145,7 @@ def test_every_flipped_bit_of_the_facts_is_seen_and_the_generation_before_is_use
             assert facts == next(iter(Backup(tmp_path / "backups")._found()))[1]
     file.write_bytes(flipped(good, 8 * (len(good) // 2)))
     assert Backup(tmp_path / "backups").epoch == 1
-    with pytest.warns(UserWarning, match=r"Backup: damaged \(epoch-000002: .*\)\. Training goes on after epoch 1\."):
+    with pytest.warns(UserWarning, match=r"Backup: damaged \(epoch-000002: .*\)\. Training resumes after epoch 1\."):
         assert same(run(tmp_path / "backups"), expected)
 
 
@@ -203,7 +203,7 @@ def test_a_backup_of_an_earlier_version_is_read_and_said_to_have_no_run(tmp_path
         body = json.loads(json.loads((folder / "backup.json").read_text())["body"])
         old = {"epoch": body["epoch"], "sha256": body["weights"], "history": body["history"]}
         (folder / "backup.json").write_text(json.dumps(old))
-    with pytest.warns(UserWarning, match="does not say which run wrote it"):
+    with pytest.warns(UserWarning, match="does not name its run"):
         assert same(run(tmp_path / "backups"), expected)
 
 
@@ -216,7 +216,7 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
     holder = Child(code, tmp_path / "backups")
     try:
         holder.read_until("held\n")
-        with pytest.raises(OSError, match=r"Backup: expected to be the only run in .*, got another one at work\. Wait"):
+        with pytest.raises(OSError, match=r"Backup: expected to be the only run in .*, got another active one\. Wait"):
             run(tmp_path / "backups")
     finally:
         holder.kill()

@@ -156,11 +156,11 @@ def test_weights_out_of_bounds():
         (lambda: WeightScheduler(lambda e: 1.0, weight="loss"), "weight to be one of 'distillation_loss_weight'"),
         (lambda: WeightScheduler(lambda e: 1.0, term=0, weight="student_loss_weight"), "term only with"),
         (lambda: fit(distiller(), TemperatureScheduler(lambda e: 1.0, term=1)), "an index from 0 to 0, got 1"),
-        (lambda: fit(distiller(), TemperatureScheduler(lambda e: 1.0, term="logits")), "got 'logits'. There are 'log"),
+        (lambda: fit(distiller(), TemperatureScheduler(lambda e: 1.0, term="logits")), "got 'logits'. Nearest: 'log"),
         (lambda: fit(distiller(), TemperatureScheduler(lambda e: 1.0, term=LogitsDistillation())), "index, its name"),
         (
             lambda: fit(distiller([FeatureDistillation("mse")]), TemperatureScheduler(lambda e: 1.0)),
-            "a term with a temperature to steer, got none",
+            "a term with a temperature to control, got none",
         ),
     ],
 )
@@ -172,7 +172,7 @@ def test_bad_arguments(make, message):
 def test_a_plain_model_is_refused():
     model = mlp(4)
     model.compile("sgd", CROSS_ENTROPY)
-    with pytest.raises(ValueError, match=r"TemperatureScheduler: expected to be given to the fit of .* got Sequential"):
+    with pytest.raises(ValueError, match=r"expected to be passed to the fit of .* got Sequential"):
         model.fit(X, Y, verbose=0, callbacks=[TemperatureScheduler(lambda epoch: 1.0)])
 
 

@@ -39,10 +39,10 @@ def test_label_verify_and_repair_from_the_shell(saved, tmp_path, capsys):
     expected = keras.saving.load_model(saved)(batch[0]["inputs"])
     np.testing.assert_allclose(stored(batch[0]), expected, atol=2e-3)
     run("store", "verify", store)
-    assert "4 shards, all as they were written" in capsys.readouterr().out
+    assert "4 shards, all unchanged" in capsys.readouterr().out
 
     sorted(store.glob("shard-*"))[1].unlink()
-    with pytest.raises(teachers.StoredTeacherError, match="a store as it was written, got 1 bad files"):
+    with pytest.raises(teachers.StoredTeacherError, match="an unchanged store, got 1 damaged files"):
         run("store", "verify", store)
     assert "missing" in capsys.readouterr().out
     run("store", "repair", store, *source)

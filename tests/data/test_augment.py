@@ -93,7 +93,7 @@ def test_all_views_of_a_picture_come_of_one_read():
             for x in together:
                 np.testing.assert_allclose(stored(x), teacher(stored.split(x)[0]), atol=1e-6)
             assert np.asarray(stored.split(together[0])[0])[:, 0, 0, 0].tolist() == order
-        with pytest.raises(ValueError, match="expected view=None where all views stand together, got 1"):
+        with pytest.raises(ValueError, match="expected view=None with views_together=True, got 1"):
             stored.attach(source, augment=crop, view=1, views_together=True)
 
 
@@ -154,7 +154,7 @@ BAD = [
     (lambda ds: data.augment(["flip"]), "data.augment: expected Keras' preprocessing layers, got 'flip'|got flip"),
     (
         lambda ds: data.augment([keras.layers.RandomColorJitter(value_range=(0, 1), brightness_factor=0.5)]),
-        "layers whose views a seed repeats, got RandomColorJitter",
+        "layers whose views are repeatable by a seed, got RandomColorJitter",
     ),
     (lambda ds: data.augment([], student_size=(0, 4)), "student_size to be an integer >= 1"),
     (lambda ds: data.augment([], teacher_preprocess=3), "teacher_preprocess to be a function or None"),

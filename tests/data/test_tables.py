@@ -100,8 +100,8 @@ def test_rows_out_of_range_are_found():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: data.TableEncoder({"a": [np.nan, np.nan]}), "a value in column 'a', got a column in which all are"),
-        (lambda: data.TableEncoder({"a": ["", ""]}), "a value in column 'a', got a column in which all are missing."),
+        (lambda: data.TableEncoder({"a": [np.nan, np.nan]}), "a value in column 'a', got only missing values"),
+        (lambda: data.TableEncoder({"a": ["", ""]}), "a value in column 'a', got only missing values."),
         (lambda: data.TableEncoder({"a": [1.0], "b": [1.0, 2.0]}), "TableEncoder: expected columns of one length"),
         (lambda: data.FilledNumber(0.0, 1.0, edges=[1.0, 1.0]), "expected no edges, or at least two that increase"),
         (lambda: data.TableEncoder({"a": [1.0]}, num_bins=-1), "expected num_bins"),

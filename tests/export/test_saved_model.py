@@ -259,7 +259,7 @@ def test_subclassed_student_with_a_custom_layer(tmp_path, features):
 def test_opaque_probabilities_must_be_stated(tmp_path, features):
     student = Subclassed("softmax")
     student(features)
-    with pytest.raises(ValueError, match="expected from_logits to be stated for a model whose last activation cannot"):
+    with pytest.raises(ValueError, match="expected from_logits to be given for a model whose last activation is"):
         export.saved_model(student, tmp_path / "m", check_inputs=features)
     exported = export.saved_model(student, tmp_path / "m", check_inputs=features, from_logits=False)
     np.testing.assert_allclose(signature(exported)(inputs=features)["probabilities"], student(features), atol=1e-6)
@@ -325,7 +325,7 @@ BAD = [
     (dict(from_logits=False), r"expected probabilities from the student's output \(from_logits=False\)"),
     (dict(task="ranking"), "expected task to be one of 'classification', 'binary', 'regression', got ranking"),
     (dict(labels=["a", "b"]), "expected 3 labels, one per class, got 2"),
-    (dict(labels=["a", "b", "a"]), "expected labels that differ from each other"),
+    (dict(labels=["a", "b", "a"]), "expected distinct labels"),
     (dict(labels="abc"), "expected labels to be a list of class names, got abc"),
     (dict(temperature=0.0), "expected temperature > 0, got 0.0"),
     (dict(temperature=float("nan")), "expected temperature > 0, got nan"),

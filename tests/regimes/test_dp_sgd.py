@@ -147,7 +147,7 @@ def shared():
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: made(network(layers.BatchNormalization())), r"without BatchNormalization, which mixes"),
-    (lambda: made(network(layers.Dropout(0.5))), r"a student without layers that draw, got 'dropout"),
+    (lambda: made(network(layers.Dropout(0.5))), r"a student without stochastic layers, got 'dropout"),
     (lambda: made(network(layers.LayerNormalization())), r"plain Dense and Conv2D layers, got LayerNormalization"),
     (lambda: made(network(layers.Dense(3, kernel_regularizer="l2"))), r"without losses of its own, got 1 losses"),
     (lambda: made(shared()), r"whose layers are each called once"),

@@ -207,7 +207,7 @@ def test_a_damaged_file_and_a_second_process_are_errors(tmp_path):
         )
 
     votes.teachers[0] = meanwhile
-    with pytest.raises(ValueError, match=r"PrivateVotes: expected a directory of its own, got one that another proc"):
+    with pytest.raises(ValueError, match=r"expected a directory that no other process uses, got one in use"):
         votes.label(X[:2], max_epsilon=50.0, delta=1e-5)
     row = {"selection_noise": None, "answer_noise": 30.0, "num_asked": 1, "num_answered": 2}
     for content in (b"{", b"[]", json.dumps({"version": 1, "spent": [row]}).encode()):

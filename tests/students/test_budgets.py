@@ -67,7 +67,7 @@ def test_a_time_near_the_limit_is_the_median_of_three():
 def test_a_time_that_no_width_meets_is_refused_with_the_nearest():
     small, make = channels(8)
     with pytest.raises(
-        ValueError, match=r"meets: latency_ratio <= 0.2, got 0.9 at the smallest. Allow latency_ratio=0"
+        ValueError, match=r"meets: latency_ratio <= 0.2, got 0.9 for the smallest. Allow latency_ratio=0"
     ):
         fit_budget("test", make, students.Budget(latency_ratio=0.2), small, stop_watch=lambda content, reference: 0.9)
 
@@ -79,7 +79,7 @@ def test_counted_limits_are_looked_at_before_anything_is_timed():
         raise AssertionError("a model over its parameters was timed")
 
     budget = students.Budget(parameters=10, latency_ratio=0.5)
-    with pytest.raises(ValueError, match=r"some size meets: parameters <= 10, got \d+ at the smallest"):
+    with pytest.raises(ValueError, match=r"some size meets: parameters <= 10, got \d+ for the smallest"):
         fit_budget("test", make, budget, small, stop_watch=stop_watch)
 
 

@@ -90,7 +90,10 @@ def test_a_gate_learns_from_the_labels_through_the_mixture():
     [
         (lambda: students.with_exits(mlp(8, 4), ["dense_7"]), "expected a layer of model .* got 'dense_7'. Nearest:"),
         (lambda: students.with_exits(mlp(8, 4), "dense_0"), "expected a list of layer names"),
-        (lambda: students.with_exits(conv(), ["b1"], bottleneck="b0"), "map that halvings of the layer's lead to"),
+        (
+            lambda: students.with_exits(conv(), ["b1"], bottleneck="b0"),
+            "map reached by halving the layer's",
+        ),
         (lambda: students.with_gate(mlp(8, 4), "dense_0"), "two or more outputs of one shape"),
         (lambda: students.with_exits(keras.Model(), ["dense_0"]), "a built Functional or Sequential model"),
     ],

@@ -275,7 +275,7 @@ def quantized():
         (
             small,
             {"budget": students.Budget(parameters=5)},
-            r"that some size meets: parameters <= 5, got 11 at the smallest",
+            r"that some size meets: parameters <= 5, got 11 for the smallest",
         ),
         (small, {"budget": students.Budget(macs=50), "width": 0.5}, r"expected either width or budget, got both"),
         (small, {"score": "taylor"}, r"from_teacher: expected score to be one of 'magnitude', 'activation', 'random'"),

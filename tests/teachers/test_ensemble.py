@@ -126,7 +126,7 @@ def test_uncertainty_weights_are_precisions_of_mutual_information_and_variance()
         information.append(-(mean * np.log(mean)).sum(-1) + (p * np.log(p)).sum(-1).mean(1))
     precision = 1 / (np.stack(information, 1) + 1e-3)
     close(got.weights(), precision / precision.sum(1, keepdims=True), 1e-4)
-    with pytest.raises(ValueError, match=r"expected members that know how unsure they are, got plain models"):
+    with pytest.raises(ValueError, match=r"expected members that report their uncertainty, got plain models"):
         teachers.Ensemble(models, combine="uncertainty")(x)
 
 

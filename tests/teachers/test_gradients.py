@@ -61,7 +61,7 @@ def test_the_gradient_is_that_of_the_model(name):
 
 def test_a_teacher_that_is_not_run_refuses_and_an_older_one_is_heard_as_before():
     stored = teachers.Precomputed(np.zeros((5, 4), "float32"), X)
-    with pytest.raises(ValueError, match="Precomputed: expected a gradient to the inputs only of a teacher that Keras"):
+    with pytest.raises(ValueError, match="Precomputed: expected a teacher that Keras runs on the inputs"):
         stored.listen(X, differentiable=True)
     with pytest.raises(ValueError, match="expected to be the teacher of a Distiller"):
         teachers.Peers().listen(X, differentiable=True)

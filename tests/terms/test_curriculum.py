@@ -337,6 +337,6 @@ def test_a_scheduler_has_nothing_to_set():
     from keras_distill.callbacks import TemperatureScheduler
 
     made = distiller(CurriculumTemperature())
-    with pytest.raises(ValueError, match="a term with a temperature to steer, got none"):
+    with pytest.raises(ValueError, match="a term with a temperature to control, got none"):
         fit(made, callbacks=[TemperatureScheduler(lambda epoch: 2.0)])
     assert LogitsDistillation(2.0).temperature == 2.0

@@ -135,7 +135,7 @@ def test_features_are_averaged_over_positions():
         (lambda: Discriminator(gradient_penalty=-1.0), "expected gradient_penalty >= 0"),
         (
             lambda: made().validate_outputs(np.zeros((2, 4)), np.zeros((2, 3))),
-            "as many channels of teacher and student",
+            "equally many channels of teacher and student",
         ),
     ],
 )

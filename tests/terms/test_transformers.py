@@ -217,7 +217,7 @@ def test_an_adapter_that_leaves_no_positions_needs_no_mask():
 
 def test_an_adapter_that_loses_the_mask_is_refused():
     distiller = two_lengths(keras.layers.Conv1D(3, 2, strides=2))
-    with pytest.raises(ValueError, match=r"an adapter that says what becomes of the mask .*, got Conv1D"):
+    with pytest.raises(ValueError, match=r"an adapter that defines the mask .*, got Conv1D"):
         distiller.evaluate(LONG, batch_size=2, verbose=0)
 
 

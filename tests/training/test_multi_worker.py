@@ -133,4 +133,4 @@ def test_a_kill_before_any_operation_on_a_file_is_resumed_bit_for_bit_by_both_wo
 def test_workers_that_find_different_backups_are_refused(resumed):
     for *_, (_, message) in resumed:
         assert message.startswith("Backup: expected all workers to find the same backups in ")
-        assert ", got workers that go on after epochs 1, 0. Give all of them one directory" in message
+        assert ", got workers that resume after epochs 1, 0. Give all of them one directory" in message

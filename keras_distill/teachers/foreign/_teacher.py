@@ -66,7 +66,7 @@ class Foreign(Teacher):
         owner = f"from_{format}"
         choice("Foreign", "format", format, ["callable", *_engines.FORMATS])
         if format == "callable" and not callable(function):
-            raise error(owner, "a function of arrays", type(function).__name__, "Give model.predict_proba or the like")
+            raise error(owner, "a function of arrays", type(function).__name__, "Give model.predict_proba, for example")
         if preprocess is not None and not callable(preprocess):
             raise error(owner, "preprocess to be a function or None", preprocess)
         for each in activation.values() if isinstance(activation, dict) else [activation]:
@@ -239,7 +239,7 @@ class Foreign(Teacher):
             if any(None in tensor.shape[1:] for tensor in leaves):
                 got = f"{[tuple(tensor.shape) for tensor in leaves]}"
                 advice = "Pad to one size, or use teachers.label, which sees real batches"
-                raise error(self.owner, "inputs whose shape is known but for the batch", got, advice)
+                raise error(self.owner, "inputs whose shape is known except for the batch", got, advice)
             zeros = [np.zeros((2, *tensor.shape[1:]), tensor.dtype.as_numpy_dtype) for tensor in leaves]
             # In a separate thread: a function that uses TensorFlow must not run inside the graph being traced.
             with ThreadPoolExecutor(1) as thread:

@@ -72,7 +72,7 @@ def attached(
     if view is not None and not 0 <= view < views:
         raise files.stored_error(f"a view from 0 to {views - 1}", view, owner=_OWNER)
     if views_together and view is not None:
-        raise files.stored_error("view=None where all views stand together", view, owner=_OWNER)
+        raise files.stored_error("view=None with views_together=True", view, owner=_OWNER)
     count = manifest["count"] // views
     batched = _is_batched(dataset, None if augment is not None else manifest["inputs"])
     first = next(iter(dataset.take(1)), None)

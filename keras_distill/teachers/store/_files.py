@@ -51,7 +51,7 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     try:
         _files.put(path / "manifest.json", text.encode())
     except OSError as problem:
-        advice = "Make room and run it again"
+        advice = "Free disk space and run it again"
         raise stored_error(f"to write {path / 'manifest.json'}", str(problem), advice, "label") from problem
 
 
@@ -76,11 +76,11 @@ def read_manifest(path: Path, owner: str = "Stored") -> dict[str, Any]:
         raise stored_error(f"format version {FORMAT_VERSION}", manifest.get("format_version"), advice, owner)
     body = {key: value for key, value in manifest.items() if key != "digest"}
     if hashlib.sha256(canonical(body)).hexdigest() != manifest.get("digest"):
-        raise stored_error(f"an unchanged {file}", "one that does not fit its digest", owner=owner)
+        raise stored_error(f"an unchanged {file}", "one that does not match its digest", owner=owner)
     try:
         check_manifest(manifest)
     except ValueError as problem:
-        advice = "Label again, and ask where this store comes from"
+        advice = "Label again, and check where this store comes from"
         raise stored_error(f"{file} as label() writes it", str(problem), advice, owner) from None
     for shard in manifest.get("shards", []):
         _confine(path / shard["file"])
@@ -118,7 +118,7 @@ class Shard:
                 raise ValueError("a first record that no label() writes")
             return header
         except (OSError, ValueError, RecursionError, struct.error) as problem:
-            advice = f"Look with: keras-distill store verify {self.file.parent}"
+            advice = f"Run: keras-distill store verify {self.file.parent}"
             raise stored_error(f"a readable shard {self.file}", str(problem) or "nothing", advice) from None
 
 
@@ -235,7 +235,7 @@ def write_shard(path: Path, index: int, header: dict[str, Any], batches: list[np
     except (OSError, tf.errors.OpError) as problem:
         with contextlib.suppress(OSError):
             _files.remove(temporary)
-        advice = "The finished shards are kept: make room and run the same label() again"
+        advice = "The finished shards are kept: free disk space and run the same label() again"
         raise stored_error(f"to write shard {index} in {path}", str(problem), advice, "label") from problem
     return shard
 
@@ -271,11 +271,11 @@ def writing(path: Path, part: tuple[int, int]) -> Iterator[None]:
         lock = _files.Lock(path / ".lock", None if count == 1 else number)
     except BlockingIOError:
         advice = "Wait for it, or give each writer its own shard=(i, n)"
-        raise stored_error(f"to be the only writer of {path}", "another one at work", advice, "label") from None
+        raise stored_error(f"to be the only writer of {path}", "another active writer", advice, "label") from None
     except OSError as problem:
         raise stored_error(refused, str(problem), "Give a directory that you may write to", "label") from None
     with lock:
         try:
             yield
         except OSError as problem:
-            raise stored_error(refused, str(problem), "Make room and run it again", "label") from problem
+            raise stored_error(refused, str(problem), "Free disk space and run it again", "label") from problem

@@ -139,7 +139,7 @@ class Labeller:
         if isinstance(outputs, Members):
             if isinstance(outputs.combine, (Stochastic, LearnedGate)):
                 got = type(outputs.combine).__name__
-                raise error(_OWNER, "a rule that needs no training and no chance", got, "Use members=False")
+                raise error(_OWNER, "a rule without training or randomness", got, "Use members=False")
             found = {"members": self._leaf(outputs.members, name, self.options["top_k"])}
             if outputs.spread is not None:
                 found["spread"] = self._leaf(outputs.spread, f"{name}/spread", None, "float32")
@@ -372,7 +372,7 @@ def _warn_of_constant(answers: list[Any], fingerprints: np.ndarray) -> None:
     if count > 1 and all((array == array[:1]).all() for array in arrays):
         warnings.warn(
             f"label: expected answers that depend on the example, got the same for all {count} of the first batch. "
-            "Nothing can be learned from such a teacher: look at its weights and inputs.",
+            "Nothing can be learned from such a teacher: check its weights and inputs.",
             stacklevel=4,
         )
 

@@ -93,7 +93,7 @@ class Stored(Teacher):
             file = path / shard["file"]
             size = file.stat().st_size if file.exists() else "no file"
             if size != shard["bytes"]:
-                advice = f"See keras-distill store verify {path}, then store repair"
+                advice = f"Run keras-distill store verify {path}, then store repair"
                 raise files.stored_error(f"{shard['bytes']} bytes in {file}", size, advice)
             _check_records(file, index, shard, manifest)
         return manifest
@@ -255,7 +255,7 @@ class Stored(Teacher):
         if found is not None:
             return self._unpaired(int(found[1]), found[2])
         if isinstance(problem, (tf.errors.DataLossError, tf.errors.NotFoundError)) or "shard-" in text:
-            advice = f"See keras-distill store verify {self.directory}, then store repair"
+            advice = f"Run keras-distill store verify {self.directory}, then store repair"
             got = re.sub(r"^\{\{.*\}\} | *\[Op:.*$", "", text.splitlines()[0])  # without node names
             return files.stored_error(f"readable shards in {self.directory}", got, advice)
         return problem
@@ -297,7 +297,7 @@ def _check_records(file: Path, index: int, entry: dict[str, Any], manifest: dict
         return
     what = files.wrong_records(file, index, entry, manifest)
     if what is not None:
-        advice = f"See keras-distill store verify {file.parent}, then store repair"
+        advice = f"Run keras-distill store verify {file.parent}, then store repair"
         raise files.stored_error(f"{file} as the manifest describes it", what, advice)
     _looked_at.add(version)
 

@@ -60,7 +60,7 @@ def verify(path: str | Path) -> list[StoreProblem]:
             if what is not None:
                 found.append(StoreProblem(index, entry["file"], what))
     else:
-        found.append(StoreProblem(None, "manifest.json", f"not complete: {len(there)} finished shards, more to come"))
+        found.append(StoreProblem(None, "manifest.json", f"incomplete: {len(there)} finished shards"))
         for index, shard in there.items():
             what = _damage(shard.file, None)
             if what is not None:
@@ -80,7 +80,7 @@ def _damage(file: Path, size: int | None) -> str | None:
         if size is not None and actual != size:
             return f"{actual} bytes instead of {size}"
         if files.digest_of(file) != file.name.rsplit("-", 1)[1].split(".")[0]:
-            return "its bytes do not fit its digest"
+            return "its bytes do not match its digest"
     except OSError as problem:
         return f"unreadable: {problem}"
     return None

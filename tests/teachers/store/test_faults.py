@@ -96,7 +96,7 @@ def test_two_writers_on_one_path_are_refused_and_the_first_finishes(tmp_path, un
     process = start("label(sys.argv[1], seconds=0.1)", path)
     wait_for(lambda: len(shards(path)) >= 1)
     for part in ((0, 1), (1, 2)):
-        with pytest.raises(teachers.StoredTeacherError, match=r"only writer of .*, got another one at work"):
+        with pytest.raises(teachers.StoredTeacherError, match=r"only writer of .*, got another active writer"):
             here["label"](path, shard=part)
     assert process.wait() == 0, process.read()
     assert contents(path) == contents(uninterrupted)
@@ -130,7 +130,7 @@ def test_a_full_disk_is_a_clear_error_and_finished_shards_are_kept(tmp_path, uni
     process.wait()
     output = process.read()
     assert "REFUSED label: expected to write shard 1 in" in output, output
-    assert "The finished shards are kept: make room and run the same label() again." in output
+    assert "The finished shards are kept: free disk space and run the same label() again." in output
     assert shards(path) == kept and not list(path.glob(".writing-*"))
     here["label"](path)
     assert contents(path) == contents(uninterrupted)
@@ -165,10 +165,10 @@ def damage_replaced(path):
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
-        (damage_flipped, "do not fit its digest"),
+        (damage_flipped, "do not match its digest"),
         (damage_truncated, "bytes instead of"),
         (damage_missing, "missing"),
-        (damage_replaced, "do not fit its digest"),
+        (damage_replaced, "do not match its digest"),
     ],
 )
 def test_damage_is_found_named_and_repaired_alone(store, uninterrupted, damage, what):
@@ -236,7 +236,7 @@ def test_a_damaged_manifest_is_refused(store):
     manifest = store / "manifest.json"
     text = manifest.read_text()
     for content, message in [
-        (text.replace('"count": 200', '"count": 201'), "does not fit its digest"),
+        (text.replace('"count": 200', '"count": 201'), "does not match its digest"),
         (text[:-40], "expected a readable"),
         (text.replace('"format_version": 1', '"format_version": 2'), "expected format version 1, got 2"),
         ("{}", "got another JSON file"),
@@ -259,7 +259,7 @@ def test_surplus_files_are_named(store):
 def test_an_unfinished_store_is_reported_as_such(tmp_path):
     here["label"](tmp_path, shard=(0, 2))
     (problem,) = teachers.verify(tmp_path)
-    assert "not complete: 7 finished shards" in str(problem)
+    assert "incomplete: 7 finished shards" in str(problem)
 
 
 # ---------------------------------------------------------------------------------------------- another dataset

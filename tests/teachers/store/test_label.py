@@ -188,7 +188,7 @@ def test_members_false_stores_their_combination(tmp_path):
     np.testing.assert_allclose(found, live(X), rtol=1e-5, atol=1e-6)
     assert stored.bytes_per_example < label(live, data(), tmp_path / "all", dtype="float32").bytes_per_example
     gate = teachers.Ensemble([model(), model()], combine="learned_gate")
-    with pytest.raises(ValueError, match=r"expected a rule that needs no training and no chance, got LearnedGate"):
+    with pytest.raises(ValueError, match=r"expected a rule without training or randomness, got LearnedGate"):
         label(gate, data(), tmp_path / "gate")
 
 
