@@ -11,7 +11,9 @@ weights for a seed:
 - ``live, labelled``: as ``live``, on the 10,000 labelled pictures alone, one seed.
 
 No student but the first sees a label. ``--held-out`` measures on 5000 other training pictures, to choose settings. Runs
-are kept, so that an interrupted one goes on: ``python -m benchmarks.patient --full --seeds 3``.
+are kept, so that an interrupted one goes on (half an hour of one core)::
+
+    python -m benchmarks.patient --full --seeds 3 --steps 3000
 """
 
 from __future__ import annotations
