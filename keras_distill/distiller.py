@@ -76,7 +76,7 @@ class Distiller(HasObjective):
         **kwargs: Any,
     ) -> None:
         unexpected_arguments("Distiller", kwargs)
-        # Inputs reach teacher and student as they are: each casts to its own precision.
+        # Inputs reach teacher and student uncast: each casts to its own precision.
         super().__init__(name=name, autocast=False, **{k: v for k, v in kwargs.items() if k != "autocast"})
         check_models(teacher, student)
         objective = Objective(distillation_losses, distillation_loss_weights, student_loss_weight)

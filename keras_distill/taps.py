@@ -54,7 +54,7 @@ class Taps:
 
     The layers' ``call`` is intercepted for that one pass by an attribute of the instance, which is removed before the
     pass returns: the user's model is unchanged and no layer runs twice. Works in eager mode, ``tf.function`` and XLA.
-    A layer that runs inside a loop of its own (an RNN's cell) cannot be tapped: its tensors never leave the loop.
+    A layer that runs inside a loop (an RNN's cell) cannot be tapped, because its tensors never leave the loop.
 
     Args:
         model: any built or unbuilt ``keras.Model``: Functional, Sequential, nested or subclassed.

@@ -53,7 +53,7 @@ class AdaptiveTemperature(Policy):
         verbose: 0 is silent, 1 prints a line when the temperature changes.
 
     Attributes:
-        state: what is remembered, a dictionary ready for JSON; may be assigned.
+        state: the callback's state, a JSON-ready dictionary; may be assigned.
 
     Raises:
         ValueError: if an argument is out of bounds, the temperature at the start lies outside the bounds, ``monitor``
@@ -202,7 +202,7 @@ class EarlyStoppedDistillation(Policy):
         verbose: 0 is silent, 1 prints a line when a weight changes.
 
     Attributes:
-        state: what is remembered, a dictionary ready for JSON; may be assigned.
+        state: the callback's state, a JSON-ready dictionary; may be assigned.
 
     Raises:
         ValueError: if an argument is out of bounds, there is no stopping criterion, or nothing would be left to train

@@ -153,7 +153,7 @@ class Backup(keras.callbacks.BackupAndRestore):
         for name, value in (logs or {}).items():
             self._logs.setdefault(name, []).append(plain(value))
         if not is_chief(self.model.distribute_strategy):
-            # Reading what is summed over workers takes all of them; only the chief keeps it.
+            # Reading variables summed over workers involves all of them; only the chief keeps the result.
             with tempfile.TemporaryDirectory() as scratch:
                 self.model.save_weights(f"{scratch}/{_WEIGHTS}")
             return

@@ -47,7 +47,7 @@ class AdaptiveWeights(Policy):
         verbose: 0 is silent, 1 prints a line when a weight changes.
 
     Attributes:
-        state: what is remembered, a dictionary ready for JSON; may be assigned.
+        state: the callback's state, a JSON-ready dictionary; may be assigned.
 
     Raises:
         ValueError: if an argument is out of bounds, there is nothing to balance, or a loss is not above 0 with

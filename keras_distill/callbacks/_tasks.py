@@ -113,7 +113,7 @@ class DynamicWeightAverage(Policy):
         verbose: 0 is silent, 1 prints a line when a weight changes.
 
     Attributes:
-        state: what is remembered, a dictionary ready for JSON; may be assigned.
+        state: the callback's state, a JSON-ready dictionary; may be assigned.
 
     Raises:
         ValueError: if an argument is out of bounds, or there are fewer than two terms.

@@ -1,4 +1,4 @@
-"""Several data sets in one ``fit``: each example has the labels of its own task, and weight 0 for the others."""
+"""Several data sets in one ``fit``: each example has its own task's labels, and weight 0 for the others."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class ModelCard:
         distiller: the distiller that trained it, from which the teacher's fingerprint, terms, weights, temperatures and
             optimizer are recorded.
         data: a ``keras_distill.data.Data``, or a dictionary, preferably with ``name`` and ``fingerprint``.
-        metrics: by name, a number or one number per seed, of which mean and spread (standard deviation) are written.
+        metrics: by name, a number or one number per seed; mean and spread (standard deviation) are written.
         training: settings that the distiller does not hold: epochs, batch size, seeds, callbacks' schedules.
         command: the command line that trained it.
         notes: free text on intended use and limits.

@@ -131,7 +131,7 @@ class Driver(abc.ABC):
 
         Args:
             each: the training.
-            trainer: what is fitted.
+            trainer: the model to fit.
         """
         return contextlib.nullcontext()
 
@@ -140,7 +140,7 @@ class Driver(abc.ABC):
 
         Args:
             each: the training.
-            trainer: what is fitted.
+            trainer: the model to fit.
         """
         return None
 

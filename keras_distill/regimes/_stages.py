@@ -136,7 +136,7 @@ class Stages(Driver):
 
         Args:
             each: the training.
-            trainer: what is fitted.
+            trainer: the model to fit.
         """
         with _frozen(self.owner, getattr(trainer, "student", trainer), self._stage_of(each).freeze):
             yield
@@ -147,7 +147,7 @@ class Stages(Driver):
 
         Args:
             each: the training.
-            trainer: what is fitted.
+            trainer: the model to fit.
         """
         if self._stage_of(each).optimizer != "keep":
             return

@@ -22,7 +22,7 @@ def _functional_class() -> Any:
 
 
 def graph_of(model: Any) -> Any:
-    """Return the Functional model behind a Functional or Sequential model, or None if it has no graph of its own."""
+    """Return the Functional model behind a Functional or Sequential model, or None if it has no graph."""
     functional = _functional_class()
     if isinstance(model, keras.Sequential):
         return getattr(model, "_functional", None)

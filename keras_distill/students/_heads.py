@@ -51,7 +51,7 @@ class GaussianHead(_Head):
 
     Args:
         outputs: number of predicted values.
-        **kwargs: as for ``keras.layers.Layer``; float32 unless ``dtype`` says else.
+        **kwargs: as for ``keras.layers.Layer``; float32 unless ``dtype`` says otherwise.
 
     Example:
         >>> import numpy as np
@@ -75,7 +75,7 @@ class NormalInverseGammaHead(_Head):
 
     Args:
         outputs: number of predicted values.
-        **kwargs: as for ``keras.layers.Layer``; float32 unless ``dtype`` says else.
+        **kwargs: as for ``keras.layers.Layer``; float32 unless ``dtype`` says otherwise.
 
     Example:
         >>> import numpy as np
@@ -100,7 +100,7 @@ class MixtureHead(_Head):
     Args:
         outputs: number of predicted values.
         components: number of Gaussians in each mixture.
-        **kwargs: as for ``keras.layers.Layer``; float32 unless ``dtype`` says else.
+        **kwargs: as for ``keras.layers.Layer``; float32 unless ``dtype`` says otherwise.
 
     Example:
         >>> import numpy as np
@@ -163,7 +163,7 @@ class MemberHeads(keras.layers.Layer):
         draw = keras.initializers.GlorotUniform(keras.random.SeedGenerator())
 
         def start(shape: Any, dtype: Any = None) -> Any:
-            # Each head is initialised like a dense layer of its own size.
+            # Each head is initialised like a dense layer of its size.
             return ops.stack([draw(shape[1:], dtype) for _ in range(shape[0])])
 
         self.kernel = self.add_weight(name="kernel", shape=(self.num_members, width, self.units), initializer=start)

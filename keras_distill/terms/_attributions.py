@@ -45,7 +45,7 @@ class AttributionMatching(DistillationLoss):
     Reference:
         Srinivas, Fleuret, "Knowledge Transfer with Jacobian Matching", ICML 2018, arXiv:1803.00443; Zagoruyko,
         Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv:1612.03928, section 3.2.
-        Differs: the angle of the maps, not the distance of normalised ones; each model is asked about its own answer.
+        Differs: the angle of the maps, not the distance of normalised ones; each model explains its own answer.
     """
 
     needs_shapes = True

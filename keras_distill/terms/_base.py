@@ -254,7 +254,7 @@ def field_of(owner: str, batch: Any, name: str) -> Any:
 
     Args:
         owner: name shown in the error message.
-        batch: a ``training.Batch``, or None where there is none (inside Keras' own ``Distiller``).
+        batch: a ``training.Batch``, or None inside Keras' own ``Distiller``.
         name: name of the field.
 
     Returns:
@@ -264,7 +264,7 @@ def field_of(owner: str, batch: Any, name: str) -> Any:
         ValueError: if the batch has no such field.
     """
     places = [] if batch is None else [batch.extra, batch.inputs, batch.labels]
-    if places and isinstance(batch.inputs, dict):  # a stored teacher's answers stand beside the inputs
+    if places and isinstance(batch.inputs, dict):  # a stored teacher's answers are next to the inputs
         places.append(batch.inputs.get("inputs"))
     known: list[str] = []
     for place in places:

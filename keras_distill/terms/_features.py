@@ -283,7 +283,7 @@ class FeatureDistillation(DistillationLoss):
         mask: Tensor = None,
         training: bool = True,
     ) -> Any:
-        """Return the loss of each example; a list with one entry per output where each has a loss of its own."""
+        """Return the loss of each example; a list with one entry per output if each has its own loss."""
         student_outputs, tapped = self._without_mask(student_outputs)
         mask = _first_mask(student_outputs) if isinstance(mask, list) and isinstance(self.loss, FeatureLoss) else mask
         mask = mask if tapped is None else ops.cast(tapped, "bool")

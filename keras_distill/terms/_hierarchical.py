@@ -20,7 +20,7 @@ class HierarchicalDistillation(DistillationLoss):
     """Distillation of several stages, each a teacher's layer and a student's, by one loss (hierarchical distillation).
 
     Choose it over a list of ``FeatureDistillation`` terms when the stages belong together: one weight and one line in
-    the logs for all of them. Each stage has an adapter of its own.
+    the logs for all of them. Each stage has its own adapter.
 
     Formula: sum over stages of weight * loss(teacher's layer, adapter(student's layer)).
 

@@ -113,7 +113,7 @@ class LogitsDistillation(DistillationLoss):
         settings = map_with_none(
             lambda each: None if each is None else Setting(each, _temperature_check(owner)), temperature
         )
-        # Bypasses Keras' tracking, which would wrap the lists and dictionaries in classes of its own.
+        # Bypasses Keras' tracking, which would wrap the lists and dictionaries in its own classes.
         object.__setattr__(self, "_spec", {"losses": losses, "temperatures": settings, "loss": loss})
         object.__setattr__(self, "_looked_at", {})
         self.from_logits = bool(from_logits)

@@ -1,4 +1,4 @@
-"""Gradient reversal, and the strength that terms with an adversary of their own share."""
+"""Gradient reversal, and the strength shared by terms with an adversary."""
 
 from __future__ import annotations
 

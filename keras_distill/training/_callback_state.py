@@ -19,7 +19,7 @@ class CallbackState(keras.layers.Layer):
     def __init__(self) -> None:
         super().__init__(name="callback_memory")
         self.built = True
-        # Bypasses Keras' tracking, which would wrap the dictionary in a class of its own.
+        # Bypasses Keras' tracking, which would wrap the dictionary in its own class.
         object.__setattr__(self, "states", {})
 
     def save_own_variables(self, store: Any) -> None:

@@ -56,7 +56,7 @@ def test_a_retinanet_learns_its_own_loss_and_its_teachers_logits():
 def test_anchors_that_match_nothing_are_noticed_in_training_and_before():
     student = detector(anchor_size=400.0)
     distiller = distilled(student, share=0.5)
-    with pytest.warns(UserWarning, match=r"loss was exactly 0\.0 for a whole epoch.* look at anchor_size") as caught:
+    with pytest.warns(UserWarning, match=r"loss was exactly 0\.0 for a whole epoch.* check anchor_size") as caught:
         distiller.fit(IMAGES, BOXES, epochs=2, verbose=0)
     assert sum("exactly 0.0" in str(each.message) for each in caught) == 1
     anchors = keras.ops.concatenate(list(student.anchor_generator(IMAGES).values()))

@@ -48,7 +48,7 @@ def names_or_default(owner: str, what: str, names: Sequence[str] | None, count: 
     Args:
         owner: name shown in the error message.
         what: the argument's name.
-        names: what the user gave.
+        names: the user's names, or None.
         count: required number of names.
         default: prefix of the number.
 

@@ -136,7 +136,7 @@ def from_onnx(
         preprocess: see ``from_callable``.
         outputs: see ``from_callable``; names are the file's.
         activation: see ``from_callable``.
-        batch_size: see ``from_callable``; a file with a batch size of its own is called with that.
+        batch_size: see ``from_callable``; a file with a fixed batch size is called with it.
         num_threads: see ``from_callable``.
         sha256: the expected digest of the file; None accepts any and records it as ``teacher.fingerprint``.
         max_bytes: the largest size, external data included.
@@ -177,7 +177,7 @@ def from_litert(
         preprocess: see ``from_callable``.
         outputs: see ``from_callable``; names are those of the file's signature, or of its tensors if it has none.
         activation: see ``from_callable``.
-        batch_size: see ``from_callable``; a file with a batch size of its own is called with that.
+        batch_size: see ``from_callable``; a file with a fixed batch size is called with it.
         num_threads: see ``from_callable``.
         sha256: the expected digest of the file; None accepts any and records it as ``teacher.fingerprint``.
         max_bytes: the largest size.

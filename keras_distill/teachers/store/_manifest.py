@@ -1,6 +1,6 @@
 """Validates a manifest completely before use, because it may come from an untrusted source.
 
-Kept apart from ``_files.py``: it decides what is well-formed and touches no file.
+Separate from ``_files.py``: it only validates and touches no file.
 """
 
 from __future__ import annotations
