@@ -145,7 +145,7 @@ def same_shapes(models: Sequence[keras.Model]) -> bool:
 
 
 def _computes(layer: Any) -> tuple[str, Any, Any]:
-    """Return what tells layers apart that compute different functions of the same weights."""
+    """Return what distinguishes layers that compute different functions of the same weights."""
     activation = getattr(layer, "activation", None)
     return type(layer).__name__, getattr(activation, "__name__", activation), getattr(layer, "negative_slope", None)
 

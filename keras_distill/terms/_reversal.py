@@ -73,5 +73,5 @@ class ReversesGradient(DistillationLoss):
         self._strength.assign(value)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``from_config`` needs to make this term again."""
+        """Return what ``from_config`` needs to rebuild this term."""
         return {**super().get_config(), "ramp_steps": self.ramp_steps, "reversal_strength": self._full_strength}
