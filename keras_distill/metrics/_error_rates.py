@@ -134,6 +134,15 @@ def edit_distance(references: Any, hypotheses: Any) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
+def _groups(sample_weight: Any, references: int, hypotheses: int) -> list[tuple[float, np.ndarray]]:
+    """Return each weight with the rows that have it."""
+    weights = np.ones(references) if sample_weight is None else np.asarray(sample_weight, "float64").ravel()
+    if not references == hypotheses == len(weights):
+        got = f"{hypotheses} hypotheses and {len(weights)} weights"
+        raise error("TokenErrorRate", f"one hypothesis and one weight for each of {references} references", got)
+    return [(float(weight), np.flatnonzero(weights == weight)) for weight in np.unique(weights)]
+
+
 class TokenErrorRate(StreamingMetric):
     """Edit errors per reference token, over all sequences together (WER, CER, phone error rate).
 
@@ -174,13 +183,20 @@ class TokenErrorRate(StreamingMetric):
         Args:
             y_true: (batch, labels) integers, padded with ``blank`` or negative numbers; or texts.
             y_pred: (batch, frames, classes) logits, masked by Keras; or (batch, labels) decoded integers; or texts.
-            sample_weight: (batch,) or None; 0 leaves a sequence out. Ignored for texts.
+            sample_weight: (batch,) or None; 0 leaves a sequence out.
+
+        Raises:
+            ValueError: if ``unit`` and what is compared do not belong together, or shapes do not.
         """
         if _is_text(y_true):
-            unit = "word" if self.unit == "token" else self.unit
-            wrong, total = _counts("TokenErrorRate", _texts(y_true), _texts(y_pred), unit)
-            self.errors.assign_add(float(wrong))
-            self.total.assign_add(float(total))
+            if self.unit == "token":
+                raise error("TokenErrorRate", "unit='word' or unit='character' for texts", "unit='token'")
+            texts, found = _texts(y_true), _texts(y_pred)
+            for weight, rows in _groups(sample_weight, len(texts), len(found)):
+                pairs = [texts[row] for row in rows], [found[row] for row in rows]
+                wrong, total = _counts("TokenErrorRate", *pairs, self.unit)
+                self.errors.assign_add(float(weight * wrong))
+                self.total.assign_add(float(weight * total))
             return
         if self.unit != "token":
             advice = "Decode to texts first, or use unit='token' for labels"

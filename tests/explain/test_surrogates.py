@@ -145,7 +145,9 @@ def test_local_surrogates_of_a_linear_teacher_are_its_weights_and_its_shapley_va
     lime = explain.local_surrogate(teachers.Ensemble([teacher], combine=teachers.MeanLogits()), X[0], X[:50], target=1)
     np.testing.assert_allclose(lime.contributions, teacher.get_weights()[0][:, 1], atol=1e-2)
     assert lime.fidelity > 0.999
+    before = np.random.get_state()[1]
     shap = explain.local_surrogate(teacher, X[0], X[:50], target=1, method="kernel_shap", samples=100)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
     expected = teacher.get_weights()[0][:, 1] * (X[0] - X[:50].mean(0))
     np.testing.assert_allclose(shap.contributions, expected, atol=1e-4)
     total = float(teacher(X[:1])[0, 1])

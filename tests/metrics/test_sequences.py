@@ -94,6 +94,11 @@ def test_edit_distance_is_jiwers_in_every_mode():
     words = metrics.TokenErrorRate("character")
     words.update_state(*texts)
     np.testing.assert_allclose(words.result(), jiwer.cer(*texts), rtol=1e-6)
+    # A weight of 2 counts as the text twice, one of 0 as no text.
+    weighted = metrics.TokenErrorRate("character")
+    weighted.update_state(*texts, sample_weight=[2.0, 0.0] + [1.0] * (len(texts[0]) - 2))
+    seen = [[side[0], *side[:1], *side[2:]] for side in texts]
+    np.testing.assert_allclose(weighted.result(), jiwer.cer(*seen), rtol=1e-6)
 
 
 def test_token_error_rate_decodes_logits_reads_the_mask_and_weights():
@@ -184,6 +189,14 @@ def test_span_calibration_is_zero_for_a_model_that_knows_how_often_it_is_right()
             r"word_error_rate: expected at least one word in the references, got",
         ),
         (lambda: metrics.TokenErrorRate("phone"), r"TokenErrorRate: expected unit to be one of 'token', 'word', 'char"),
+        (
+            lambda: metrics.TokenErrorRate().update_state(["a"], ["a"]),
+            r"TokenErrorRate: expected unit='word' or unit='character' for texts, got unit='token'",
+        ),
+        (
+            lambda: metrics.TokenErrorRate("word").update_state(["a"], ["a"], sample_weight=[1.0, 1.0]),
+            r"TokenErrorRate: expected one hypothesis and one weight for each of 1 references, got 1 hypotheses and 2",
+        ),
         (
             lambda: metrics.TokenErrorRate("word").update_state([[1]], [[1]]),
             r"TokenErrorRate: expected texts for unit=",

@@ -90,8 +90,12 @@ def local_surrogate(
 
     if method == "kernel_shap":
         shap = extra(_OWNER, "shap")
+        before = np.random.get_state()
         np.random.seed(seed)  # the only source of randomness that this library uses
-        found = shap.KernelExplainer(ask, rows).shap_values(one, nsamples=samples, silent=True)
+        try:
+            found = shap.KernelExplainer(ask, rows).shap_values(one, nsamples=samples, silent=True)
+        finally:
+            np.random.set_state(before)
         return LocalExplanation(np.asarray(found, "float64"), float(ask(rows).mean()), chosen, float("nan"))
     scale = np.where(rows.std(0) > 0, rows.std(0), 1e-12).astype("float64")
     moves = np.random.default_rng(seed).standard_normal((samples, len(one)))
