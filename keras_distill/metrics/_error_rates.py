@@ -133,7 +133,6 @@ def edit_distance(references: Any, hypotheses: Any) -> Tensor:
     return ops.take_along_axis(last, length[:, None], axis=1)[:, 0]
 
 
-@keras.saving.register_keras_serializable(package="keras_distill")
 def _groups(sample_weight: Any, references: int, hypotheses: int) -> list[tuple[float, np.ndarray]]:
     """Return each weight with the rows that have it."""
     weights = np.ones(references) if sample_weight is None else np.asarray(sample_weight, "float64").ravel()
@@ -143,6 +142,7 @@ def _groups(sample_weight: Any, references: int, hypotheses: int) -> list[tuple[
     return [(float(weight), np.flatnonzero(weights == weight)) for weight in np.unique(weights)]
 
 
+@keras.saving.register_keras_serializable(package="keras_distill")
 class TokenErrorRate(StreamingMetric):
     """Edit errors per reference token, over all sequences together (WER, CER, phone error rate).
 
