@@ -278,7 +278,7 @@ def test_a_generator_fits_the_teachers_input_and_examples_repeat(shape):
         (lambda: made(regimes.Contrastive("nrom")), "Contrastive: .*nrom"),
         (lambda: regimes.data_impressions(mlp(4), 3, scales=[0.0]), "expected each of scales > 0"),
         (lambda: regimes.data_impressions(keras.Sequential([mlp(4), keras.layers.Softmax()]), 3),
-         r"data_impressions: expected a teacher whose last layer is a Dense that gives logits, got Softmax\. A softm"),
+         r"data_impressions: expected a teacher whose last layer is a Dense that gives logits, got Softmax\. Remove"),
     ],
 )  # fmt: skip
 def test_bad_input(make, message):

@@ -105,7 +105,7 @@ def test_the_result_saves_and_loads(tmp_path):
         ({"energy": 1.2}, r"factorize: expected energy > 0 and <= 1, got 1.2"),
         ({"ranks": {"cnv": 2}}, r"factorize: expected ranks of layers that can be .* got 'cnv'. Nearest: 'conv'"),
         ({"ranks": {"head": 5}}, r"factorize: expected ranks\['head'\] of at most 4, got 5"),
-        ({"budget": students.Budget(parameters=9)}, r"a budget that some size meets: parameters <= 9, got \d+ at the"),
+        ({"budget": students.Budget(parameters=9)}, r"a budget that some size meets: parameters <= 9, got \d+ for the"),
         ({"energy": 0.9, "data": np.ones((5, 4))}, r"factorize: expected data of shape .* got \(5, 4\)"),
     ],
 )
