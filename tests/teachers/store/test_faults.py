@@ -214,7 +214,7 @@ def test_an_unreadable_shard_is_named_and_the_others_are_kept(uninterrupted):
         assert re.search(r"FOUND \[\]\nREAD\n", output), output
         assert re.search(rf"FOUND \[.{bad.name}: unreadable: .*Permission denied.*\]", output), output
         refused = (
-            rf"REFUSED Stored: expected readable shards in {folder}, got {bad}; Permission denied\. See keras-distill"
+            rf"REFUSED Stored: expected readable shards in {folder}, got {bad}; Permission denied\. Run keras-distill"
         )
         assert re.search(refused, output), output
         assert len(shards(folder)) == len(shards(uninterrupted))

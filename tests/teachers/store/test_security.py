@@ -142,7 +142,7 @@ def test_a_manifest_that_names_something_to_run_runs_nothing(store, tmp_path):
 def test_entries_that_no_label_writes_are_named(store, part, value):
     rewritten(store, lambda manifest: manifest.update({part: value}))
     with pytest.raises(
-        teachers.StoredTeacherError, match=rf"got {part} that no label\(\) writes\. Label again, and ask"
+        teachers.StoredTeacherError, match=rf"got {part} that no label\(\) writes\. Label again, and check"
     ):
         teachers.Stored(store)
 
