@@ -80,7 +80,10 @@ def main() -> None:
     gain = mean["distilled"] - mean["alone"]
     kept.verdict(f"points of {words} gained over the student alone", gain, at_least=2.0)
     gap = mean["teacher"] - mean["alone"]
-    kept.verdict("share of the gap to the teacher that is closed, %", 100 * gain / gap, at_least=40.0)
+    if gap > 0:
+        kept.verdict("share of the gap to the teacher that is closed, %", 100 * gain / gap, at_least=40.0)
+    else:
+        kept.verdict("points that the teacher leads over the student alone", gap, at_least=0.0)
     kept.write()
 
 
