@@ -2,9 +2,9 @@
 
 Compared are students of one size: of a single task from labels, of both tasks from labels, taught with a fixed share of
 the labels, and taught with teacher annealing (BAM). Accuracy of intents, F1 of whole slots by seqeval. Every cell is
-kept, so that an interrupted run goes on. Run with ``python -m benchmarks.text --full`` (estimated: 12 minutes of one
+kept, so that an interrupted run goes on. Run with ``python -m benchmarks.text --full`` (14 minutes of one
 core); without ``--full`` a tenth of the utterances and one epoch, which judges nothing.
-Settings are first guesses, and the full run has not been recorded yet.
+Settings are first guesses: at this size the two tasks share too little for one student to match two.
 """
 
 from __future__ import annotations
