@@ -10,7 +10,7 @@ A first table, in ``data_free.json``, had a generator of dense layers and ``Disa
 steps for LeNet-5: 92.3% for the MLP and 68.4% for the half of LeNet-5. The generator decides. On the held-out images,
 with a teacher of 96.0%, the half of LeNet-5 reached 61.2% by 120 steps of that generator and 81.7% by as many of two
 convolutions between up-samplings, at the same cost; 400 steps of the latter gave 93.5%, and 94.3% with a balance of
-classes.
+classes. The MLP, with the balance in both and a teacher of 96.6%, had 76.0% and 94.2% after 200 steps.
 """
 
 from __future__ import annotations
