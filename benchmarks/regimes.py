@@ -144,7 +144,8 @@ def cost(full: bool) -> dict[str, Any]:
             for optimizer, own, each in zip(optimizers, weights, gradients, strict=True):
                 if update:
                     optimizer.apply_gradients(zip(each, own, strict=True))
-            return loss + sum(tf.reduce_sum(g[..., 0]) for each in gradients for g in each if g.shape.rank == 4)
+            # Every gradient is asked for, and little is added up.
+            return loss + sum(tf.reduce_sum(g[..., 0] if g.shape.rank > 1 else g) for each in gradients for g in each)
 
         def run() -> int:
             for _ in range(steps):
