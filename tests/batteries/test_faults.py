@@ -118,7 +118,7 @@ def test_where_every_backup_is_damaged_training_does_not_begin_afresh_in_silence
 def test_a_full_disk_stops_training_and_leaves_the_last_whole_backup(tmp_path, uninterrupted, run):
     code, printed = run("on_a_full_disk", tmp_path / "backups", tmp_path / "got.npz")
     assert code == 1
-    assert re.search(r"OSError: Backup: expected to write into .*The backup of epoch 3 is whole\.", printed), printed
+    assert re.search(r"OSError: Backup: expected to write into .*The backup of epoch 3 is intact\.", printed), printed
     assert names(tmp_path / "backups") == ["epoch-000002", "epoch-000003"]
     code, printed = run("whole", tmp_path / "backups", tmp_path / "got.npz")
     assert code == 0, printed
