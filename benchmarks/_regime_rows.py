@@ -382,8 +382,12 @@ def fusion(task: Task, kept: Kept, seed: int) -> Scores:
     found = {"fusion: average of weights": judged(log_probs(start, task.test.inputs), task.test)}
     keras.utils.set_random_seed(seed)
     options = {"optimizer": keras.optimizers.Adam(1e-3), "batch_size": BATCH, "epochs": task.epochs, "verbose": 0}
-    fused = regimes.fuse(models, task.unlabelled, student=start, **options)
-    found["fusion: fused"] = judged(log_probs(fused, task.test.inputs), task.test)
+    began = start.get_weights()
+    for combine, name in (("mean_logits", "fusion: fused"), ("mean_probs", "fusion: fused, probabilities")):
+        start.set_weights(began)
+        options["optimizer"] = keras.optimizers.Adam(1e-3)
+        fused = regimes.fuse(models, task.unlabelled, student=start, combine=combine, **options)
+        found[name] = judged(log_probs(fused, task.test.inputs), task.test)
     best = max((judged(log_probs(each, task.test.inputs), task.test) for each in models), key=lambda s: s["accuracy"])
     return {**found, "fusion: best client": best}
 

@@ -97,6 +97,7 @@ def verdicts(report: _harness.Report, found: Found) -> None:
     gain("FitNet: hints, then logits", "FitNet: logits alone", 0.0)
     ratio("folds: student out of fold", "folds: student in fold", 1.0)
     gain("fusion: fused", "fusion: average of weights", 0.0)
+    gain("fusion: fused, probabilities", "fusion: average of weights", 0.0)
     ways = [f"chain: student {way}" for way in ("alone", "teacher's", "assistant's")]
 
     def ordered() -> float:

@@ -25,6 +25,7 @@ def fuse(
     *,
     student: keras.Model | None = None,
     temperature: float = 1.0,
+    combine: str = "mean_logits",
     optimizer: Any = "adam",
     **fit_arguments: Any,
 ) -> keras.Model:
@@ -39,6 +40,8 @@ def fuse(
         student: a built model to start from. None: the average of the models' weights if they have one architecture,
             else a copy of the first.
         temperature: > 0.
+        combine: rule of ``teachers.Ensemble``: ``"mean_logits"`` as in the paper; ``"mean_probs"`` where each model has
+            seen few of the classes, because its logits for the others would decide.
         optimizer: as in Keras.
         **fit_arguments: as in Keras' ``fit`` (``epochs``, ``batch_size``, ``callbacks``, ``verbose``).
 
@@ -46,7 +49,7 @@ def fuse(
         The student, an ordinary Keras model.
 
     Raises:
-        ValueError: if there are fewer than two models, or their classes differ.
+        ValueError: if there are fewer than two models, their classes differ, or ``combine`` is unknown.
 
     Reference:
         Lin, Kong, Stich, Jaggi, "Ensemble Distillation for Robust Model Fusion in Federated Learning", NeurIPS 2020,
@@ -56,7 +59,7 @@ def fuse(
         raise error("fuse", "two or more models", models)
     if student is None:
         student = average_weights(models) if same_shapes(models) else average_weights(models[:1])
-    teacher = Ensemble(list(models), combine="mean_logits")
+    teacher = Ensemble(list(models), combine=combine)
     distiller = Distiller(teacher, student, LogitsDistillation(temperature), student_loss_weight=0.0)
     distiller.compile(optimizer)
     distiller.fit(unlabelled, **fit_arguments)

@@ -56,6 +56,12 @@ def test_a_fused_student_comes_closer_to_the_mean_of_unlike_models():
     data, adam = batches(X), keras.optimizers.Adam(0.02)
     fused = regimes.fuse(models, data, student=student, optimizer=adam, epochs=40, verbose=0)
     assert fused is student and kd(target, fused(X), 1.0).mean() < 0.3 * before
+    probs = np.log(np.mean([softmax(np.asarray(model(X), "float64")) for model in models], 0))
+    student = mlp(16, 4, seed=3)
+    before = kd(probs, student(X), 1.0).mean()
+    adam = keras.optimizers.Adam(0.02)
+    regimes.fuse(models, data, student=student, combine="mean_probs", optimizer=adam, epochs=40, verbose=0)
+    assert kd(probs, student(X), 1.0).mean() < 0.3 * before
     start = regimes.fuse([mlp(8, 4, seed=1), mlp(8, 4, seed=2)], X, optimizer=keras.optimizers.SGD(0.0), verbose=0)
     average = regimes.average_weights([mlp(8, 4, seed=1), mlp(8, 4, seed=2)])
     np.testing.assert_allclose(start(X), average(X), rtol=1e-6)
@@ -169,6 +175,10 @@ def test_cross_validation_is_paired_over_equal_folds():
         (lambda: regimes.average_weights([]), "expected a list of models"),
         (lambda: regimes.average_weights([mlp(4)], [0.0]), "1 weights that are not all 0"),
         (lambda: regimes.fuse([mlp(4)], X), "fuse: expected two or more models"),
+        (
+            lambda: regimes.fuse([mlp(4), mlp(4)], X, combine="mean"),
+            "Ensemble: expected combine to be one of",
+        ),
         (lambda: regimes.Amalgamation([mlp(2)], [[0, 5]], mlp(4)), "one of the student's 4 classes"),
         (lambda: regimes.cross_fit(Remembers, (X, Y), 1), "cross_fit: expected num_folds to be an integer >= 2"),
         (lambda: regimes.cross_fit(Remembers, (X, Y), 61), "expected num_folds <= 60, the number of examples"),
