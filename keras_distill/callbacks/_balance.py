@@ -23,8 +23,8 @@ class AdaptiveWeights(Policy):
     magnitude for ``relative_to="student_loss"``.
 
     * ``method="gradient_norm"``: m_i is the norm of the term's gradient with respect to the student's weights: all
-    terms then contribute in proportion to their initial weights. * ``method="uncertainty"``: m_i is the term's loss (>
-    0): 1 / (2 m_i) is the precision that minimises
+      terms then contribute in proportion to their initial weights.
+    * ``method="uncertainty"``: m_i is the term's loss (> 0): 1 / (2 m_i) is the precision that minimises
       sum_i exp(-s_i) * m_i + s_i / 2, uncertainty weighting with its log-variances s_i found in closed form instead of
       by gradient steps; only their ratios are kept, since the common factor belongs to the learning rate.
 

@@ -16,9 +16,9 @@ from keras_distill.taps import Taps
 class Contrastive(GeneratorObjective):
     """Examples whose teacher features differ from all others in this batch and before it (CMI).
 
-    Choose it in addition to another objective, when the generator repeats the same few examples: ``Disagreement() +
-    Contrastive("hidden")``. It costs a second pass of the teacher and a memory of ``num_examples`` feature vectors,
-    which is saved and resumed with the regime.
+    Choose it in addition to another objective, when the generator repeats the same few examples:
+    ``Disagreement() + Contrastive("hidden")``. It costs a second pass of the teacher and a memory of ``num_examples``
+    feature vectors, which is saved and resumed with the regime.
 
     Formula: -weight * mean_i log(e(f_i, v_i) / (e(f_i, v_i) + sum_{j != i} e(f_i, f_j) + sum_m e(f_i, m))), with
     e(a, b) = exp(cosine(a, b) / temperature), f_i the features of example i, averaged over positions, v_i those of a
