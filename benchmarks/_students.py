@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pathlib
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from benchmarks import _harness
 from keras_distill import Distiller, LogitsDistillation, students, teachers
 from keras_distill.data import Examples
 
@@ -127,3 +130,24 @@ class Answers:
 def plain(examples: Examples) -> tf.data.Dataset:
     """Examples one by one, with their labels alone."""
     return tf.data.Dataset.from_tensor_slices((examples.inputs, examples.labels))
+
+
+def litert_times(contents: Mapping[str, bytes], picture: np.ndarray, rounds: int) -> _harness.Samples:
+    """Times of LiteRT files on one thread, in turns, for inputs such as ``picture``."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    programs = {}
+    for name, content in contents.items():
+        interpreter = Interpreter(model_content=content, num_threads=1)
+        index = interpreter.get_input_details()[0]["index"]
+        interpreter.resize_tensor_input(index, picture.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(index, picture)
+
+        def steps(interpreter: Any = interpreter) -> int:
+            for _ in range(20):
+                interpreter.invoke()
+            return 20
+
+        programs[name] = steps
+    return _harness.paired(programs, rounds=rounds)

@@ -10,8 +10,7 @@ import keras_hub
 import numpy as np
 import tensorflow as tf
 
-from benchmarks import _harness
-from benchmarks._students import Answers, Training, accuracy, folder, plain, random_weights, residual
+from benchmarks._students import Answers, Training, accuracy, folder, litert_times, plain, random_weights, residual
 from keras_distill import data, students
 
 WORDS, TOKENS = 6000, 36
@@ -62,28 +61,12 @@ def cifar10(full: bool, table: Any) -> None:
 
 def _files(teacher: keras.Model, student: keras.Model, picture: np.ndarray) -> dict[str, float]:
     """How many times smaller and faster the student's int8 file is than the teacher's float file."""
-    from ai_edge_litert.interpreter import Interpreter
-
     from keras_distill import export
 
     path = folder(True) / "teacher.tflite"
     export.litert(teacher, path, latency_batch_sizes=())
     contents = {"teacher": path.read_bytes(), "student": students.quantized_litert("students", student)}
-    programs = {}
-    for name, content in contents.items():
-        interpreter = Interpreter(model_content=content, num_threads=1)
-        index = interpreter.get_input_details()[0]["index"]
-        interpreter.resize_tensor_input(index, picture.shape)
-        interpreter.allocate_tensors()
-        interpreter.set_tensor(index, picture)
-
-        def steps(interpreter: Any = interpreter) -> int:
-            for _ in range(20):
-                interpreter.invoke()
-            return 20
-
-        programs[name] = steps
-    samples = _harness.paired(programs, rounds=25)
+    samples = litert_times(contents, picture, rounds=25)
     size = len(contents["teacher"]) / len(contents["student"])
     return {"size": size, "speed": samples.ratio("teacher", "student").median}
 

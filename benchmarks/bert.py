@@ -8,7 +8,8 @@ passages of reviews.
 
 Accuracy on the test part of SST-2; also how well the students guess hidden words that none was trained on, which is
 less noisy. Latencies are of a text in batches of 256, in TensorFlow. Settings were not tuned. Runs are kept, so that an
-interrupted one goes on: ``python -m benchmarks.bert --full --seeds 3`` (40 minutes of one core).
+interrupted one goes on: ``python -m benchmarks.bert --full --seeds 3`` (estimated: 40 minutes of one core; it has not
+been run in full yet).
 """
 
 from __future__ import annotations

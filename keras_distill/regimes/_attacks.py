@@ -125,9 +125,7 @@ class ProjectedGradient:
             ValueError: if there is not one integer label for each example.
         """
         owner = type(self).__name__
-        x, labels = np.asarray(x, "float32"), np.asarray(labels)
-        if labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer):
-            raise error(owner, "one integer label for each example", f"{labels.dtype} of shape {labels.shape}")
+        x, labels = labelled_examples(owner, x, labels)
         size, seed = integer(owner, "batch_size", batch_size, low=1), keras.random.SeedGenerator(self.seed)
 
         @tf.function(reduce_retracing=True)
@@ -181,6 +179,20 @@ def fast_gradient_sign(epsilon: float, *, low: float = 0.0, high: float = 1.0) -
         Differs: nothing.
     """
     return ProjectedGradient(epsilon, epsilon, 1, low=low, high=high, random_start=False)
+
+
+def labelled_examples(owner: str, x: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs as float32 and labels as arrays, or raise if there is not one integer label for each example.
+
+    Args:
+        owner: name shown in the error message.
+        x: (examples, ...).
+        labels: (examples,), integer.
+    """
+    x, labels = np.asarray(x, "float32"), np.asarray(labels)
+    if labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer):
+        raise error(owner, "one integer label for each example", f"{labels.dtype} of shape {labels.shape}")
+    return x, labels
 
 
 def cross_entropy(outputs: Any, labels: Any, *, from_logits: bool = True) -> Any:

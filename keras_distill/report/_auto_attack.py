@@ -82,6 +82,10 @@ class AutoAttack:
 
         Returns:
             Array of the shape of ``x``, float32.
+
+        Raises:
+            ValueError: if inputs are neither images nor vectors, or there is not one integer label for each.
+            ImportError: without the toolbox.
         """
         try:
             from art.attacks.evasion import AutoAttack as Attacks
@@ -90,9 +94,11 @@ class AutoAttack:
         except ImportError as problem:
             message = f"{_OWNER} needs adversarial-robustness-toolbox. Run: pip install 'keras-distill[robust]'"
             raise ImportError(message) from problem
-        x = np.asarray(x, "float32")
-        if x.ndim not in (2, 4):
-            raise error(_OWNER, "(examples, height, width, channels) or (examples, features)", f"{x.shape}")
+        from keras_distill.regimes._attacks import labelled_examples
+
+        if np.ndim(x) not in (2, 4):
+            raise error(_OWNER, "(examples, height, width, channels) or (examples, features)", f"{np.shape(x)}")
+        x, labels = labelled_examples(_OWNER, x, labels)
 
         def logits(inputs: Any, training: bool = False) -> Any:
             outputs = ops.cast(model(inputs, training=False), "float32")

@@ -130,6 +130,8 @@ def test_auto_attack_finds_what_a_linear_model_has_and_counts_as_its_own_library
     (lambda: report.AutoAttack(0.0), r"AutoAttack: expected epsilon > 0, got 0.0\."),
     (lambda: report.AutoAttack(0.1, low=1.0), r"AutoAttack: expected low < high, got 1.0 and 1.0"),
     (lambda: report.AutoAttack(0.1)(MODELS["one"], IMAGES[0, 0, 0, 0], LABELS), r"\(examples, features\), got \(\)"),
+    (lambda: report.AutoAttack(0.1)(MODELS["one"], IMAGES, LABELS[:3]), r"AutoAttack: expected one integer label"),
+    (lambda: report.AutoAttack(0.1)(MODELS["one"], IMAGES, LABELS + 0.5), r"one integer label .* got float64 of shape"),
 ])  # fmt: skip
 def test_bad_attacks_are_one_sentence(make, message):
     pytest.importorskip("art")
