@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import numbers
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,36 @@ def error(owner: str, expected: str, got: Any, advice: str = "") -> ValueError:
     shown = got if isinstance(got, str) else repr(got)
     tail = f" {advice}." if advice else ""
     return ValueError(f"{owner}: expected {expected}, got {shown}.{tail}")
+
+
+class MissingPackageError(ValueError, ImportError):
+    """An optional package is not installed: the package's error, which is an ``ImportError`` as well."""
+
+
+@contextlib.contextmanager
+def optional(owner: str, package: str, extra: str, *, otherwise: str = "") -> Iterator[None]:
+    """Import an optional package in the body, or raise the error that names the extra that installs it.
+
+    A context and not an import by name, so that import contracts and type checkers see the import.
+
+    Args:
+        owner: name shown in the error message.
+        package: the package's name on PyPI.
+        extra: the extra of this package that asks for it.
+        otherwise: what to do instead of installing it, without a full stop at its end; may be empty.
+
+    Yields:
+        Nothing; the body holds the import statements.
+
+    Raises:
+        MissingPackageError: if the import fails.
+    """
+    try:
+        yield
+    except ImportError as problem:
+        advice = f"Run: pip install 'keras-distill[{extra}]'" + (f", or {otherwise}" if otherwise else "")
+        sentence = error(owner, f"{package} to be installed", str(problem), advice)
+        raise MissingPackageError(*sentence.args) from problem
 
 
 def number(

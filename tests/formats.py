@@ -4,7 +4,7 @@ import keras
 import pytest
 
 from keras_distill.export._edge import LEAST_KERAS, keras_writes
-from keras_distill.export._runtimes import FORMATS
+from keras_distill.export._runtimes import runtime_package
 
 
 def too_old_for(kind):
@@ -17,8 +17,10 @@ def too_old_for(kind):
 
 def needs_to_write(kind):
     """Skip where the extra of a format is not installed, or Keras is older than that extra asks for."""
-    (module,) = [module for name, module, _ in FORMATS.values() if name == kind]
-    pytest.importorskip(module)
+    try:
+        runtime_package("tests", kind)
+    except ImportError as problem:
+        pytest.skip(str(problem))
     reason = too_old_for(kind)
     if reason:
         pytest.skip(reason)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import error
+from keras_distill._checks import error, optional
 from keras_distill._typing import Tensor
 from keras_distill.heads import final_activation
 
@@ -118,17 +118,10 @@ class CalibratedModel(keras.Model):
         return cls(**config)
 
 
-def missing(owner: str, package: str) -> ImportError:
-    """Return the error that names the extra to install."""
-    return ImportError(f"{owner}: expected {package} to be installed. Use pip install 'keras-distill[calibration]'.")
-
-
 def scipy_optimize(owner: str) -> Any:
     """Import ``scipy.optimize``, or raise the error that names the extra."""
-    try:
+    with optional(owner, "scipy", "calibration"):
         from scipy import optimize
-    except ImportError as problem:
-        raise missing(owner, "scipy") from problem
     return optimize
 
 

@@ -7,9 +7,9 @@ from typing import Any, Self
 import keras
 import numpy as np
 
-from keras_distill._checks import error
+from keras_distill._checks import error, optional
 from keras_distill._typing import Tensor
-from keras_distill.calibration._base import Scaler, fitting_data, missing, softmax
+from keras_distill.calibration._base import Scaler, fitting_data, softmax
 from keras_distill.calibration._layers import IsotonicScaling
 
 _PACKAGE = "keras_distill"
@@ -61,13 +61,10 @@ class IsotonicCalibrator(Scaler):
             This calibrator.
 
         Raises:
-            ValueError: if shapes do not fit.
-            ImportError: if scikit-learn is missing.
+            ValueError: if shapes do not fit, or scikit-learn is missing.
         """
-        try:
+        with optional("IsotonicCalibrator", "scikit-learn", "calibration"):
             from sklearn.isotonic import IsotonicRegression
-        except ImportError as problem:
-            raise missing("IsotonicCalibrator", "scikit-learn") from problem
         z, y, w = fitting_data("IsotonicCalibrator", logits, labels, sample_weight)
         p = softmax(z)
         curves = []

@@ -69,8 +69,7 @@ class TemperatureScaler(Scaler):
             This scaler.
 
         Raises:
-            ValueError: if shapes do not fit, or there is nothing finite to fit.
-            ImportError: if scipy is missing.
+            ValueError: if shapes do not fit, there is nothing finite to fit, or scipy is missing.
         """
         optimize = scipy_optimize("TemperatureScaler")
         z, y, w = fitting_data("TemperatureScaler", logits, labels, sample_weight)
@@ -162,8 +161,7 @@ class VectorScaler(Scaler):
             This scaler.
 
         Raises:
-            ValueError: if shapes do not fit, or logits are not finite.
-            ImportError: if scipy is missing.
+            ValueError: if shapes do not fit, logits are not finite, or scipy is missing.
         """
         optimize = scipy_optimize("VectorScaler")
         z, y, w = fitting_data("VectorScaler", logits, labels, sample_weight)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from keras_distill._checks import optional
+
 
 def add_parser(commands: Any) -> None:
     """Add the command.
@@ -36,6 +38,9 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: if an argument does not fit, the data are missing, or the folder cannot be written.
     """
+    with optional("demo", "rich", "demo"):
+        import rich  # noqa: F401 -- the tables and bars of the demonstration
+
     from keras_distill.cli import _demonstration
 
     _demonstration.run(

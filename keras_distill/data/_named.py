@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import gzip
 import hashlib
-import importlib
 import io
 import json
 import os
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_distill._checks import error, integer, nearest
+from keras_distill._checks import error, integer, nearest, optional
 
 _LETTERS = tuple("ABCDEFGHIJ")
 _DIGITS = tuple("0123456789")
@@ -189,14 +188,6 @@ def _file(name: str, filename: str) -> pathlib.Path:
     return path
 
 
-def _third_party(module: str, needed_by: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as failure:
-        advice = "Run: pip install 'keras-distill[demo]'"
-        raise error(needed_by, f"{module} to be installed", str(failure), advice) from failure
-
-
 def _cut(name: str, inputs: np.ndarray, labels: np.ndarray, sizes: Mapping[str, int]) -> dict[str, Examples]:
     """Split the examples into the given sizes by a fixed permutation."""
     order = np.random.default_rng(20150309).permutation(len(labels))
@@ -215,7 +206,9 @@ def _images(array: np.ndarray, greatest: float = 255.0) -> np.ndarray:
 
 
 def _load_digits(name: str, download: bool) -> Data:
-    bunch = _third_party("sklearn.datasets", f"data.load({name!r})").load_digits()
+    with optional(f"data.load({name!r})", "scikit-learn", "demo"):
+        from sklearn.datasets import load_digits
+    bunch = load_digits()
     images, labels = _images(bunch.images, 16.0), bunch.target.astype("int32")
     splits = _cut(name, images, labels, {"train": 1000, "validation": 297, "test": 500})
     return Data(name, splits, _DIGITS, "scikit-learn load_digits (UCI handwritten digits, 8x8)")
@@ -223,7 +216,8 @@ def _load_digits(name: str, download: bool) -> Data:
 
 def _load_tfds(name: str, download: bool) -> Data:
     owner = f"data.load({name!r})"
-    tfds = _third_party("tensorflow_datasets", owner)
+    with optional(owner, "tensorflow-datasets", "demo"):
+        import tensorflow_datasets as tfds
     builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
     source = f"tensorflow-datasets {builder.info.full_name}"
     if not builder.is_prepared():

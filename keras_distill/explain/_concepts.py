@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import taps
-from keras_distill._checks import error, integer
-from keras_distill.explain._models import explained_model, extra, numeric_inputs, traced
+from keras_distill._checks import error, integer, optional
+from keras_distill.explain._models import explained_model, numeric_inputs, traced
 
 _OWNER = "explain.concept_direction"
 
@@ -117,11 +117,9 @@ def _direction(activations: np.ndarray, labels: np.ndarray, rng: np.random.Gener
     if len(np.unique(labels[rest])) < 2:
         raise error(_OWNER, "enough examples of both kinds", f"{len(labels)} in all", "Give more examples")
     scale = activations[rest].std() or 1.0
-    fitted = (
-        extra(_OWNER, "sklearn.linear_model")
-        .LogisticRegression(max_iter=1000)
-        .fit(activations[rest] / scale, labels[rest])
-    )
+    with optional(_OWNER, "scikit-learn", "explain"):
+        from sklearn.linear_model import LogisticRegression
+    fitted = LogisticRegression(max_iter=1000).fit(activations[rest] / scale, labels[rest])
     normal = fitted.coef_[0]
     accuracy = float((fitted.predict(activations[held] / scale) == labels[held]).mean())
     return normal / max(float(np.linalg.norm(normal)), 1e-30), accuracy

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_distill._checks import error, number
-from keras_distill.explain._models import extra
+from keras_distill._checks import error, number, optional
 
 
 def spearman(first: Any, second: Any) -> np.ndarray:
@@ -27,7 +26,8 @@ def spearman(first: Any, second: Any) -> np.ndarray:
         >>> spearman([[1.0, 2.0, 9.0]], [[0.1, 0.2, 0.3]])
         array([1.])
     """
-    rankdata = extra("explain.spearman", "scipy.stats").rankdata
+    with optional("explain.spearman", "scipy", "explain"):
+        from scipy.stats import rankdata
     a, b = _rows("spearman", first, second)
     ranks = [rankdata(side, axis=-1) - (side.shape[-1] + 1) / 2 for side in (a, b)]
     scale = np.sqrt((ranks[0] ** 2).sum(-1) * (ranks[1] ** 2).sum(-1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,26 +12,6 @@ from keras_distill import heads, teachers
 from keras_distill._checks import error
 
 _SCALARS = "biuf"
-
-
-def extra(owner: str, module: str) -> Any:
-    """Import a library of the extra ``explain``, or raise the error that names the extra.
-
-    Args:
-        owner: name shown in the error message.
-        module: such as ``"sklearn.tree"``.
-
-    Returns:
-        The module.
-
-    Raises:
-        ValueError: if it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as failure:
-        advice = "Run: pip install 'keras-distill[explain]'"
-        raise error(owner, f"{module.split('.')[0]} to be installed", str(failure), advice) from failure
 
 
 def explained_model(owner: str, model: Any, *, gradients: bool = True) -> keras.Model:

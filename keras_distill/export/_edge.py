@@ -13,15 +13,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_distill._checks import choice, error, integer, number
+from keras_distill._checks import choice, error, integer, number, optional
 from keras_distill.export._card import ModelCard, check_card, check_folder, write_card
 from keras_distill.export._heads import describe_heads
 from keras_distill.export._inputs import Inputs, batches, describe_inputs
 from keras_distill.export._parity import Export, compare
-from keras_distill.export._runtimes import FORMATS, Runtime, flat_outputs, latency, open_runtime
+from keras_distill.export._runtimes import FORMATS, Runtime, flat_outputs, latency, open_runtime, runtime_package
 from keras_distill.export._staging import staged_files
 from keras_distill.export._student import CHECK_BATCH, check_student, in_float32, run_student
-from keras_distill.export._warmup import load_extra
 from keras_distill.students import edge_quantized, quantized_bits, served_model
 
 #: Largest number of examples that int8 calibration reads.
@@ -159,7 +158,8 @@ def onnx(
         ValueError: as in ``litert``.
     """
     owner = "onnx"
-    load_extra(owner, "tf2onnx", "onnx")
+    with optional(owner, "tf2onnx", "onnx"):
+        import tf2onnx  # noqa: F401 -- Keras' exporter imports it
     check_student(owner, student)
     inputs = describe_inputs(owner, student, input_signature, check_inputs)
     options = {} if opset_version is None else {"opset_version": integer(owner, "opset_version", opset_version, low=7)}
@@ -243,11 +243,11 @@ def _export(
     latency_batch_sizes: Sequence[int],
     card: ModelCard | None,
 ) -> Export:
-    kind, module, extra = FORMATS[suffix]
-    load_extra(owner, module, extra)  # first, because the check needs it
+    kind = FORMATS[suffix]
+    runtime_package(owner, kind)  # first, because the check needs it
     if not keras_writes(kind):
         expected = f"Keras {'.'.join(map(str, LEAST_KERAS[kind]))} or newer"
-        raise error(owner, expected, keras.__version__, f"pip install 'keras-distill[{extra}]'")
+        raise error(owner, expected, keras.__version__, f"Run: pip install 'keras-distill[{kind}]'")
     check_card(owner, card)
     earlier = check_folder(owner, Path(path), student)
     sizes = [integer(owner, "latency_batch_sizes", size, low=1) for size in latency_batch_sizes]

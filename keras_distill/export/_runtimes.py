@@ -11,17 +11,38 @@ from typing import Any
 
 import numpy as np
 
-from keras_distill._checks import choice, error
-from keras_distill.export._warmup import load_extra
+from keras_distill._checks import choice, error, optional
 
 Runtime = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
-#: By file extension: format, package, extra.
-FORMATS = {
-    ".tflite": ("litert", "ai_edge_litert.interpreter", "litert"),
-    ".onnx": ("onnx", "onnxruntime", "onnx"),
-    ".xml": ("openvino", "openvino", "openvino"),
-}
+#: By file extension: format, which is also the name of the extra.
+FORMATS = {".tflite": "litert", ".onnx": "onnx", ".xml": "openvino"}
+
+
+def runtime_package(owner: str, kind: str) -> Any:
+    """Import the package that runs files of a format, or raise the error that names its extra.
+
+    Args:
+        owner: name shown in the error message.
+        kind: one of ``FORMATS``' values.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    if kind == "litert":
+        with optional(owner, "ai-edge-litert", "litert"):
+            from ai_edge_litert import interpreter
+        return interpreter
+    if kind == "onnx":
+        with optional(owner, "onnxruntime", "onnx"):
+            import onnxruntime
+        return onnxruntime
+    with optional(owner, "openvino", "openvino"):
+        import openvino
+    return openvino
 
 
 def open_runtime(owner: str, path: str | os.PathLike[str], num_threads: int | None = None) -> Runtime:
@@ -41,8 +62,8 @@ def open_runtime(owner: str, path: str | os.PathLike[str], num_threads: int | No
     """
     path = Path(path)
     choice(owner, "the file's ending", path.suffix, FORMATS)
-    kind, module, extra = FORMATS[path.suffix]
-    package = load_extra(owner, module, extra)
+    kind = FORMATS[path.suffix]
+    package = runtime_package(owner, kind)
     opener = {"litert": _open_litert, "onnx": _open_onnx, "openvino": _open_openvino}[kind]
     try:
         return opener(package, path, num_threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_distill._checks import error
+from keras_distill._checks import error, optional
 from keras_distill.export._session import ServingSession
 
 #: Path in the version directory where TensorFlow Serving looks.
@@ -20,26 +19,11 @@ WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 MOST_RECORDS = 1000
 
 
-def load_extra(owner: str, module: str, extra: str) -> Any:
-    """Import an optional package, or raise the error that names the extra that installs it.
-
-    Args:
-        owner: name shown in the error message.
-        module: dotted name.
-        extra: the extra of this package.
-
-    Returns:
-        The module.
-
-    Raises:
-        ValueError: if it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as problem:
-        raise error(
-            owner, f"the package {module.split('.')[0]}", f"{problem}", f"pip install 'keras-distill[{extra}]'"
-        ) from problem
+def _protos(owner: str) -> Any:
+    """Return the module of TensorFlow Serving's warm-up requests."""
+    with optional(owner, "tensorflow-serving-api", "serving"):
+        from tensorflow_serving.apis import prediction_log_pb2
+    return prediction_log_pb2
 
 
 def predict_log(owner: str, model: str, signature: str, feeds: Mapping[str, np.ndarray]) -> Any:
@@ -54,7 +38,7 @@ def predict_log(owner: str, model: str, signature: str, feeds: Mapping[str, np.n
     Returns:
         The ``PredictionLog`` proto.
     """
-    logs = load_extra(owner, "tensorflow_serving.apis.prediction_log_pb2", "serving")
+    logs = _protos(owner)
     log = logs.PredictionLog()
     request = log.predict_log.request
     request.model_spec.name = model
@@ -76,7 +60,7 @@ def example_log(owner: str, model: str, signature: str, serialized: Sequence[byt
     Returns:
         The ``PredictionLog`` proto.
     """
-    logs = load_extra(owner, "tensorflow_serving.apis.prediction_log_pb2", "serving")
+    logs = _protos(owner)
     log = logs.PredictionLog()
     request = (log.classify_log if signature == "classify" else log.regress_log).request
     request.model_spec.name = model
@@ -126,7 +110,7 @@ def read_warmup(version_directory: str | os.PathLike[str]) -> list[Any]:
     path = Path(version_directory) / WARMUP_FILE
     if not path.is_file():
         return []
-    logs = load_extra(owner, "tensorflow_serving.apis.prediction_log_pb2", "serving")
+    logs = _protos(owner)
     try:
         out = [logs.PredictionLog.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(path))]
     except Exception as problem:

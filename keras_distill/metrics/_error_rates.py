@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import choice, error, integer, tensor
+from keras_distill._checks import choice, error, integer, optional, tensor
 from keras_distill._typing import Tensor
 from keras_distill.metrics._decoding import ctc_greedy_decode, pack_left
 from keras_distill.metrics._examples import keras_mask
@@ -19,11 +19,8 @@ _UNITS = ("token", "word", "character")
 
 
 def _jiwer(owner: str) -> Tensor:
-    try:
+    with optional(owner, "jiwer", "sequences"):
         import jiwer
-    except ImportError as failure:
-        advice = "Run: pip install 'keras-distill[sequences]'"
-        raise error(owner, "jiwer to be installed", str(failure), advice) from failure
     return jiwer
 
 

@@ -8,18 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import array, error, integer
+from keras_distill._checks import array, error, integer, optional
 from keras_distill._typing import Tensor
 from keras_distill.metrics._bins import bin_index, bin_sums, error_of_sums
 
 
 def _seqeval(owner: str) -> Tensor:
-    try:
+    with optional(owner, "seqeval", "sequences"):
         import seqeval.metrics
         import seqeval.metrics.sequence_labeling
-    except ImportError as failure:
-        advice = "Run: pip install 'keras-distill[sequences]'"
-        raise error(owner, "seqeval to be installed", str(failure), advice) from failure
     return seqeval.metrics
 
 

@@ -56,8 +56,8 @@ class DifferentiallyPrivate(Regime):
         student: the student.
 
     Raises:
-        ValueError: if the student cannot be trained privately, or an argument is out of bounds.
-        ImportError: when ``report`` is called without ``keras-distill[privacy]``.
+        ValueError: if the student cannot be trained privately, or an argument is out of bounds; when ``report`` is
+            called without ``keras-distill[privacy]``.
 
     Example:
         >>> import keras, numpy as np

@@ -74,7 +74,7 @@ class PolicyDistiller:
         self.epsilon = number(owner, "epsilon", epsilon, low=0.0, high=1.0)
         self.seed = integer(owner, "seed", seed, low=0)
         count = integer(owner, "num_environments", num_environments, low=1)
-        self.environments = [environments_of(each, count) for each in named]
+        self.environments = [environments_of(owner, each, count) for each in named]
         given: Sequence[Any] = loss if isinstance(loss, (list, tuple)) else [loss] * len(named)
         self.losses = [
             each if each is not None else _usual_loss(environments.single_action_space)

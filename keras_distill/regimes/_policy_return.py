@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_distill._checks import error, integer
+from keras_distill._checks import error, integer, optional
 from keras_distill.teachers._policy_buffer import action_values, choose_actions
 
 
@@ -27,20 +27,18 @@ class PolicyReturn(NamedTuple):
     returns: np.ndarray
 
 
-def environments_of(environment: Any, count: int) -> Any:
+def environments_of(owner: str, environment: Any, count: int) -> Any:
     """Return vectorised environments: those given, or ``count`` environments of a name, in this process.
 
     Args:
+        owner: name shown in the error message.
         environment: a ``gymnasium.vector.VectorEnv``, or a name.
         count: >= 1, number of environments for a name.
     """
     if not isinstance(environment, str):
         return environment
-    try:
+    with optional(owner, "gymnasium", "policies"):
         import gymnasium
-    except ImportError as problem:
-        message = "Environments by name need gymnasium: pip install 'keras-distill[policies]'"
-        raise ImportError(message) from problem
     return gymnasium.make_vec(environment, num_envs=count, vectorization_mode="sync")
 
 
@@ -67,7 +65,7 @@ def policy_return(
     """
     owner = "policy_return"
     episodes = integer(owner, "episodes", episodes, low=2)
-    environments = environments_of(environment, episodes)
+    environments = environments_of(owner, environment, episodes)
     if environments.num_envs != episodes:
         advice = "Give the environment's name, or make_vec(name, num_envs=episodes)"
         raise error(owner, f"{episodes} environments, one for each episode", environments.num_envs, advice)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_distill import _files
-from keras_distill._checks import error, number
+from keras_distill._checks import error, number, optional
 
 #: Noise of the threshold (None without one) and of the answers.
 Noises = tuple[float | None, float]
@@ -90,7 +90,7 @@ def epsilon(owner: str, spent: Mapping[Noises, tuple[int, int]], delta: float) -
         Epsilon, 0.0 if nothing was asked.
 
     Raises:
-        ImportError: if dp-accounting is missing.
+        ValueError: if dp-accounting is missing.
     """
     dp_accounting, accountant = _accountant(owner)
     for (selection_noise, answer_noise), (asked, answered) in spent.items():
@@ -122,12 +122,9 @@ def training(owner: str, noise: float, sampling_rate: float, num_steps: int, del
 
 def _accountant(owner: str) -> tuple[Any, Any]:
     """Return the library and a new accountant."""
-    try:
+    with optional(owner, "dp-accounting", "privacy"):
         import dp_accounting
         from dp_accounting import rdp
-    except ImportError as problem:
-        message = f"{owner} needs dp-accounting. Run: pip install 'keras-distill[privacy]'"
-        raise ImportError(message) from problem
     return dp_accounting, rdp.RdpAccountant()
 
 

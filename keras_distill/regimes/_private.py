@@ -63,8 +63,8 @@ class PrivateVotes:
         batch_size: >= 1, of the teachers' predictions.
 
     Raises:
-        ValueError: if there are fewer than two teachers, shards overlap, or an argument is out of bounds.
-        ImportError: when ``label`` is called without ``keras-distill[privacy]``.
+        ValueError: if there are fewer than two teachers, shards overlap, or an argument is out of bounds; when
+            ``label`` is called without ``keras-distill[privacy]``.
 
     Example:
         >>> import numpy as np

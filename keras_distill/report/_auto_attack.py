@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import error, integer, number
+from keras_distill._checks import error, integer, number, optional
 
 _OWNER = "AutoAttack"
 
@@ -31,8 +31,8 @@ class AutoAttack:
         seed: >= 0, seed of starts and squares.
 
     Raises:
-        ValueError: if an argument is out of bounds; when called, if the inputs are neither images nor vectors.
-        ImportError: when called without the toolbox.
+        ValueError: if an argument is out of bounds; when called, if the inputs are neither images nor vectors,
+            or the toolbox is not installed.
 
     Example:
         >>> str(AutoAttack(0.1))
@@ -84,16 +84,13 @@ class AutoAttack:
             Array of the shape of ``x``, float32.
 
         Raises:
-            ValueError: if inputs are neither images nor vectors, or there is not one integer label for each.
-            ImportError: without the toolbox.
+            ValueError: if inputs are neither images nor vectors, or there is not one integer label for each,
+                or the toolbox is not installed.
         """
-        try:
+        with optional(_OWNER, "adversarial-robustness-toolbox", "robust"):
             from art.attacks.evasion import AutoAttack as Attacks
             from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
             from art.estimators.classification import TensorFlowV2Classifier
-        except ImportError as problem:
-            message = f"{_OWNER} needs adversarial-robustness-toolbox. Run: pip install 'keras-distill[robust]'"
-            raise ImportError(message) from problem
         from keras_distill.regimes._attacks import labelled_examples
 
         if np.ndim(x) not in (2, 4):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_distill._checks import error
+from keras_distill._checks import error, optional
 from keras_distill.report._figures import _panels, plain
 from keras_distill.report._short_page import picture, table_of, write_html
 
@@ -111,12 +111,9 @@ def _box(row: np.ndarray) -> dict[str, Any]:
 
 def _evaluated(truth: list, rows: list, images: int, classes: int) -> tuple[float, list[float | None]]:
     """Return AP, and AP50 of each class (None without boxes)."""
-    try:
+    with optional(_OWNER, "pycocotools", "detection"):
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
-    except ImportError as failure:
-        advice = "Run: pip install 'keras-distill[detection]'"
-        raise error(_OWNER, "pycocotools to be installed", str(failure), advice) from failure
     if not truth or not rows:
         kinds = {each["category_id"] for each in truth}
         return 0.0, [0.0 if kind in kinds else None for kind in range(classes)]

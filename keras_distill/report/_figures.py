@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_distill._checks import error, printable
+from keras_distill._checks import error, optional, printable
 from keras_distill.metrics import ReliabilityBins
 from keras_distill.terms import CrossLayerAttention
 
@@ -225,11 +225,8 @@ def _panels(
     """Return a figure, independent of matplotlib's global state, and its axes by row and column."""
     if not columns:
         raise error(f"report.{owner}", "something to draw", "nothing")
-    try:
+    with optional(f"report.{owner}", "matplotlib", "demo"):
         from matplotlib.figure import Figure
-    except ImportError as failure:
-        advice = "Run: pip install 'keras-distill[demo]'"
-        raise error(f"report.{owner}", "matplotlib to be installed", str(failure), advice) from failure
     figure = Figure(figsize=(width * columns + 0.6, height), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
     for axes in grid.flat:

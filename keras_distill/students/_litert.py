@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_distill._checks import error
+from keras_distill._checks import error, optional
 from keras_distill.students import _graph
 
 _TURN = 3.0
@@ -76,11 +76,8 @@ class Runner:
 
 
 def _interpreter(content: bytes) -> Any:
-    try:
+    with optional("students", "ai-edge-litert", "litert"):
         from ai_edge_litert.interpreter import Interpreter
-    except ImportError as problem:
-        advice = "pip install 'keras-distill[litert]'"
-        raise error("students", "the LiteRT runtime (ai-edge-litert)", "no such package", advice) from problem
     return Interpreter(model_content=content, num_threads=1)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_distill._checks import choice, error
+from keras_distill._checks import choice, error, optional
 from keras_distill._typing import Tensor
 from keras_distill.students import _graph, _litert
 from keras_distill.students._fold import fold_batch_normalization
@@ -196,11 +196,8 @@ def edge_quantized(owner: str, content: bytes, weight_bits: int) -> bytes:
     Raises:
         ValueError: if ai-edge-quantizer is missing.
     """
-    try:
+    with optional(owner, "ai-edge-quantizer", "quantization"):
         from ai_edge_quantizer import quantizer, recipe
-    except ImportError as problem:
-        advice = "pip install 'keras-distill[quantization]'"
-        raise error(owner, "ai-edge-quantizer for weights without activations", "no such package", advice) from problem
     chosen = recipe.dynamic_wi4_afp32() if weight_bits in (4, 2) else recipe.dynamic_wi8_afp32()
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float.tflite", Path(folder) / "quantized.tflite"

@@ -1,7 +1,5 @@
 """Scalers fitted after training, against recorded optima, scikit-learn and SciPy; wrapped, saved and exported."""
 
-import builtins
-
 import keras
 import numpy as np
 import pytest
@@ -268,17 +266,3 @@ def test_isotonic_curve_equals_numpy_interpolation_at_and_between_its_points():
 def test_bad_arguments_are_named(call, text):
     with pytest.raises(ValueError, match=text):
         call()
-
-
-@pytest.mark.parametrize(("make", "package"), [(TemperatureScaler, "scipy"), (IsotonicCalibrator, "sklearn")])
-def test_a_missing_package_is_named_with_its_extra(make, package, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.split(".")[0] == package:
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"to be installed. Use pip install 'keras-distill\[calibration\]'"):
-        make().fit([[1.0, 2.0]], [0])

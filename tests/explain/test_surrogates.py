@@ -154,16 +154,6 @@ def test_local_surrogates_of_a_linear_teacher_are_its_weights_and_its_shapley_va
     assert shap.contributions.sum() + shap.intercept == pytest.approx(total, abs=1e-4)
 
 
-@pytest.mark.parametrize(("module", "kind"), [("sklearn.tree", "tree"), ("interpret.glassbox", "additive")])
-def test_a_missing_library_is_named_with_its_extra(module, kind, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, module, None)
-    message = rf"expected {module.split('.')[0]} to be installed.*pip install 'keras-distill\[explain\]'"
-    with pytest.raises(ValueError, match=message):
-        explain.surrogate(linear(), X, kind)
-
-
 def test_ensemble_teachers_need_no_gradients_and_one_unit_counts_as_two_classes():
     one = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     found = explain.surrogate(one, X, "tree", size=16, class_names=["no", "yes"])

@@ -1,8 +1,6 @@
 """LiteRT, ONNX and OpenVINO files, run in their own runtimes and compared with the Keras student and with NumPy."""
 
 import json
-import os
-import sys
 
 import keras
 import numpy as np
@@ -232,17 +230,6 @@ def test_an_older_keras_is_told_before_the_work(kind, digits, tmp_path, monkeypa
     with pytest.raises(ValueError, match=rf"expected Keras 3\.1\d or newer, got 3\.12\.4.*keras-distill\[{kind}\]"):
         function(digits[0], tmp_path / name)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("kind", list(WRITERS))
-def test_missing_runtime_names_its_extra(kind, digits, tmp_path, monkeypatch):
-    function, name, package = WRITERS[kind]
-    for module in [m for m in sys.modules if m == package or m.startswith(package + ".")]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=rf"expected the package {package}, .* pip install 'keras-distill\[{kind}\]'"):
-        function(digits[0], tmp_path / name)
-    assert os.listdir(tmp_path) == []
 
 
 BAD = [

@@ -1,7 +1,6 @@
 """The SavedModel as TensorFlow Serving sees it: through the C API; image, text and Example signatures; warm-up."""
 
 import io
-import os
 import shutil
 
 import keras
@@ -318,12 +317,3 @@ def test_image_bytes_arguments():
     ]:
         with pytest.raises(ValueError, match=message):
             export.ImageBytes(**change)
-
-
-def test_missing_package_names_its_extra(monkeypatch, tmp_path, student):
-    monkeypatch.setitem(__import__("sys").modules, "tensorflow_serving.apis.prediction_log_pb2", None)
-    with pytest.raises(
-        ValueError, match=r"the package tensorflow_serving, got .* pip install 'keras-distill\[serving\]'"
-    ):
-        export.saved_model(student, tmp_path / "m", warmup_batch_sizes=(1,))
-    assert os.listdir(tmp_path) == []

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import signal
-import sys
 import textwrap
 
 import numpy as np
@@ -257,9 +256,3 @@ def test_bad_outputs_are_one_sentence_and_cost_nothing(teacher, message):
     with pytest.raises(ValueError, match=message):
         votes.label(X, max_epsilon=8.0, delta=1e-5)
     assert votes.report(1e-5) == regimes.PrivacyReport(0.0, 1e-5, 0, 0)
-
-
-def test_without_dp_accounting_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    with pytest.raises(ImportError, match=r"Run: pip install 'keras-distill\[privacy\]'"):
-        regimes.PrivateVotes(TWO, answer_noise=2.0).label(X, max_epsilon=8.0, delta=1e-5)

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_distill._checks import error
-from keras_distill.explain._models import extra
+from keras_distill._checks import error, optional
 from keras_distill.explain._surrogates._answers import wilson
 from keras_distill.students import Rule
 
@@ -50,12 +49,13 @@ class Tree(Fitted):
     unit = "leaves"
 
     def __init__(self, x: np.ndarray, targets: np.ndarray, size: int, seed: int, max_depth: int | None = None) -> None:
-        make_tree = extra(_OWNER, "sklearn.tree").DecisionTreeClassifier
+        with optional(_OWNER, "scikit-learn", "explain"):
+            from sklearn.tree import DecisionTreeClassifier
         super().__init__(size)
         self.classes = targets.shape[1]
         least = max(1, len(x) // 2000)
         limits = {"max_leaf_nodes": max(2, size), "max_depth": max_depth, "min_samples_leaf": least}
-        self.model = make_tree(**limits, random_state=seed)
+        self.model = DecisionTreeClassifier(**limits, random_state=seed)
         self.model.fit(x, targets.argmax(-1))
         self.size = int(self.model.get_n_leaves())
 
@@ -105,14 +105,15 @@ class Rules(Fitted):
     unit = "rules"
 
     def __init__(self, x: np.ndarray, targets: np.ndarray, size: int, seed: int) -> None:
-        make_tree = extra(_OWNER, "sklearn.tree").DecisionTreeClassifier
+        with optional(_OWNER, "scikit-learn", "explain"):
+            from sklearn.tree import DecisionTreeClassifier
         super().__init__(size)
         answers, left = targets.argmax(-1), np.ones(len(x), bool)
         self.steps: list[tuple[dict[int, tuple[float, float]], np.ndarray, float]] = []
         self.classes = targets.shape[1]
         while left.any() and len(self.steps) < size - 1 and len(np.unique(answers[left])) > 1:
             rows, kinds = x[left], answers[left]
-            small = make_tree(max_depth=3, min_samples_leaf=max(1, len(x) // 200), random_state=seed)
+            small = DecisionTreeClassifier(max_depth=3, min_samples_leaf=max(1, len(x) // 200), random_state=seed)
             leaf = small.fit(rows, kinds).apply(rows)
             if small.get_n_leaves() < 2:
                 break
@@ -193,7 +194,9 @@ class Linear(Fitted):
 
 
 def _ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    fitted = extra(_OWNER, "sklearn.linear_model").Ridge(alpha=1.0).fit(x, y)
+    with optional(_OWNER, "scikit-learn", "explain"):
+        from sklearn.linear_model import Ridge
+    fitted = Ridge(alpha=1.0).fit(x, y)
     return np.reshape(fitted.coef_, (y.shape[1], -1)).T, np.asarray(fitted.intercept_)
 
 
@@ -209,16 +212,18 @@ class Additive(Fitted):
         self.columns = linear.columns
         kept = x[:, self.columns]
         if engine == "splines":
-            preprocessing = extra(_OWNER, "sklearn.preprocessing")
-            splines = preprocessing.SplineTransformer(n_knots=6, knots="quantile", extrapolation="linear")
-            ridge = extra(_OWNER, "sklearn.linear_model").Ridge(alpha=1.0)
-            chain = extra(_OWNER, "sklearn.pipeline").make_pipeline
-            self.model = chain(preprocessing.StandardScaler(), splines, ridge)
+            with optional(_OWNER, "scikit-learn", "explain"):
+                from sklearn.linear_model import Ridge
+                from sklearn.pipeline import make_pipeline
+                from sklearn.preprocessing import SplineTransformer, StandardScaler
+            splines = SplineTransformer(n_knots=6, knots="quantile", extrapolation="linear")
+            self.model = make_pipeline(StandardScaler(), splines, Ridge(alpha=1.0))
             self.model.fit(kept, centred(targets))
             return
-        boosted = extra(_OWNER, "interpret.glassbox").ExplainableBoostingClassifier
+        with optional(_OWNER, "interpret-core", "explain"):
+            from interpret.glassbox import ExplainableBoostingClassifier
         settings = {"interactions": 0, "outer_bags": 2, "max_rounds": 1000, "n_jobs": 1, "random_state": seed}
-        self.model = boosted(**settings).fit(kept, targets.argmax(-1))
+        self.model = ExplainableBoostingClassifier(**settings).fit(kept, targets.argmax(-1))
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         kept = x[:, self.columns]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_distill._checks import choice, error, integer, number
-from keras_distill.explain._models import explained_model, extra, logits_of, targets_of
+from keras_distill._checks import choice, error, integer, number, optional
+from keras_distill.explain._models import explained_model, logits_of, targets_of
 from keras_distill.explain._surrogates._answers import table_of
 
 _OWNER = "explain.local_surrogate"
@@ -89,7 +89,8 @@ def local_surrogate(
         return logits_of(_OWNER, known, np.asarray(questions, "float32"), 1024)[:, chosen].astype("float64")
 
     if method == "kernel_shap":
-        shap = extra(_OWNER, "shap")
+        with optional(_OWNER, "shap", "explain"):
+            import shap
         before = np.random.get_state()
         np.random.seed(seed)  # the only source of randomness that this library uses
         try:

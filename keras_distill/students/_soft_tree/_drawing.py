@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import error, integer
+from keras_distill._checks import integer, optional
 from keras_distill.students._soft_tree._rules import names_or_default
 
 _OWNER = "SoftDecisionTree.draw"
@@ -80,11 +80,8 @@ def tree_figure(
     Raises:
         ValueError: if matplotlib is missing, or a list of names has another length.
     """
-    try:
+    with optional(_OWNER, "matplotlib", "explain"):
         from matplotlib.figure import Figure
-    except ImportError as failure:
-        advice = "Run: pip install 'keras-distill[explain]'"
-        raise error(_OWNER, "matplotlib to be installed", str(failure), advice) from failure
     shown, shares, kernel, last = picture.levels, picture.shares, picture.filters, picture.distributions
     classes = last.shape[1]
     names = names_or_default(_OWNER, "class_names", class_names, classes, "")

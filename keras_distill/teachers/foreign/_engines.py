@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_distill._checks import error
-from keras_distill.teachers.foreign._files import check_onnx, check_saved_model, extra
+from keras_distill._checks import error, optional
+from keras_distill.teachers.foreign._files import check_onnx, check_saved_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,8 @@ class Onnx(Engine):
     """An ONNX file in ONNX Runtime on the CPU."""
 
     def __init__(self, owner: str, path: Path, max_bytes: int) -> None:
-        runtime = extra(owner, "onnxruntime", "onnx")
+        with optional(owner, "onnxruntime", "onnx"):
+            import onnxruntime as runtime
         check_onnx(owner, path, max_bytes)
         options = runtime.SessionOptions()
         options.log_severity_level = 3
@@ -131,7 +132,9 @@ class LiteRT(Engine):
     """A ``.tflite`` file; each thread has its own interpreter, because interpreters are not thread-safe."""
 
     def __init__(self, owner: str, path: Path, max_bytes: int) -> None:
-        self._package = extra(owner, "ai_edge_litert.interpreter", "litert")
+        with optional(owner, "ai-edge-litert", "litert"):
+            from ai_edge_litert import interpreter as package
+        self._package = package
         self._content = path.read_bytes()  # replacing a memory-mapped file would crash the process
         self._mine = threading.local()
         interpreter = self._interpreter()

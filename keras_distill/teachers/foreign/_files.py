@@ -9,7 +9,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from keras_distill._checks import error
+from keras_distill._checks import error, optional
 
 #: TensorFlow operations that reach outside the graph: Python functions, and files that are not part of the model.
 OUTSIDE_OPS = frozenset({
@@ -92,7 +92,8 @@ def check_saved_model(owner: str, path: Path) -> None:
 
 def check_onnx(owner: str, path: Path, max_bytes: int) -> None:
     """Raise ``ValueError`` if an ONNX file refers to external data outside its directory, or to too much of it."""
-    onnx = extra(owner, "onnx", "onnx")
+    with optional(owner, "onnx", "onnx"):
+        import onnx
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as problem:  # DecodeError of any protobuf implementation
@@ -118,17 +119,6 @@ def _tensors(graph: Any) -> Any:
             yield from [attribute.t, *attribute.tensors]
             for inner in [attribute.g, *attribute.graphs]:
                 yield from _tensors(inner)
-
-
-def extra(owner: str, module: str, name: str) -> Any:
-    """Import an optional package, or raise the error that names the extra that installs it."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as problem:
-        advice = f"Run: pip install 'keras-distill[{name}]'"
-        raise error(owner, f"{module} to be installed", str(problem), advice) from problem
 
 
 def digest_of_function(function: Any) -> str:

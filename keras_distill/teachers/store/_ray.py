@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_distill._checks import error, integer
+from keras_distill._checks import error, integer, optional
 from keras_distill._model_files import load_model
 from keras_distill.teachers.store import _files as files
 from keras_distill.teachers.store._label import clear
@@ -65,15 +65,11 @@ def label_with_ray(
         The finished store.
 
     Raises:
-        ImportError: if Ray is not installed.
-        ValueError: as for ``label``.
+        ValueError: as for ``label``, or if Ray is not installed.
         StoredTeacherError: as for ``label``.
     """
-    try:
+    with optional("label_with_ray", "ray", "ray", otherwise="use label(..., shard=(i, n))"):
         import ray.data
-    except ImportError as problem:
-        message = "label_with_ray needs Ray: pip install 'keras-distill[ray]', or use label(..., shard=(i, n))"
-        raise ImportError(message) from problem
     integer("label_with_ray", "num_workers", num_workers, low=1)
     unknown = set(options) - set(_DEFAULTS)
     if unknown:
