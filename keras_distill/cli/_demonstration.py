@@ -1,6 +1,6 @@
 """``keras-distill demo`` with few labels and many pictures: the student learns from the teacher's answers to all.
 
-Imported when the command runs, so that ``keras-distill --help`` does not import TensorFlow.
+Kept apart from ``_demo.py``, which imports it when the command runs: ``keras-distill --help`` needs no TensorFlow.
 """
 
 from __future__ import annotations

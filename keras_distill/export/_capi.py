@@ -1,7 +1,7 @@
 """Runs a SavedModel through TensorFlow's C API, as TensorFlow Serving does, without Python TensorFlow.
 
-Started as a script by ``_session.py``; it needs only ctypes and NumPy. Messages on stdin and stdout are framed by
-``write_message``: a JSON header, then the bytes of its tensors. Nothing is pickled.
+Kept apart from ``_session.py``, which starts it as a script: it needs only ctypes and NumPy. Messages on stdin and
+stdout are framed by ``write_message``: a JSON header, then the bytes of its tensors. Nothing is pickled.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Teachers' answers to one array of inputs, computed once."""
+"""Teachers' answers to one array of inputs, computed once.
+
+Kept apart from ``_driver.py``: it knows teachers and files, while a driver knows rounds of training.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The sum of clipped per-example gradients, from one backward pass to the layers' outputs (ghost norms)."""
+"""The sum of clipped per-example gradients, from one backward pass to the layers' outputs (ghost norms).
+
+Kept apart from ``_dp_sgd.py``: it is a formula for each kind of layer and knows neither noise nor a budget.
+"""
 
 from __future__ import annotations
 

@@ -115,6 +115,28 @@ def test_no_file_reaches_into_keras_or_outgrows_its_reader():
         assert len(text.splitlines()) <= (250 if "regimes" in file.parts else 400), file
 
 
+def importers():
+    """For each module of the package: the modules that import it."""
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
+    users = {name: set() for name in modules}
+    for user, file in modules.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module in modules:
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    users[inner if inner in modules else node.module].add(user)
+    return {modules[name]: {modules[user] for user in found} for name, found in users.items()}
+
+
+def test_a_private_module_with_one_caller_says_why_it_is_not_part_of_it():
+    for file, users in importers().items():
+        caller = next(iter(users)) if len(users) == 1 else None
+        if caller is None or not file.name.startswith("_") or "__init__.py" in (file.name, caller.name):
+            continue
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+        assert f"Kept apart from ``{caller.name}``" in text, f"{file}: merge it into {caller.name}, or say why not"
+
+
 def test_every_module_that_is_mutated_has_its_tests():
     for module in mutation.modules():
         assert all((ROOT / each).exists() for each in mutation.tests_of(module).split()), module

@@ -1,6 +1,6 @@
 """Validates a manifest completely before use, because it may come from an untrusted source.
 
-Separate from ``_files.py``: it only validates and touches no file.
+Kept apart from ``_files.py``: it only validates and touches no file.
 """
 
 from __future__ import annotations
