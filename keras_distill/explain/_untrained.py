@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ def untrained(model: keras.Model, x: Any, seed: int = 0) -> keras.Model:
     Args:
         model: any Keras model that can be recreated from its configuration.
         x: one or more examples, (examples, ...), to build its weights.
-        seed: seed of the fresh weights. The global random state is set from it.
+        seed: seed of the fresh weights.
 
     Returns:
         The new model; ``model`` is not changed.
@@ -30,7 +31,11 @@ def untrained(model: keras.Model, x: Any, seed: int = 0) -> keras.Model:
         >>> fresh.count_params() == model.count_params()
         True
     """
-    keras.utils.set_random_seed(seed + 1_000_003)  # differs from the seed with which the user trained the model
+    before = random.getstate(), np.random.get_state()
+    random.seed(
+        seed + 1_000_003
+    )  # Keras draws the seeds of initialisers from here; not the seed of the user's training
+    np.random.seed(seed + 1_000_003)
     try:
         fresh = type(model).from_config(_without_seeds(model.get_config()))
         fresh(np.asarray(x)[:1])
@@ -38,6 +43,9 @@ def untrained(model: keras.Model, x: Any, seed: int = 0) -> keras.Model:
         advice = "Pass an untrained model as floor"
         got = f"{model.name!r} ({type(problem).__name__})"
         raise error("explain.untrained", "a model that its configuration describes", got, advice) from problem
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
     return fresh
 
 

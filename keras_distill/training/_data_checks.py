@@ -271,6 +271,10 @@ def _check_labels(distiller: Any, targets: Any, owner: str) -> None:
         if kind not in _SPARSE and ids.ndim > 1:
             ids = ids[ids >= 0]  # negative labels mark padding, which no term reads
         if ids.size and not np.issubdtype(ids.dtype, np.bool_) and (ids.min() < 0 or ids.max() >= classes):
-            bad = ids.min() if ids.min() < 0 else ids.max()
-            advice = "Check that the labels fit the number of classes of the student's output"
-            raise error(owner, f"labels from 0 to {classes - 1}", bad.item(), advice)
+            raise wrong_label(owner, classes, (ids.min() if ids.min() < 0 else ids.max()).item())
+
+
+def wrong_label(owner: str, classes: int, label: Any) -> ValueError:
+    """Return the error for a label that is no class of the student; a step finds what was not seen before training."""
+    advice = "Check that the labels fit the number of classes of the student's output"
+    return error(owner, f"labels from 0 to {classes - 1}", label, advice)

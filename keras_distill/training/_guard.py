@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from keras_distill.training._data_checks import wrong_label
 from keras_distill.training._fused_adam import by_xla
 from keras_distill.training._learner import Learner
 
@@ -203,10 +204,7 @@ class Guard:
         if found is None:
             label = re.search(r"label value of (-?\d+) which is outside the valid range of \[0, (\d+)\)", str(problem))
             if label is not None:
-                return ValueError(
-                    f"{self._owner}: expected labels from 0 to {int(label[2]) - 1}, got {label[1]}. "
-                    "Check that the labels fit the number of classes of the student's output."
-                )
+                return wrong_label(self._owner, int(label[2]), int(label[1]))
             for teacher in self._teachers:
                 problem = teacher.translate(problem)
             return problem

@@ -1,8 +1,11 @@
 """Agreement of explanations: maps, curves, sanity, counterfactuals and concepts, against SciPy and closed forms."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy import stats
 
 from keras_distill import explain
@@ -66,6 +69,23 @@ def test_an_untrained_model_has_other_weights_each_seed_and_leaves_the_model_alo
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - two).max() > 0.1 and np.abs(one - before[0]).max() > 0.1
     np.testing.assert_array_equal(model.get_weights()[0], before[0])
+
+
+def test_an_untrained_model_leaves_the_users_random_numbers_alone():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+
+    def drawn(between):
+        keras.utils.set_random_seed(5)
+        between()
+        layer = keras.layers.Dense(2)
+        layer.build((None, 2))
+        numbers = random.random(), np.random.rand(), float(keras.random.normal(())), float(tf.random.normal(()))
+        return *numbers, layer.kernel.numpy().tolist()
+
+    made = []
+    assert drawn(lambda: made.append(explain.untrained(model, TABLE))) == drawn(lambda: None)
+    keras.utils.set_random_seed(6)
+    np.testing.assert_array_equal(made[0].get_weights()[0], explain.untrained(model, TABLE).get_weights()[0])
 
 
 def test_deletion_and_insertion_of_a_linear_model_by_hand():
