@@ -1,4 +1,4 @@
-"""The list of what each extra pulls in, with licence and reason: python docs/extras.py writes it into its page."""
+"""Write the list of what each extra installs, with licence and reason, into its page: python docs/extras.py."""
 
 import configparser
 import importlib.metadata
@@ -72,7 +72,7 @@ def licence(requirement):
 
 def table():
     """Return the list as Markdown."""
-    rows = ["| extra | why | pulls in (licence) |", "|---|---|---|"]
+    rows = ["| extra | why | installs (licence) |", "|---|---|---|"]
     for extra, needed in requirements().items():
         shown = ", ".join(
             f"`{name_of(each)}`" + ("" if each.startswith("keras-distill[") else f" ({licence(each)})")

@@ -25,11 +25,12 @@ def text(kept):
     speed, size = longest["examples_per_second"], longest["bytes_per_example"]
     top_5 = 8 + 4 * 5 + 4
     lines = [
-        f"Measured: one core does {RATE / 1e9:.0f} GFLOP/s in float32 products; a store of {longest['examples']:,} "
-        f"examples of 10 classes takes {size:.1f} bytes each and is read, checked and paired at {speed:,.0f} examples "
-        f"per second and process. Assumed: an accelerator of {ACCELERATOR / 1e12:.0f} TFLOP/s, student "
-        f"{STUDENT / 1e9:.1f} and teacher {TEACHER / 1e9:.0f} GFLOP, {EPOCHS} epochs, {BATCH} examples per worker and "
-        f"step, the 5 best of 1000 classes stored: {top_5} bytes, {EXAMPLES * top_5 / 1e9:.0f} GB.",
+        f"Measured: one core computes {RATE / 1e9:.0f} GFLOP/s in float32 products; a store of {longest['examples']:,} "
+        f"examples with 10 classes takes {size:.1f} bytes per example, and {speed:,.0f} examples per second are read, "
+        f"checked and paired in one process. Assumed: an accelerator with {ACCELERATOR / 1e12:.0f} TFLOP/s, a student "
+        f"of {STUDENT / 1e9:.1f} and a teacher of {TEACHER / 1e9:.0f} GFLOP, {EPOCHS} epochs, {BATCH} examples per worker "
+        f"and step, the top 5 of 1000 classes stored, which take {top_5} bytes per example and "
+        f"{EXAMPLES * top_5 / 1e9:.0f} GB in total.",
         "",
         "| workers | live | label once | train on the store | gain | labels, MB/s | gradients, MB/s per worker |",
         "|---:|---:|---:|---:|---:|---:|---:|",
@@ -46,13 +47,13 @@ def text(kept):
         cells = [f"{workers:,}", days(live), days(label), days(stored), f"{live / (label + stored):.2f}x"]
         lines.append(f"| {' | '.join([*cells, f'{labels:,.1f}', f'{gradients:,.0f}'])} |")
     needed = ACCELERATOR / (3 * STUDENT)
-    hidden = "hidden" if speed > needed else "the limit, so read with several processes"
+    reading = "not the bottleneck" if speed > needed else "the bottleneck, so read with several processes"
     lines += [
         "",
-        f"Such an accelerator trains the student on {needed:,.0f} examples per second and one process reads "
-        f"{speed:,.0f}: reading is {hidden}. With one store for all, where each worker goes through everything, that "
-        f"holds up to {max(1, speed / needed):,.0f} workers. On one core of the machine here such a student takes "
-        f"{3 * STUDENT / RATE * 1e3:.0f} ms per example, and reading a label {1e6 / speed:.1f} us.",
+        f"Such an accelerator trains the student on {needed:,.0f} examples per second, and one process reads "
+        f"{speed:,.0f}, so reading is {reading}. With one store for all workers, of which each reads everything, this "
+        f"holds for up to {max(1, speed / needed):,.0f} workers. On one core of the machine measured here, such a "
+        f"student takes {3 * STUDENT / RATE * 1e3:.0f} ms per example, and reading a label {1e6 / speed:.1f} us.",
     ]
     return "\n".join(lines) + "\n"
 
