@@ -28,8 +28,8 @@ def text(kept):
         f"Measured: one core computes {RATE / 1e9:.0f} GFLOP/s in float32 products; a store of {longest['examples']:,} "
         f"examples with 10 classes takes {size:.1f} bytes per example, and {speed:,.0f} examples per second are read, "
         f"checked and paired in one process. Assumed: an accelerator with {ACCELERATOR / 1e12:.0f} TFLOP/s, a student "
-        f"of {STUDENT / 1e9:.1f} and a teacher of {TEACHER / 1e9:.0f} GFLOP, {EPOCHS} epochs, {BATCH} examples per worker "
-        f"and step, the top 5 of 1000 classes stored, which take {top_5} bytes per example and "
+        f"of {STUDENT / 1e9:.1f} and a teacher of {TEACHER / 1e9:.0f} GFLOP, {EPOCHS} epochs, {BATCH} examples per "
+        f"worker and step, the top 5 of 1000 classes stored, which take {top_5} bytes per example and "
         f"{EXAMPLES * top_5 / 1e9:.0f} GB in total.",
         "",
         "| workers | live | label once | train on the store | gain | labels, MB/s | gradients, MB/s per worker |",
