@@ -165,7 +165,8 @@ def pad_lists(lists: Sequence[Any], *, length: int | None = None, value: float =
         value: value of the padding; -1 for item ids, ``-np.inf`` for a teacher's scores.
 
     Returns:
-        (lists, length), of the first list's dtype, or float32 if the padding is not an integer.
+        (lists, length), int32 if entries and padding are integers, otherwise float32. The row of an empty list, of a
+        user without a history, is padding.
 
     Example:
         >>> pad_lists([[3], [1, 2]]).tolist()
@@ -175,7 +176,8 @@ def pad_lists(lists: Sequence[Any], *, length: int | None = None, value: float =
     if not rows or any(row.ndim != 1 for row in rows):
         raise error("pad_lists", "at least one list of numbers", f"{len(rows)} lists", "Give one list per user")
     width = max(len(row) for row in rows) if length is None else integer("pad_lists", "length", length, low=1)
-    kind = np.result_type(*rows) if float(value).is_integer() else np.dtype("float32")
+    filled = [row for row in rows if row.size] or [np.zeros(1, int)]  # an empty list would be of floats
+    kind = np.result_type(*filled) if float(value).is_integer() else np.dtype("float32")
     kind = np.dtype("int32") if kind.kind in "iub" else np.dtype("float32")
     padded = np.full((len(rows), width), value, kind)
     for target, row in zip(padded, rows, strict=True):

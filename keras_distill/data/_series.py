@@ -73,6 +73,10 @@ def forecast_windows(
 def _check_times(times: np.ndarray, steps: int) -> None:
     if times.shape != (steps,):
         raise error(_OWNER, f"{steps} times", times.shape)
+    known = ~np.isnat(times) if times.dtype.kind == "M" else np.isfinite(times)
+    if not known.all():
+        step = int(np.argmin(known))
+        raise error(_OWNER, "a time of every step", f"none at step {step}", "Leave that step out, or fill in its time")
     gaps = np.diff(times).astype("int64") if times.dtype.kind == "M" else np.diff(times)  # also for months, in months
     if (gaps <= 0).any():
         step = int(np.argmax(gaps <= 0)) + 1

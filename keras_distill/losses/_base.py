@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_distill._typing import Structure, Tensor
 
@@ -43,6 +44,14 @@ class LogitsLoss(keras.losses.Loss):
         same.__dict__.update(self.__dict__)
         same.seed_generator = None
         return same
+
+    def check_labels(self, labels: np.ndarray, shape: tuple[int | None, ...]) -> None:
+        """Raise ``ValueError`` before training if labels given to ``fit`` as an array do not fit the student's outputs.
+
+        Args:
+            labels: all labels, whether this loss is the supervised one or reads them beside a teacher.
+            shape: of the student's output, (None, ..., classes).
+        """
 
     def values(
         self,

@@ -75,8 +75,7 @@ def detection(
         raise error(_OWNER, "boxes of shape (images, boxes, 5)", str(boxes.shape))
     real = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
     ids = boxes[real][:, 4]
-    if ids.size and (ids.min() < 0 or ids.max() >= classes):
-        raise error(_OWNER, f"class ids from 0 to {classes - 1}", int(ids.max()))
+    _check_ids(ids, classes, "")
     truth = [
         {"id": number + 1, "image_id": int(image), "iscrowd": 0, **_box(boxes[image, slot])}
         for number, (image, slot) in enumerate(np.argwhere(real))
@@ -88,6 +87,9 @@ def detection(
         rows = []
         for image, detected in enumerate(each):
             detected = np.asarray(detected, "float64").reshape(-1, 6)
+            if not np.isfinite(detected).all():
+                raise error(_OWNER, "finite boxes and scores", f"NaN or infinity of {name!r} in image {image}")
+            _check_ids(detected[:, 4], classes, f" of {name!r} in image {image}")
             rows += [{"image_id": image, "score": float(row[5]), **_box(row)} for row in detected]
         whole, half = _evaluated(truth, rows, len(boxes), classes)
         counted = [value for value in half if value is not None]
@@ -101,6 +103,12 @@ def detection(
             )
         )
     return tuple(entries)
+
+
+def _check_ids(ids: np.ndarray, classes: int, where: str) -> None:
+    unknown = (ids < 0) | (ids >= classes)
+    if unknown.any():
+        raise error(_OWNER, f"class ids from 0 to {classes - 1}", f"{ids[unknown][0]:g}{where}")
 
 
 def _box(row: np.ndarray) -> dict[str, Any]:

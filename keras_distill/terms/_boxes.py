@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_distill._checks import number
 from keras_distill._typing import Structure, Tensor
 from keras_distill.losses import foreground_features
+from keras_distill.losses._detection.boxes import check_boxes
 from keras_distill.terms._base import field_of
 from keras_distill.terms._features import FeatureDistillation
 
@@ -69,6 +71,11 @@ class ForegroundDistillation(FeatureDistillation):
             "attention_weight": number(owner, "attention_weight", attention_weight, low=0.0),
             "attention_temperature": number(owner, "attention_temperature", attention_temperature, above=0.0),
         }
+
+    def check_fields(self, fields: dict[str, Any]) -> None:
+        """Raise ``ValueError`` if a box lies outside the image or is not finite."""
+        if self.boxes in fields:
+            check_boxes(type(self).__name__, np.asarray(fields[self.boxes]))
 
     def values(
         self,

@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from keras_distill._checks import error
 from keras_distill._typing import Structure
+from keras_distill.losses._base import LogitsLoss
 from keras_distill.taps import gives_logits
 from keras_distill.teachers import Teacher
-from keras_distill.terms import DistillationLoss
+from keras_distill.terms import DistillationLoss, LogitsDistillation
 from keras_distill.training._batch import extra_fields
 
 _SPARSE = {"sparse_categorical_crossentropy", "sparsecategoricalcrossentropy"}
@@ -58,6 +59,7 @@ def check_data(distiller: Any, x: Any, y: Any, where: str, sample_weight: Struct
     else:
         return  # a generator or a data loader: nothing is known before it runs
     _check_sizes(distiller, x, owner)
+    _check_ids(distiller, x, owner)
     _check_weights(sample_weight, owner)
     if targets is None:
         missing = distiller.why_labels()
@@ -206,6 +208,30 @@ def _check_sizes(distiller: Any, x: Any, owner: str) -> None:
             raise error(owner, f"inputs of shape {wanted} for the {role} {model.name!r}", got, advice)
 
 
+def _check_ids(distiller: Any, x: Any, owner: str) -> None:
+    """Refuse ids beyond the table of an embedding that reads them as given: XLA would take the table's last row."""
+    models: list[Any] = [getattr(distiller, "teacher", None), distiller.student]
+    for model in models:
+        inputs = getattr(model, "inputs", None) or []
+        for layer in getattr(model, "layers", ()) if inputs else ():
+            if not isinstance(layer, keras.layers.Embedding):
+                continue
+            for place, tensor in enumerate(inputs):
+                if layer.input is not tensor:
+                    continue
+                found = x.get(tensor.name) if isinstance(x, dict) else keras.tree.flatten(x)[place : place + 1]
+                for ids in keras.tree.flatten(found):
+                    if isinstance(ids, np.ndarray) and ids.size and (ids.min() < 0 or ids.max() >= layer.input_dim):
+                        bad = ids.min() if ids.min() < 0 else ids.max()
+                        raise wrong_id(owner, layer.input_dim, f"the embedding {layer.name!r} of {model.name!r}", bad)
+
+
+def wrong_id(owner: str, size: int, where: str, found: Any) -> ValueError:
+    """Return the error for an id that is no row of a table; a step finds what was not seen before training."""
+    advice = "Check that the ids in the data fit the table's size"
+    return error(owner, f"ids from 0 to {size - 1} for {where}", f"{found}", advice)
+
+
 def _check_weights(sample_weight: Structure, owner: str) -> None:
     for each in keras.tree.flatten(sample_weight):
         if isinstance(each, np.ndarray) and each.dtype.kind == "f" and np.isnan(each).any():
@@ -254,11 +280,19 @@ def _check_labels(distiller: Any, targets: Any, owner: str) -> None:
     if not outputs or len(outputs) != 1:
         return
     shape, kind = tuple(outputs[0].shape), _loss_kind(distiller.loss)
+    if isinstance(targets, (np.ndarray, tf.Tensor)):
+        heard = [getattr(term, "loss", None) for term in distiller.distillation_losses]
+        for loss in keras.tree.flatten([distiller.loss, *heard]):
+            if isinstance(loss, LogitsLoss):
+                loss.check_labels(np.asarray(targets), shape)
     got, rank, classes = tuple(targets.shape), len(targets.shape), shape[-1]
     column = rank == len(shape) and got[-1] == 1
     if kind in _SPARSE and rank != len(shape) - 1 and not column:
         advice = "Use CategoricalCrossentropy for one-hot labels" if got[-1] == classes else "Check the shape of y"
         raise error(owner, f"integer labels of rank {len(shape) - 1} for {kind}", f"shape {got}", advice)
+    places, wanted = got[1 : len(shape) - 1], shape[1:-1]
+    if kind in _SPARSE and any(None not in (a, b) and a != b for a, b in zip(places, wanted, strict=True)):
+        raise error(owner, f"labels of shape {wanted} for each example, as the outputs have", f"{places}")
     if kind in _DENSE and (rank != len(shape) or got[-1] != classes):
         advice = "Use SparseCategoricalCrossentropy for integer labels"
         raise error(owner, f"one-hot labels with {classes} columns for {kind}", f"shape {got}", advice)
@@ -268,10 +302,17 @@ def _check_labels(distiller: Any, targets: Any, owner: str) -> None:
         ids = np.asarray(targets)
         ignored = getattr(distiller.loss, "ignore_class", None)
         ids = ids[ids != ignored] if ignored is not None else ids
+        terms = distiller.distillation_losses
+        if not ids.size and rank > 1 and not column and terms and all(map(_leaves_void_out, terms)):
+            raise error(owner, "a label that is not void", f"only {ignored}", "Nothing would be learned from such data")
         if kind not in _SPARSE and ids.ndim > 1:
             ids = ids[ids >= 0]  # negative labels mark padding, which no term reads
         if ids.size and not np.issubdtype(ids.dtype, np.bool_) and (ids.min() < 0 or ids.max() >= classes):
             raise wrong_label(owner, classes, (ids.min() if ids.min() < 0 else ids.max()).item())
+
+
+def _leaves_void_out(term: Any) -> bool:
+    return isinstance(term, LogitsDistillation) and term.ignore_label is not None
 
 
 def wrong_label(owner: str, classes: int, label: Any) -> ValueError:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_distill.training._data_checks import wrong_label
+from keras_distill.training._data_checks import wrong_id, wrong_label
 from keras_distill.training._fused_adam import by_xla
 from keras_distill.training._learner import Learner
 
@@ -205,6 +205,10 @@ class Guard:
             label = re.search(r"label value of (-?\d+) which is outside the valid range of \[0, (\d+)\)", str(problem))
             if label is not None:
                 return wrong_label(self._owner, int(label[2]), int(label[1]))
+            rows = re.search(r"indices\[[\d,]*\] = (-?\d+) is not in \[0, (\d+)\)", str(problem))
+            if rows is not None:
+                node = re.search(r"Detected at node (\S+?)(?:/GatherV2)? defined", str(problem))
+                return wrong_id(self._owner, int(rows[2]), node[1] if node else "a table", rows[1])
             for teacher in self._teachers:
                 problem = teacher.translate(problem)
             return problem
@@ -215,6 +219,8 @@ class Guard:
         """Return the error, which says what failed, when, what is kept and what to try."""
         if name.startswith(("the teacher", "the inputs")):
             advice = "Look for NaN in the data, then at the teacher's weights and precision"
+        elif name == "student_loss" and step == 0:
+            advice = "Look at the labels (those of CTC must fit the frames: data.fitting_labels), then at the outputs"
         else:
             advice = "Try a lower learning rate, gradient clipping (clipnorm=1.0) or a lower distillation weight"
         return NonFiniteLossError(

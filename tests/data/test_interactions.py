@@ -49,6 +49,8 @@ def test_unseen_items_are_unseen_distinct_and_even():
 
 def test_lists_are_padded_at_their_ends():
     assert data.pad_lists([[1, 2, 3], [4], []], length=2).tolist() == [[2, 3], [4, -1], [-1, -1]]
+    no_history_first = data.pad_lists([[], [7]])
+    assert no_history_first.dtype == "int32" and no_history_first.tolist() == [[-1], [7]]
     scores = data.pad_lists([[0.5], [1.0, 2.0]], value=-np.inf)
     assert scores.dtype == "float32" and scores[0, 1] == -np.inf
 

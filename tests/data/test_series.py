@@ -27,6 +27,8 @@ def test_regular_times_pass_months_too():
         ([0, 1, 3, 2, 4, 5], "expected times that increase, got a step back at step 3. Sort the series by time first."),
         ([0, 1, 1, 2, 3, 4], "expected times that increase, got a step back at step 2."),
         ([0, 1, 2, 5, 6, 7], "expected times without gaps, got a step of 3 usual ones at step 3."),
+        ([0, 1, np.nan, 3, 4, 5], "expected a time of every step, got none at step 2. Leave that step out"),
+        (np.array([0, 1, "NaT", 3, 4, 5], "M8[D]"), "expected a time of every step, got none at step 2."),
         ([0, 1], "forecast_windows: expected 6 times, got (2,)."),
     ],
 )

@@ -81,6 +81,12 @@ def test_the_page_shows_boxes_and_numbers_and_obeys_no_name(tmp_path):
         ([], np.zeros((1, 5)), r"report\.detection: expected boxes of shape \(images, boxes, 5\), got \(1, 5\)"),
         ([], np.zeros((1, 1, 5)), r"expected detections of 1 images, got 0 of 'm'"),
         ([[]], np.array([[[0, 0, 1, 1, 3]]]), r"expected class ids from 0 to 0, got 3"),
+        ([[[0, 0, 1, 1, 3, 0.5]]], np.zeros((1, 1, 5)), r"class ids from 0 to 0, got 3 of 'm' in image 0"),
+        (
+            [[[0, 0, np.nan, 1, 0, 0.5]]],
+            np.zeros((1, 1, 5)),
+            r"finite boxes and scores, got NaN or .* of 'm' in image 0",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(found, boxes, message):

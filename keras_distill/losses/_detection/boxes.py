@@ -25,6 +25,9 @@ def check_boxes(owner: str, boxes: Tensor) -> Tensor:
         got = f"values from {values.min():g} to {values.max():g}"
         advice = "Divide pixels by the image's width and height; pad the list of boxes with -1"
         raise _checks.error(owner, "boxes in 0..1, relative to the image", got, advice)
+    if values is not None and (values[..., 2:] < values[..., :2]).any():
+        got = values[(values[..., 2:] < values[..., :2]).any(-1)][0].tolist()
+        raise _checks.error(owner, "boxes with x_min <= x_max and y_min <= y_max", got, "Padding has no area: -1 or 0")
     return boxes
 
 

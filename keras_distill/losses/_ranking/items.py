@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_distill import _checks
@@ -174,6 +175,11 @@ class RankedItems(order.RankingLoss):
         self.seed = _checks.integer(owner, "seed", seed, low=0)
         if self.weighting != "static" and self.num_samples is not None:
             self.seed_generator = keras.random.SeedGenerator(self.seed)
+
+    def check_labels(self, labels: np.ndarray, shape: tuple[int | None, ...]) -> None:
+        """Raise ``ValueError`` if an item is out of range."""
+        if self.exclude_labels:
+            order.check_items(type(self).__name__, labels, shape)
 
     def values(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from keras_distill import _checks
@@ -107,6 +108,15 @@ def whole_order_cost(scores: Tensor, exists: Any) -> Tensor:
     return ops.sum(ops.where(exists, from_here_on - scores, 0.0), axis=-1)
 
 
+def check_items(owner: str, labels: np.ndarray, shape: Any) -> None:
+    """Raise ``ValueError`` if an item index is out of range for scores of this shape."""
+    items = shape[-1]
+    marks = labels.ndim == len(shape) and labels.shape[-1] == items
+    if not marks and labels.size and items is not None and labels.max() >= items:
+        advice = "Item indices start at 0; negative ones are padding"
+        raise _checks.error(owner, f"items from 0 to {items - 1}", int(labels.max()), advice)
+
+
 def seen_items(owner: str, labels: Tensor, scores: Tensor) -> Tensor:
     """Return (..., items) bool of the items that ``labels`` name, or None without labels.
 
@@ -129,9 +139,8 @@ def seen_items(owner: str, labels: Tensor, scores: Tensor) -> Tensor:
     if len(labels.shape) != len(scores.shape):
         advice = "Give item indices, or one number per item, non-zero for the user's own items"
         raise _checks.error(owner, f"labels of shape {tuple(scores.shape)[:-1]} and more", tuple(labels.shape), advice)
-    known, items = arguments.concrete(labels), scores.shape[-1]
-    if known is not None and known.size and items is not None and known.max() >= items:
-        advice = "Item indices start at 0; negative ones are padding"
-        raise _checks.error(owner, f"items from 0 to {items - 1}", int(known.max()), advice)
+    known = arguments.concrete(labels)
+    if known is not None:
+        check_items(owner, known, scores.shape)
     labels = ops.cast(labels, "int32")
     return ops.any(ops.equal(labels[..., None], ops.arange(ops.shape(scores)[-1], dtype="int32")), axis=-2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_distill import _checks
@@ -195,6 +196,10 @@ class RelaxedRanking(order.RankingLoss):
         self.seed = _checks.integer(owner, "seed", seed, low=0)
         if self.num_uninteresting is not None or self.rank_temperature is not None:
             self.seed_generator = keras.random.SeedGenerator(self.seed)
+
+    def check_labels(self, labels: np.ndarray, shape: tuple[int | None, ...]) -> None:
+        """Raise ``ValueError`` if an item is out of range."""
+        order.check_items(type(self).__name__, labels, shape)
 
     def values(
         self,

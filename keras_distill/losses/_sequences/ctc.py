@@ -89,7 +89,7 @@ def _check_known(owner: str, labels: np.ndarray, mask: np.ndarray | None, shape:
         raise _checks.error(
             owner, f"labels from 0 to {classes - 1}, negative ones as padding", int(labels.max()), advice
         )
-    if shape[1] is None:
+    if shape[1] is None or (mask is None and 2 * labels.shape[1] <= shape[1] + 1):
         return
     frames = np.full(len(labels), shape[1]) if mask is None else mask.sum(axis=1)
     for row, available in zip(labels, frames, strict=True):
@@ -243,6 +243,11 @@ class Ctc(SequenceLoss):
     def __init__(self, blank: int = 0, reduction: str | None = "sum_over_batch_size", name: str | None = "ctc") -> None:
         super().__init__(reduction=reduction, name=name)
         self.blank = _checks.integer("Ctc", "blank", blank, low=0)
+
+    def check_labels(self, labels: np.ndarray, shape: tuple[int | None, ...]) -> None:
+        """Raise ``ValueError`` if a label is no class, or a row needs more frames than the outputs have."""
+        if labels.ndim == 2 and len(shape) == 3 and shape[-1] is not None:
+            _check_known("Ctc", labels, None, shape, self.blank)
 
     def values(
         self,
