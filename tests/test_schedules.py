@@ -44,7 +44,7 @@ def test_value_at_every_step_in_python_graph_and_xla(schedule, oracle):
 
 
 @pytest.mark.parametrize(("schedule", "oracle"), CASES, ids=IDS)
-def test_what_is_saved_comes_back_with_the_same_values(schedule, oracle):
+def test_a_saved_schedule_has_the_same_values_after_loading(schedule, oracle):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
     assert type(again) is type(schedule)
     assert again.get_config() == schedule.get_config()
@@ -80,7 +80,7 @@ def test_bounds_show_a_temperature_that_reaches_zero():
     assert schedules.bounds(keras.optimizers.schedules.ExponentialDecay(4.0, 10, 0.5)) is None
 
 
-def test_annealing_gives_every_temperature_its_share_of_any_number_of_steps():
+def test_annealing_divides_any_number_of_steps_among_the_temperatures():
     for most, steps in ((7, 7), (7, 100), (10, 33), (3, 4)):
         schedule = schedules.annealing(most, steps)
         values = [float(schedule(n)) for n in range(steps)]
@@ -91,7 +91,7 @@ def test_annealing_gives_every_temperature_its_share_of_any_number_of_steps():
         assert float(schedule(steps + 50)) == 1.0
 
 
-def test_ends_are_exact_though_thirds_are_not():
+def test_a_linear_schedule_reaches_its_ends_exactly():
     schedule = schedules.Linear(1 / 3, 2 / 3, 3)
     assert float(schedule(0)) == np.float32(1 / 3)
     assert float(schedule(3)) == float(schedule(10**7)) == np.float32(2 / 3)
@@ -115,6 +115,6 @@ def test_ends_are_exact_though_thirds_are_not():
         (lambda: schedules.bounds("fast"), "bounds: expected value to be a finite number, got fast"),
     ],
 )
-def test_bad_arguments_are_one_sentence(make, message):
+def test_bad_arguments_raise_a_clear_error(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -141,7 +141,7 @@ def test_list_taps_shows_every_name_and_shape():
 
 
 @pytest.mark.slow
-def test_a_published_model_gives_its_inner_layers_and_logits():
+def test_a_published_model_gives_its_hidden_layers_and_logits():
     model = keras.applications.MobileNetV3Small(input_shape=(32, 32, 3), weights=None, classes=7)
     x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
     linear = taps.without_softmax(model)
@@ -170,7 +170,7 @@ def test_without_softmax_keeps_the_weights(head):
         np.testing.assert_array_equal(one, two)
 
 
-def test_without_softmax_refuses_what_it_cannot_be_sure_of():
+def test_without_softmax_refuses_ambiguous_models():
     with pytest.raises(
         ValueError, match=r"ends in softmax or sigmoid, got Subclassed 'subclassed'\. A subclassed model"
     ):

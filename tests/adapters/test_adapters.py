@@ -46,7 +46,7 @@ def inputs_of(shape, seed=0):
 
 
 @pytest.mark.parametrize("make, shape", ADAPTERS, ids=IDS)
-def test_adapter_keeps_its_promises(make, shape):
+def test_adapter_has_the_documented_shape_config_and_dtype(make, shape):
     """The promised shape is the real one; config and weights come back; float16 around it changes no dtype."""
     inputs = inputs_of(shape)
     layer = make()
@@ -234,7 +234,7 @@ def test_memory_starts_in_its_range_and_follows_its_momentum():
     assert bank.trainable_variables == []
 
 
-def test_similarity_embedding_wants_its_batch():
+def test_similarity_embedding_requires_its_batch_size():
     layer = adapters.SimilarityEmbedding(2, batch_size=8)
     with pytest.raises(ValueError, match="SimilarityEmbedding: expected a batch of 8, got 6"):
         layer(np.zeros((6, 3), "float32"))
@@ -260,7 +260,7 @@ def test_similarity_embedding_wants_its_batch():
         ((None, 4, 4, 8), (None, 16, 5), "Reshape((4, 4, 5)), Conv1x1(8) on the student"),
     ],
 )
-def test_auto_joins_two_shapes_and_says_how(teacher, student, said):
+def test_auto_adapts_one_shape_to_another_and_reports_how(teacher, student, said):
     adapter, side, reason = adapters.auto(teacher, student)
     assert reason == f"student {student} to teacher {teacher}: {said}" and side == "student"
     features = np.random.default_rng(5).normal(size=[2 if n is None else n for n in student]).astype("float32")
@@ -274,7 +274,7 @@ def test_auto_joins_two_shapes_and_says_how(teacher, student, said):
 @pytest.mark.parametrize(
     "teacher, student", [((None, 4, 8), (None, 8)), ((None, 4, 4, 8), (None, 9, 5)), ((None, None), (None, 3))]
 )
-def test_auto_refuses_what_it_cannot_join(teacher, student):
+def test_auto_refuses_shapes_that_it_cannot_adapt(teacher, student):
     with pytest.raises(ValueError, match=r"adapters\.auto: expected shapes"):
         adapters.auto(teacher, student)
 

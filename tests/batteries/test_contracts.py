@@ -97,7 +97,7 @@ def test_no_gradient_reaches_the_teacher(row):
 
 
 @every
-def test_order_of_the_batch(row):
+def test_values_do_not_depend_on_the_order_of_the_batch(row):
     teacher, student, labels = draw()
     order = np.array([3, 0, 4, 1, 2])
     plain = values(row, teacher, student, 2.0, labels)
@@ -249,7 +249,7 @@ def test_labels_may_be_one_hot_and_must_be_in_range(row):
 
 
 @every
-def test_logits_that_are_not_numbers_show_up(row):
+def test_nan_logits_give_nan(row):
     """NaN in, NaN out: the distiller's guard sees it; it is never turned into a plausible number."""
     teacher, student, labels = draw()
     for side in range(2):
@@ -292,7 +292,7 @@ def test_function_and_class_are_twins(row):
 
 
 @every
-def test_config_comes_back(row):
+def test_the_config_is_restored(row):
     twin = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(row.loss))
     assert type(twin) is type(row.loss)
     assert twin.get_config() == row.loss.get_config()

@@ -210,7 +210,7 @@ def test_gradient_agrees_with_finite_differences(row):
 
 
 @every
-def test_order_of_the_batch(row):
+def test_values_do_not_depend_on_the_order_of_the_batch(row):
     student, teacher = draw(row)
     order = np.array([3, 0, 4, 1, 2])
     turned = [change(side, lambda x: tf.gather(x, order)) for side in (student, teacher)]
@@ -223,7 +223,7 @@ def test_order_of_the_batch(row):
 
 
 @every
-def test_examples_stand_alone_where_they_do(row):
+def test_the_value_of_an_example_does_not_depend_on_its_batch(row):
     """The value of an example is the same in any batch, so that weights remove and repeat examples."""
     student, teacher = draw(row)
     few = [change(side, lambda x: x[1:4]) for side in (student, teacher)]
@@ -277,7 +277,7 @@ def test_xla_is_eager(row):
 
 
 @every
-def test_config_comes_back(row):
+def test_the_config_is_restored(row):
     twin = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(row.loss))
     assert type(twin) is type(row.loss) and twin.get_config() == row.loss.get_config()
     student, teacher = draw(row)
@@ -318,7 +318,7 @@ def test_masked_positions_never_count(row):
 
 
 @every
-def test_a_mask_that_does_not_fit_is_refused(row):
+def test_a_mask_of_the_wrong_shape_is_refused(row):
     student, teacher = draw(row)
     with pytest.raises(ValueError, match=r"expected (a mask|mask of|features without a mask)"):
         row.loss.values(teacher, student, mask=np.ones((5, 3), bool))
@@ -347,7 +347,7 @@ def test_a_mask_that_does_not_fit_is_refused(row):
         (losses.SolutionFlow(), ((2, 3, 4), (2, 3, 4)), "solution_flow: expected lists of equally many"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused_with_the_way_out(loss, shapes, text):
+def test_mismatched_shapes_are_refused_with_advice(loss, shapes, text):
     with pytest.raises(ValueError, match=text):
         loss.values(*(np.zeros(shape, "float32") for shape in reversed(shapes)))
 

@@ -120,7 +120,7 @@ def test_no_gradient_reaches_the_members(row):
 
 
 @every
-def test_members_have_no_order_and_examples_keep_theirs(row):
+def test_the_order_of_members_has_no_effect_and_examples_keep_theirs(row):
     members, student = draw(row)
     plain = np.asarray(row.loss.values(members, student))
     turn, order = [2, 0, 1], [3, 0, 4, 1, 2]
@@ -211,7 +211,7 @@ def test_function_and_class_are_twins(row):
 
 
 @every
-def test_config_comes_back(row):
+def test_the_config_is_restored(row):
     twin = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(row.loss))
     assert type(twin) is type(row.loss)
     assert twin.get_config() == row.loss.get_config()
@@ -220,7 +220,7 @@ def test_config_comes_back(row):
 
 
 @every
-def test_what_is_no_ensemble_is_refused_and_what_is_no_number_shows(row):
+def test_members_of_the_wrong_shape_are_refused_and_nan_gives_nan(row):
     members, student = draw(row)
     with pytest.raises(ValueError, match="expected"):
         row.loss.values(members[:, 0], student)

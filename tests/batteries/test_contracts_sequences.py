@@ -164,7 +164,7 @@ def test_eager_graph_xla_and_half_precision_agree(row):
 
 
 @one_of_each
-def test_the_config_makes_the_loss_again(row):
+def test_the_loss_is_restored_from_its_config(row):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(row.loss))
     assert again.get_config() == row.loss.get_config()
     np.testing.assert_array_equal(

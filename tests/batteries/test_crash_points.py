@@ -46,7 +46,7 @@ def whole_version(folder, number):
             for path in sorted((folder / number).rglob("*")) if path.is_file()} == FILES  # fmt: skip
 
 
-def test_a_version_is_served_whole_or_not_at_all(tmp_path, faults):
+def test_a_version_is_served_complete_or_not_at_all(tmp_path, faults):
     export_version(tmp_path / "model")
     states = faults.crash_points(tmp_path / "model", lambda: export_version(tmp_path / "model"))
     assert len(states) >= 3
@@ -57,7 +57,7 @@ def test_a_version_is_served_whole_or_not_at_all(tmp_path, faults):
         assert whole_version(state, str(there[-1] + 1))
 
 
-def test_a_file_is_replaced_whole_and_comes_after_its_card(tmp_path, faults):
+def test_a_file_is_replaced_atomically_and_after_its_card(tmp_path, faults):
     (tmp_path / "out").mkdir()
     export_file(tmp_path / "out", b"old" * 20)
     states = faults.crash_points(tmp_path / "out", lambda: export_file(tmp_path / "out"))
@@ -70,7 +70,7 @@ def test_a_file_is_replaced_whole_and_comes_after_its_card(tmp_path, faults):
 
 @pytest.mark.parametrize("kind", FAILURES)
 @pytest.mark.parametrize("act", [export_version, export_file])
-def test_an_export_that_the_disk_refuses_is_one_sentence_and_leaves_what_was_there(tmp_path, faults, kind, act):
+def test_an_export_that_fails_on_disk_raises_a_clear_error_and_keeps_existing_files(tmp_path, faults, kind, act):
     said = []
 
     def failing(number):
@@ -114,7 +114,7 @@ def gathered(folder, calls):
     return buffer
 
 
-def test_a_policy_buffer_loses_no_finished_call_and_shows_no_half_one(tmp_path, faults):
+def test_a_policy_buffer_keeps_finished_calls_and_hides_partial_ones(tmp_path, faults):
     gathered(tmp_path / "buffer", 1)
     states = faults.crash_points(tmp_path / "buffer", lambda: gathered(tmp_path / "buffer", 2))
     assert len(states) >= 6
@@ -150,7 +150,7 @@ def demonstrate(folder, ending=b"new"):
             move(aside, out, name)
 
 
-def test_a_commands_results_are_whole_and_what_a_kill_left_aside_goes_away(tmp_path, faults):
+def test_a_commands_results_are_complete_and_leftovers_of_a_kill_are_removed(tmp_path, faults):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_bytes(b"mine")
     demonstrate(tmp_path / "out", b"old")
@@ -168,7 +168,7 @@ def test_a_commands_results_are_whole_and_what_a_kill_left_aside_goes_away(tmp_p
 
 
 @pytest.mark.parametrize("kind", FAILURES)
-def test_a_command_that_the_disk_refuses_leaves_nothing_aside(tmp_path, faults, kind):
+def test_a_command_that_fails_on_disk_leaves_no_temporary_files(tmp_path, faults, kind):
     def failing(number):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -183,14 +183,14 @@ def test_a_command_that_the_disk_refuses_leaves_nothing_aside(tmp_path, faults, 
     assert faults.each_failure(kind, failing) >= 3
 
 
-def test_another_run_that_is_alive_keeps_what_it_has_not_finished(tmp_path):
+def test_unfinished_files_of_a_live_run_are_kept(tmp_path):
     with output_folder("demo", str(tmp_path)) as (_, aside):
         (aside / "half").write_bytes(b"half")
         demonstrate(tmp_path)
         assert (aside / "half").read_bytes() == b"half"
 
 
-def test_folds_go_on_from_crash_points(tmp_path, faults):
+def test_folds_resume_from_crash_points(tmp_path, faults):
     x, y = batch(12)[0], np.arange(12) % 4
 
     def run(folder):
@@ -209,7 +209,7 @@ def test_folds_go_on_from_crash_points(tmp_path, faults):
         np.testing.assert_array_equal(run(state), expected[0])
 
 
-def test_a_peer_sees_the_others_weights_whole_or_not_yet(tmp_path, faults):
+def test_a_peer_reads_the_others_weights_complete_or_not_at_all(tmp_path, faults):
     weights = [np.arange(6.0), np.ones((2, 3))]
 
     def show(folder):
@@ -234,7 +234,7 @@ def test_a_peer_sees_the_others_weights_whole_or_not_yet(tmp_path, faults):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "name"), list(enumerate(battery.MADE)))
-def test_every_regime_goes_on_from_a_crash_point(tmp_path, faults, number, name):
+def test_every_regime_resumes_from_a_crash_point(tmp_path, faults, number, name):
     """Each at another point of its run, beginning with the first sixth; all points of one are in ``test_backup.py``."""
     expected = []
 
@@ -260,7 +260,7 @@ def stages(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [chain, stages])
-def test_chains_and_stages_go_on_from_crash_points(tmp_path, faults, make):
+def test_chains_and_stages_resume_from_crash_points(tmp_path, faults, make):
     x, y = batch(8)
 
     def run(folder):
@@ -278,7 +278,7 @@ def test_chains_and_stages_go_on_from_crash_points(tmp_path, faults, make):
 
 
 @pytest.mark.slow
-def test_generations_go_on_from_every_crash_point(tmp_path, faults):
+def test_generations_resume_from_every_crash_point(tmp_path, faults):
     x, y = batch(8)
 
     def run(folder):
@@ -297,7 +297,7 @@ def test_generations_go_on_from_every_crash_point(tmp_path, faults):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["xla", "mixed precision", "two replicas", "mutual learning"])
-def test_training_goes_on_from_crash_points_however_it_is_run(tmp_path, faults, how):
+def test_training_resumes_from_crash_points_in_every_mode(tmp_path, faults, how):
     """As ``tests/callbacks/test_backup.py`` has it for eager training, at a few of the crash points."""
     if how == "mixed precision":
         keras.config.set_dtype_policy("mixed_float16")

@@ -105,7 +105,7 @@ def test_a_damaged_backup_is_named_and_the_one_before_it_is_used(tmp_path, unint
     assert same_results(tmp_path / "got.npz", uninterrupted / "expected.npz")
 
 
-def test_where_every_backup_is_damaged_training_does_not_begin_afresh_in_silence(tmp_path, run):
+def test_if_every_backup_is_damaged_training_does_not_silently_restart(tmp_path, run):
     assert run("stop_after", tmp_path / "backups", 2)[0] == 0
     for folder in (tmp_path / "backups").iterdir():
         (folder / "state.weights.h5").write_bytes(b"")
@@ -115,7 +115,7 @@ def test_where_every_backup_is_damaged_training_does_not_begin_afresh_in_silence
     assert not (tmp_path / "got.npz").exists()
 
 
-def test_a_full_disk_stops_training_and_leaves_the_last_whole_backup(tmp_path, uninterrupted, run):
+def test_a_full_disk_stops_training_and_keeps_the_last_complete_backup(tmp_path, uninterrupted, run):
     code, printed = run("on_a_full_disk", tmp_path / "backups", tmp_path / "got.npz")
     assert code == 1
     assert re.search(r"OSError: Backup: expected to write into .*The backup of epoch 3 is intact\.", printed), printed
@@ -133,7 +133,7 @@ def test_a_directory_that_cannot_be_written_is_refused_before_the_first_step(tmp
 
 
 @pytest.mark.parametrize("when", ["training", "writing"])
-def test_control_c_leaves_whole_backups_only_and_the_run_goes_on_later(tmp_path, uninterrupted, when, jobs):
+def test_control_c_leaves_only_complete_backups_and_the_run_resumes_later(tmp_path, uninterrupted, when, jobs):
     pattern = "epoch-000004" if when == "training" else ".writing-*/state.weights.h5"
     process, late = jobs.start("whole", tmp_path / "backups", tmp_path / "got.npz"), time.monotonic() + 600
     while not list((tmp_path / "backups").glob(pattern)):
@@ -149,7 +149,7 @@ def test_control_c_leaves_whole_backups_only_and_the_run_goes_on_later(tmp_path,
     assert same_results(tmp_path / "got.npz", uninterrupted / "expected.npz")
 
 
-def test_a_nan_batch_stops_the_run_which_goes_on_once_the_data_are_good(tmp_path, uninterrupted, run):
+def test_a_nan_batch_stops_the_run_which_resumes_once_the_data_are_repaired(tmp_path, uninterrupted, run):
     code, printed = run("with_a_nan", tmp_path / "backups", 5 * fault_jobs.STEPS + 3)
     assert code == 1
     assert "NaN or infinity in the teacher's outputs at step 53." in printed
@@ -167,7 +167,7 @@ def test_a_dataset_that_raises_in_the_middle_of_an_epoch(tmp_path, uninterrupted
     assert same_results(tmp_path / "got.npz", uninterrupted / "expected.npz")
 
 
-def test_out_of_memory_in_the_teacher_says_what_to_do(run):
+def test_an_out_of_memory_error_in_the_teacher_suggests_a_remedy(run):
     code, printed = run("with_a_teacher_too_large")
     assert code == 1
     assert re.search(

@@ -70,7 +70,7 @@ def usual(function):
 @pytest.mark.parametrize("function", [*functions(losses), *functions(metrics)])
 @hypothesis.settings(max_examples=DRAWS, deadline=None, derandomize=True, database=None)
 @hypothesis.given(st.data())
-def test_a_strange_argument_gives_a_value_or_one_sentence(function, data):
+def test_an_unusual_argument_gives_a_value_or_a_clear_error(function, data):
     arguments = usual(function)
     name = data.draw(st.sampled_from(sorted(arguments)))
     kind = data.draw(st.sampled_from(sorted(STRANGE)))

@@ -71,7 +71,7 @@ def test_a_saved_distiller_gives_its_student(tmp_path):
     [b"", b"PK", b"not a zip", b"PK\x05\x06" + b"\0" * 18, b"\x80\x04\x95" + b"c__builtin__\neval\n" * 3],
     ids=["empty", "two bytes", "text", "empty zip", "pickle"],
 )
-def test_no_archive(tmp_path, content):
+def test_a_file_that_is_no_archive_is_refused(tmp_path, content):
     (tmp_path / "s.keras").write_bytes(content)
     with pytest.raises(
         ValueError, match=r"load_student: expected a \.keras archive as keras\.Model\.save writes it, got"
@@ -79,7 +79,7 @@ def test_no_archive(tmp_path, content):
         export.load_student(tmp_path / "s.keras")
 
 
-def test_wrong_names(tmp_path):
+def test_wrong_file_names_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"expected a path that ends in \.keras"):
         export.load_student(tmp_path / "s.pkl")
     with pytest.raises(ValueError, match=r"expected a \.keras file, got nothing at"):
@@ -87,7 +87,7 @@ def test_wrong_names(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../out.txt", "/tmp/keras_distill_out.txt", "a/../../out.txt", "a\\..\\out.txt"])
-def test_members_that_point_outside(good, tmp_path, name):
+def test_archive_members_that_point_outside_are_refused(good, tmp_path, name):
     (tmp_path / "in").mkdir()
     path = write(tmp_path / "in" / "s.keras", {**members(good), name: b"x"})
     with pytest.raises(ValueError, match="which points out of its directory"):
@@ -105,7 +105,7 @@ def test_links_are_refused(good, tmp_path):
         export.load_student(path)
 
 
-def test_a_bomb_is_refused_before_it_unpacks(good, tmp_path):
+def test_a_decompression_bomb_is_refused_before_it_unpacks(good, tmp_path):
     path = write(tmp_path / "s.keras", {**members(good), "assets/zeros": bytes(2**26)}, zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 2**17
     start = time.perf_counter()
@@ -224,7 +224,7 @@ def damage(rng, value):
 
 
 @pytest.mark.slow
-def test_fuzzed_archives_load_or_say_why(good, tmp_path):
+def test_fuzzed_archives_load_or_raise_a_clear_error(good, tmp_path):
     """Bounded in time, not in cases; the case number is the seed, so a failure can be repeated."""
     content = members(good)
     folder = tmp_path / "in"

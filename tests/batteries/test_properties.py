@@ -62,7 +62,7 @@ def test_half_precision_logits_are_compared_in_float32(batch, seed, dtype):
 
 @few
 @hypothesis.given(st.lists(st.integers(0, 3), min_size=2, max_size=6).filter(any), seeds)
-def test_a_whole_weight_counts_an_example_so_many_times(weights, seed):
+def test_an_integer_weight_equals_that_many_copies(weights, seed):
     weights = np.array(weights)
     teacher, student = logits(seed, (len(weights), 4), 2.0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -79,7 +79,7 @@ def test_a_whole_weight_counts_an_example_so_many_times(weights, seed):
 
 
 @pytest.mark.parametrize("kind", [*without_arguments(losses), *without_arguments(metrics)])
-def test_a_public_object_is_made_again_from_its_config(kind):
+def test_a_public_object_is_restored_from_its_config(kind):
     made = kind()
     again = kind.from_config(made.get_config())
     assert type(again) is kind and again.get_config() == made.get_config()
@@ -92,7 +92,7 @@ def test_a_public_object_is_made_again_from_its_config(kind):
 @hypothesis.given(
     st.floats(0.1, 50.0), st.floats(0.0, 1.0), st.floats(0.0, 10.0), st.sampled_from(list(ROWWISE)), st.booleans()
 )
-def test_a_distiller_is_made_again_with_the_same_numbers(temperature, share, weight, kind, scheduled):
+def test_a_distiller_is_restored_from_its_config_with_the_same_values(temperature, share, weight, kind, scheduled):
     setting = schedules.Linear(temperature, 1.0, 10) if scheduled else temperature
     term = LogitsDistillation(setting, kind())
     made = Distiller(mlp(4, 3, seed=1), mlp(3, 3, seed=2), term, [weight], student_loss_weight=share)
@@ -104,7 +104,7 @@ def test_a_distiller_is_made_again_with_the_same_numbers(temperature, share, wei
 
 @few
 @hypothesis.given(seeds, st.lists(st.integers(1, 30), min_size=1, max_size=5))
-def test_a_streaming_metric_does_not_care_how_the_data_are_cut(seed, cuts):
+def test_a_streaming_metric_does_not_depend_on_the_batches(seed, cuts):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(sum(cuts), 5)).astype("float32"), rng.integers(0, 5, sum(cuts))
     for kind in (metrics.ExpectedCalibrationError, metrics.BrierScore, metrics.NegativeLogLikelihood):

@@ -164,7 +164,7 @@ def plain(name):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", MADE)
-def test_every_mode_trains_the_same(name, mode):
+def test_every_mode_trains_the_same_student(name, mode):
     if name == "DataFree" and mode == "replicas":
         pytest.skip("each replica draws noise of its own, so the examples are not those of one replica")
     scope = replicas(2).scope() if mode == "replicas" else None
@@ -213,7 +213,7 @@ def players_of(made):
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_a_nan_in_any_player_holds_everybody_back(name):
+def test_a_nan_in_any_player_skips_every_players_update(name):
     made = make(name, jit_compile=False)
     start, players = made.get_weights(), players_of(made)
     first = name.split(" ", 1)[0]

@@ -54,7 +54,7 @@ def test_resumed_is_bit_equal_to_uninterrupted(name, tmp_path):
     assert resumed[1:-1] == expected[1:-1]
 
 
-def test_nothing_is_missing_in_the_battery():
+def test_the_battery_is_complete():
     covered = set().union(*(names for _, names in CASES.values()))
     missing = []
     for room in (teachers, terms, callbacks):

@@ -85,7 +85,7 @@ def loss_of_a_fit(teacher, student, term):
 
 
 @pytest.mark.parametrize("name", LOGITS)
-def test_a_loss_on_logits_sees_the_rows_that_count(name):
+def test_a_loss_on_logits_receives_only_unmasked_rows(name):
     loss, teacher, student = getattr(losses, name)(), network(1), network(2)
     theirs, own = (np.asarray(model(X)) for model in (teacher, student))
 
@@ -100,7 +100,7 @@ def test_a_loss_on_logits_sees_the_rows_that_count(name):
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-def test_a_loss_on_members_sees_the_rows_that_count(name):
+def test_a_loss_on_members_receives_only_unmasked_rows(name):
     loss = getattr(losses, name)()
     members, student = [network(1), network(3)], network(2)
     theirs = np.stack([np.asarray(model(X)) for model in members], axis=1)  # (batch, members, time, classes)
@@ -121,7 +121,7 @@ SEQUENCES = ["HintMatching", "HiddenStates"]
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_a_loss_on_features_sees_the_positions_that_count(name):
+def test_a_loss_on_features_receives_only_unmasked_positions(name):
     teacher, student = network(1), network(2)
     theirs, own = (np.asarray(model(X)) for model in (teacher, student))
     loss = getattr(losses, name)()

@@ -27,7 +27,7 @@ def test_the_share_of_misses_is_within_the_theorem_s_bound(series, rate):
         assert metrics.interval_coverage(y, *(each[:, 0] for each in split.intervals(np.zeros(steps)))).coverage < 0.4
 
 
-def test_a_twin_in_plain_python_with_late_labels():
+def test_late_labels_equal_a_plain_python_implementation():
     kind, rate, window, delays = "quantiles", 0.03, 40, (0, 2)
     middle = RNG.normal(size=(150, 2))
     outputs = np.stack([middle - 0.5, middle + 0.7], -1)
@@ -57,7 +57,7 @@ def test_a_twin_in_plain_python_with_late_labels():
         assert adaptive.levels[output] == pytest.approx(level)
 
 
-def test_a_label_changes_nothing_before_it_is_told_and_gaussian_margins_are_of_the_spread():
+def test_a_label_has_no_effect_before_it_arrives_and_gaussian_margins_scale_with_the_deviation():
     outputs = np.concatenate([np.zeros((80, 1)), RNG.normal(size=(80, 1))], 1)
     y = RNG.normal(size=80)
     runs = []
@@ -85,7 +85,7 @@ def test_a_label_changes_nothing_before_it_is_told_and_gaussian_margins_are_of_t
         (lambda a: a.follow(np.zeros(4), np.full(4, np.nan)), "expected finite outputs and labels, got NaN"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_sentence(call, words):
+def test_inconsistent_arguments_raise_a_clear_error(call, words):
     fitted = calibration.AdaptiveConformal().fit(np.zeros(20), np.arange(20.0))
     with pytest.raises(ValueError, match=words):
         call(fitted)

@@ -113,7 +113,7 @@ def test_vector_scaling_is_at_the_minimum():
 
 class TestLaws:
     @pytest.mark.parametrize("factor", [0.3, 1.0, 3.0])
-    def test_one_temperature_changes_no_decision_and_no_nll_for_the_worse(self, factor):
+    def test_one_temperature_changes_no_prediction_and_does_not_increase_the_nll(self, factor):
         logits, labels = over_confident(factor=factor)
         scaler = TemperatureScaler().fit(logits, labels)
         np.testing.assert_array_equal(np.asarray(scaler.scale(logits)).argmax(1), logits.argmax(1))
@@ -153,7 +153,7 @@ def test_one_logit_is_two_classes():
     assert TemperatureScaler().fit(gap[:, None], labels[:, None]).temperature == pytest.approx(two, rel=1e-9)
 
 
-def test_impossible_classes_do_not_count():
+def test_impossible_classes_contribute_nothing():
     logits, labels = over_confident()
     masked = np.concatenate([logits, np.full((600, 1), -np.inf)], axis=1)
     expected = TemperatureScaler().fit(logits, labels).temperature
@@ -161,7 +161,7 @@ def test_impossible_classes_do_not_count():
 
 
 @pytest.mark.parametrize(("name", "temperature"), [("all_correct", 0.01), ("all_argmin", 10000.0), ("constant", 1.0)])
-def test_without_an_optimum_the_bound_is_taken_and_said(name, temperature):
+def test_without_an_optimum_the_bound_is_used_with_a_warning(name, temperature):
     case = next(case for key, case in load("temperature_scaling_degenerate").items() if name in key)
     with pytest.warns(RuntimeWarning, match="no best temperature inside"):
         scaler = TemperatureScaler().fit(case["inputs"]["logits"], case["inputs"]["labels"])
@@ -263,6 +263,6 @@ def test_isotonic_curve_equals_numpy_interpolation_at_and_between_its_points():
         ),
     ],
 )
-def test_bad_arguments_are_named(call, text):
+def test_bad_arguments_raise_a_clear_error(call, text):
     with pytest.raises(ValueError, match=text):
         call()

@@ -7,7 +7,7 @@ import pytest
 from keras_distill import calibration, metrics
 
 
-def test_coverage_over_many_draws_is_the_theorems():
+def test_coverage_over_many_samples_is_that_of_the_theorem():
     """With continuous scores the coverage is ceil((n + 1) c) / (n + 1) exactly, on average over calibration sets."""
     rng = np.random.default_rng(0)
     count, inside = 19, []
@@ -19,7 +19,7 @@ def test_coverage_over_many_draws_is_the_theorems():
 
 
 @pytest.mark.parametrize("kind", ["absolute", "gaussian", "quantiles"])
-def test_intervals_cover_what_was_promised_for_each_horizon(kind):
+def test_intervals_have_the_stated_coverage_for_each_horizon(kind):
     rng = np.random.default_rng(1)
     x = rng.uniform(-1, 1, (4000, 1))
     spread = np.exp(x) * np.array([[0.2, 1.0]])
@@ -68,7 +68,7 @@ def test_a_wrapped_model_holds_its_margins_when_it_is_saved(tmp_path):
         (lambda: calibration.SplitConformal().layer(), "expected fitted margins, got none."),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(make, words):
+def test_bad_input_raises_a_clear_error(make, words):
     with pytest.raises(ValueError) as caught:
         make()
     assert words in str(caught.value)

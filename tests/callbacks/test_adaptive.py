@@ -47,7 +47,7 @@ def drive(callback, made, name, values):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize(("patience", "min_delta", "cooldown"), [(1, 0.0, 0), (2, 0.1, 0), (3, 0.0, 2), (1, 0.05, 3)])
-def test_a_plateau_is_what_keras_calls_one(seed, mode, patience, min_delta, cooldown):
+def test_a_plateau_is_defined_as_in_keras(seed, mode, patience, min_delta, cooldown):
     """ReduceLROnPlateau with the same arguments cuts the learning rate at the same epochs."""
     rng = np.random.default_rng(seed)
     values = (np.linspace(1, 0.5, 25) + rng.normal(0, 0.15, 25)).tolist()
@@ -100,7 +100,7 @@ def test_progress_waits_for_patience_and_for_enough():
     np.testing.assert_allclose(seen, [11, 11, 11, 11, 8, 8, 8, 8, 8, 8, 5], rtol=1e-6)
 
 
-def test_the_gap_is_the_terms_loss_at_temperature_one():
+def test_the_gap_equals_the_terms_loss_at_temperature_one():
     """Over ragged batches, whatever the temperature, and the temperature comes back."""
     terms = [LogitsDistillation(8.0), FeatureDistillation("mse"), LogitsDistillation(4.0)]
     made = distiller(terms, rate=0.1)
@@ -132,7 +132,7 @@ def test_training_follows_the_gap(eager):
     assert made.distillation_losses[0].temperature == pytest.approx(expected[4], rel=1e-4)
 
 
-def test_distillation_stops_where_keras_would_stop_training():
+def test_distillation_stops_when_early_stopping_of_keras_would():
     rng = np.random.default_rng(3)
     for patience, min_delta in [(1, 0.0), (2, 0.05), (4, 0.0)]:
         values = (1 / np.arange(1, 20) + rng.normal(0, 0.05, 19)).tolist()
@@ -150,7 +150,7 @@ def test_distillation_stops_where_keras_would_stop_training():
         assert weights == [3.0] * stopped + [0.0] * (len(values) - stopped)
 
 
-def test_after_the_teacher_has_left_training_is_plain_training():
+def test_after_distillation_stops_training_is_plain_training():
     made = distiller(rate=0.3, share=0.1)
     fit(made, EarlyStoppedDistillation(None, max_epochs=1))
     alone = mlp(4, seed=9)

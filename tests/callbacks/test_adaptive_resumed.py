@@ -57,7 +57,7 @@ def test_a_run_killed_and_resumed_ends_with_the_same_numbers(kind, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", [("plateau", "stopped"), ("progress", "norms"), ("uncertainty",)], ids=str)
-def test_two_replicas_steer_as_one_does(kinds):
+def test_two_replicas_control_as_one_does(kinds):
     histories = []
     for count in (1, 2):
         with replicas(count).scope():
@@ -93,7 +93,7 @@ def test_weights_of_a_student_in_half_precision_are_those_in_full(kind):
     assert weights[1] == pytest.approx(weights[0], rel=0.02)
 
 
-def test_what_is_remembered_is_in_weight_files_and_nowhere_else(tmp_path):
+def test_callback_state_is_saved_in_weight_files_only(tmp_path):
     start, path = mlp(4, seed=9), tmp_path / "w.weights.h5"
     made, other = adam(start), adam(start)
     fit(other, epochs=2)
@@ -118,7 +118,7 @@ def test_what_is_remembered_is_in_weight_files_and_nowhere_else(tmp_path):
     other.load_weights(path)
 
 
-def test_a_new_run_begins_afresh_and_initial_epoch_goes_on():
+def test_a_new_run_starts_afresh_and_initial_epoch_continues():
     made = distiller()
     callback = AdaptiveTemperature("x", mode="min", patience=1)
     drive(callback, made, "x", [1.0, 0.5])

@@ -84,7 +84,7 @@ def expected(tmp_path_factory):
     return run(tmp_path_factory.mktemp("expected") / "backups")
 
 
-def test_a_kill_before_any_operation_on_a_file_is_resumed_bit_for_bit(tmp_path, faults, expected):
+def test_a_kill_before_any_file_operation_is_resumed_bit_for_bit(tmp_path, faults, expected):
     states = faults.crash_points(tmp_path / "backups", lambda: run(tmp_path / "backups"))
     assert len(states) > 20
     for state in states[::2] if QUICK else states:
@@ -95,7 +95,7 @@ def test_a_kill_before_any_operation_on_a_file_is_resumed_bit_for_bit(tmp_path, 
 
 
 @pytest.mark.parametrize("kind", ["disk full", "forbidden"])
-def test_every_operation_that_fails_is_said_and_resumed_bit_for_bit(tmp_path, faults, expected, kind):
+def test_every_failing_operation_is_reported_and_resumed_bit_for_bit(tmp_path, faults, expected, kind):
     said = []
 
     def act(number):
@@ -112,7 +112,7 @@ def test_every_operation_that_fails_is_said_and_resumed_bit_for_bit(tmp_path, fa
         assert same(run(tmp_path / str(number)), expected)
 
 
-def test_what_cannot_be_read_is_damage(tmp_path, faults, expected):
+def test_an_unreadable_backup_counts_as_damaged(tmp_path, faults, expected):
     interrupted(tmp_path / "backups")
     told = []
 
@@ -133,7 +133,7 @@ def flipped(content, bit):
     return bytes(content)
 
 
-def test_every_flipped_bit_of_the_facts_is_seen_and_the_generation_before_is_used(tmp_path, expected):
+def test_every_flipped_bit_of_the_metadata_is_detected_and_the_previous_backup_is_used(tmp_path, expected):
     interrupted(tmp_path / "backups")
     file = tmp_path / "backups" / "epoch-000002" / "backup.json"
     good = file.read_bytes()
@@ -152,7 +152,7 @@ def test_every_flipped_bit_of_the_facts_is_seen_and_the_generation_before_is_use
 @pytest.mark.parametrize(
     "content", ["[]", "null", "{}", '{"epoch": 2}', '{"body": 3, "sha256": ""}', "[" * 100_000, ""]
 )
-def test_facts_of_another_kind_are_damage(tmp_path, content):
+def test_metadata_of_the_wrong_type_counts_as_damage(tmp_path, content):
     interrupted(tmp_path / "backups")
     (tmp_path / "backups" / "epoch-000002" / "backup.json").write_text(content)
     assert Backup(tmp_path / "backups").epoch == 1
@@ -197,7 +197,7 @@ def test_the_same_objects_go_on_although_callbacks_changed_their_numbers(tmp_pat
     run(tmp_path / "backups", fits=distiller)
 
 
-def test_a_backup_of_an_earlier_version_is_read_and_said_to_have_no_run(tmp_path, expected):
+def test_a_backup_of_an_earlier_version_is_read_with_a_warning_that_its_run_is_unknown(tmp_path, expected):
     interrupted(tmp_path / "backups")
     for folder in (tmp_path / "backups").iterdir():
         body = json.loads(json.loads((folder / "backup.json").read_text())["body"])
@@ -224,6 +224,6 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
     run(tmp_path / "backups")
 
 
-def test_what_identity_cannot_be_is_said():
+def test_an_identity_of_the_wrong_type_is_refused():
     with pytest.raises(ValueError, match=r"Backup: expected identity of text, numbers, .*, got ndarray\. Give data\.f"):
         Backup("directory", identity=X)

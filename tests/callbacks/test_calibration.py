@@ -93,7 +93,7 @@ def test_numbers_equal_numpy_for_every_kind_of_data(make, weighted):
     assert monitor.epochs == [0, 1]
 
 
-def test_on_a_distiller_it_sees_the_student_and_can_ask_the_teacher():
+def test_on_a_distiller_it_measures_the_student_or_the_teacher():
     x, y = data()
     teacher, student = network(), network()
     distiller = compiled(Distiller(teacher, student, LogitsDistillation(temperature=2.0)))
@@ -121,7 +121,7 @@ def test_on_a_distiller_it_sees_the_student_and_can_ask_the_teacher():
     assert last["val_adaptive_ece"] == pytest.approx(float(whole.result()), rel=1e-5)
 
 
-def test_callbacks_after_it_see_its_numbers(tmp_path):
+def test_later_callbacks_see_its_logs(tmp_path):
     x, y = data()
     stop = keras.callbacks.EarlyStopping("val_ece", mode="min", min_delta=1.0, patience=1)
     callbacks = [CalibrationMonitor((x, y)), stop, keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))]
@@ -143,7 +143,7 @@ def test_two_replicas_count_each_example_once():
     assert monitor.bins[0].weight.sum() == 50
 
 
-def test_looks_only_every_so_many_epochs_and_reads_only_so_many_steps():
+def test_every_epochs_and_steps_limit_the_evaluation():
     x, y = data()
     monitor = CalibrationMonitor(batches(x, y).repeat(), steps=2, every_epochs=2)
     model = compiled(network())
@@ -220,7 +220,7 @@ def test_a_model_that_ends_in_softmax_is_refused_before_training():
         (lambda: CalibrationMonitor(data(), every_epochs=0), "expected every_epochs to be an integer >= 1, got 0"),
     ],
 )
-def test_bad_arguments_are_named(call, text):
+def test_bad_arguments_raise_a_clear_error(call, text):
     with pytest.raises(ValueError, match=text):
         call()
 

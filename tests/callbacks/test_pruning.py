@@ -104,7 +104,7 @@ def test_layers_without_weights_are_refused(layer, text):
         trained.fit(*data(), verbose=0, callbacks=[MagnitudePruning(0.5, end_step=2, layers=[layer])])
 
 
-def test_a_model_that_is_pruned_further_already_is_refused():
+def test_a_model_with_more_zeros_than_the_target_is_refused():
     trained, student = compiled()
     kernel, bias = student.get_layer("first").get_weights()
     student.get_layer("first").set_weights([kernel * (np.arange(20) < 4), bias])

@@ -45,7 +45,7 @@ def logits(made):
     return made.teacher.predict(X, verbose=0), made.student.predict(X, verbose=0)
 
 
-def test_each_epoch_trains_at_its_own_temperature_and_says_so():
+def test_each_epoch_trains_at_its_own_temperature_and_logs_it():
     made = distiller()
     history = fit(made, TemperatureScheduler(lambda epoch: [1.0, 4.0, 2.5][epoch]))
     assert history["temperature"] == [1.0, 4.0, 2.5]
@@ -53,7 +53,7 @@ def test_each_epoch_trains_at_its_own_temperature_and_says_so():
     np.testing.assert_allclose(history["distillation_loss"], expected, rtol=1e-5)
 
 
-def test_a_constant_schedule_is_the_number():
+def test_a_constant_schedule_equals_a_constant():
     scheduled, constant = distiller([LogitsDistillation(9.0)], rate=0.5), distiller([LogitsDistillation(3.0)], rate=0.5)
     fit(scheduled, TemperatureScheduler(lambda epoch: 3))
     fit(constant)
@@ -61,7 +61,7 @@ def test_a_constant_schedule_is_the_number():
         np.testing.assert_array_equal(one, two)
 
 
-def test_nothing_is_traced_again():
+def test_changes_do_not_retrace():
     made = distiller([LogitsDistillation(2.0, loss=Counted())], eager=False)
     fit(made)
     before = Counted.traces
@@ -96,7 +96,7 @@ def test_a_term_is_chosen_by_index_name_or_itself():
     assert history["temperature_of_term_1"] == [4.0]
 
 
-def test_a_single_temperature_among_other_terms_is_called_temperature():
+def test_the_only_temperature_is_logged_as_temperature():
     terms = [FeatureDistillation("mse"), LogitsDistillation(2.0)]
     assert fit(distiller(terms), TemperatureScheduler(lambda epoch: 5.0), epochs=1)["temperature"] == [5.0]
 

@@ -104,7 +104,7 @@ def test_labels_per_token_get_weights_per_token():
     assert {name: tuple(each.shape) for name, each in weights.items()} == {"tags": (6, 5), "a": (6,), "soft": (6,)}
 
 
-def test_a_teacher_of_one_task_does_not_move_the_head_of_the_other():
+def test_a_teacher_of_one_task_does_not_train_the_head_of_the_other():
     teacher, student = model(0, "ab"), model(1, "ab")
     made = Distiller(teacher, student, LogitsDistillation(temperature=1.0))
     made.compile(keras.optimizers.SGD(1.0), {"a": CE, "b": CE})
@@ -138,6 +138,6 @@ def test_a_teacher_of_one_task_does_not_move_the_head_of_the_other():
         ),
     ],
 )
-def test_bad_input_is_one_sentence(call, message):
+def test_bad_input_raises_a_clear_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()

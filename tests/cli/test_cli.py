@@ -38,7 +38,7 @@ def short(tmp_path_factory):
     return out
 
 
-def test_the_demo_takes_the_place_of_an_older_one_and_touches_nothing_else(short):
+def test_the_demo_replaces_an_older_one_and_nothing_else(short):
     assert sorted(os.listdir(short)) == sorted([*WRITTEN, "mine.txt"])
     assert sorted(os.listdir(short / "serving")) == ["another", "digits"]
     assert os.listdir(short / "serving" / "digits") == ["1"]
@@ -86,7 +86,7 @@ def test_the_report_says_how_it_was_made(short):
         (["--seeds", "0"], "expected seeds to be an integer >= 1, got 0."),
     ],
 )
-def test_errors_are_one_sentence_before_anything_is_trained_or_left_behind(
+def test_errors_are_raised_before_training_and_leave_no_files(
     arguments, sentence, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("KERAS_DISTILL_DATA", str(tmp_path / "no_data"))
@@ -165,7 +165,7 @@ def test_the_demos_saved_model_brings_warm_up_requests_and_a_card(short):
 
 
 @pytest.mark.slow
-def test_interrupted_it_leaves_what_was_there_before(tmp_path):
+def test_an_interrupted_run_leaves_existing_files_unchanged(tmp_path):
     (tmp_path / "report.html").write_text("the one before")
     line, kwargs = command("demo", "--epochs", "10000", "--out", str(tmp_path))
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs) as process:
@@ -182,7 +182,7 @@ def test_interrupted_it_leaves_what_was_there_before(tmp_path):
 
 
 @pytest.mark.slow
-def test_distilled_beats_alone_on_digits_as_the_readme_says(tmp_path):
+def test_the_distilled_student_beats_the_student_alone_as_in_the_readme(tmp_path):
     out = tmp_path / "new" / "out"
     assert main(["demo", "--epochs", "12", "--seeds", "3", "--out", str(out)]) == 0  # the README's run takes 40
     assert sorted(os.listdir(out)) == WRITTEN
@@ -207,14 +207,14 @@ def test_help_and_version_are_quick_and_import_no_tensorflow():
         assert not any(f"| {name}" in done.stderr.replace("|   ", "| ") for name in ("tensorflow", "keras\n", "numpy"))
 
 
-def test_as_a_program_an_error_is_one_line_on_stderr_without_the_libraries_greetings(tmp_path):
+def test_the_command_prints_an_error_as_one_line_on_stderr_without_library_messages(tmp_path):
     run, options = command("label", "--teacher", str(tmp_path / "t.keras"), "--data", "digits", "--out", str(tmp_path))
     done = subprocess.run(run, capture_output=True, **options)
     expected = f"keras-distill label: expected a .keras file, got nothing at {tmp_path / 't.keras'}.\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 
-def test_data_without_a_training_split_is_compared_on(monkeypatch, tmp_path, capsys):
+def test_an_export_is_compared_on_data_without_a_training_split(monkeypatch, tmp_path, capsys):
     examples = data.Examples(np.random.default_rng(0).normal(size=(20, 4)).astype("float32"), np.arange(20) % 3)
     only = data.Data("only_test", {"test": examples}, ("a", "b", "c"), "made up")
     monkeypatch.setattr(data, "load", lambda name: only)

@@ -66,13 +66,13 @@ def test_serve_check_against_the_student(folder):
     assert checked.quality["accuracy"] == checked.quality["accuracy of the student"] == accuracy
 
 
-def test_serve_check_sees_another_student(folder):
+def test_serve_check_detects_another_student(folder):
     other = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3)])
     with pytest.raises(ValueError, match=r"serve_check: expected the export to agree with the student within"):
         export.serve_check(folder / "served", student=other, repeats=3)
 
 
-def test_recorded_answers_are_the_students(folder):
+def test_recorded_predictions_equal_the_students(folder):
     feeds, expected, tolerance = read_parity(folder / "served" / "1")
     student = export.load_student(folder / "student.keras")
     logits = student(feeds["x"]).numpy()
@@ -81,7 +81,7 @@ def test_recorded_answers_are_the_students(folder):
     assert tolerance == 1e-4
 
 
-def test_serve_check_notices_changed_weights(folder, tmp_path):
+def test_serve_check_detects_changed_weights(folder, tmp_path):
     broken = tmp_path / "m" / "1"
     shutil.copytree(folder / "served" / "1", broken)
     file = broken / "assets.extra" / "parity_check.npz"
@@ -115,7 +115,7 @@ def test_an_example_that_depends_on_its_batch_is_reported(tmp_path):
         export.serve_check(exported, repeats=2)
 
 
-def test_wrong_arguments(folder, tmp_path):
+def test_wrong_arguments_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="expected a SavedModel, or a directory with numbered versions of one, got"):
         export.serve_check(tmp_path)
     with pytest.raises(ValueError, match="expected a student to compare with on check_inputs, got None"):

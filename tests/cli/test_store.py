@@ -53,7 +53,7 @@ def test_label_verify_and_repair_from_the_shell(saved, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("damage", ["flipped", "outside", "nothing"])
-def test_a_teachers_file_that_is_damaged_or_hostile_is_one_sentence_and_exit_code_2(saved, tmp_path, capsys, damage):
+def test_a_damaged_or_hostile_teacher_file_gives_a_clear_error_and_exit_code_2(saved, tmp_path, capsys, damage):
     file = tmp_path / "teacher.keras"
     content = bytearray(saved.read_bytes())
     if damage == "flipped":

@@ -34,7 +34,7 @@ def network(seed=0):
     )
 
 
-def test_a_seed_is_a_view_and_epochs_differ_reproducibly():
+def test_a_seed_determines_a_view_and_epochs_differ_reproducibly():
     view, x = views(), pictures(1)[0]
     np.testing.assert_array_equal(view(x, [1, 2]), tf.function(view)(x, tf.constant([1, 2])))
     assert not np.array_equal(view(x, [1, 2]), view(x, [1, 3]))
@@ -64,7 +64,7 @@ def test_stored_views_are_the_live_ones_and_cost_no_bytes():
         assert stored.bytes_per_example == 8 + 4 * 4  # a fingerprint and four logits: the view is its seed
 
 
-def test_all_views_of_a_picture_come_of_one_read():
+def test_all_views_of_an_image_come_from_one_read():
     """Each view is compared with the fingerprint of the one that was labelled, so these are the same views."""
     teacher, reads = network(), []
     numbered = pictures()
@@ -133,7 +133,7 @@ def test_maps_of_labels_move_with_their_images():
         np.testing.assert_array_equal(np.round(x[..., 0] * 5), y)
 
 
-def test_mixtures_are_what_their_labels_say():
+def test_mixed_images_agree_with_their_mixed_labels():
     """Each image is one constant, so that its mean shows the share of each class in it."""
     x = np.repeat(np.arange(4.0, dtype="float32"), 8 * 8).reshape(4, 8, 8, 1)
     dataset = tf.data.Dataset.from_tensor_slices((x, np.arange(4))).batch(4)
@@ -171,7 +171,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("make", "text"), BAD, ids=[str(i) for i in range(len(BAD))])
-def test_bad_input_is_named_in_one_sentence(make, text):
+def test_bad_input_raises_a_clear_error(make, text):
     dataset = tf.data.Dataset.from_tensor_slices((pictures(4), np.arange(4)))
     with pytest.raises(ValueError, match=text):
         make(dataset)

@@ -59,7 +59,7 @@ def test_loading_twice_gives_the_same_fingerprint_and_one_pixel_another(digits):
     assert dataclasses.replace(digits, splits=splits).fingerprint != digits.fingerprint
 
 
-def test_texts_have_a_fingerprint_that_knows_where_one_ends():
+def test_the_fingerprint_of_texts_depends_on_where_each_ends():
     def of(*texts):
         examples = data.Examples(np.array(texts, dtype=object), np.zeros(2, "int32"))
         return data.Data("texts", {"test": examples}, ("a",), "here").fingerprint
@@ -101,7 +101,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         data.load(["digits"])
 
 
-def test_a_split_that_is_not_there_names_those_that_are(digits):
+def test_a_missing_split_names_the_existing_ones(digits):
     only_test = dataclasses.replace(digits, splits={"test": digits.test})
     with pytest.raises(ValueError, match=r"Data\('digits'\): expected a split among 'test', got 'train'"):
         _ = only_test.train
@@ -120,7 +120,7 @@ def nothing_here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_without_copy_files_or_permission_nothing_is_downloaded(name, nothing_here):
+def test_nothing_is_downloaded_without_permission(name, nothing_here):
     with pytest.raises(ValueError, match=rf"data\.load\('{name}'\): expected a prepared copy.*--download") as failure:
         data.load(name)
     assert "\n" not in str(failure.value)
@@ -133,7 +133,7 @@ def test_missing_files_are_named_with_what_to_do(name, nothing_here):
         data.load(name)
 
 
-def test_files_that_are_not_the_publishers_are_refused(nothing_here):
+def test_files_with_another_checksum_than_the_publishers_are_refused(nothing_here):
     folder = nothing_here / "files" / "fashion_mnist"
     folder.mkdir(parents=True)
     for stem in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
@@ -184,7 +184,7 @@ def test_tfds_builds_the_real_data_sets_from_the_original_files_and_keeps_them_a
 
 
 @needs("clinc_oos")
-def test_clinc_oos_has_150_intents_and_queries_of_none_of_them(monkeypatch):
+def test_clinc_oos_has_150_intents_and_out_of_scope_queries(monkeypatch):
     monkeypatch.setenv("KERAS_DISTILL_DATA", str(FILES))
     loaded = data.load("clinc_oos")
     assert loaded.num_classes == 150

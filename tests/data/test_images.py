@@ -110,7 +110,7 @@ def test_a_bad_file_is_named_and_nothing_is_lost(folder, name):
     assert set(before) - {folder / "masks/c.png"} <= set(folder.rglob("*"))
 
 
-def test_what_is_no_folder_or_no_image_is_said(tmp_path):
+def test_a_missing_folder_or_invalid_image_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"expected a folder of images or one of .*digits.* got nothing at .*nowhere"):
         data.images(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"expected images .*, got none in"):

@@ -67,7 +67,7 @@ def test_lists_are_padded_at_their_ends():
         (lambda: data.pad_lists([]), "pad_lists: expected at least one list of numbers"),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(make, words):
+def test_bad_input_raises_a_clear_error(make, words):
     with pytest.raises(ValueError) as caught:
         make()
     assert words in str(caught.value)

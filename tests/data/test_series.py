@@ -16,7 +16,7 @@ def test_each_window_ends_where_its_targets_begin():
     assert len(every.ends) == 20 - 4 - 3 + 1 and every.targets[-1, -1] == 19
 
 
-def test_regular_times_pass_months_too():
+def test_regular_times_include_months():
     months = np.arange("2020-01", "2021-01", dtype="datetime64[M]")
     assert len(data.forecast_windows(np.arange(12), history=3, horizons=1, times=months).ends) == 9
 

@@ -15,7 +15,7 @@ def table(rows=200, seed=0):
     return {"age": age, "city": rng.choice(["Oslo", "Rome", ""], rows), "code": rng.integers(0, 3, rows)}
 
 
-def test_each_column_is_encoded_as_said_and_the_width_is_their_sum():
+def test_each_column_is_encoded_as_documented_and_the_width_is_their_sum():
     columns = table()
     encoder = data.TableEncoder(columns, categorical=["code"])
     rows = encoder(columns)
@@ -115,7 +115,7 @@ def test_rows_out_of_range_are_found():
         (lambda: data.outside_range({"a": [1.0]}, {"b": [1.0]}), "outside_range: expected columns ['b'], got ['a']."),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(make, words):
+def test_bad_input_raises_a_clear_error(make, words):
     with pytest.raises(ValueError) as caught:
         make()
     assert words in str(caught.value)

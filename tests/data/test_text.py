@@ -75,6 +75,6 @@ def test_unlabelled_texts_are_unique_and_never_those_of_the_test_set():
         ),
     ],
 )
-def test_bad_input_is_one_sentence(call, message):
+def test_bad_input_raises_a_clear_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -27,7 +27,7 @@ def test_integers_are_scaled_and_shorter_sounds_padded():
         ([sound(9)], {"length": 5}, r"expected sounds of at most 5 samples, got 9 in number 0\. Cut it"),
     ],
 )
-def test_bad_sounds_are_named_before_training(sounds, options, message):
+def test_bad_recordings_are_named_before_training(sounds, options, message):
     with pytest.raises(ValueError, match=message):
         data.waveforms(sounds, sampling_rate=8000, **options)
 
@@ -38,7 +38,7 @@ def test_labels_that_do_not_fit_are_found_and_labels_out_of_range_named():
         data.fitting_labels([[1], [3]], [2, 2], num_classes=3)
 
 
-def test_log_mel_is_blind_to_padding_and_silence_is_padding_alone():
+def test_log_mel_ignores_padding_and_a_silent_input_is_all_padding():
     layer = adapters.LogMel(sampling_rate=8000, num_mel_bins=12)
     x = np.zeros((3, 4000), "float32")
     x[0], x[1, :2400] = sound(4000), sound(2400, 1)
@@ -62,7 +62,7 @@ def test_a_recogniser_takes_a_waveform_trains_and_is_saved_with_its_front_end(tm
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "speech.keras")(x), model(x))
 
 
-def test_a_convolutional_student_hears_no_padding_once_it_has_its_mask_back(tmp_path):
+def test_a_convolutional_student_ignores_padding_once_its_mask_is_restored(tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((None, 3))
     frames = keras.layers.Masking()(inputs)

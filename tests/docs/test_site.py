@@ -59,7 +59,7 @@ def test_every_guide_has_a_picture_and_is_in_the_list():
         assert f"({page.name})" in listed and f"\n{page.stem}\n" in listed, page.name
 
 
-def test_a_page_of_a_name_that_is_gone_is_removed(site, tmp_path):
+def test_the_page_of_a_removed_name_is_deleted(site, tmp_path):
     gone = tmp_path / "reference" / "losses" / "no_such_loss.rst"
     gone.parent.mkdir(parents=True)
     gone.write_text("old")
@@ -67,7 +67,7 @@ def test_a_page_of_a_name_that_is_gone_is_removed(site, tmp_path):
     assert not gone.exists() and (gone.parent / "soft_targets.rst").is_file()
 
 
-def test_what_would_be_markup_in_a_docstring_stays_text(site):
+def test_characters_of_markup_in_a_docstring_stay_text(site):
     from docutils.core import publish_doctree
 
     text = """Sum of a*b over |x| and foo_ (KD).
@@ -102,7 +102,7 @@ def test_every_example_has_a_page_with_its_code(site, tmp_path):
         assert f"literalinclude}} ../../examples/{name}.py" in pages[name] and f"({name}.md)" in pages["index"]
 
 
-def test_links_that_lead_nowhere_and_pictures_without_a_text_are_found(site, tmp_path):
+def test_broken_links_and_images_without_alternative_text_are_found(site, tmp_path):
     (tmp_path / "a.html").write_text('<a href="b.html#there">1</a><a href="b.html#gone">2</a><img src="a.html">')
     (tmp_path / "b.html").write_text('<h1 id="there">x</h1><a href="c.html">3</a><a href="https://x.example">4</a>')
     assert site["check_site"].faults(tmp_path) == [
@@ -112,7 +112,7 @@ def test_links_that_lead_nowhere_and_pictures_without_a_text_are_found(site, tmp
     ]
 
 
-def test_the_list_of_extras_names_every_requirement_and_says_why():
+def test_the_list_of_extras_names_every_requirement_with_its_reason():
     spec = importlib.util.spec_from_file_location("extras", DOCS / "extras.py")
     extras = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(extras)

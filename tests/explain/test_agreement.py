@@ -37,7 +37,7 @@ def test_top_overlap_of_unrelated_maps_is_its_fraction_and_ssim_of_equal_ones_is
     assert (explain.structural_similarity(a, b) < 0.3).all()
 
 
-def test_every_measure_stands_between_its_floor_and_its_ceiling():
+def test_every_measure_lies_between_its_floor_and_its_ceiling():
     teacher = linear(RNG.normal(size=(4, 3)))
     kernel = teacher.get_weights()[0]
     student, other = linear(kernel + 0.2 * RNG.normal(size=(4, 3))), linear(2 * kernel)
@@ -60,7 +60,7 @@ def test_every_measure_stands_between_its_floor_and_its_ceiling():
     assert "not measured" in str(alone) and alone["spearman"].reached is None
 
 
-def test_an_untrained_model_has_other_weights_each_seed_and_leaves_the_model_alone():
+def test_an_untrained_copy_has_new_weights_for_each_seed_and_leaves_the_model_unchanged():
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(3, kernel_initializer=keras.initializers.HeNormal(7))]
     )
@@ -71,7 +71,7 @@ def test_an_untrained_model_has_other_weights_each_seed_and_leaves_the_model_alo
     np.testing.assert_array_equal(model.get_weights()[0], before[0])
 
 
-def test_an_untrained_model_leaves_the_users_random_numbers_alone():
+def test_an_untrained_copy_leaves_the_global_random_state_unchanged():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
 
     def drawn(between):
@@ -170,6 +170,6 @@ def test_a_concept_is_found_where_it_is_and_scored_by_its_sign():
         (lambda m: explain.concept_direction(m, "x", TABLE[:2], TABLE, TABLE, 0), "expected at least four examples"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_in_one_sentence(call, message):
+def test_incomparable_models_raise_a_clear_error(call, message):
     with pytest.raises(ValueError, match=message):
         call(linear(np.ones((4, 3))))

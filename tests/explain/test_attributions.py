@@ -183,7 +183,7 @@ def _tree():
         ),
     ],
 )
-def test_what_cannot_be_explained_is_refused_in_one_sentence(call, message):
+def test_unsupported_models_and_inputs_raise_a_clear_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

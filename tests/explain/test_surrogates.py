@@ -34,7 +34,7 @@ def answers(teacher, x=X):
 
 
 @pytest.mark.parametrize("samples", [0, 2000])
-def test_a_tree_is_carts_and_its_exports_are_the_tree(samples, tmp_path):
+def test_a_tree_equals_scikit_learns_and_its_exports_agree_with_it(samples, tmp_path):
     teacher = boxes()
     found = explain.surrogate(
         teacher, X, "tree", size=8, samples=samples, feature_names=NAMES, class_names=["no", "yes"]
@@ -88,7 +88,7 @@ def test_rules_are_an_ordered_list():
     assert [scope["predict"](row) for row in X[:60]] == found.predict(X[:60]).argmax(-1).tolist()
 
 
-def test_a_linear_teacher_is_found_exactly_and_its_curve_rises():
+def test_a_linear_teacher_is_reproduced_exactly_and_its_curve_rises():
     teacher = linear()
     found = explain.surrogate(teacher, X, "linear", feature_names=NAMES)
     assert found.fidelity.value > 0.99
@@ -111,7 +111,7 @@ def test_more_leaves_are_more_faithful():
 
 
 @pytest.mark.parametrize("engine", ["ebm", "splines"])
-def test_an_additive_teacher_is_followed_where_a_line_cannot(engine):
+def test_an_additive_surrogate_fits_a_teacher_that_a_linear_one_cannot(engine):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda t: t * t), keras.layers.Dense(2)])
     model.set_weights(
         [np.array([[1, -1], [1, -1], [0, 0], [0, 0]]), np.array([-2, 2])]
@@ -121,14 +121,14 @@ def test_an_additive_teacher_is_followed_where_a_line_cannot(engine):
     assert additive.fidelity.value > 0.95 > 0.8 > line.fidelity.value
 
 
-def test_sampled_rows_reach_where_the_data_are_thin():
+def test_sampled_rows_cover_sparse_regions():
     thin = X.copy()
     thin[:, 0] = np.where(thin[:, 0] > 0.9, 0.6, -abs(thin[:, 0]))  # few rows are near the bound
     one, other = (explain.surrogate(boxes(), thin[:150], size=8, samples=s).sampled_fidelity.value for s in (0, 3000))
     assert other >= one
 
 
-def test_an_audit_finds_where_teacher_and_outcomes_part():
+def test_an_audit_finds_where_teacher_and_outcomes_differ():
     outcomes = ((X[:, 0] > 0.5) & (X[:, 1] < 1) & ~(X[:, 2] > 1)).astype(int)  # the teacher does not know about gain
     found = explain.audit(boxes(), X, outcomes, feature_names=NAMES, class_names=["no", "yes"])
     truth = np.mean(answers(boxes()) != outcomes)
@@ -187,6 +187,6 @@ def test_ensemble_teachers_need_no_gradients_and_one_unit_counts_as_two_classes(
         (lambda: explain.local_surrogate(linear(), X[0], X, method="anchors"), "expected method to be one of 'lime'"),
     ],
 )
-def test_what_cannot_be_imitated_is_refused_in_one_sentence(call, message):
+def test_unsupported_teachers_and_rows_raise_a_clear_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -76,7 +76,7 @@ def test_the_student_can_be_built_from_the_card(written, distiller):
     assert [w.shape for w in rebuilt.weights] == [w.shape for w in distiller.student.weights]
 
 
-def test_how_it_was_distilled(written, distiller):
+def test_the_card_states_how_the_student_was_distilled(written, distiller):
     content = written[1]
     assert content["teacher"] == {
         "name": "big",
@@ -102,7 +102,7 @@ def test_spread_over_seeds(written):
     assert written[1]["metrics"]["size"] == 0.5
 
 
-def test_the_page_says_the_same(written):
+def test_the_page_agrees_with_the_card(written):
     _, content, page = written
     for part in (
         "# small",
@@ -118,7 +118,7 @@ def test_the_page_says_the_same(written):
         assert part in page
 
 
-def test_a_card_without_facts_says_so(tmp_path, distiller):
+def test_a_card_without_metadata_says_so(tmp_path, distiller):
     exported = export.saved_model(distiller.student, tmp_path)
     content = json.loads((exported.path / "distillation.json").read_text())
     assert not {"teacher", "distillation", "data", "metrics", "command"} & set(content)
@@ -166,7 +166,7 @@ def test_bad_cards(change, message):
         export.ModelCard(**change)
 
 
-def test_a_dictionary_is_not_a_card(tmp_path, distiller):
+def test_a_dictionary_is_refused_as_a_card(tmp_path, distiller):
     with pytest.raises(ValueError, match=r"expected card to be an export.ModelCard, got dict"):
         export.saved_model(distiller.student, tmp_path / "m", card={})
     assert list(tmp_path.iterdir()) == []

@@ -62,7 +62,7 @@ def as_text(value):
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 64), (7, 3), (200, 64)])
-def test_answers_are_the_students(make, student, count, most):
+def test_predictions_equal_the_students(make, student, count, most):
     x = images(count)
     answer = make(most_examples=most, timeout_seconds=60).predict({"x": x})
     logits = student(x).numpy()
@@ -82,7 +82,7 @@ def test_image_files_travel_as_bytes(make, student):
     np.testing.assert_allclose(answer["logits"], student((pixels / 255).astype("float32")), atol=1e-5)
 
 
-def test_the_servers_error_reaches_the_caller(make):
+def test_an_error_of_the_server_is_raised_in_the_client(make):
     start = time.monotonic()
     with pytest.raises((ValueError, grpc.RpcError), match=r"takes \['x'\], got \['y'\]|'y'"):
         make(timeout_seconds=60).predict({"y": images(1)})

@@ -223,7 +223,7 @@ def test_text_is_converted_right_or_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["litert", "openvino"])
-def test_an_older_keras_is_told_before_the_work(kind, digits, tmp_path, monkeypatch):
+def test_an_older_keras_is_refused_before_the_conversion(kind, digits, tmp_path, monkeypatch):
     function, name, package = WRITERS[kind]
     pytest.importorskip(package)
     monkeypatch.setattr(keras, "__version__", "3.12.4")
@@ -261,7 +261,7 @@ def test_bad_arguments(digits, tmp_path, change, message):
 
 
 @pytest.mark.parametrize("name", ["x.tflite", "x.onnx", "x.xml"])
-def test_what_is_no_model_file(tmp_path, name):
+def test_files_that_are_not_models_are_refused(tmp_path, name):
     pytest.importorskip({"x.tflite": "ai_edge_litert", "x.onnx": "onnxruntime", "x.xml": "openvino"}[name])
     for content in (b"", b"garbage" * 50):
         (tmp_path / name).write_bytes(content)

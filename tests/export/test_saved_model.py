@@ -104,7 +104,7 @@ def test_result_says_what_was_measured(exported, trained, features):
     assert exported.ece == pytest.approx(ece, abs=1e-4)
 
 
-def test_only_what_the_student_needs_is_saved(exported, trained):
+def test_only_the_students_state_is_saved(exported, trained):
     saved = [v for v in tf.train.list_variables(str(exported.path / "variables" / "variables")) if "OBJECT" not in v[0]]
     weights = [w for w in trained.weights if "seed" not in w.path]
     assert sorted(tuple(shape) for _, shape in saved) == sorted(tuple(w.shape) for w in weights)
@@ -145,7 +145,7 @@ def test_versions(tmp_path, trained):
     assert sorted(p.name for p in base.iterdir()) == ["1", "7", "8", "not-a-version"]
 
 
-def test_half_a_model_is_never_seen(tmp_path, trained, monkeypatch):
+def test_a_partial_model_is_never_visible(tmp_path, trained, monkeypatch):
     """While the export is being written and checked, a server that lists the directory finds no version."""
     seen = []
     real = export._saved_model.compare
@@ -256,7 +256,7 @@ def test_subclassed_student_with_a_custom_layer(tmp_path, features):
     np.testing.assert_allclose(signature(exported)(inputs=features)["logits"], student(features), atol=1e-6)
 
 
-def test_opaque_probabilities_must_be_stated(tmp_path, features):
+def test_from_logits_is_required_if_the_last_activation_is_unknown(tmp_path, features):
     student = Subclassed("softmax")
     student(features)
     with pytest.raises(ValueError, match="expected from_logits to be given for a model whose last activation is"):

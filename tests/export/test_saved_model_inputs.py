@@ -110,7 +110,7 @@ def test_text_padded_to_the_longest_of_its_batch(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["ragged", "sparse"])
-def test_ragged_and_sparse_inputs_are_refused_with_what_to_do(tmp_path, kind):
+def test_ragged_and_sparse_inputs_are_refused_with_advice(tmp_path, kind):
     tokens = keras.Input((6,), name="tokens", **{kind: True})
     student = keras.Model(tokens, keras.layers.Dense(2)(keras.layers.Dense(3)(tokens)), name="small")
     advice = r"Let the student take texts \(TextVectorization inside\), or pad to a length and mask"

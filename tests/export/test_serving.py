@@ -108,13 +108,13 @@ def test_chosen_outputs_and_times(session, pixels):
         ({"pixels": [0.0]}, "predict", r"no signature 'predict', there are .*'classify'"),
     ],
 )
-def test_wrong_requests_are_errors_and_the_session_lives_on(session, pixels, feeds, signature, message):
+def test_invalid_requests_are_errors_and_the_session_survives(session, pixels, feeds, signature, message):
     with pytest.raises(export.ServedError, match=message):
         session.run(feeds, signature)
     assert session.run({"pixels": pixels})["logits"].shape == (9, 3)
 
 
-def test_what_is_not_a_saved_model(tmp_path, exported):
+def test_directories_that_are_not_saved_models_are_refused(tmp_path, exported):
     with pytest.raises(ValueError, match=r"expected a version directory with a saved_model\.pb, got"):
         export.ServingSession(tmp_path)
     broken = tmp_path / "broken"
@@ -161,7 +161,7 @@ def test_jpeg_and_png_are_resized_as_pil_does(session, student):
     np.testing.assert_allclose(out["logits"][1], expected, atol=0.1)
 
 
-def test_grey_files_fill_three_channels(session, student):
+def test_grey_images_are_converted_to_three_channels(session, student):
     grey = np.random.default_rng(6).integers(0, 256, (12, 10), dtype=np.uint8)
     out = session.run({"image_bytes": [encode(grey, "PNG")]}, "image_bytes")
     x = ((grey[..., None] / 255.0 - [0.5, 0.4, 0.3]) / 0.25).astype("float32")
@@ -247,7 +247,7 @@ def test_raw_text_is_split_into_word_pieces_inside_the_served_model(tmp_path):
     assert len(np.unique(expected.argmax(-1))) == 2 and (got.argmax(-1) == expected.argmax(-1)).all()
 
 
-def test_a_recogniser_takes_samples_through_the_c_api_and_hears_the_same_words(tmp_path):
+def test_a_recogniser_gives_the_same_words_through_the_c_api(tmp_path):
     keras.utils.set_random_seed(0)
     waveform = keras.Input((2400,), name="waveform")
     frames = adapters.LogMel(8000, 12, step_seconds=0.02)(waveform)
@@ -301,7 +301,7 @@ def test_messages_round_trip():
         _capi.read_message(io.BytesIO(stream.getvalue()[:-1]))
 
 
-def test_closed_session_says_so(exported):
+def test_a_closed_session_is_refused(exported):
     session = export.ServingSession(exported)
     session.close()
     session.close()

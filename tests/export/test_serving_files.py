@@ -58,7 +58,7 @@ def test_models_config_parses_with_the_official_message(model):
     assert list(config.model_version_policy.specific.versions) == [2, 10]
 
 
-def test_labels_are_the_users(model):
+def test_labels_are_those_given_by_the_user(model):
     files = export.serving_files(model, labels={"stable": 10})
     parsed = text_format.Parse(files["models.config"].read_text(), model_server_config_pb2.ModelServerConfig())
     (config,) = parsed.model_config_list.config
@@ -101,7 +101,7 @@ def test_compose_file(model):
     assert "--allow_version_labels_for_unavailable_models=true" in service["command"]
 
 
-def test_files_elsewhere_point_back_to_the_model(model, tmp_path):
+def test_serving_files_elsewhere_refer_to_the_model(model, tmp_path):
     files = export.serving_files(model, tmp_path / "deploy" / "prod")
     compose = yaml.safe_load(files["docker-compose.yml"].read_text())
     source = compose["services"]["serving"]["volumes"][0].split(":")[0]
@@ -159,7 +159,7 @@ def test_kubernetes_manifest_fits_the_schemas_of_the_api(model):
 
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (404, 1)])
-def test_the_health_check_really_asks(model, status, code):
+def test_the_health_check_really_queries_the_server(model, status, code):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(status if self.path == "/v1/models/digits_Student/metadata" else 500)
@@ -198,7 +198,7 @@ def test_bad_arguments(model, change, message):
     assert not (model.parent / "models.config").exists()
 
 
-def test_no_version_or_a_strange_name(tmp_path):
+def test_missing_versions_and_invalid_names_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"expected a directory with a numbered version, got .*nothing\. Use export"):
         export.serving_files(tmp_path / "nothing")
     strange = tmp_path / 'a"b'

@@ -40,7 +40,7 @@ def test_loss_is_the_public_one(name, function):
 @pytest.mark.parametrize(
     "name, function", [("at_multi/FM/p2", "attention_transfer"), ("nst_multi/FM", "neuron_selectivity")]
 )
-def test_stages_add_up_to_the_public_sum(name, function):
+def test_the_sum_over_stages_equals_the_public_codes(name, function):
     def loss(*layers):
         return sum(pair(getattr(losses, function))(*each) for each in zip(layers[:3], layers[3:], strict=True))
 
@@ -77,7 +77,7 @@ def test_attention_transfer_has_no_scale(magnitude):
     np.testing.assert_allclose(tape.gradient(value, x) * magnitude, case["grad_student"], atol=1e-8)
 
 
-def test_an_empty_map_costs_the_teachers_map_and_moves_nothing():
+def test_an_empty_map_has_the_teachers_norm_as_loss_and_no_gradient():
     teacher = np.random.default_rng(0).normal(size=(2, 3, 3, 4)).astype("float32")
     x = tf.zeros((2, 3, 3, 5))
     for loss, expected in (

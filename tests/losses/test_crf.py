@@ -115,6 +115,6 @@ def test_a_crf_trains_saves_and_teaches_its_marginals_and_padding_changes_nothin
         (lambda: teachers.crf_marginals(tagger(False)), r"crf_marginals: expected a model that gives potentials"),
     ],
 )
-def test_bad_input_is_one_sentence(call, message):
+def test_bad_input_raises_a_clear_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -31,7 +31,7 @@ def test_channel_distributions_are_the_papers_sum(temperature):
     np.testing.assert_allclose(again, expected, rtol=1e-5)
 
 
-def test_void_pixels_are_cut_out_of_every_dense_loss():
+def test_void_pixels_are_excluded_from_every_dense_loss():
     """A masked map is the same as a map without those columns."""
     teacher, student = maps((2, 4, 6, 5))
     mask = np.ones((2, 4, 6), bool)
@@ -136,7 +136,7 @@ def test_foreground_features_are_the_papers_formula():
     np.testing.assert_allclose(traced[1], scale, rtol=1e-6)
 
 
-def test_anchors_match_as_a_loop_says_and_a_wrong_size_matches_nothing():
+def test_anchor_matching_equals_a_loop_and_a_wrong_size_matches_nothing():
     rng = np.random.default_rng(2)
     corner, extent = rng.uniform(0, 0.6, (2, 5, 2)), rng.uniform(0.1, 0.4, (2, 5, 2))
     boxes = np.concatenate([corner, corner + extent], -1).astype("float32")
@@ -187,6 +187,6 @@ BAD = [
 
 
 @pytest.mark.parametrize(("make", "text"), BAD, ids=[str(i) for i in range(len(BAD))])
-def test_bad_input_is_named_in_one_sentence(make, text):
+def test_bad_input_raises_a_clear_error(make, text):
     with pytest.raises(ValueError, match=text):
         make(np.zeros((2, 3, 5), "float32"))

@@ -38,7 +38,7 @@ MAPS = {"teacher_features": MT, "student_features": MS}
 
 
 @pytest.mark.parametrize("name", ["fitnet_hint_conv1x1/301", "fitnet_hint_conv1x1/302"])
-def test_hint_is_the_public_one_behind_a_convolution(name):
+def test_a_hint_with_a_convolution_equals_the_public_code(name):
     case = Case(name)
 
     def loss(student, teacher, kernel, bias=0.0):
@@ -67,14 +67,14 @@ def test_hint_distances_against_numpy():
     np.testing.assert_allclose(got, 0.5 * (gap**2).sum((1, 2, 3)), rtol=2e-6)
 
 
-def test_huber_of_keras_is_ours():
+def test_huber_equals_that_of_keras():
     rng = np.random.default_rng(1)
     student, teacher = rng.normal(size=(2, 6, 5)).astype("float32") * 2
     theirs = keras.losses.Huber(reduction=None)(teacher, student)
     np.testing.assert_allclose(pair(losses.hint, distance="huber")(student, teacher), theirs, rtol=1e-6)
 
 
-def test_cosine_of_a_zero_vector_costs_one_and_moves_nothing():
+def test_the_cosine_loss_of_a_zero_vector_is_one_without_gradient():
     student, teacher = tf.constant([[0.0, 0.0], [0.0, 0.0]]), np.array([[1.0, 2.0], [0.0, 0.0]], "float32")
     with tf.GradientTape() as tape:
         tape.watch(student)
@@ -94,7 +94,7 @@ def test_pooling_covers_the_windows_it_says(length, cells, kind):
     np.testing.assert_allclose(maps.pool(features, [cells, None], kind), expected, rtol=1e-6, atol=1e-7)
 
 
-def test_the_larger_map_is_pooled_whoever_has_it():
+def test_the_larger_map_is_pooled_for_teacher_or_student():
     rng = np.random.default_rng(3)
     small, large = rng.normal(size=(2, 2, 2, 3)).astype("float32"), rng.normal(size=(2, 4, 4, 3)).astype("float32")
     pooled = large.reshape(2, 2, 2, 2, 2, 3).mean((2, 4))
@@ -182,7 +182,7 @@ def test_hierarchical_context_is_the_public_one():
         losses.HierarchicalContext().values(MT, MS, mask=np.ones((4, 4, 4), bool))
 
 
-def test_factor_transfer_is_the_public_one_in_both_forms():
+def test_factor_transfer_equals_the_public_code_in_both_forms():
     for name in ("ft_repdistiller/381/p2_1", "ft_repdistiller/382/p2_1"):
         assert Case(name).check(pair(losses.factor_transfer), "student", "teacher") == ["student"]
     case = Case("ft_torchdistill/381/p1_mean")

@@ -79,7 +79,7 @@ def blocks(monkeypatch):
 
 @modes
 @every
-def test_blocks_give_what_one_piece_gives(row, mode, blocks, monkeypatch):
+def test_row_blocks_equal_a_single_pass(row, mode, blocks, monkeypatch):
     if mode != "eager" and row is not FIRST[type(row.loss)]:
         pytest.skip("compiled once per class; its other options run eagerly")
     # XLA compiles a graph of rows that blocks of two divide; in a graph of its own they do not.
@@ -103,7 +103,7 @@ def test_blocks_give_what_one_piece_gives(row, mode, blocks, monkeypatch):
 
 
 @every
-def test_the_laws_of_the_contracts_hold_in_blocks(row, blocks, monkeypatch):
+def test_the_contracts_hold_in_row_blocks(row, blocks, monkeypatch):
     """Float64 twins, finite differences, garbage behind masks, learned temperatures: in blocks."""
     monkeypatch.setattr(row_blocks, "CHUNKED_FROM_CLASSES", 3)
     monkeypatch.setattr(row_blocks, "EAGER_CHUNK_ELEMENTS", 100)
@@ -127,7 +127,7 @@ def test_the_laws_of_the_contracts_hold_in_blocks(row, blocks, monkeypatch):
 
 
 @one_of_each
-def test_compiled_alone_it_gives_what_op_by_op_gives(row, monkeypatch):
+def test_a_loss_compiled_by_xla_equals_its_eager_value(row, monkeypatch):
     """From 512 classes on a graph runs a loss as a program of XLA's; an eager call never does."""
     monkeypatch.setattr(row_blocks, "FUSED_FROM_CLASSES", 50)
     programs, kept = [], row_blocks.fused
@@ -157,7 +157,7 @@ def test_compiled_alone_it_gives_what_op_by_op_gives(row, monkeypatch):
 
 
 @one_of_each
-def test_a_second_derivative_of_what_is_compiled_alone_is_refused(row, monkeypatch):
+def test_a_second_derivative_of_a_fused_loss_is_refused(row, monkeypatch):
     monkeypatch.setattr(row_blocks, "FUSED_FROM_CLASSES", 50)
 
     @tf.function(autograph=False)
@@ -169,7 +169,7 @@ def test_a_second_derivative_of_what_is_compiled_alone_is_refused(row, monkeypat
         second()
 
 
-def test_what_is_compiled_alone():
+def test_losses_over_many_classes_are_fused_only_in_graphs():
     def fuses(*shape):
         return row_blocks.fuses(tf.TensorSpec(shape))
 
@@ -192,7 +192,7 @@ def test_what_is_compiled_alone():
 @pytest.mark.parametrize(
     "spec", [(None, 4, 60), (None, None, 60), (None, 60), (7, 60)], ids=["batch", "batch-time", "rows", "prime"]
 )
-def test_sizes_that_are_known_only_when_the_graph_runs(row, spec, blocks):
+def test_dynamic_shapes_are_supported(row, spec, blocks):
     if spec != (None, None, 60) and not isinstance(row.loss, losses.SoftTargets):
         pytest.skip("unknown rows for every class; these for one, and odd rows in a graph of every class are above")
     shape = tuple(given or size for given, size in zip(spec, (3, 4, 60)[-len(spec) :], strict=True))
@@ -212,7 +212,7 @@ def test_sizes_that_are_known_only_when_the_graph_runs(row, spec, blocks):
 
 @one_of_each
 @pytest.mark.parametrize(("dtype", "mode"), [("float16", "eager"), ("bfloat16", "graph")])
-def test_half_precision_is_widened_within_the_blocks(row, dtype, mode, blocks, monkeypatch):
+def test_half_precision_is_cast_to_float32_within_the_row_blocks(row, dtype, mode, blocks, monkeypatch):
     teacher, student = (tf.cast(each, dtype) for each in draw(5, 60))
     labels = np.random.default_rng(1).integers(0, 60, 5)
 
@@ -237,7 +237,7 @@ def test_half_precision_is_widened_within_the_blocks(row, dtype, mode, blocks, m
 
 @modes
 @pytest.mark.parametrize("missing", ["spread", "ignore"])
-def test_a_stored_teacher_is_made_dense_within_the_blocks(mode, missing, blocks, monkeypatch):
+def test_a_stored_top_k_teacher_is_expanded_within_the_row_blocks(mode, missing, blocks, monkeypatch):
     teacher, student = draw(6, 60)
     values, indices = tf.math.top_k(tf.nn.log_softmax(teacher), 4)
     mask = np.array([1, 1, 0, 1, 0, 1], bool)
@@ -285,7 +285,7 @@ def test_the_bounded_regression_has_its_labels_in_the_blocks(mode, blocks, monke
 
 
 @modes
-def test_means_and_variances_may_come_apart(mode, blocks):
+def test_means_and_variances_may_be_separate_tensors(mode, blocks):
     teacher, student = draw(5, 120)
 
     def slopes(mean, logs):
@@ -371,7 +371,7 @@ def test_a_flat_teacher_is_summed_exactly_by_xla(classes):
     np.testing.assert_allclose(compiled(teacher, student), oracles.soft_targets(teacher, student, 2.0), rtol=1e-6)
 
 
-def test_rows_of_one_block_divide_what_is_known(monkeypatch):
+def test_the_number_of_rows_in_a_block_divides_a_static_number_of_rows(monkeypatch):
     monkeypatch.setattr(row_blocks, "eager", lambda: False)  # as in a graph: eager blocks are longer
     for shape, expected in (
         ((4, 100, 32_000), 16),  # 16 rows of 32000 fit, and 400 is 25 times 16

@@ -197,7 +197,7 @@ def test_at_high_temperature_soft_targets_become_centred_logit_matching(temperat
 
 @pytest.mark.parametrize("distance", [1.0, 1e-2, 1e-4, 1e-6])
 @pytest.mark.parametrize("loss", ["soft_targets", "reverse_soft_targets", "jensen_shannon", "probability_matching"])
-def test_digits_stay_when_the_student_is_nearly_the_teacher(loss, distance):
+def test_precision_is_kept_if_student_and_teacher_are_nearly_equal(loss, distance):
     """A float32 sum of p * (log p - log q) has none left at a distance of 1e-4."""
     rng = np.random.default_rng(0)
     teacher = rng.normal(size=(8, 10)).astype("float32")
@@ -268,7 +268,7 @@ def test_decoupled_where_public_code_overflows():
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
-def test_jensen_shannon_jumps_at_its_ends_as_documented():
+def test_jensen_shannon_is_discontinuous_at_its_ends_as_documented():
     arguments = {"teacher_logits": np.float32(T), "student_logits": np.float32(S)}
     near = losses.jensen_shannon(**arguments, beta=1e-4)
     np.testing.assert_allclose(near / 1e-4, losses.soft_targets(**arguments), rtol=2e-3)
@@ -335,7 +335,7 @@ def test_the_correlation_is_that_of_the_definition_whatever_the_size_of_the_prob
         )
 
 
-def test_a_student_that_says_nothing_is_pulled_towards_the_teacher_by_the_correlation():
+def test_the_correlation_pulls_a_constant_student_towards_the_teacher():
     """At equal logits the correlation is 0 and its slope finite, of the right direction."""
     teacher = np.random.default_rng(4).normal(size=(6, 5)).astype("float32")
     with tf.GradientTape() as tape:

@@ -22,7 +22,7 @@ def test_class_subsets():
     np.testing.assert_allclose(term.compute_loss(teacher, student), np.mean(got), rtol=1e-6)
 
 
-def test_labels_are_what_a_term_passes_on():
+def test_a_loss_receives_the_labels_that_its_term_passes():
     term = LogitsDistillation(temperature=4.0, loss=losses.DecoupledSoftTargets())
     for labels in (Y, np.eye(5, dtype="float32")[Y]):
         values = term.values(np.float32(T), np.float32(S), labels=labels)
@@ -75,7 +75,7 @@ TWO = {side: np.zeros((2, 2), "float32") for side in ("teacher_logits", "student
         (lambda: losses.GaussianKL().values(np.zeros((1, 3)), np.zeros((1, 3))), "GaussianKL: expected an even last a"),
     ],
 )
-def test_bad_input_is_one_sentence(make, text):
+def test_bad_input_raises_a_clear_error(make, text):
     with pytest.raises(ValueError, match=text):
         make()
 

@@ -25,7 +25,7 @@ def test_values_are_those_of_scikit_learn_and_members_count_the_same():
     np.testing.assert_allclose(np.mean(masked), np.mean(np.asarray(got)[mask]), rtol=1e-5)
 
 
-def test_the_gradient_counts_who_lies_below_and_none_reaches_the_teacher():
+def test_the_gradient_counts_labels_below_the_quantile_and_none_reaches_the_teacher():
     y, q = tf.constant([0.0, 1.0, 5.0]), tf.constant([[2.0], [2.0], [2.0]])
     with tf.GradientTape() as tape:
         tape.watch([y, q])

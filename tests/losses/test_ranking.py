@@ -187,7 +187,7 @@ def test_own_items_are_left_out_of_the_teachers_list():
     np.testing.assert_array_equal(kept, losses.RankedItems(2).values(teacher, student))
 
 
-def test_evaluation_repeats_its_draws_and_a_saved_distiller_goes_on_with_them(tmp_path):
+def test_evaluation_repeats_its_samples_and_a_saved_distiller_continues_them(tmp_path):
     teacher, student = (keras.Sequential([keras.Input((3,)), keras.layers.Dense(30)]) for _ in "ts")
     loss = losses.RelaxedRanking(4, 4, seed=5)
     distiller = Distiller(teacher, student, LogitsDistillation(loss=loss), student_loss_weight=0.0)
@@ -222,7 +222,7 @@ def test_evaluation_repeats_its_draws_and_a_saved_distiller_goes_on_with_them(tm
         (lambda: losses.PolicyTargets(target="q"), "expected target to be one of 'kl', 'nll', 'mse'"),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(make, words):
+def test_bad_input_raises_a_clear_error(make, words):
     with pytest.raises(ValueError) as caught:
         make()
     assert words in str(caught.value)

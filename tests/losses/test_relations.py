@@ -205,7 +205,7 @@ def rotation(size, seed):
         (losses.RelationalAngle, "scale rotate shift"),
     ],
 )
-def test_what_changes_nothing(loss, changes):
+def test_relations_are_invariant_to_these_transformations(loss, changes):
     rng = np.random.default_rng(11)
     student, teacher = rng.normal(size=(2, 9, 5)).astype("float32")
     value = float(loss().values(teacher, student))

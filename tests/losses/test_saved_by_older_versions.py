@@ -11,7 +11,7 @@ from tests.data import record_saved_distiller as recorder
 DATA = pathlib.Path(__file__).parents[1] / "data"
 
 
-def test_a_distiller_saved_by_0_1_loads_and_goes_on_alike():
+def test_a_distiller_saved_by_version_0_1_loads_and_trains_alike():
     """Losses, terms, adapters and schedules are found by their registered names, wherever their modules live now."""
     loaded = keras.saving.load_model(DATA / "saved_distiller_0.1.keras")
     kinds = [type(getattr(term, "loss", None)).__name__ for term in loaded.distillation_losses]

@@ -46,7 +46,7 @@ def test_frames_and_labels_of_unknown_number_give_the_same_in_a_graph():
     np.testing.assert_array_equal(graph(labels, logits), losses.ctc(labels=labels, logits=logits))
 
 
-def test_another_blank_is_a_renaming_of_the_classes():
+def test_another_blank_index_equals_a_permutation_of_the_classes():
     logits = random_logits()
     moved = logits[..., [1, 2, 0]]  # the old blank is the last class now
     np.testing.assert_allclose(
@@ -97,7 +97,7 @@ def test_impossible_labels_are_refused_and_in_a_graph_are_infinite_without_a_gra
         ),
     ],
 )
-def test_bad_input_is_one_sentence(call, message):
+def test_bad_input_raises_a_clear_error(call, message):
     with pytest.raises(ValueError, match=message):
         call(random_logits())
 
@@ -110,7 +110,7 @@ def masked_model(width, seed):
 
 
 @pytest.mark.parametrize("loss", [losses.FrameSoftTargets(keep="around_spikes"), losses.GuidedCtc()])
-def test_a_distiller_hands_the_mask_to_the_losses_and_padding_changes_nothing(loss):
+def test_a_distiller_passes_the_mask_to_the_losses_and_padding_has_no_effect(loss):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(8, 8, 2)).astype("float32")  # batch = frames
     lengths = np.array([8, 7, 8, 6, 8, 7, 5, 8])
@@ -134,7 +134,7 @@ def test_a_distiller_hands_the_mask_to_the_losses_and_padding_changes_nothing(lo
     np.testing.assert_allclose(logs["student_loss"], np.mean(supervised), rtol=1e-5)
 
 
-def test_an_impossible_label_stops_training_and_keeps_the_weights():
+def test_labels_that_need_more_frames_stop_training_and_keep_the_weights():
     distiller = Distiller(masked_model(4, 0), masked_model(3, 1), LogitsDistillation())
     distiller.compile("sgd", losses.Ctc())
     before = [np.array(weight) for weight in distiller.student.get_weights()]

@@ -28,7 +28,7 @@ def test_dirichlet_distillation_is_the_reference_but_for_its_epsilon(temperature
     np.testing.assert_allclose(ours, theirs, rtol=2e-5)
 
 
-def test_proxy_and_evidence_are_the_references():
+def test_proxy_and_evidence_equal_the_reference():
     np.testing.assert_allclose(
         oracles.proxy_precision(MEMBERS, 0.0), [246.09857501, 31.61476832, 13.03472067, 14.50525657], rtol=1e-6
     )
@@ -44,7 +44,7 @@ def test_proxy_and_evidence_are_the_references():
 
 @pytest.mark.parametrize("case", [721, 722])
 @pytest.mark.parametrize("kind", ["mean_kl", "dirichlet_nll", "proxy_kl", "proxy_reverse_kl"])
-def test_public_code_gives_the_same(kind, case):
+def test_values_equal_those_of_the_public_code(kind, case):
     options, inputs, outputs = golden.load(f"ensemble_distribution/{kind}/{case}")
     function, more = {
         "mean_kl": (losses.ensemble_soft_targets, {}),
@@ -106,7 +106,7 @@ def test_stable_for_small_and_large_concentrations(precision):
 
 
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e30])
-def test_logits_beyond_all_bounds_give_numbers(size):
+def test_extreme_logits_give_finite_values(size):
     members = np.float32([[[size, 0, -size], [0, size, -size]], [[size, 0, 0], [size, 0, 0]]])
     student = tf.constant(np.float32([[size, -size, 0], [-size, -size, -size]]))
     for loss in (losses.DirichletDistillation(), losses.ProxyDirichlet(), losses.Evidential("digamma")):
@@ -225,7 +225,7 @@ def test_a_mixture_beats_one_gaussian_between_two_members():
     assert single > mixture + 0.5
 
 
-def test_trust():
+def test_trust_weights_by_hand():
     teacher = np.log(np.float32([[0.25] * 4, [0.97, 0.01, 0.01, 0.01]]))
     student = np.log(np.float32([[0.4, 0.3, 0.2, 0.1]] * 2))
     plain = losses.soft_targets(teacher_logits=teacher, student_logits=student).numpy()
@@ -273,6 +273,6 @@ def test_trust():
         ),
     ],
 )
-def test_bad_arguments_are_named(make, text):
+def test_bad_arguments_raise_a_clear_error(make, text):
     with pytest.raises(ValueError, match=text):
         make()

@@ -19,7 +19,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("jit", [False, True])
-def test_value_and_gradient_are_those_of_the_labelled_alone(case, jit):
+def test_value_and_gradient_equal_those_of_the_labelled_examples_alone(case, jit):
     loss, targets, void = CASES[case]
     partly = np.where(VOID.reshape(-1, *[1] * (targets.ndim - 1)), void, targets).astype(targets.dtype)
     wrapped = losses.WhereLabelled.from_config(losses.WhereLabelled(loss).get_config())
@@ -43,7 +43,7 @@ def test_value_and_gradient_are_those_of_the_labelled_alone(case, jit):
     assert float(wrapped(np.full_like(partly, void), student)) == 0.0
 
 
-def test_the_teacher_is_heard_where_there_is_no_label():
+def test_unlabelled_examples_learn_from_the_teacher_only():
     distiller = Distiller(models.mlp(8, 4), models.mlp(5, 4, seed=9), LogitsDistillation(1.0), student_loss_weight=0.5)
     distiller.compile("sgd", loss=losses.WhereLabelled(keras.losses.SparseCategoricalCrossentropy(from_logits=True)))
     data = tf.data.Dataset.from_tensors((X, np.where(VOID, -1, Y)))
@@ -116,11 +116,11 @@ def test_with_a_given_fraction_accumulated_batches_are_one_big_batch():
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.5, "half"])
-def test_a_fraction_that_is_none_is_refused(fraction):
+def test_a_fraction_out_of_range_is_refused(fraction):
     with pytest.raises(ValueError, match=r"WhereLabelled: expected labelled_fraction .*, got"):
         losses.WhereLabelled("mse", labelled_fraction=fraction)
 
 
-def test_what_is_no_loss_is_refused():
+def test_a_loss_of_the_wrong_type_is_refused():
     with pytest.raises(ValueError, match=r"WhereLabelled: expected loss to be a keras.losses.Loss or its name"):
         losses.WhereLabelled(keras.losses.MeanSquaredError)

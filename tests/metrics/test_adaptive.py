@@ -65,7 +65,7 @@ def test_streaming_equal_mass_error_is_near_the_exact_one():
             assert float(metric.result()) == pytest.approx(exact, abs=2e-3)
 
 
-def test_equal_weights_group_as_none_and_weight_zero_removes():
+def test_equal_weights_change_nothing_and_weight_zero_removes():
     p, y, w = some()
     exact = metrics.adaptive_calibration_error(y, p)
     assert metrics.adaptive_calibration_error(y, p, sample_weight=np.full(400, 3.0)) == pytest.approx(exact, abs=1e-12)
@@ -150,6 +150,6 @@ def test_brier_parts_add_up_and_each_is_its_definition():
         (lambda: metrics.adaptive_calibration_error([0], [[0.5, 0.5]], num_bins=0), "num_bins to be an integer >= 1"),
     ],
 )
-def test_bad_arguments_are_named(call, text):
+def test_bad_arguments_raise_a_clear_error(call, text):
     with pytest.raises(ValueError, match=text):
         call()

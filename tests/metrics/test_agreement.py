@@ -97,7 +97,7 @@ def test_agreement_on_errors_counts_the_same_wrong_class():
         lambda: metrics.RankCorrelation("kendall"),
     ],
 )
-def test_an_output_that_is_no_number_agrees_with_nothing(make, side, classes):
+def test_a_nan_output_makes_the_agreement_nan(make, side, classes):
     both = [softmax(each, 1) for each in outputs(classes=classes)]
     both[side][5, 1] = np.nan
     assert np.isnan(make()(*both))
@@ -105,7 +105,7 @@ def test_an_output_that_is_no_number_agrees_with_nothing(make, side, classes):
     assert float(make()(*both, weights)) == float(make()(*(each[weights] for each in both)))
 
 
-def test_an_output_that_is_no_number_is_not_among_the_errors():
+def test_a_nan_output_makes_the_agreement_on_errors_nan():
     teacher, student = outputs(classes=3)
     labels = (teacher.argmax(1) + 1) % 3
     student[5, 1] = np.nan
@@ -136,6 +136,6 @@ def test_runs_in_xla_on_sequences_and_round_trips():
         (lambda: metrics.rank_correlation([1, 2], [1, 2, 3]), "equal length, got 2 and 3"),
     ],
 )
-def test_bad_arguments_are_named(call, text):
+def test_bad_arguments_raise_a_clear_error(call, text):
     with pytest.raises(ValueError, match=text):
         call()

@@ -184,7 +184,7 @@ class TestEdges:
         assert metrics.expected_calibration_error([0], [[0.7, 0.3]]) == pytest.approx(0.3, abs=1e-6)
         assert metrics.expected_calibration_error([1], [[0.7, 0.3]], norm="max") == pytest.approx(0.7, abs=1e-6)
 
-    def test_all_right_and_sure_is_zero_all_wrong_and_sure_is_one(self):
+    def test_certain_and_correct_is_zero_certain_and_wrong_is_one(self):
         p = np.eye(4)[[0, 1, 2, 3]]
         for norm in (*NORMS, "average"):
             assert metrics.expected_calibration_error([0, 1, 2, 3], p, norm=norm) == 0.0
@@ -204,7 +204,7 @@ class TestEdges:
         for metric in (metrics.ExpectedCalibrationError(), metrics.BrierScore(), metrics.NegativeLogLikelihood()):
             assert np.isnan(metric.result())
 
-    def test_what_cannot_be_is_nan_not_a_wrong_number(self):
+    def test_impossible_input_gives_nan(self):
         logits = [[4.0, -3.0], [1.0, 2.0]]
         for function in (metrics.expected_calibration_error, metrics.brier_score, metrics.negative_log_likelihood):
             assert np.isnan(function([0, 1], logits))  # logits taken for probabilities
@@ -212,14 +212,14 @@ class TestEdges:
             assert np.isnan(function([0, -1], [[0.5, 0.5], [0.5, 0.5]]))
 
     @pytest.mark.parametrize("classes", [3, 100, 150])
-    def test_an_output_that_is_no_number_makes_the_result_none(self, classes):
+    def test_a_nan_output_makes_the_result_nan(self, classes):
         for place in (0, 2, classes - 1):
             p = np.full((4, classes), 1.0 / classes)
             p[3, place] = np.nan
             assert np.isnan(metrics.expected_calibration_error([0, 0, 0, place], p))
 
     @pytest.mark.parametrize("classes", [3, 100, 150, 1000])
-    def test_of_equal_outputs_the_first_decides(self, classes):
+    def test_ties_are_decided_by_the_first_class(self, classes):
         p = np.random.default_rng(0).integers(0, 4, (200, classes)) / 4.0  # each row has its largest many times
         bins = metrics.reliability_bins(p.argmax(1), p)
         assert bins.accuracy[bins.weight > 0] == pytest.approx(1.0)
@@ -359,6 +359,6 @@ def test_in_compile_with_masks_and_half_precision():
         (lambda: metrics.brier_score([0], [[0.1, 0.9]], sample_weight=[[1, 1]]), "sample_weight of at most 1 axes"),
     ],
 )
-def test_bad_arguments_are_named(call, text):
+def test_bad_arguments_raise_a_clear_error(call, text):
     with pytest.raises(ValueError, match=text):
         call()

@@ -49,7 +49,7 @@ def test_the_first_largest_in_every_mode(mode, classes):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("classes", [10, 150, 1000])
 @pytest.mark.parametrize("from_logits", [False, True])
-def test_a_row_that_is_no_number_makes_the_result_none_in_every_mode(mode, classes, from_logits):
+def test_a_nan_row_makes_the_result_nan_in_every_mode(mode, classes, from_logits):
     outputs = np.full((4, classes), 1.0 / classes, "float32")
     outputs[2] = np.nan  # what a softmax makes of one NaN
     metric = metrics.ExpectedCalibrationError(from_logits=from_logits)

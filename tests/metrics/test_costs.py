@@ -50,7 +50,7 @@ def test_abstention_is_taken_where_it_is_cheaper():
         (lambda c: metrics.best_threshold([0], [], **c), "as many labels as probabilities, got 1 and 0."),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(make, words):
+def test_bad_input_raises_a_clear_error(make, words):
     with pytest.raises(ValueError) as caught:
         make({"false_positive": 1.0, "false_negative": 4.0})
     assert words in str(caught.value)

@@ -65,7 +65,7 @@ def test_coverage_counts_and_the_interval_score_is_two_quantile_scores():
         (lambda: metrics.mixture_quantiles([1.0], [1.0], [0.0]), "mixture_quantiles: expected levels between 0 and 1"),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(make, words):
+def test_bad_input_raises_a_clear_error(make, words):
     with pytest.raises(ValueError) as caught:
         make()
     assert words in str(caught.value)

@@ -46,7 +46,7 @@ def test_binary_scores_equal_the_recorded_ones(case):
     assert nll == pytest.approx(float(case["outputs"]["nll"]), abs=1e-6)
 
 
-def test_soft_labels_give_the_expected_score_under_them():
+def test_soft_labels_give_the_expected_score():
     p, _, _ = some(50, 3)
     soft = softmax(np.random.default_rng(1).normal(size=(50, 3)), axis=1)
     nll = -(soft * np.log(p)).sum(1).mean()

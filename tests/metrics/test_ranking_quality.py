@@ -26,7 +26,7 @@ def test_values_are_those_of_keras_rs(k):
             assert float(metric.result()) == pytest.approx(got.per_list[row, column], abs=1e-6), name
 
 
-def test_one_held_out_item_by_hand_and_ties_earn_nothing():
+def test_one_held_out_item_by_hand_and_ties_get_no_credit():
     scores = np.array([[0.9, 0.8, 0.7, 0.1], [0.1, 0.2, 0.3, 0.4], [1, 1, 1, 1.0]])
     got = metrics.ranking_quality(scores, [2, 3, 1], k=3)
     np.testing.assert_allclose(got.per_list[:, 2], [np.log(2) / np.log(4), 1, 0])
@@ -47,7 +47,7 @@ def test_one_held_out_item_by_hand_and_ties_earn_nothing():
         (lambda: metrics.ranking_quality([[1.0]], [0], exclude=[[1, 0]]), "expected exclude of shape (1, 1)"),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(make, words):
+def test_bad_input_raises_a_clear_error(make, words):
     with pytest.raises(ValueError) as caught:
         make()
     assert words in str(caught.value)

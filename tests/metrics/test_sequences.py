@@ -33,7 +33,7 @@ def test_a_narrow_beam_gives_lower_bounds_and_mostly_the_best_sequence():
     assert hits >= 18
 
 
-def test_an_alignment_is_the_likeliest_of_all_paths_that_say_the_labels():
+def test_an_alignment_is_the_most_likely_of_all_paths_with_these_labels():
     logits, mask = random_logits((6, 7, 3), seed=4), np.ones((6, 7), bool)
     mask[3:, [1, 4]] = False
     labels = np.array([[1, 2, -1], [1, 1, -1], [0, 2, 0], [2, 1, 2], [-1, -1, -1], [1, 2, 2]])
@@ -149,7 +149,7 @@ def test_spans_of_integers_are_those_of_names_and_masked_tokens_do_not_exist():
     assert metrics.span_f1(right, np.eye(4)[found], tag_names=NAMES, mask=mask) == pytest.approx(expected)
 
 
-def test_span_calibration_is_zero_for_a_model_that_knows_how_often_it_is_right():
+def test_span_calibration_is_zero_for_a_calibrated_model():
     rng = np.random.default_rng(0)
     probabilities = np.tile([0.2, 0.75, 0.0, 0.05], (20000, 1, 1))
     tags = rng.choice(4, (20000, 1), p=[0.2, 0.75, 0.0, 0.05])
@@ -206,6 +206,6 @@ def test_span_calibration_is_zero_for_a_model_that_knows_how_often_it_is_right()
         (lambda: teachers.n_best(None, np.zeros((0, 3, 2))), r"n_best: expected at least one example, got none"),
     ],
 )
-def test_bad_input_is_one_sentence(call, message):
+def test_bad_input_raises_a_clear_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -73,7 +73,7 @@ def test_dirichlet_equals_the_recorded_values(case):
     assert float(metric.result()) == pytest.approx(out["mean_mutual_information"], rel=1e-6)
 
 
-def test_dirichlet_is_the_limit_of_its_own_samples():
+def test_dirichlet_uncertainties_are_the_means_over_its_samples():
     """Members drawn from the Dirichlet have, in the mean, the closed forms' uncertainties."""
     alpha = np.array([0.7, 2.0, 5.0])
     members = np.random.default_rng(0).dirichlet(alpha, size=(1, 200_000))
@@ -124,7 +124,7 @@ def test_classes_that_a_member_rules_out():
         np.testing.assert_allclose(ours, expected, atol=1e-12)
 
 
-def test_mean_uncertainty_streams_weighs_and_runs_in_xla():
+def test_mean_uncertainty_streams_uses_weights_and_runs_in_xla():
     members = np.random.default_rng(2).dirichlet(np.ones(4), size=(30, 5)).astype(np.float32)
     weights = np.random.default_rng(3).uniform(0, 2, 30)
     for kind in metrics.Uncertainty._fields:
@@ -183,7 +183,7 @@ def test_normal_inverse_gamma_equals_the_moments_of_its_distributions():
         np.testing.assert_allclose(np.ravel(got), each, rtol=1e-5)
 
 
-def test_bad_arguments_are_named():
+def test_bad_arguments_raise_a_clear_error():
     with pytest.raises(ValueError, match="expected kind to be one of 'total', 'data'"):
         metrics.MeanUncertainty("epistemic")
     with pytest.raises(ValueError, match=r"expected members of shape \(..., members, classes\), got shape \(2,\)"):

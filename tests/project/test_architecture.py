@@ -39,7 +39,7 @@ def public():
 PUBLIC = list(public())
 
 
-def test_imports_go_down_and_third_parties_have_one_door(monkeypatch):
+def test_imports_go_downwards_and_third_party_libraries_are_imported_by_one_module(monkeypatch):
     monkeypatch.chdir(ROOT)
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
@@ -75,12 +75,12 @@ def test_importing_the_package_loads_no_extra(fresh):
     assert fresh.stdout.splitlines()[0] == "extras:", fresh.stderr
 
 
-def test_every_room_is_an_attribute_that_is_imported_when_it_is_first_touched(fresh):
+def test_every_module_is_an_attribute_that_is_imported_on_first_access(fresh):
     assert fresh.stdout.splitlines()[1:] == ["rooms:", "True"], fresh.stderr
     assert "module 'keras_distill' has no attribute 'no_such_room'" in fresh.stderr
 
 
-def test_every_room_says_what_is_public():
+def test_every_module_states_its_public_names():
     for room in ["keras_distill", *ROOMS]:
         module = importlib.import_module(room)
         names = module.__all__
@@ -94,7 +94,7 @@ def open_file(file):
     return not any(part.startswith("_") for part in file.relative_to(PACKAGE).parts)
 
 
-def test_what_a_room_of_one_file_defines_openly_is_in_its_list():
+def test_every_public_definition_of_a_single_file_module_is_in_its_all():
     for file in filter(open_file, FILES):
         module = importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
         defined = {
@@ -128,7 +128,7 @@ def importers():
     return {modules[name]: {modules[user] for user in found} for name, found in users.items()}
 
 
-def test_a_private_module_with_one_caller_says_why_it_is_not_part_of_it():
+def test_a_private_module_with_one_caller_states_why_it_is_separate():
     for file, users in importers().items():
         caller = next(iter(users)) if len(users) == 1 else None
         if caller is None or not file.name.startswith("_") or "__init__.py" in (file.name, caller.name):
@@ -186,7 +186,7 @@ def test_a_loss_function_has_every_section():
             assert kinds == {inspect.Parameter.KEYWORD_ONLY}, name
 
 
-def test_what_can_be_saved_can_be_loaded_without_custom_objects():
+def test_saved_objects_load_without_custom_objects():
     saved = (
         keras.losses.Loss,
         keras.metrics.Metric,

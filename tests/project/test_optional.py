@@ -145,7 +145,7 @@ def late_imports(node, function=None, around=None):
         yield from late_imports(child, function, around)
 
 
-def test_every_late_import_of_another_package_names_its_extra_and_is_tried():
+def test_every_late_import_of_another_package_names_its_extra_and_is_tested():
     facts = configparser.ConfigParser()
     facts.read(ROOT / "setup.cfg")
     asked = {

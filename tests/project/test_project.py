@@ -57,7 +57,7 @@ def pretend_installed(project, extra):
         os.utime(project / ".venv" / stamp, (future, future))
 
 
-def test_the_facts_are_those_promised(facts):
+def test_the_package_metadata_are_as_promised(facts):
     assert facts["metadata"]["name"] == "keras-distill" and facts["metadata"]["license"] == "Apache-2.0"
     assert facts["options"]["python_requires"] == ">=3.11"
     required = facts["options"]["install_requires"].split()
@@ -85,7 +85,7 @@ def test_typed_and_versioned(facts):
         assert str(ROOT) in sys.path or os.environ.get("PYTHONPATH")  # used from the checkout, not installed
 
 
-def test_the_linters_run_the_promised_rules():
+def test_the_linters_run_the_documented_rules():
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     assert {"E", "F", "W", "I", "N", "D", "UP", "B", "S101", "T20", "RUF"} <= set(tools["ruff"]["lint"]["select"])
     assert "--doctest-modules" in tools["pytest"]["ini_options"]["addopts"]
@@ -96,7 +96,7 @@ def test_the_linters_run_the_promised_rules():
 @pytest.mark.parametrize(
     ("target", "extra"), [("demo", "demo"), ("test", "test"), ("lint", "lint"), ("docs", "docs"), ("bench", "test")]
 )
-def test_without_an_environment_one_is_made_and_filled_before_the_command(target, extra, project):
+def test_without_an_environment_one_is_created_before_the_command(target, extra, project):
     steps = make(project, "-n", target)
     made, filled = steps.index("bash .ci/make_venv .venv"), steps.index(f"--editable '.[{extra}]'")
     ran = steps.rindex(".venv/bin/python -m ")
@@ -105,7 +105,7 @@ def test_without_an_environment_one_is_made_and_filled_before_the_command(target
 
 @needs_make
 @pytest.mark.parametrize(("target", "extra"), [("demo", "demo"), ("test", "test"), ("lint", "lint")])
-def test_a_second_time_nothing_is_made_or_installed(target, extra, project):
+def test_the_second_run_creates_and_installs_nothing(target, extra, project):
     pretend_installed(project, extra)
     steps = make(project, "-n", target)
     assert "make_venv" not in steps and "install" not in steps.replace(f".installed-{extra}", "")
@@ -122,13 +122,13 @@ def test_new_facts_are_installed_again(project):
 
 
 @needs_make
-def test_an_interrupted_installation_is_done_again(project):
+def test_an_interrupted_installation_is_repeated(project):
     pretend_installed(project, "demo")
     assert "--editable '.[test]'" in make(project, "-n", "test")
 
 
 @needs_make
-def test_the_active_environment_stays_outside_and_the_package_index_is_kept(project):
+def test_the_active_environment_is_ignored_and_the_package_index_is_kept(project):
     active = {
         "PYTHONPATH": "/elsewhere",
         "PYTHONHOME": "/elsewhere",
@@ -149,7 +149,7 @@ def test_the_active_environment_stays_outside_and_the_package_index_is_kept(proj
 
 
 @pytest.mark.slow
-def test_the_environment_is_made_whatever_is_active_and_one_that_works_is_kept(project):
+def test_the_environment_is_created_whatever_is_active_and_a_working_one_is_kept(project):
     broken = project / "broken"
     broken.mkdir()
     for name in ("python3.11", "python3"):  # an active environment whose Python does not run
@@ -170,7 +170,7 @@ def test_the_environment_is_made_whatever_is_active_and_one_that_works_is_kept(p
 
 
 @pytest.mark.slow
-def test_without_a_suitable_python_the_reason_is_said(project):
+def test_without_a_suitable_python_the_reason_is_printed(project):
     empty = project / "empty"
     empty.mkdir()
     for tool in ("bash", "rm", "dirname"):
@@ -202,7 +202,7 @@ def test_ci_runs_lint_tests_site_and_package_and_fails_if_one_fails(tmp_path):
         assert (tmp_path / "made").read_text().split() == ["lint", "test", "docs", "package"]
 
 
-def test_what_a_package_should_not_hold_and_what_it_lacks_are_named(tmp_path):
+def test_unwanted_and_missing_files_of_a_package_are_named(tmp_path):
     check = importlib.util.spec_from_file_location("check_package", ROOT / ".ci" / "check_package.py")
     module = importlib.util.module_from_spec(check)
     check.loader.exec_module(module)

@@ -138,7 +138,7 @@ def test_the_recorded_run_is_of_the_data_this_version_loads():
     assert data.load("digits").fingerprint[:16] in recorded.settings["data"]
 
 
-def test_every_local_file_and_room_it_names_is_there():
+def test_every_local_file_and_module_it_names_exists():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
     rooms = README.split("## What each room contains")[1].split("## Licence")[0]
@@ -147,7 +147,7 @@ def test_every_local_file_and_room_it_names_is_there():
             assert hasattr(keras_distill, name) or importlib.util.find_spec(f"keras_distill.{name}"), name
 
 
-def test_the_built_ins_mistakes_are_all_told():
+def test_all_errors_of_the_built_in_are_listed():
     design = ROOT.parent / "shared" / "DESIGN.md"
     page = (ROOT / "docs" / "start" / "from_keras_distillation.md").read_text(encoding="utf-8")
     rows = [row for row in page.split("| `keras.distillation` | `keras_distill` |")[1].splitlines() if row[:2] == "| "]

@@ -60,7 +60,7 @@ def test_the_mutual_loss_is_cross_entropy_and_the_mean_divergence_from_the_other
     assert history["mutual_loss"][0] == pytest.approx(np.mean(divergence), rel=1e-5)
 
 
-def test_make_student_is_called_for_every_generation():
+def test_make_student_is_called_for_each_generation():
     made = []
 
     def make_student():

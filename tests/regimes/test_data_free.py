@@ -47,7 +47,7 @@ def looking(seed, channels, positions=3):
     return keras.Sequential([keras.Input((6,)), *layers])
 
 
-def test_a_student_also_copies_where_the_teacher_looks():
+def test_a_student_also_matches_the_teachers_attention():
     teacher, student, maker = looking(1, 5), looking(2, 3), generator()
     objective = regimes.Disagreement("kl", [("stage", "stage")], attention_weight=7.0) + regimes.ClassInversion()
     regime = regimes.DataFree(teacher, student, maker, objective, 1, seed=5)
@@ -116,7 +116,7 @@ def test_contrast_is_the_formula_with_a_memory_that_forgets_the_oldest():
         regimes.Contrastive("norm").generator_loss(SHOWN, teacher)
 
 
-def test_views_are_the_examples_a_little_moved():
+def test_views_are_slightly_augmented_examples():
     images = OTHER.normal(size=(3, 16, 16, 2)).astype("float32")
     seeds, found = keras.random.SeedGenerator(0), set()
     for _ in range(20):
@@ -130,7 +130,7 @@ def test_views_are_the_examples_a_little_moved():
     assert noisy.std() == pytest.approx(0.1, rel=0.05)
 
 
-def test_impressions_have_the_answers_that_were_drawn():
+def test_impressions_have_the_sampled_predictions():
     keras.utils.set_random_seed(0)
     teacher = keras.Sequential([keras.Input((6,)), keras.layers.Dense(32, "tanh"), keras.layers.Dense(4)])
     found = regimes.data_impressions(teacher, 30, temperature=2.0, steps=300, learning_rate=0.05, batch_size=16, seed=3)
@@ -229,7 +229,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, objective):
         np.testing.assert_array_equal(one, two)
 
 
-def test_nan_in_the_generator_holds_the_student_back():
+def test_a_nan_in_the_generator_skips_the_students_update():
     regime = made()
     regime.compile("adam")
     regime.generator.layers[0].kernel.assign(np.full((3, 8), np.nan))
@@ -240,7 +240,7 @@ def test_nan_in_the_generator_holds_the_student_back():
         np.testing.assert_array_equal(one, two)
 
 
-def test_a_collapsed_generator_is_named():
+def test_a_collapsed_generator_is_warned_of():
     regime = made()
     regime.teacher.layers[-1].bias.assign([50.0, 0.0, 0.0, 0.0])
     regime.compile("sgd")

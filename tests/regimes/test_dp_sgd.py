@@ -61,7 +61,7 @@ def made(student=None, **more):
     return regimes.DifferentiallyPrivate(mlp(8, 4) if student is None else student, **settings)
 
 
-def test_a_step_is_the_sum_the_noise_and_the_mean_batch_size():
+def test_a_step_is_the_noisy_sum_over_the_expected_batch_size():
     regime, teacher = made(noise=1e-9), mlp(8, 4, seed=5)
     both = made(mlp(8, 4), noise=1e-9, batch_size=40, teacher=teacher, teacher_weight=0.25, temperature=2.0)
     both.compile(keras.optimizers.SGD(1.0))

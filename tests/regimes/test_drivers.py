@@ -64,7 +64,7 @@ def test_permuted_knowledge_keeps_the_confidence_and_permutes_the_rest():
     assert np.all(permuted[rows, top] == plain[rows, top])
 
 
-def test_no_assistants_is_a_distiller_and_one_is_two_in_a_row():
+def test_no_assistants_equals_one_distiller_and_one_equals_two_in_a_row():
     teacher, assistant, student = mlp(16, 4, seed=1), mlp(8, 4, seed=2), mlp(4, 4, seed=3)
     for assistants in ([], [assistant]):
         chain = regimes.AssistantChain(teacher, [copy_of(each) for each in assistants], copy_of(student))
@@ -76,7 +76,7 @@ def test_no_assistants_is_a_distiller_and_one_is_two_in_a_row():
         same(by_hand(guide, copy_of(student), LogitsDistillation(4.0)), chain.student)
 
 
-def test_a_densely_guided_student_hears_the_mean_loss_of_all():
+def test_a_densely_guided_student_learns_from_the_mean_loss_over_all_guides():
     teacher, assistant, student = mlp(16, 4, seed=1), mlp(8, 4, seed=2), mlp(4, 4, seed=3)
     chain = regimes.AssistantChain(teacher, [assistant], student, guides="all")
     chain.compile(sgd(), CROSS_ENTROPY, **EAGER)
@@ -94,7 +94,7 @@ def stages_of(teacher, student):
     ]
 
 
-def test_two_stages_are_two_fits_by_hand_and_frozen_layers_stand_still():
+def test_two_stages_equal_two_fits_by_hand_and_frozen_layers_do_not_change():
     teacher, student = mlp(8, 4, seed=1), mlp(8, 4, seed=2)
     other = copy_of(student)
     run = regimes.Stages(stages_of(teacher, student))
@@ -111,7 +111,7 @@ def test_two_stages_are_two_fits_by_hand_and_frozen_layers_stand_still():
     assert student.layers[0].trainable
 
 
-def test_a_kept_optimizer_goes_on_with_its_moments():
+def test_a_kept_optimizer_continues_with_its_moments():
     teacher, student = mlp(8, 4, seed=1), mlp(8, 4, seed=2)
     whole = by_hand(teacher, copy_of(student), LogitsDistillation(4.0), epochs=4)
     distillers = [Distiller(teacher, student, LogitsDistillation(4.0)) for _ in range(2)]
@@ -148,7 +148,7 @@ def driver(kind, directory):
 
 
 @pytest.mark.parametrize("kind", ["generations", "chain", "stages"])
-def test_killed_anywhere_and_started_again_it_ends_with_the_same_bits(kind, tmp_path):
+def test_killed_anywhere_and_restarted_it_ends_with_the_same_bits(kind, tmp_path):
     def run(directory, *callbacks):
         made = driver(kind, directory)
         made.compile(keras.optimizers.Adam(0.01), CROSS_ENTROPY, **EAGER)
@@ -177,7 +177,7 @@ def storing(kind, store_answers, directory=None):
 
 
 @pytest.mark.parametrize("kind", ["generations", "nearest", "all"])
-def test_stored_answers_teach_as_their_models_do_and_are_asked_for_once(kind, tmp_path):
+def test_stored_predictions_teach_as_their_models_do_and_are_computed_once(kind, tmp_path):
     live, stored = storing(kind, False), storing(kind, True, tmp_path)
     live.fit(X, Y, **FIT)
     with pytest.raises(Killed):
@@ -242,7 +242,7 @@ def test_a_directory_of_another_run_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_knowledge_of_confidence_weighs_the_labels(count):
+def test_confidence_knowledge_weights_the_labels(count):
     with replicas(count).scope():
         teacher, student = mlp(8, 4, seed=1), mlp(4, seed=2)
         kernel, bias = (w.astype("float64") for w in student.get_weights())

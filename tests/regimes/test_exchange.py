@@ -25,7 +25,7 @@ def made(every_steps=2, exchange=None, peers=None, **compiled):
 
 
 @pytest.mark.parametrize("mode", [{}, {"jit_compile": True}, {"steps_per_execution": 3}], ids=str)
-def test_peers_hear_weights_of_the_last_exchange(mode):
+def test_peers_learn_from_the_weights_of_the_last_exchange(mode):
     students = [mlp(4, seed=seed) for seed in range(3)]
     weights = [[w.astype("float64") for w in student.get_weights()] for student in students]
     mutual = MutualLearning(students, mutual_weight=0.7, exchange_every_steps=2)
@@ -58,7 +58,7 @@ def test_two_replicas_equal_one():
         np.testing.assert_allclose(one, two, atol=2e-5)
 
 
-def test_a_resumed_run_still_hears_the_old_weights(tmp_path):
+def test_a_resumed_run_still_learns_from_the_exchanged_weights(tmp_path):
     class Stop(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 1:
@@ -98,7 +98,7 @@ def work(directory, index, epochs, stop):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", ["", "killed"])
-def test_two_processes_are_two_peers_in_one(tmp_path, stop):
+def test_two_processes_equal_two_peers_in_one_process(tmp_path, stop):
     together = made()
     together.fit(X, Y, **{**FIT, "epochs": 3})
     processes = [worker(tmp_path, 0, 3), worker(tmp_path, 1, 3, stop)]
@@ -112,7 +112,7 @@ def test_two_processes_are_two_peers_in_one(tmp_path, stop):
                 np.testing.assert_allclose(arrays[name], want, atol=1e-6)
 
 
-def test_one_worker_shows_and_sees(tmp_path):
+def test_one_worker_publishes_its_weights_and_reads_its_peers(tmp_path):
     """A worker beside a peer that stands still: its files, its trained student, what it hears."""
     peers = [mlp(8, 4, seed=1), mlp(5, 4, seed=2)]
     still = peers[1].get_weights()
@@ -132,7 +132,7 @@ def test_one_worker_shows_and_sees(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("worker-0*")) == ["worker-0-step-000000006.npz"]
 
 
-def test_the_cluster_says_who_this_is(monkeypatch):
+def test_the_cluster_configuration_gives_this_workers_index(monkeypatch):
     config = '{"cluster": {"worker": ["a:1", "b:1", "c:1"]}, "task": {"type": "worker", "index": 2}}'
     monkeypatch.setenv("TF_CONFIG", config)
     exchange = PeerExchange("somewhere")

@@ -28,7 +28,7 @@ def test_the_average_is_the_mean_and_that_of_equal_models_is_the_model():
     np.testing.assert_allclose(same(X), one(X), rtol=1e-6)
 
 
-def test_statistics_are_taken_anew_as_means_over_batches():
+def test_batch_norm_statistics_are_recomputed_as_means_over_batches():
     model = normalized(1)
     made = regimes.average_weights([model, copy_of(model)], recompute=[X[:30], X[30:]])
     hidden = [X[:30] @ model.layers[0].kernel.numpy(), X[30:] @ model.layers[0].kernel.numpy()]
@@ -38,7 +38,7 @@ def test_statistics_are_taken_anew_as_means_over_batches():
     assert norm.momentum == model.layers[1].momentum
 
 
-def test_a_greedy_soup_leaves_out_what_makes_it_worse():
+def test_a_greedy_soup_leaves_out_models_that_make_it_worse():
     good = mlp(4, seed=1)
     labels = np.asarray(good(X)).argmax(-1)
     near, bad = copy_of(good), copy_of(good)
@@ -111,7 +111,7 @@ def test_every_example_is_labelled_by_a_teacher_that_never_saw_it(kind):
     np.testing.assert_allclose(np.exp(corrected.answers), expected, rtol=1e-5)
 
 
-def test_out_of_fold_answers_teach_and_a_killed_run_goes_on(tmp_path):
+def test_out_of_fold_predictions_teach_and_a_killed_run_continues(tmp_path):
     made = []
 
     def make_teacher(limit=9):

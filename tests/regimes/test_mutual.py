@@ -50,7 +50,7 @@ def test_a_step_is_the_formula(update, mode):
             np.testing.assert_allclose(got, want, atol=2e-6)
 
 
-def test_weight_zero_is_as_many_plain_fits():
+def test_mutual_weight_zero_equals_separate_plain_fits():
     x, y = batch(24)
     fit = {"batch_size": 8, "epochs": 2, "shuffle": False, "verbose": 0}
     peers, alone = [linear(0), linear(1)], [linear(0), linear(1)]
@@ -128,7 +128,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
 @pytest.mark.parametrize(
     ("mode", "player"), [({}, 0), ({}, 1), ({"jit_compile": True}, 1), ({"steps_per_execution": 3}, 0)], ids=str
 )
-def test_one_player_that_fails_holds_everybody_back(mode, player):
+def test_one_failing_player_skips_every_players_update(mode, player):
     x, y = batch(24)
     peers = [mlp(8, 4, seed=1), mlp(5, 4, seed=2)]
     mutual = MutualLearning(peers)
@@ -143,7 +143,7 @@ def test_one_player_that_fails_holds_everybody_back(mode, player):
             np.testing.assert_array_equal(one, two)
 
 
-def test_callbacks_steer_the_weight_and_the_temperature():
+def test_callbacks_control_the_weight_and_the_temperature():
     x, y = batch(16)
     mutual = MutualLearning([linear(0), linear(1)])
     mutual.compile("sgd", CROSS_ENTROPY, metrics=["accuracy"])

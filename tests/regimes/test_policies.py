@@ -54,7 +54,7 @@ def home(states):
 
 
 @pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP"])
-def test_a_buffer_holds_each_visited_state_once_with_the_teachers_values(mode):
+def test_a_buffer_contains_each_visited_state_once_with_the_teachers_values(mode):
     buffer = teachers.PolicyBuffer()
     mode = getattr(gymnasium.vector.AutoresetMode, mode)
     found = buffer.gather(lines(mode=mode), home, num_states=60, epsilon=0.0, seed=3)
@@ -67,7 +67,7 @@ def test_a_buffer_holds_each_visited_state_once_with_the_teachers_values(mode):
     assert np.abs(buffer.states[steps >= 2, 0]).max() <= 0.5 + 1e-6
 
 
-def test_dagger_follows_the_actor_and_asks_the_teacher():
+def test_dagger_follows_the_actor_and_labels_with_the_teacher():
     def away(states):
         return -home(states)
 
@@ -82,7 +82,7 @@ def test_dagger_follows_the_actor_and_asks_the_teacher():
     assert 0.4 < np.mean(np.abs(second[:, 0]) > 0.5) < 0.6  # half the random steps lead away
 
 
-def test_a_replay_on_disk_is_the_one_in_memory_and_goes_on(tmp_path):
+def test_a_replay_buffer_on_disk_equals_one_in_memory_and_can_be_extended(tmp_path):
     memory, disk = teachers.PolicyBuffer(capacity=120), teachers.PolicyBuffer(tmp_path, capacity=120)
     for seed in range(4):
         for buffer in (memory, disk):
@@ -102,7 +102,7 @@ def test_a_replay_on_disk_is_the_one_in_memory_and_goes_on(tmp_path):
         teachers.PolicyBuffer(tmp_path)
 
 
-def test_learning_from_the_replay_is_learning_from_the_live_teacher():
+def test_training_from_the_replay_buffer_equals_training_with_the_live_teacher():
     teacher = network(8, 2, seed=1)
     buffer = teachers.PolicyBuffer()
     buffer.gather(gymnasium.make_vec("CartPole-v1", 4), teacher, num_states=200)
@@ -153,7 +153,7 @@ def test_a_gaussian_policy_learns_means_and_spreads():
     np.testing.assert_allclose(student.predict(states, verbose=0), teacher(states), atol=0.1)
 
 
-def test_tasks_share_a_body_and_each_head_hears_its_own_teacher():
+def test_tasks_share_a_body_and_each_head_learns_from_its_own_teacher():
     inputs = keras.Input((4,))
     keras.utils.set_random_seed(0)
     body = keras.layers.Dense(16, "relu")(inputs)
@@ -233,7 +233,7 @@ def test_one_task_of_many_is_the_single_distiller_and_tasks_that_share_nothing_d
         (lambda: regimes.PolicyDistiller(home, network(2), lines(), actor="me"), "actor to be one of"),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(make, words):
+def test_bad_input_raises_a_clear_error(make, words):
     with pytest.raises(ValueError) as caught:
         make()
     assert words in str(caught.value)

@@ -50,7 +50,7 @@ def test_epsilon_is_the_accountants_and_the_formulas():
         report.epsilon = 0.0
 
 
-def test_epsilon_of_three_plain_answers_by_hand():
+def test_epsilon_of_three_answers_without_a_threshold_by_hand():
     votes = regimes.PrivateVotes([constant(0)] * 9 + [constant(1)], answer_noise=2.0)
     report = votes.label(X[:3], max_epsilon=100.0, delta=1e-5).report
     orders = dp_accounting.rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS
@@ -83,7 +83,7 @@ def test_the_noise_is_normal_with_the_deviations_given(seed):
     assert (result.labels[result.answered] == 0).mean() == pytest.approx(wins, abs=error)
 
 
-def test_a_seed_repeats_the_answers_and_never_a_noise():
+def test_a_seed_repeats_the_labels_but_no_noise_is_drawn_twice():
     def answers(seed):
         votes = regimes.PrivateVotes([constant(0), constant(1)], answer_noise=5.0, seed=seed)
         return [votes.label(X, max_epsilon=1e9, delta=1e-5).labels for _ in range(2)]
@@ -95,7 +95,7 @@ def test_a_seed_repeats_the_answers_and_never_a_noise():
 
 
 @pytest.mark.parametrize("threshold", [None, 55.0])
-def test_a_query_over_the_budget_is_refused_before_it_is_asked(threshold):
+def test_a_query_over_the_budget_is_refused_before_any_teacher_votes(threshold):
     noise = None if threshold is None else 20.0
     votes = regimes.PrivateVotes([constant(0)] * 60 + [constant(1)] * 40, threshold, noise, 20.0, seed=0)
     result = votes.label(X, max_epsilon=2.0, delta=1e-5)
@@ -167,7 +167,7 @@ def test_a_kill_never_undercounts(tmp_path, moment, expected):
     assert result.answered.all() and result.report.num_asked == expected + 5 + (30 - expected)
 
 
-def test_what_was_paid_for_is_given_again_and_costs_nothing(tmp_path):
+def test_labels_already_paid_for_are_returned_again_at_no_cost(tmp_path):
     def votes(**more):
         settings = {"threshold": 52.0, "selection_noise": 20.0, "answer_noise": 20.0, "directory": tmp_path, **more}
         return regimes.PrivateVotes([constant(0)] * 50 + [constant(1)] * 50, **settings)
@@ -229,7 +229,7 @@ TWO = [constant(0), constant(1)]
     ({"shards": [X[:9], X[7:20]]}, r"expected disjoint shards, got 2 examples in both shard 0 and shard 1\. Remove du"),
     ({"shards": [(X[:9], X[:9]), (X[8:], X[8:])]}, r"expected disjoint shards, got 1 example in both shard 0 and sh"),
 ])  # fmt: skip
-def test_bad_arguments_are_one_sentence(arguments, message):
+def test_bad_arguments_raise_a_clear_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         regimes.PrivateVotes(**{"teachers": TWO, "answer_noise": 2.0, **arguments})
 
@@ -241,7 +241,7 @@ def test_bad_arguments_are_one_sentence(arguments, message):
     ({"delta": -1e-5}, r"expected delta > 0, got -1e-05\."),
     ({"delta": 1.0}, r"expected delta < 1, got 1.0\."),
 ])  # fmt: skip
-def test_bad_budgets_are_one_sentence(arguments, message):
+def test_bad_budgets_raise_a_clear_error(arguments, message):
     votes = regimes.PrivateVotes(TWO, answer_noise=2.0, shards=[X[:9], X[9:]])
     with pytest.raises(ValueError, match=message):
         votes.label(**{"x": X, "max_epsilon": 8.0, "delta": 1e-5, **arguments})
@@ -251,7 +251,7 @@ def test_bad_budgets_are_one_sentence(arguments, message):
     (lambda x: np.ones(len(x)), r"expected outputs of shape \(examples, classes\) from teacher 0, got \(400,\)\."),
     (lambda x: np.full((len(x), 2), np.nan), r"expected finite outputs from teacher 0, got NaN or infinity\."),
 ])  # fmt: skip
-def test_bad_outputs_are_one_sentence_and_cost_nothing(teacher, message):
+def test_bad_outputs_raise_a_clear_error_and_spend_no_privacy_budget(teacher, message):
     votes = regimes.PrivateVotes([teacher, TWO[0]], answer_noise=2.0)
     with pytest.raises(ValueError, match=message):
         votes.label(X, max_epsilon=8.0, delta=1e-5)

@@ -17,7 +17,7 @@ HARSH = regimes.ProjectedGradient(0.1, 0.03, 4, random_start=False)
 
 
 @pytest.mark.parametrize("attack", [HARSH, regimes.fast_gradient_sign(0.2)], ids=str)
-def test_the_examples_are_those_of_art(attack):
+def test_adversarial_examples_equal_those_of_art(attack):
     pytest.importorskip("art")
     from art.attacks.evasion import ProjectedGradientDescent
     from art.estimators.classification import TensorFlowV2Classifier
@@ -33,7 +33,7 @@ def test_the_examples_are_those_of_art(attack):
     assert np.abs(found - X).max() == pytest.approx(attack.epsilon, abs=1e-6)
 
 
-def test_a_random_start_stays_in_the_box_repeats_and_never_ends_worse_than_chance():
+def test_a_random_start_stays_in_the_box_repeats_and_beats_random_noise():
     model, attack = mlp(16, 4, seed=3), regimes.ProjectedGradient(0.1, low=0.2, high=0.8, seed=5)
     one, two = (attack(model, X, Y) for _ in range(2))
     np.testing.assert_array_equal(one, two)
@@ -126,7 +126,7 @@ def outvoted():
 
 
 @pytest.mark.parametrize("mode", [{}, {"jit_compile": True}, {"steps_per_execution": 2}], ids=str)
-def test_a_student_of_moved_examples_is_robuster_than_a_plain_one(mode, outvoted):
+def test_a_student_of_attacked_examples_is_more_robust_than_a_plain_one(mode, outvoted):
     (x, y, plain), robust = outvoted, zeros()
     attack = regimes.ProjectedGradient(0.2, num_steps=3, low=-1.0)
     regime = regimes.AdversarialTraining(robust, attack)
@@ -139,7 +139,7 @@ def test_a_student_of_moved_examples_is_robuster_than_a_plain_one(mode, outvoted
     assert accuracy(plain) < 0.2 and accuracy(robust) > 0.7
 
 
-def test_a_saved_regime_goes_on(tmp_path):
+def test_a_saved_regime_resumes(tmp_path):
     regime = regimes.rslad(mlp(8, 4, seed=1), mlp(8, 4, seed=2), regimes.ProjectedGradient(0.1, num_steps=2))
     regime.compile("adam")
     regime.fit(X, batch_size=8, verbose=0, shuffle=False)
@@ -168,7 +168,7 @@ def test_bad_input(make, message):
         make()
 
 
-def test_labels_that_the_attack_needs_are_asked_for():
+def test_labels_that_the_attack_needs_are_required():
     regime = regimes.ard(mlp(8, 4, seed=1), mlp(8, 4, seed=2), HARSH)
     regime.compile("adam")
     with pytest.raises(ValueError, match="labels, which are learned or attacked"):

@@ -46,7 +46,7 @@ def test_the_report_keeps_and_shows_it(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"baseline": "nobody"}, {"num_folds": -1}, {"methods": []}, {"more": 1}])
-def test_text_that_nobody_wrote_is_refused(change):
+def test_an_altered_comparison_in_a_report_is_refused(change):
     fields = json.loads(measured(comparison=report.comparison(crossed())).to_json())
     fields["comparison"].update(change)
     with pytest.raises(ValueError, match="comparison that no report has"):

@@ -11,7 +11,7 @@ def identity(classes=2):
     return keras.Sequential([keras.Input((classes,)), keras.layers.Activation("linear")], name="identity")
 
 
-def test_the_cost_is_that_of_the_metric_and_comes_back_from_json():
+def test_the_cost_equals_the_metrics_and_is_restored_from_json():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(60, 2)).astype("float32"), rng.integers(0, 2, 60)
     costs = {"false_positive": 1.0, "false_negative": 4.0}

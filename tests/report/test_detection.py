@@ -49,7 +49,7 @@ def scene(seed, images=12):
     return found, boxes
 
 
-def test_average_precision_is_cocos():
+def test_average_precision_equals_cocos():
     found, boxes = scene(0)
     (entry,) = report.detection({"model": found}, boxes, ["a", "b", "never"], num_parameters={"model": 7})
     for threshold, values in ((0.5, entry.class_average_precision_50[:2]),):
@@ -61,7 +61,7 @@ def test_average_precision_is_cocos():
     np.testing.assert_allclose(entry.average_precision, np.mean(every), atol=0.01)
 
 
-def test_the_page_shows_boxes_and_numbers_and_obeys_no_name(tmp_path):
+def test_the_page_shows_boxes_and_values_and_escapes_names(tmp_path):
     found, boxes = scene(1, images=2)
     entries = report.detection({"<b>teacher": found}, boxes, ["red cell", "white"])
     images = np.zeros((2, 20, 20, 3))
@@ -89,12 +89,12 @@ def test_the_page_shows_boxes_and_numbers_and_obeys_no_name(tmp_path):
         ),
     ],
 )
-def test_bad_input_is_one_sentence(found, boxes, message):
+def test_bad_input_raises_a_clear_error(found, boxes, message):
     with pytest.raises(ValueError, match=message):
         report.detection({"m": found}, boxes, ["a"])
 
 
-def test_a_detector_that_finds_nothing_has_no_precision():
+def test_a_detector_without_detections_has_an_average_precision_of_zero():
     boxes = np.array([[[0, 0, 1, 1, 0]]])
     (entry,) = report.detection({"m": [[]]}, boxes, ["a", "b"])
     assert entry.average_precision_50 == 0.0 and entry.class_average_precision_50 == (0.0, None)

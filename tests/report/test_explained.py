@@ -29,7 +29,7 @@ def images():
     return report.evaluate(models, (x, y), reference="teacher", explain=True, class_names=["a", "b", "c"]), models, x, y
 
 
-def test_the_numbers_are_those_of_explain(images):
+def test_the_values_equal_those_of_explain(images):
     found, models, x, y = images
     assert [each.name for each in found.explanations] == ["small <b>", "tree"]
     own = explain.agreement(*models["teacher"][:1], models["small <b>"], x, ceiling=models["teacher"][1], labels=y)
@@ -39,7 +39,7 @@ def test_the_numbers_are_those_of_explain(images):
     assert set(own.measures) == {"answers", "errors", "spearman", "top_overlap", "ssim"}
 
 
-def test_examples_are_chosen_by_rule(images):
+def test_examples_are_selected_by_fixed_rules(images):
     found, models, x, _ = images
     shown = found.explanations[0].examples
     rules = [each.rule for each in shown]
@@ -56,7 +56,7 @@ def test_examples_are_chosen_by_rule(images):
     assert path[0].startswith("node 0: ") and path[-1].startswith("leaf ")
 
 
-def test_the_json_keeps_it_and_the_page_shows_it(images, tmp_path):
+def test_it_is_in_the_json_and_on_the_page(images, tmp_path):
     found = images[0]
     again = report.Report.from_json(found.to_json())
     assert again.to_json() == found.to_json()
@@ -81,14 +81,14 @@ def test_the_json_keeps_it_and_the_page_shows_it(images, tmp_path):
         (lambda e: e.update(more=1), "an explanation's parts"),
     ],
 )
-def test_what_no_report_has_is_refused(images, change, message):
+def test_invalid_explanations_in_a_report_are_refused(images, change, message):
     fields = json.loads(images[0].to_json())
     change(fields["explanations"][1])
     with pytest.raises(ValueError, match=message):
         report.Report.from_json(json.dumps(fields))
 
 
-def test_a_table_is_told_in_rules_and_a_teacher_must_be_named(tmp_path):
+def test_a_table_is_explained_by_rules_and_needs_a_reference(tmp_path):
     x = RNG.normal(size=(200, 4)).astype("float32")
     y = (x[:, 0] > 0).astype(int)
     models = {"teacher": dense((4,), 2), "student": dense((4,), 2)}

@@ -72,7 +72,7 @@ def test_any_name_is_text_on_the_page_in_the_figures_and_in_the_card(name, tmp_p
     assert again.title == name and again.class_names == (name, "b")
 
 
-def test_a_dollar_sign_is_drawn_as_one():
+def test_a_dollar_sign_is_not_taken_for_math_text():
     figure = report.training_curves({"a $ b $": [{"$loss$": [1.0]}]})
     figure.canvas.draw()
     assert figure.axes[0].get_title() == r"\$loss\$"
@@ -110,7 +110,7 @@ def test_an_export_with_hostile_labels_writes_a_harmless_card(tmp_path):
     assert "<script>" not in page and "\n# heading" not in page
 
 
-def test_printable_keeps_what_scripts_of_the_world_need():
+def test_printable_keeps_characters_that_non_latin_scripts_need():
     for text in ("naïve café", "日本語", "👩‍💻", "فارسی‌ها", "a\tb\nc", "±≤→"):
         assert printable(text) == text
     assert printable("a\u202eb\0\ud800\ufeff\u2028") == r"a\u202eb\u0000\ud800\ufeff\u2028"
@@ -148,7 +148,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("change", "part"), [row[1:] for row in WRONG], ids=[row[0] for row in WRONG])
-def test_what_is_no_report_is_one_sentence(change, part):
+def test_an_invalid_report_raises_a_clear_error(change, part):
     text = change
     if callable(change):
         fields = json.loads(made("plain").to_json())

@@ -92,7 +92,7 @@ def test_ties_count_half():
     assert found.auc_interval == (0.5, 0.5)
 
 
-def test_a_model_that_never_saw_the_members_is_a_coin():
+def test_a_model_that_never_saw_the_members_has_an_auc_of_one_half():
     one, two = examples(4000, 0.8), examples(4000, 0.8)
     found = report.membership(linear(np.eye(4)), one, two)
     assert found.auc == pytest.approx(0.5, abs=0.02)
@@ -102,7 +102,7 @@ def test_a_model_that_never_saw_the_members_is_a_coin():
     assert found.auc_interval[1] - found.auc_interval[0] == pytest.approx(width, rel=0.15)
 
 
-def test_shadow_models_uncover_what_hard_examples_hide():
+def test_shadow_models_strengthen_the_attack_on_hard_examples():
     """A memoriser lowers each member's loss by a little, whereas examples differ much in how hard they are."""
     inputs = RNG.normal(0, 5, (800, 4)).astype("float32")
     inputs[:400, 3] = 1.0  # the mark of a member, which only the memoriser reads
@@ -150,7 +150,7 @@ def test_probabilities_are_logits_after_a_softmax():
     ({"members": (MEMBERS[0], MEMBERS[1] + 4)}, r"expected labels in 0\.\.3, got 4\.\.7\."),
     ({"members": (np.full_like(MEMBERS[0], np.nan), MEMBERS[1])}, r"expected finite losses of 'a', got NaN or infin"),
 ])  # fmt: skip
-def test_bad_sets_are_one_sentence(arguments, message):
+def test_bad_data_sets_raise_a_clear_error(arguments, message):
     arguments = {"members": MEMBERS, "non_members": OTHERS, **arguments}
     with pytest.raises(ValueError, match=message):
         report.evaluate({"a": linear(np.eye(4), "a")}, OTHERS, **arguments)

@@ -167,7 +167,7 @@ def test_a_report_survives_json_unchanged_and_the_json_is_strict(result):
         (dict(batch_size=2.5), r"expected batch_size to be an integer >= 1, got 2\.5"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_sentence(change, text):
+def test_inconsistent_arguments_raise_a_clear_error(change, text):
     inputs, labels = change.pop("inputs", np.zeros((2, 4), "float32")), change.pop("labels", np.array([0, 1]))
     models = change.pop("models", {"teacher": linear()})
     with pytest.raises(ValueError, match=rf"report\.evaluate: {text}"):
@@ -224,7 +224,7 @@ def test_confusions_of_many_classes_are_drawn_without_text():
     assert list(figure.axes[0].texts) == []
 
 
-def test_attention_between_layers_is_drawn_as_the_term_has_it():
+def test_attention_between_layers_is_drawn_from_the_terms_values():
     term = CrossLayerAttention(["a", "b", "c"], ["x", "y"])
     term.build_from([keras.KerasTensor((None, 4, 4, 2))] * 3, [keras.KerasTensor((None, 4, 4, 2))] * 2)
     term._seen.assign([[0.7, 0.2, 0.1], [0.0, 0.25, 0.75]])
@@ -318,13 +318,13 @@ def test_the_page_needs_nothing_else_and_runs_nothing(page):
     assert "<script" not in text and "@import" not in text
 
 
-def test_what_the_user_wrote_is_shown_and_not_run(result, tmp_path):
+def test_user_text_on_the_page_is_escaped(result, tmp_path):
     named = report.evaluate({"<script>alert(1)</script>": linear()}, (np.eye(4, dtype="float32"), np.arange(4)))
     text = report.write_page(named, tmp_path / "page.html").read_text()
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
 
-def test_a_page_that_cannot_be_made_leaves_the_old_one(result, tmp_path):
+def test_a_failed_page_keeps_the_old_one(result, tmp_path):
     path = tmp_path / "report.html"
     path.write_text("the old one")
     broken = dataclasses.replace(result, entries=())

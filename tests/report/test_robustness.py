@@ -65,7 +65,7 @@ def test_the_report_keeps_attacked_accuracy_and_shifts():
         report.Report.from_json(found.to_json().replace('"severity": 5', '"severity": 9'))
 
 
-def test_functions_of_ones_own_attack_and_corrupt():
+def test_user_functions_can_attack_and_corrupt():
     def nothing(model, inputs, labels):
         return inputs
 
@@ -89,7 +89,7 @@ def flipped(model, epsilon):
     return (leads < reach).any(-1)
 
 
-def test_auto_attack_finds_what_a_linear_model_has_and_counts_as_its_own_library_does():
+def test_auto_attack_is_exact_on_a_linear_model_and_counts_as_its_library_does():
     pytest.importorskip("art")
     from art.attacks.evasion import AutoAttack, AutoProjectedGradientDescent, SquareAttack
     from art.estimators.classification import TensorFlowV2Classifier
@@ -133,7 +133,7 @@ def test_auto_attack_finds_what_a_linear_model_has_and_counts_as_its_own_library
     (lambda: report.AutoAttack(0.1)(MODELS["one"], IMAGES, LABELS[:3]), r"AutoAttack: expected one integer label"),
     (lambda: report.AutoAttack(0.1)(MODELS["one"], IMAGES, LABELS + 0.5), r"one integer label .* got float64 of shape"),
 ])  # fmt: skip
-def test_bad_attacks_are_one_sentence(make, message):
+def test_bad_attacks_raise_a_clear_error(make, message):
     pytest.importorskip("art")
     with pytest.raises(ValueError, match=message):
         make()
@@ -161,7 +161,7 @@ def test_the_page_shows_shifts_and_the_audit(tmp_path):
     ({"attack": 0.1}, r"expected attack to be ProjectedGradient\(...\), AutoAttack\(...\) or a function, got float"),
     ({"attack": lambda m, x, y: x[:3]}, r"inputs from the attack, got \(3, 8, 8, 1\)"),
 ])  # fmt: skip
-def test_bad_arguments_are_one_sentence(arguments, message):
+def test_bad_arguments_raise_a_clear_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         report.evaluate(MODELS["one"], (IMAGES, LABELS), **arguments)
 
@@ -171,6 +171,6 @@ def test_bad_arguments_are_one_sentence(arguments, message):
     ((IMAGES, "fog", 1), r"expected kind to be one of 'noise', 'blur', 'contrast'"),
     ((IMAGES, "noise", 6), r"expected severity in 1\.\.5, got 6"),
 ])  # fmt: skip
-def test_bad_corruptions_are_one_sentence(arguments, message):
+def test_bad_corruptions_raise_a_clear_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         data.corrupt(*arguments)

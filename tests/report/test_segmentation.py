@@ -70,7 +70,7 @@ def test_overlays_show_what_differs(measured):
     assert faint[apart].mean() > faint[~apart & (labels[0] != VOID)].mean()
 
 
-def test_bad_input_is_named_in_one_sentence(measured):
+def test_bad_input_raises_a_clear_error(measured):
     images, labels, models, found = measured
     cases = [
         (lambda: report.segmentation(models, (images, labels)), r"labels in 0..3, got 0..9. Give ignore_label"),

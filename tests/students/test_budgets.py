@@ -38,7 +38,7 @@ def channels(count):
     return small, make
 
 
-def test_a_time_is_measured_on_each_file_and_met_within_two_per_cent():
+def test_a_latency_budget_is_measured_on_each_file_and_met_within_two_per_cent():
     small, make = channels(64)
     asked = []
 
@@ -53,7 +53,7 @@ def test_a_time_is_measured_on_each_file_and_met_within_two_per_cent():
     assert len(set(asked)) <= 12
 
 
-def test_a_time_near_the_limit_is_the_median_of_three():
+def test_a_latency_near_the_limit_is_the_median_of_three():
     small, make = channels(8)
     readings = iter([0.52, 0.44, 0.49])  # of the model itself: a disturbed reading, a lucky one, and the truth
 
@@ -64,7 +64,7 @@ def test_a_time_near_the_limit_is_the_median_of_three():
     assert built.cost.parameters == small.count_params()
 
 
-def test_a_time_that_no_width_meets_is_refused_with_the_nearest():
+def test_a_latency_that_no_width_meets_is_refused_with_the_nearest():
     small, make = channels(8)
     with pytest.raises(
         ValueError, match=r"meets: latency_ratio <= 0.2, got 0.9 for the smallest. Allow latency_ratio=0"
@@ -72,7 +72,7 @@ def test_a_time_that_no_width_meets_is_refused_with_the_nearest():
         fit_budget("test", make, students.Budget(latency_ratio=0.2), small, stop_watch=lambda content, reference: 0.9)
 
 
-def test_counted_limits_are_looked_at_before_anything_is_timed():
+def test_counted_limits_are_checked_before_latency_is_measured():
     small, make = channels(16)
 
     def stop_watch(content, reference):
@@ -83,6 +83,6 @@ def test_counted_limits_are_looked_at_before_anything_is_timed():
         fit_budget("test", make, budget, small, stop_watch=stop_watch)
 
 
-def test_the_stop_watch_runs_both_files_in_the_same_rounds():
+def test_both_files_are_timed_in_the_same_rounds():
     wide, thin = (convert("test", model) for model in (teacher(128), teacher(4)))
     assert latency_ratio(thin, wide) < 0.5  # about a hundredth of the work

@@ -7,7 +7,7 @@ import pytest
 from keras_distill import students
 
 
-def test_convolution_and_dense_are_counted_by_hand():
+def test_the_cost_of_convolution_and_dense_equals_a_count_by_hand():
     model = keras.Sequential(
         [
             keras.Input((8, 10, 3)),
@@ -30,7 +30,7 @@ def test_convolution_and_dense_are_counted_by_hand():
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
-def test_a_loop_counts_as_often_as_it_runs(kind):
+def test_the_body_of_a_loop_is_counted_for_each_iteration(kind):
     gates = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}[kind]
     model = keras.Sequential([keras.Input((7, 5)), getattr(keras.layers, kind)(4), keras.layers.Dense(3)])
     assert students.cost(model).macs == 7 * gates * 4 * (5 + 4) + 4 * 3
@@ -60,7 +60,7 @@ def test_peak_activations_of_a_chain_and_of_a_skip():
     assert students.cost(skip).peak_activations == 4 + 9 + 13
 
 
-def test_open_sizes_are_asked_for():
+def test_unknown_input_sizes_must_be_given():
     tokens = keras.Input((None,), dtype="int32")
     model = keras.Model(tokens, keras.layers.Dense(2)(keras.layers.Embedding(9, 4)(tokens)))
     with pytest.raises(ValueError, match=r"cost: expected inputs of known sizes, got an input .*Give an"):

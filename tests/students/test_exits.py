@@ -22,7 +22,7 @@ def test_the_deepest_output_is_the_model_and_an_exit_is_its_head_on_the_layer():
     np.testing.assert_allclose(first, hidden @ head.kernel.numpy() + head.bias.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_exits_off_is_plain_fit():
+def test_exits_with_weight_zero_equal_plain_fit():
     model = mlp(8, 4, seed=1)
     alone = copy_of(model)
     made = students.with_exits(model, ["dense_0"])

@@ -47,7 +47,7 @@ SLOW = ("folded", "int3", "pruned")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in BUILDERS])
-def test_what_a_builder_gives_is_saved_loaded_and_exported_with_parity(name, tmp_path):
+def test_a_built_student_is_saved_loaded_and_exported_with_parity(name, tmp_path):
     pytest.importorskip("ai_edge_litert")
     pytest.importorskip("tf2onnx")
     pytest.importorskip("ai_edge_quantizer")
@@ -62,7 +62,7 @@ def test_what_a_builder_gives_is_saved_loaded_and_exported_with_parity(name, tmp
 
 
 @pytest.mark.slow
-def test_files_of_few_bits_are_small_and_give_what_was_trained(tmp_path):
+def test_low_bit_files_are_small_and_agree_with_the_trained_model(tmp_path):
     pytest.importorskip("ai_edge_litert")
     pytest.importorskip("ai_edge_quantizer")
     keras.utils.set_random_seed(0)

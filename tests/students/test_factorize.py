@@ -109,7 +109,7 @@ def test_the_result_saves_and_loads(tmp_path):
         ({"energy": 0.9, "data": np.ones((5, 4))}, r"factorize: expected data of shape .* got \(5, 4\)"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence(options, text):
+def test_bad_input_raises_a_clear_error(options, text):
     data = options.pop("data", None)
     with pytest.raises(ValueError, match=text):
         students.factorize(picture_model(), pictures(8) if data is None else data, **options)

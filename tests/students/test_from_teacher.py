@@ -162,7 +162,7 @@ def test_sequential_models_stay_sequential_and_save(tmp_path):
     np.testing.assert_array_equal(np.asarray(built.model(x)), np.asarray(again(x)))
 
 
-def test_layers_that_read_all_channels_keep_them_and_say_why():
+def test_layers_that_need_all_channels_keep_them_and_report_why():
     x = keras.Input((6, 8))
     hidden = L.Dense(8, name="inside")(x)
     hidden = L.Dense(8, name="summed")(hidden)
@@ -174,7 +174,7 @@ def test_layers_that_read_all_channels_keep_them_and_say_why():
     assert built.frozen["head"] == "it is an output of the model"
 
 
-def test_magnitude_and_activation_choose_the_channels_they_say():
+def test_magnitude_and_activation_select_the_documented_channels():
     teacher = keras.Sequential([keras.Input((3,)), L.Dense(4, name="hidden", activation="relu"), L.Dense(2)])
     first = np.ones((3, 4), "float32") * [1, 3, 2, 4]
     teacher.layers[0].set_weights([first, np.zeros(4)])
@@ -204,7 +204,7 @@ def test_depth_takes_blocks_evenly_and_full_depth_is_the_teacher():
     np.testing.assert_array_equal(np.asarray(whole(values)), np.asarray(teacher(values)))
 
 
-def test_a_plain_chain_loses_layers_that_keep_the_shape():
+def test_a_plain_chain_is_shortened_by_layers_that_keep_the_shape():
     teacher = keras.Sequential([keras.Input((4,)), *[L.Dense(6, name=f"d{i}") for i in range(5)], L.Dense(2)])
     built = students.from_teacher(teacher, depth=2)
     assert [layer.name for layer in built.model.layers if layer.name.startswith("d")][:3] == ["d0", "d1", "d3"]
@@ -291,7 +291,7 @@ def quantized():
         (quantized, {"width": 0.5}, r"expected layers in floating point, got 'hidden', which is quantised already"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence(make, options, text):
+def test_bad_input_raises_a_clear_error(make, options, text):
     with pytest.raises(ValueError, match=text):
         students.from_teacher(make(), **options)
 

@@ -50,7 +50,7 @@ def test_a_retriever_is_one_model_to_save_and_to_export(tmp_path):
         ),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(make, words):
+def test_bad_input_raises_a_clear_error(make, words):
     with pytest.raises(ValueError) as caught:
         make()
     assert words in str(caught.value)

@@ -39,7 +39,7 @@ def test_folding_gives_the_same_outputs_with_fewer_layers():
     np.testing.assert_allclose(np.asarray(folded(x)), np.asarray(model(x)), rtol=1e-4, atol=1e-5)
 
 
-def test_folding_leaves_what_it_must():
+def test_folding_keeps_batch_norm_where_it_cannot_be_folded():
     x = keras.Input((4,))
     dense, shared = L.Dense(4, name="twice"), L.Dense(4, name="shared")
     hidden = dense(x)
@@ -93,7 +93,7 @@ def test_ranges_follow_training_batches_and_freeze():
 
 
 @pytest.mark.parametrize(("bits", "activations"), [(8, 8), (4, None)])
-def test_the_file_agrees_with_what_was_trained(bits, activations, tmp_path):
+def test_the_file_agrees_with_the_trained_model(bits, activations, tmp_path):
     pytest.importorskip("ai_edge_litert")
     if activations is None:
         pytest.importorskip("ai_edge_quantizer")
@@ -152,7 +152,7 @@ def quantized():
         (residual, {"data": np.ones((5, 3))}, r"quantization_aware: expected data of shape .* got \(5, 3\)"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence(make, options, text):
+def test_bad_input_raises_a_clear_error(make, options, text):
     with pytest.raises(ValueError, match=text):
         students.quantization_aware(make(), **options)
 

@@ -94,7 +94,7 @@ def test_the_command_writes_student_file_and_report(trained, tmp_path, capsys):
         ({"budget": students.Budget(parameters=20)}, r"expected a budget that some size meets: parameters <= 20"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence(trained, change, text):
+def test_bad_input_raises_a_clear_error(trained, change, text):
     teacher, data = trained
     options = {"data": data, "budget": students.Budget(parameters=5000), "steps": ["build"], **change}
     with pytest.raises(ValueError, match=text):
@@ -123,7 +123,7 @@ def test_rounds_go_down_by_equal_factors_to_the_budget():
     assert 0.9 * whole / 4 <= made.steps[2].parameters <= whole // 4  # one channel is 2% of so small a model
 
 
-def test_the_page_says_what_was_asked_what_came_and_where_training_brought_nothing(tmp_path):
+def test_the_page_states_the_budget_the_result_and_steps_without_improvement(tmp_path):
     from keras_distill import report
 
     step = students.ShrinkStep("teacher", 0.9, None, 0.02, 1.0, 4000, 9000, 16000, 0.4, 1.0)

@@ -61,7 +61,7 @@ def test_losses_of_the_reference_and_of_the_twin(kind, targets, recorded):
     assert total == pytest.approx(recorded, abs=1e-6)
 
 
-def test_the_penalty_and_its_shares():
+def test_the_penalty_and_the_shares_of_the_nodes():
     tree = recorded_tree(loss="mixture")
     tree(FS, training=True)
     assert float(tree.losses[0]) == pytest.approx(0.1478301784, abs=1e-6)
@@ -91,7 +91,7 @@ def random_tree(depth=4, sizes=(6, 6, 1), classes=3, **settings):
 
 
 @pytest.mark.parametrize("inference", ["greatest_path", "mean"])
-def test_answers_and_explanations_are_the_twins(inference):
+def test_predictions_and_paths_equal_the_numpy_twins(inference):
     tree, x = random_tree(inference=inference)
     beta = np.exp(tree.log_inverse_temperature.numpy())
     flat = x.reshape(20, -1)
@@ -186,7 +186,7 @@ def test_the_path_is_an_output_that_can_be_served(tmp_path):
     np.testing.assert_allclose(answer["logits_logits"], outputs["logits"], rtol=1e-5)
 
 
-def test_rules_say_what_the_tree_does():
+def test_rules_describe_the_tree():
     tree, x = random_tree(depth=2, sizes=(3,), classes=2)
     names = ["age", "hours", "gain"]
     rules = tree.to_rules(0.0, feature_names=names, class_names=["no", "yes"], data=x)

@@ -21,7 +21,7 @@ X = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
 
 
 @pytest.mark.parametrize("sequential", [True, False])
-def test_hydra_starts_as_the_student_and_trains_each_head(sequential, tmp_path):
+def test_hydra_heads_start_as_the_students_and_are_trained_separately(sequential, tmp_path):
     student = small(sequential=sequential)
     x = X if sequential else {"x": X}
     copies = students.hydra(student, 4, noise=0.0)
@@ -38,7 +38,7 @@ def test_hydra_starts_as_the_student_and_trains_each_head(sequential, tmp_path):
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "hydra.keras")(x), model(x))
 
 
-def test_heads_on_sequences_are_heads_on_each_position():
+def test_heads_on_sequences_equal_heads_on_each_position():
     layer = students.MemberHeads(5, 3)
     x = np.random.default_rng(0).normal(size=(2, 7, 4)).astype("float32")
     got = layer(x)
@@ -48,7 +48,7 @@ def test_heads_on_sequences_are_heads_on_each_position():
     np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_regression_heads_give_what_the_losses_read():
+def test_regression_heads_output_the_format_that_the_losses_expect():
     x = 3 * X
     gaussian = students.GaussianHead(2)(x).numpy()
     assert (gaussian[:, 2:] > np.log(1e-6) - 1e-3).all()
@@ -66,7 +66,7 @@ def test_regression_heads_give_what_the_losses_read():
         assert type(each).from_config(each.get_config()).get_config() == each.get_config()
 
 
-def test_a_gaussian_head_learns_the_noise_that_there_is():
+def test_a_gaussian_head_learns_the_noise_of_the_data():
     """Two groups of inputs, noise 0.5 and 2: the head's standard deviations find them."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 2, (4000, 1)).astype("float32")
@@ -143,7 +143,7 @@ def test_uncertainties_of_regressions():
     np.testing.assert_allclose(said["data"], (w * np.exp(s)).sum(1), rtol=1e-4)
 
 
-def test_what_does_not_fit_is_named():
+def test_inconsistent_arguments_are_named():
     softmax = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
     for make in (lambda: students.hydra(softmax, 3), lambda: students.with_uncertainty_head(softmax)):
         with pytest.raises(ValueError, match="expected a model that ends in a Dense layer without activation"):

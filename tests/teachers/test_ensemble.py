@@ -130,7 +130,7 @@ def test_uncertainty_weights_are_precisions_of_mutual_information_and_variance()
         teachers.Ensemble(models, combine="uncertainty")(x)
 
 
-def test_stochastic_listens_to_one_member_and_each_in_its_share():
+def test_stochastic_uses_one_member_per_batch_in_proportion_to_its_weight():
     models = [dense() for _ in range(3)]
     ensemble = teachers.Ensemble(models, weights=[1, 0, 3], combine="stochastic")
     x = rng.normal(size=(2, 4)).astype("float32")
@@ -229,7 +229,7 @@ def test_members_with_other_label_spaces_teach_together():
         teachers.Ensemble([coarse, fine], combine="mean_logits", class_maps=[[0, 2], None])
 
 
-def test_specialists_that_know_some_classes_each():
+def test_members_that_cover_different_classes_are_combined():
     low, high = dense(2), dense(3)
     ensemble = teachers.Ensemble([low, high], class_maps=[[0, 1], [3, 2, -1]], num_classes=5)
     x = rng.normal(size=(BATCH, 4)).astype("float32")

@@ -69,7 +69,7 @@ def test_the_gate_learns_and_the_members_do_not():
     distiller.evaluate(X, Y, verbose=0)
 
 
-def test_feature_terms_reach_one_members_layers():
+def test_feature_terms_can_use_the_layers_of_one_member():
     def member():
         layers = [keras.Input((4,)), keras.layers.Dense(6, name="hidden"), keras.layers.Dense(CLASSES)]
         return keras.Sequential(layers)

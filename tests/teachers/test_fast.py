@@ -53,7 +53,7 @@ def test_a_float32_copy_is_exact_and_xla_agrees():
     )
 
 
-def test_agreement_is_what_numpy_counts():
+def test_agreement_equals_numpys_count():
     model, other = network(), network()
     other.set_weights([w + 0.1 * rng.normal(size=w.shape) for w in other.get_weights()])
     found = teachers.agreement(other, model, tf.data.Dataset.from_tensor_slices(X).batch(7))

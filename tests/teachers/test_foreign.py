@@ -35,7 +35,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["saved_model", "onnx", "litert"])
-def test_a_file_says_what_the_model_says_live_labelled_and_as_a_tap(saved, kind, tmp_path):
+def test_a_file_agrees_with_its_model_live_labelled_and_as_a_tap(saved, kind, tmp_path):
     model, path = saved
     file = path / {"saved_model": "saved", "onnx": "model.onnx", "litert": "model.tflite"}[kind]
     teacher = getattr(teachers, f"from_{kind}")(file)
@@ -165,7 +165,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("make", "text"), BAD, ids=[str(i) for i in range(len(BAD))])
-def test_bad_input_is_named_in_one_sentence(make, text, tmp_path):
+def test_bad_input_raises_a_clear_error(make, text, tmp_path):
     for name in ("broken.tflite", "broken.onnx"):
         (tmp_path / name).write_bytes(b"not a one")
     (tmp_path / "empty.tflite").touch()
@@ -184,7 +184,7 @@ def test_outputs_inputs_and_signatures_that_do_not_fit_are_named(saved):
         teachers.from_saved_model(path / "saved")(np.zeros((2, 5), "float32"))
 
 
-def test_files_that_reach_outside_are_refused(tmp_path):
+def test_models_that_access_files_outside_their_directory_are_refused(tmp_path):
     module = tf.Module()
     module.read = tf.function(lambda name: tf.io.read_file(name), input_signature=[tf.TensorSpec((), tf.string)])
     tf.saved_model.save(module, str(tmp_path / "reads"), signatures=module.read)
@@ -208,7 +208,7 @@ def test_files_that_reach_outside_are_refused(tmp_path):
 
 
 @pytest.mark.skipif(not (DATA / "models_tflite_onnx").exists(), reason="needs ../shared/data/models_tflite_onnx")
-def test_a_real_segmenter_with_a_batch_of_one_answers_each_image_alone():
+def test_a_segmenter_with_a_fixed_batch_of_one_is_called_per_image():
     teacher = teachers.from_litert(
         DATA / "models_tflite_onnx/selfie_segmentation.tflite",
         preprocess=lambda x: tf.image.resize(x, (256, 256)),
@@ -225,7 +225,7 @@ def test_a_real_segmenter_with_a_batch_of_one_answers_each_image_alone():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "model_centernet_coco").exists(), reason="needs ../shared/data/model_centernet_coco")
-def test_a_real_detector_that_nobody_here_trained_answers_through_the_store(tmp_path, monkeypatch):
+def test_a_pretrained_detector_teaches_through_the_store(tmp_path, monkeypatch):
     """The CenterNet of the data folder takes one image at a time; its heatmap and sizes are stored for two."""
     monkeypatch.syspath_prepend(str(DATA / "model_centernet_coco"))
     monkeypatch.setattr("sys.dont_write_bytecode", True)

@@ -59,7 +59,7 @@ def test_the_gradient_is_that_of_the_model(name):
     assert gradients[1] is None or not np.any(gradients[1])
 
 
-def test_a_teacher_that_is_not_run_refuses_and_an_older_one_is_heard_as_before():
+def test_a_teacher_without_gradients_is_refused_and_an_older_listen_still_works():
     stored = teachers.Precomputed(np.zeros((5, 4), "float32"), X)
     with pytest.raises(ValueError, match="Precomputed: expected a teacher that Keras runs on the inputs"):
         stored.listen(X, differentiable=True)

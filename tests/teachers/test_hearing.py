@@ -105,7 +105,7 @@ def averaged():
 
 
 @pytest.mark.parametrize("case", ["plain", "xla", "many", "eager", "replicas"])
-def test_a_snapshot_moves_within_the_step(case, averaged):
+def test_a_snapshot_is_updated_within_the_step(case, averaged):
     modes = {"xla": {"jit_compile": True}, "many": {"steps_per_execution": 4}, "eager": {"run_eagerly": True}}
     with replicas(2 if case == "replicas" else 1).scope():
         student = mlp(8, 4, seed=2)

@@ -33,7 +33,7 @@ def test_rate_zero_is_the_model():
     np.testing.assert_array_equal(one.resolve(3.0), model(X))
 
 
-def test_dropout_is_on_and_batch_norm_is_not():
+def test_dropout_is_active_and_batch_norm_is_not():
     """Dropout of one linear layer has known moments; BatchNorm's statistics and mode must not enter them."""
     x = keras.Input((6,))
     normed = keras.layers.BatchNormalization()
@@ -53,7 +53,7 @@ def test_dropout_is_on_and_batch_norm_is_not():
 
 
 @pytest.mark.parametrize("run", ["eager", "graph", "xla"])
-def test_the_seed_decides_the_masks(run):
+def test_the_seed_determines_the_dropout_masks(run):
     model = network(0.5, seed=3)
     own_state = [g.state.numpy() for g in (layer.seed_generator for layer in model.layers if layer.name == "last")]
 
@@ -164,7 +164,7 @@ def test_a_distiller_with_dropout_rate_zero_trains_as_with_the_model():
     np.testing.assert_allclose(heard, plain, rtol=1e-5)
 
 
-def test_a_saved_monte_carlo_teacher_goes_on(tmp_path):
+def test_a_saved_monte_carlo_teacher_resumes(tmp_path):
     model = network(0.3)
     losses, distiller = train(teachers.MonteCarloDropout(model, num_samples=3, seed=2))
     again, _ = train(teachers.MonteCarloDropout(model, num_samples=3, seed=2))

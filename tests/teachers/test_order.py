@@ -66,7 +66,7 @@ def test_sorted_differences_by_hand(transform):
     assert impossible[0] == 0 and not np.isnan(impossible).any()
 
 
-def test_identity_gaps_are_soft_targets_and_train_alike():
+def test_untransformed_gaps_equal_soft_targets_and_train_alike():
     np.testing.assert_allclose(
         softmax(teachers.SortedDifferences(says(), transform="identity")(T).numpy(), axis=-1),
         softmax(T, axis=-1),
@@ -84,7 +84,7 @@ def test_identity_gaps_are_soft_targets_and_train_alike():
     np.testing.assert_allclose(*kernels, rtol=1e-4, atol=1e-6)
 
 
-def test_order_alone_loses_calibration_and_mixing_restores_it():
+def test_targets_from_the_order_lose_calibration_and_mixing_restores_it():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4000, 5)) * rng.uniform(1.0, 12.0, size=(4000, 1))  # some examples are hard, some easy
     labels = np.array([rng.choice(5, p=p) for p in softmax(logits, axis=-1)])  # a calibrated teacher

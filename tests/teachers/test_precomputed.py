@@ -47,7 +47,7 @@ def test_a_shuffled_fit_is_that_of_the_live_teacher_also_under_xla(teacher, live
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_by_index_the_student_sees_the_inputs_alone(teacher, live):
+def test_with_an_index_the_student_receives_only_the_inputs(teacher, live):
     stored, losses = trained(teachers.Precomputed(teacher.predict(X, verbose=0)), x=(X, np.arange(37)))
     np.testing.assert_allclose(losses, live[1], rtol=1e-5)
     assert stored.predict(X, verbose=0).shape == (37, 4)
@@ -60,7 +60,7 @@ def test_two_replicas_are_one(teacher, live):
     np.testing.assert_allclose(got, live[1], rtol=1e-5)
 
 
-def test_every_example_finds_its_own_row_and_equal_ones_the_first():
+def test_every_example_finds_its_own_row_and_duplicates_find_the_first():
     rows = np.arange(2000, dtype="float32")[:, None]
     x = np.random.default_rng(0).integers(0, 2, (2000, 5, 5)).astype("float64")
     x[1000:1010] = x[:10]
@@ -90,7 +90,7 @@ def test_structures_of_outputs_and_inputs():
     np.testing.assert_array_equal(heard["two"], outputs["two"][[2, 0]])
 
 
-def test_a_saved_distiller_holds_the_answers(teacher, tmp_path):
+def test_a_saved_distiller_contains_the_precomputed_predictions(teacher, tmp_path):
     distiller, _ = trained(teachers.Precomputed(teacher.predict(X, verbose=0), X))
     distiller.save(tmp_path / "d.keras")
     loaded = keras.saving.load_model(tmp_path / "d.keras")
@@ -98,7 +98,7 @@ def test_a_saved_distiller_holds_the_answers(teacher, tmp_path):
     assert again == expected
 
 
-def test_an_unknown_example_stops_training_with_a_sentence(teacher):
+def test_an_unknown_example_stops_training_with_a_clear_error(teacher):
     known = teachers.Precomputed(teacher.predict(X[:30], verbose=0), X[:30])
     with pytest.raises(
         ValueError,
@@ -124,7 +124,7 @@ def test_an_unknown_example_stops_training_with_a_sentence(teacher):
         ((3.0,), "outputs as arrays of numbers"),
     ],
 )
-def test_what_does_not_fit_is_said(arguments, message):
+def test_inconsistent_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=f"Precomputed: expected {message}"):
         teachers.Precomputed(*arguments)
 

@@ -35,7 +35,7 @@ def test_the_angle_of_two_maps_by_hand():
 
 
 @pytest.mark.parametrize("method", ["gradient", "grad_cam"])
-def test_the_wrapped_model_answers_as_before_and_its_map_is_that_of_attributions(method):
+def test_the_wrapped_model_predicts_as_before_and_its_map_equals_attributions(method):
     from keras_distill.taps import Taps
 
     model, x = cnn(), RNG.normal(size=(4, 8, 8, 1)).astype("float32")
@@ -49,7 +49,7 @@ def test_the_wrapped_model_answers_as_before_and_its_map_is_that_of_attributions
 
 
 @pytest.mark.parametrize(("method", "jit_compile"), [("gradient", False), ("grad_cam", False), ("gradient", True)])
-def test_it_teaches_where_to_look(method, jit_compile, tmp_path):
+def test_attribution_matching_aligns_the_attributions(method, jit_compile, tmp_path):
     x = RNG.normal(size=(64, 8, 8, 1)).astype("float32")
     teacher, student = cnn(), cnn(5)
     before = AttributionMatching().values(*(explain.attributions(m, x, method) for m in (teacher, student)))

@@ -40,7 +40,7 @@ def with_gradients(term, teacher, student, variables=()):
     return float(loss), to_student.numpy(), [np.asarray(each) for each in rest]
 
 
-def test_the_published_code():
+def test_values_and_gradients_equal_those_of_the_published_code():
     case, golden = load()
     assert case["hyper_parameters"] == {"t_start": 1.0, "t_end": 20.0, "lambda": -1.0}
     term = CurriculumTemperature(ramp_steps=0)
@@ -103,7 +103,7 @@ def test_the_ramp_follows_the_optimizers_steps():
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
-def test_training_climbs(mode):
+def test_training_moves_the_temperature_towards_the_larger_loss(mode):
     """One step: theta moves by rate * strength * slope, towards the larger loss; the student the other way."""
     term = CurriculumTemperature(ramp_steps=0, reversal_strength=0.5, initial_temperature=2.0, max_temperature=6.0)
     made = distiller(term, rate=0.1, share=0.2, run_eagerly=mode == "eager", jit_compile=mode == "xla")
@@ -162,7 +162,7 @@ def test_a_temperature_per_example_trains_in_a_distiller():
 
 
 @pytest.mark.parametrize("per_example", [False, True])
-def test_saved_and_loaded_it_goes_on(per_example, tmp_path):
+def test_it_resumes_after_saving_and_loading(per_example, tmp_path):
     loss = "kl_divergence" if per_example else "categorical_crossentropy"
     term = CurriculumTemperature(loss, 40, per_example, 3.0, 1.0, 9.0, 0.7, 5)
     made = distiller(term, rate=0.05, share=0.3)
@@ -186,7 +186,7 @@ def test_its_temperature_may_be_assigned():
     assert float(term.compute_loss(TEACHER, STUDENT)) == pytest.approx(kd(TEACHER, STUDENT, 4.0).mean(), rel=1e-5)
 
 
-def test_inside_keras_own_distiller_it_compares_as_alone():
+def test_a_term_has_the_same_value_in_keras_own_distiller():
     term = CurriculumTemperature(ramp_steps=0, initial_temperature=2.0)
     teacher, student = mlp(4, seed=1), mlp(4, seed=9)
     made = keras.distillation.Distiller(teacher, student, term, student_loss_weight=0.0)
@@ -211,7 +211,7 @@ def matching(row, target, low, high):
 
 @pytest.mark.parametrize("scale", [0.5, 5.0, 60.0])
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
-def test_every_target_has_the_wanted_entropy(scale, fraction):
+def test_every_target_has_the_target_entropy(scale, fraction):
     teacher = (scale * np.random.default_rng(4).normal(size=(40, 9))).astype("float32")
     term = EntropyMatchedTemperature("kl_divergence", fraction, 1e-4, 500.0)
     found = term._temperatures(teacher, teacher).numpy()
@@ -261,7 +261,7 @@ class Counted(SoftTargets):
 
 
 @pytest.mark.parametrize("xla", [False, True])
-def test_the_wanted_entropy_may_change_during_training(xla):
+def test_the_target_entropy_may_change_during_training(xla):
     curve = keras.optimizers.schedules.PolynomialDecay(0.9, 9, end_learning_rate=0.3)
     term = EntropyMatchedTemperature(Counted(), curve)
     made = distiller(term, rate=0.0, jit_compile=xla)
@@ -333,7 +333,7 @@ def test_bad_arguments(make, message):
         make()
 
 
-def test_a_scheduler_has_nothing_to_set():
+def test_a_scheduler_without_a_temperature_to_set_is_refused():
     from keras_distill.callbacks import TemperatureScheduler
 
     made = distiller(CurriculumTemperature())

@@ -39,7 +39,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("term", ROWS, ids=[f"{type(t).__name__}-{i}" for i, t in enumerate(ROWS)])
-def test_void_never_counts_and_the_config_comes_back(term):
+def test_void_pixels_are_excluded_and_the_config_is_restored(term):
     teacher, student, labels = maps(seed=1), maps(seed=2), labels_with_void()
     spoilt = np.where((labels == VOID)[..., None], 1e3 * maps(seed=3), student).astype("float32")
     value = float(term.compute_loss(teacher, tf.constant(student), labels=labels))
@@ -132,6 +132,6 @@ BAD = [
 
 
 @pytest.mark.parametrize(("make", "text"), BAD, ids=[str(i) for i in range(len(BAD))])
-def test_bad_input_is_named_in_one_sentence(make, text):
+def test_bad_input_raises_a_clear_error(make, text):
     with pytest.raises(ValueError, match=text):
         make()

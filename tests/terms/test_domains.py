@@ -37,7 +37,7 @@ def test_mmd_is_the_three_means_of_the_kernel():
 
 
 @pytest.mark.parametrize("kind", ["coral", "mmd"])
-def test_alignment_is_zero_for_equal_domains_and_for_a_single_one(kind):
+def test_alignment_is_zero_for_identical_domains_and_for_a_single_domain(kind):
     features, _ = drawn()
     twice, domain = np.concatenate([features, features]), np.repeat([0, 1], 12)
     term = terms.DomainAlignment(kind)
@@ -136,6 +136,6 @@ BAD = [
 
 
 @pytest.mark.parametrize(("make", "text"), BAD, ids=[str(i) for i in range(len(BAD))])
-def test_bad_input_is_named_in_one_sentence(make, text):
+def test_bad_input_raises_a_clear_error(make, text):
     with pytest.raises(ValueError, match=text):
         make()

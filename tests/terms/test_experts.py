@@ -31,7 +31,7 @@ def test_the_mixture_is_the_formula_and_the_gate_sees_the_teacher():
     np.testing.assert_allclose(picked, p, atol=0.03)
 
 
-def test_a_distiller_with_experts_learns_is_saved_and_goes_on(tmp_path):
+def test_a_distiller_with_experts_learns_and_resumes_after_saving(tmp_path):
     def tower(units):
         user = keras.Input((1,), dtype="int32")
         embedded = keras.layers.Flatten(name="user")(keras.layers.Embedding(20, units, name=f"table_{units}")(user))
@@ -60,7 +60,7 @@ def test_a_distiller_with_experts_learns_is_saved_and_goes_on(tmp_path):
         (lambda: terms.ExpertDistillation("a", None), "expected student_layer_name to be the name of one layer"),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(make, words):
+def test_bad_input_raises_a_clear_error(make, words):
     with pytest.raises(ValueError) as caught:
         make()
     assert words in str(caught.value)

@@ -37,7 +37,7 @@ def distilled(teacher, student, terms, **arguments):
     return distiller
 
 
-def test_an_automatic_adapter_fits_any_two_maps_and_says_what_it_chose(caplog, monkeypatch):
+def test_an_automatic_adapter_fits_any_two_maps_and_reports_its_choice(caplog, monkeypatch):
     # Libraries that other tests import configure logging anew and so disable loggers that exist by then.
     monkeypatch.setattr(logging.getLogger("keras_distill.terms._features"), "disabled", False)
     x, y = images()
@@ -58,7 +58,7 @@ def test_an_automatic_adapter_fits_any_two_maps_and_says_what_it_chose(caplog, m
     np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 
-def test_a_smaller_student_map_has_the_teachers_pooled():
+def test_the_teachers_map_is_pooled_to_a_smaller_student_map():
     x, y = images()
     teacher, student = conv(3, seed=1), conv(3, seed=2, stride=2)
     distiller = distilled(teacher, student, FeatureDistillation("mse", "conv", "conv", adapter="auto"))

@@ -62,7 +62,7 @@ def test_each_step_is_that_of_the_formula():
         ),
     ],
 )
-def test_bad_input_is_one_sentence(make, text):
+def test_bad_input_raises_a_clear_error(make, text):
     with pytest.raises(ValueError, match=text):
         make()
 

@@ -25,7 +25,7 @@ NAMES = ["SoftTargets", "ClassCorrelation", "DecoupledSoftTargets", "NormalizedS
 
 @pytest.mark.parametrize("name", [*NAMES, "HardTargets", "LogitMatching", "mse", "categorical_crossentropy"])
 @pytest.mark.parametrize("standardize", [False, True])
-def test_what_stands_at_masked_positions_changes_nothing(name, standardize):
+def test_values_at_masked_positions_have_no_effect(name, standardize):
     loss = getattr(losses, name)() if hasattr(losses, name) else name
     term = LogitsDistillation(2.0, loss, standardize=standardize)
     before = term_value(term, TEACHER, STUDENT)
@@ -38,7 +38,7 @@ def test_what_stands_at_masked_positions_changes_nothing(name, standardize):
 
 
 @pytest.mark.parametrize("make", [CurriculumTemperature, EntropyMatchedTemperature])
-def test_temperatures_of_masked_positions_are_not_looked_at(make):
+def test_temperatures_of_masked_positions_are_ignored(make):
     first, second = make(), make()
     garbage = [np.where(MASK[..., None], side, np.float32(np.nan)) for side in (TEACHER, STUDENT)]
     assert term_value(first, TEACHER, STUDENT) == term_value(second, *garbage)

@@ -25,7 +25,7 @@ def data(examples=40):
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_a_step_is_the_public_one(step, monkeypatch):
+def test_a_step_equals_the_public_codes(step, monkeypatch):
     case = Case(f"crd/391/step{step}")
     term = ContrastiveMemory(30, "t", "s", units=8, num_negatives=case["contrast_index"].shape[1] - 1)
     term.build_from([tf.constant(case["teacher"]), tf.constant(case["index"])], tf.constant(case["student"]))
@@ -61,7 +61,7 @@ def test_negatives_are_all_others_and_never_the_example_itself():
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_it_learns_to_tell_examples_apart_and_writes_only_in_training(jit_compile):
+def test_it_learns_to_discriminate_examples_and_updates_its_memory_only_in_training(jit_compile):
     x, y = data()
     term = ContrastiveMemory(40, "dense_0", "dense_0", units=8, num_negatives=16)
     distiller = distilled(term, jit_compile)

@@ -57,7 +57,7 @@ def test_the_mask_is_found_among_the_inputs(name, mask_input):
     assert again.mask_input == mask_input
 
 
-def test_features_obey_the_mask_of_the_inputs():
+def test_feature_losses_use_the_mask_of_the_inputs():
     for loss in ("mse", losses.HiddenStates()):
         made = distiller(FeatureDistillation(loss, "states", "states"))
         inputs = {"tokens": TOKENS, "padding_mask": MASK.astype("int32")}
@@ -65,7 +65,7 @@ def test_features_obey_the_mask_of_the_inputs():
         assert value(made, inputs) == pytest.approx(np.mean(((theirs - ours) ** 2)[MASK]), rel=1e-5)
 
 
-def test_padding_that_would_count_is_said_once():
+def test_unmasked_padding_is_warned_of_once():
     made = distiller(LogitsDistillation(2.0), mask="there")
     inputs = {"tokens": TOKENS, "there": MASK.astype("int32")}
     with pytest.warns(UserWarning, match=r"counts every position of the sequences, padding too.*mask_input=") as said:
@@ -78,7 +78,7 @@ def test_padding_that_would_count_is_said_once():
         LogitsDistillation(mask_input=3)
 
 
-def test_what_the_supervised_loss_ignores_leaves_the_term_on_outputs_as_well():
+def test_positions_ignored_by_the_supervised_loss_are_excluded_from_terms_on_outputs():
     ignoring = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
     inputs = {"tokens": TOKENS, "padding_mask": np.ones_like(TOKENS)}
     for term, counted in (
@@ -102,7 +102,7 @@ def test_what_the_supervised_loss_ignores_leaves_the_term_on_outputs_as_well():
     assert value(features, inputs, LABELS) == pytest.approx(np.mean((theirs - ours) ** 2), rel=1e-5)
 
 
-def test_examples_without_a_label_are_still_taught():
+def test_unlabelled_examples_still_learn_from_the_teacher():
     teacher, student = (keras.Sequential([keras.Input((6,)), keras.layers.Dense(5)]) for _ in "ts")
     made = Distiller(teacher, student, LogitsDistillation(2.0))
     made.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1))
@@ -111,7 +111,7 @@ def test_examples_without_a_label_are_still_taught():
     assert value(made, x, np.array([0, -1, 3])) == pytest.approx(expected, rel=1e-5)
 
 
-def test_void_pixels_leave_the_term():
+def test_void_pixels_are_excluded_from_the_term():
     maps = [keras.Sequential([keras.Input((2, 2, 3)), keras.layers.Conv2D(4, 1)]) for _ in "ts"]
     x, y = RNG.normal(size=(2, 2, 2, 3)).astype("float32"), RNG.integers(0, 4, (2, 2, 2))
     y[0, 0] = 255
@@ -170,6 +170,6 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(by, loss):
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.5, float("nan"), "half"])
-def test_a_share_of_positions_is_one(fraction):
+def test_a_counted_fraction_out_of_range_is_refused(fraction):
     with pytest.raises(ValueError, match="LogitsDistillation: expected counted_fraction"):
         LogitsDistillation(counted_fraction=fraction)

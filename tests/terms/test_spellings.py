@@ -18,7 +18,7 @@ def test_a_class_or_a_name_of_ours_is_its_object(loss):
     assert float(got) == pytest.approx(kd(TEACHER(X), STUDENT(X), 4.0).mean(), rel=1e-5)
 
 
-def test_a_name_with_labels():
+def test_a_loss_named_by_a_string_receives_labels():
     by_name, by_class = (
         LogitsDistillation(4.0, loss).compute_loss(TEACHER(X), STUDENT(X), labels=Y)
         for loss in ("decoupled_soft_targets", losses.DecoupledSoftTargets())
@@ -57,7 +57,7 @@ class Doubled(DistillationLoss):
         return 2.0 * keras.ops.sum(student_outputs)
 
 
-def test_a_term_with_a_mean_of_its_own_is_heeded():
+def test_a_term_that_overrides_the_mean_is_respected():
     student = mlp(4, seed=3)
     expected = 2.0 * np.asarray(student(X), "float64").sum()
     distiller = Distiller(TEACHER, student, Doubled(), student_loss_weight=0.0)

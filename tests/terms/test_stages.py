@@ -111,7 +111,7 @@ def test_bad_input(make, message):
         make()
 
 
-def test_a_vector_is_no_stage():
+def test_a_stage_of_rank_2_is_refused():
     term = ReviewDistillation(["stage_1"], ["stage_1"])
     message = r"layers of shape \(batch, height, width, channels\), all known, got \(None, 3\)"
     with pytest.raises(ValueError, match=message):

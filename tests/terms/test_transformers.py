@@ -70,7 +70,7 @@ def test_scores_from_queries_and_keys_are_those_of_the_layer():
     np.testing.assert_allclose(softmax(np.where(keys, scores_of(model), -1e9)), weights, atol=1e-6)
 
 
-def test_a_mask_that_is_an_argument_takes_part():
+def test_a_mask_passed_as_an_argument_is_used():
     teacher, student = encoder(8, 1), encoder(8, 2)
     mask = {"mask_layer_name": "block:padding_mask"}
     gap = np.square(scores_of(teacher) - scores_of(student)).mean(axis=1)

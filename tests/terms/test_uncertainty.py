@@ -85,7 +85,7 @@ def _quiet():
     return options
 
 
-def test_a_saved_distiller_goes_on_as_if_it_had_not_stopped(tmp_path):
+def test_a_saved_distiller_resumes_as_if_it_had_not_stopped(tmp_path):
     term = lambda: LogitsDistillation(  # noqa: E731
         schedules.Linear(10.0, 1.0, num_steps=20), losses.TrustWeighted(losses.DirichletDistillation(smoothing=0.01))
     )
@@ -139,7 +139,7 @@ def test_hydra_keeps_the_members_apart():
     assert metrics.rank_correlation(truth, said) > 0.5
 
 
-def test_evidence_is_taught_with_a_growing_regulariser():
+def test_evidence_is_trained_with_an_increasing_regulariser():
     terms = [LogitsDistillation(1.0, losses.Evidential()), LogitsDistillation(1.0, losses.MisleadingEvidence())]
     made = Distiller(
         ensemble(),
@@ -181,7 +181,7 @@ def test_regression_students_learn_an_ensembles_variance(loss, head):
     assert metrics.rank_correlation(np.ravel(said["total"]), np.ravel(truth.total)) > 0.7
 
 
-def test_uncertainty_labels_teach_a_head_beside_the_labels(tmp_path):
+def test_an_uncertainty_head_learns_together_with_the_labels(tmp_path):
     student = students.with_uncertainty_head(small(9), 2)
     loss = {"logits": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
     term = UncertaintyDistillation(["total", "knowledge"], weights=[1.0, 2.0])
@@ -210,7 +210,7 @@ def test_uncertainty_labels_teach_a_head_beside_the_labels(tmp_path):
     assert again.evaluate(x, {"logits": Y}, verbose=0, return_dict=True)["distillation_loss"] == pytest.approx(got)
 
 
-def test_uncertainty_labels_say_what_does_not_fit():
+def test_uncertainty_labels_refuse_inconsistent_students():
     head = students.with_uncertainty_head(small(9), 1)
     with pytest.raises(ValueError, match="expected 2 uncertainties, one per kind, got 1"):
         distiller(ensemble(), UncertaintyDistillation(), head).fit(X, verbose=0)
@@ -261,7 +261,7 @@ def test_calibrated_members_stay_members():
     np.testing.assert_allclose(scaled.listen(X)[0].members, known.listen(X)[0].members, rtol=1e-5)
 
 
-def test_calibrated_says_what_does_not_fit():
+def test_calibrated_refuses_unfitted_scalers_and_softmax_models():
     with pytest.raises(ValueError, match="expected a fitted scaler or a layer, got float"):
         teachers.Calibrated(small(1), 2.0)
     with pytest.raises(ValueError, match="TemperatureScaler: expected a fitted scaler"):

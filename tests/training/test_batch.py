@@ -13,7 +13,7 @@ def test_a_sequential_built_by_its_first_call_has_no_named_inputs_and_raises_not
     assert extra_fields(batch, model) == batch
 
 
-def test_what_a_functional_model_has_no_input_for_is_extra():
+def test_fields_without_an_input_of_the_model_are_extra():
     inputs = {"a": keras.Input((2,), name="a"), "b": keras.Input((2,), name="b")}
     model = keras.Model(inputs, keras.layers.Add()(list(inputs.values())))
     assert extra_fields({"a": 1, "b": 2, "more": 3}, model) == {"more": 3}

@@ -141,7 +141,7 @@ def test_data(case, method):
         np.testing.assert_array_equal(one, two)
 
 
-def test_integer_labels_for_a_dense_loss():
+def test_integer_labels_for_a_loss_on_one_hot_labels_are_refused():
     made = Distiller(mlp(8, 4), mlp(5, 4), LogitsDistillation())
     made.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
     with pytest.raises(ValueError, match=r"one-hot labels with 4 columns .*, got shape \(8,\)\. Use SparseCategorical"):

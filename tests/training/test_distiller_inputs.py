@@ -197,7 +197,7 @@ def test_mixed_precision_trains_close_to_float32():
         assert scaled == (policy == "mixed_float16")
 
 
-def test_evaluation_without_the_teacher_never_runs_it():
+def test_evaluation_without_the_teacher_does_not_run_it():
     calls = []
 
     class Listened(keras.layers.Dense):
@@ -219,7 +219,7 @@ def test_evaluation_without_the_teacher_never_runs_it():
     assert len(calls) == 1
 
 
-def test_numbers_change_without_a_new_trace():
+def test_values_change_without_retracing():
     traces = []
 
     class Traced(keras.layers.Dense):
@@ -263,7 +263,7 @@ def test_schedules_follow_the_optimizers_step(steps_per_execution, accumulate):
     assert term.temperature == pytest.approx(8 - 7 * step / 8)
 
 
-def test_batch_norm_moves_once_and_dropout_is_shared_by_logits_and_taps():
+def test_batch_norm_updates_once_and_logits_and_taps_share_dropout():
     x, y = batch(16)
 
     def student():

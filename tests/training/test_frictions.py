@@ -58,7 +58,7 @@ def test_a_quantised_student_is_warned_of():
         Distiller(mlp(8, 4, seed=1), student, LogitsDistillation())
 
 
-def test_a_term_shows_the_adapter_that_it_chose():
+def test_the_repr_of_a_term_shows_its_chosen_adapter():
     term = FeatureDistillation("mse", "dense_0", "dense_0", adapter="auto", name="hint")
     assert repr(term) == (
         "<FeatureDistillation 'hint', 'dense_0' -> 'dense_0', adapter='auto' (chosen when the shapes are known)>"
@@ -93,7 +93,7 @@ def test_a_temperature_beyond_a_hundred_is_found_and_bounds_are_explained():
 
 
 @pytest.mark.parametrize("eager", [True, False])
-def test_an_empty_batch_is_one_sentence(eager):
+def test_an_empty_batch_raises_a_clear_error(eager):
     distiller = Distiller(mlp(4, seed=1), mlp(4, seed=2), LogitsDistillation(), student_loss_weight=0.0)
     distiller.compile("sgd", run_eagerly=eager)
     with pytest.raises(ValueError, match=r"expected at least one example in every batch, got an empty batch\. Drop"):

@@ -56,7 +56,7 @@ UPDATES = [(name, mode) for name in (*PLAIN, *OTHERS) for mode in ("eager", "gra
 
 
 @pytest.mark.parametrize(("name", "mode"), [each for each in UPDATES if each[1] != "xla" or each[0] in KINDS])
-def test_an_update_is_keras_own(name, mode):
+def test_an_update_equals_keras_own(name, mode):
     made = {**PLAIN, **OTHERS}[name]
     (student, optimizer), (reference, oracle) = (limited(), made()), (limited(), made())
 
@@ -91,7 +91,7 @@ def adam(weights, gradients, rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7):
 
 
 @pytest.mark.parametrize("steps", [1, 10, 300])
-def test_it_is_nearer_to_the_formula_than_keras_own(steps):
+def test_it_is_closer_to_the_formula_than_keras_own(steps):
     random = np.random.default_rng(0)
     start, gradients = random.normal(size=500).astype("float32"), random.normal(size=(steps, 500)).astype("float32")
     exact = adam(start.astype("float64"), gradients.astype("float64"), 0.01)
@@ -105,7 +105,7 @@ def test_it_is_nearer_to_the_formula_than_keras_own(steps):
     assert errors[0] < 1e-7 + 2e-7 * np.sqrt(steps)
 
 
-def test_rows_of_an_embedding_and_halves_are_left_to_keras():
+def test_for_sparse_or_half_precision_gradients_keras_own_update_is_used():
     for dtype, rows in (("float32", True), ("bfloat16", False)):
         first = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
         ours, reference = (keras.Variable(first, dtype=dtype) for _ in range(2))
@@ -121,7 +121,7 @@ def test_rows_of_an_embedding_and_halves_are_left_to_keras():
         assert np.abs(tf.cast(ours, tf.float32) - first).max() > 0.05
 
 
-def test_replicas_are_left_to_keras(monkeypatch):
+def test_under_several_replicas_keras_own_update_is_used(monkeypatch):
     monkeypatch.setattr(_fused_adam, "_fused_step", None)  # what would be called
     strategy = replicas(2)
     with strategy.scope():
@@ -132,7 +132,7 @@ def test_replicas_are_left_to_keras(monkeypatch):
     np.testing.assert_allclose(weight, np.full((3, 3), -0.1), rtol=1e-5)
 
 
-def test_what_goes_wrong_within_leaves_the_optimizer_as_it_was():
+def test_an_error_in_the_update_leaves_the_optimizer_unchanged():
     optimizer = keras.optimizers.Adam(0.1)
     weight = keras.Variable(np.zeros((3, 3), "float32"))
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
@@ -167,7 +167,7 @@ def test_training_is_what_it_is_with_keras_own(guard, mode, monkeypatch):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
-def test_a_nan_batch_changes_nothing():
+def test_a_nan_batch_leaves_the_state_unchanged():
     x, y = batch(24)
     x[12] = np.nan  # in the second batch of 8
     student = mlp(8, 4, seed=5)

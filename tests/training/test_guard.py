@@ -68,7 +68,7 @@ def test_the_term_that_failed_is_named(mode):
 
 
 @pytest.mark.parametrize("mode", [{}, {"jit_compile": True}], ids=str)
-def test_an_adapter_keeps_its_statistics_its_kernels_and_what_it_remembers(mode):
+def test_an_adapter_is_saved_with_its_statistics_kernels_and_state(mode):
     def trained(x):
         normal = [keras.layers.Dense(8, kernel_initializer="ones"), keras.layers.BatchNormalization()]
         spectral = keras.layers.SpectralNormalization(keras.layers.Dense(8, kernel_initializer="ones"))
@@ -98,7 +98,7 @@ def test_an_adapter_keeps_its_statistics_its_kernels_and_what_it_remembers(mode)
     assert np.isnan(memory.normalizer(np.array([np.nan], "float32"))) and float(memory.constant) == 0.0
 
 
-def test_a_gradient_that_fails_behind_a_finite_loss_is_named():
+def test_a_non_finite_gradient_of_a_finite_loss_is_named():
     class SquareRoot(keras.layers.Layer):
         def call(self, inputs):
             return keras.ops.sqrt(keras.ops.abs(inputs))  # slope infinite at 0, where this model starts
@@ -116,7 +116,7 @@ def test_a_gradient_that_fails_behind_a_finite_loss_is_named():
         np.testing.assert_array_equal(one, two)
 
 
-def test_it_can_be_switched_off():
+def test_the_guard_can_be_disabled():
     x, y = batch(8)
     x[0, 0] = np.nan
     model = student()
@@ -127,7 +127,7 @@ def test_it_can_be_switched_off():
     assert np.isnan(model.get_weights()[0]).any()
 
 
-def test_a_class_that_cannot_occur_is_no_failure():
+def test_a_teacher_logit_of_minus_infinity_does_not_trip_the_guard():
     x, y = batch(8, classes=3)
     teacher, model = mlp(8, 4, seed=1), mlp(4, seed=2)
     teacher.layers[-1].bias.assign([0.0, 0.0, 0.0, -np.inf])

@@ -119,7 +119,7 @@ def resumed(together):
     return [json.loads((together / f"worker{i}-crashes.json").read_text()) for i in range(2)]
 
 
-def test_a_kill_before_any_operation_on_a_file_is_resumed_bit_for_bit_by_both_workers(resumed):
+def test_a_kill_before_any_file_operation_is_resumed_bit_for_bit_by_both_workers(resumed):
     runs = [each[:-1] for each in resumed]
     assert [name for name, *_ in runs[0]] == [name for name, *_ in runs[1]]
     assert len(runs[0]) > 20

@@ -8,7 +8,7 @@ from tests.processes import Child
 
 
 @pytest.mark.slow
-def test_thousands_of_steps_trace_once_and_leave_memory_as_it_was(tmp_path):
+def test_thousands_of_steps_trace_once_and_do_not_grow_memory(tmp_path):
     run = Child("from benchmarks import soak; soak.main()", "--steps", 4000, "--out", tmp_path)
     assert run.wait() == 0, run.read()[-2000:]
     epochs = [each for each in json.loads((tmp_path / "soak.json").read_text())["results"] if "traces" in each]

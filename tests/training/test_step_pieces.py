@@ -47,7 +47,7 @@ def test_the_first_step_is_traced_once_and_a_second_fit_not_again(optimizer):
         assert term.traces == 1
 
 
-def test_an_override_of_taps_is_heeded_and_an_input_can_be_tapped():
+def test_an_override_of_taps_is_respected_and_an_input_can_be_tapped():
     inputs = keras.Input((6,), name="features")
     dense = mlp(8, 4, seed=2)
     student = keras.Model(inputs, dense.layers[1](dense.layers[0](inputs)))
@@ -84,7 +84,7 @@ class OwnLoss(keras.Sequential):
         return super().compute_loss(x, (y + 1) % 4, y_pred, sample_weight, training)
 
 
-def test_a_students_own_loss_is_used_when_asked_for(tmp_path):
+def test_a_students_own_loss_is_used_if_requested(tmp_path):
     init = keras.initializers.GlorotUniform(seed=2)
     penalty = keras.regularizers.L2(0.1)
     head = keras.layers.Dense(4, kernel_initializer=init, kernel_regularizer=penalty)
@@ -129,7 +129,7 @@ def test_fit_without_labels_and_with_metrics():
     assert "accuracy" not in history and history["val_accuracy"][-1] == pytest.approx(wanted)
 
 
-def test_a_fit_after_a_resumed_one_begins_at_the_beginning(tmp_path):
+def test_a_fit_after_a_resumed_one_starts_at_epoch_0(tmp_path):
     def made():
         distiller = Distiller(mlp(4, seed=1), mlp(4, seed=2), LogitsDistillation(), student_loss_weight=0.0)
         distiller.compile("sgd")
@@ -181,7 +181,7 @@ KINDS = [("dense", "relu"), ("dense", "gelu"), ("dense", "tanh"), ("conv", "relu
 
 @pytest.mark.parametrize("mode", [{}, {"jit_compile": True}, {"steps_per_execution": 4}], ids=str)
 @pytest.mark.parametrize(("kind", "activation"), [*KINDS, ("attention", "relu")])
-def test_no_bad_number_in_an_input_reaches_a_weight(kind, activation, mode):
+def test_no_non_finite_input_reaches_a_weight(kind, activation, mode):
     """A ReLU turns a NaN into 0 on its way forwards: the kernel's gradient alone has it."""
     student = network(kind, activation)
     start = student.get_weights()
@@ -235,12 +235,12 @@ def test_the_inputs_are_named_where_only_a_gradient_fails():
          r"expected student_loss_weight in Distiller\(\.\.\.\), got alpha="),
     ],
 )  # fmt: skip
-def test_arguments_of_other_libraries_are_answered(make, message):
+def test_arguments_of_other_libraries_get_an_error_that_names_the_equivalent(make, message):
     with pytest.raises(ValueError, match=message):
         make(mlp(4, seed=1), mlp(4, seed=2))
 
 
-def test_data_that_cannot_be_right_are_answered():
+def test_impossible_data_raise_a_clear_error():
     distiller = Distiller(mlp(4, seed=1), mlp(4, seed=2), LogitsDistillation())
     with pytest.raises(TypeError, match="unexpected keyword argument 'optimiser'"):
         distiller.compile(optimiser="sgd")

@@ -75,7 +75,7 @@ def store(uninterrupted, tmp_path):
 # ---------------------------------------------------------------------------------------------- killed
 
 
-def test_killed_and_started_again_ends_with_the_same_bytes_and_redoes_nothing(tmp_path, uninterrupted):
+def test_a_killed_and_restarted_run_ends_with_the_same_bytes_and_repeats_nothing(tmp_path, uninterrupted):
     path = tmp_path / "store"
     for finished in (2, 6):
         process = start("label(sys.argv[1], seconds=0.05)", path)
@@ -102,7 +102,7 @@ def test_two_writers_on_one_path_are_refused_and_the_first_finishes(tmp_path, un
     assert contents(path) == contents(uninterrupted)
 
 
-def test_parts_by_processes_at_once_make_one_store(tmp_path, uninterrupted):
+def test_shards_by_parallel_processes_make_one_store(tmp_path, uninterrupted):
     path = tmp_path / "store"
     both = [start("label(sys.argv[1], shard=(int(sys.argv[2]), 2))", path, i) for i in range(2)]
     for process in both:
@@ -250,7 +250,7 @@ def test_a_damaged_manifest_is_refused(store):
         teachers.Stored(store / "nowhere")
 
 
-def test_surplus_files_are_named(store):
+def test_unexpected_files_are_named(store):
     (store / f"shard-000077-{'0' * 32}.tfrecord").write_bytes(b"")
     (problem,) = teachers.verify(store)
     assert "belongs to no shard" in str(problem)
@@ -301,7 +301,7 @@ def test_the_first_example_that_differs_is_named(uninterrupted, change, first, k
         teachers.Stored(uninterrupted).check(data)
 
 
-def test_endless_and_empty_and_unfit_datasets_are_refused(uninterrupted):
+def test_infinite_empty_and_unsuitable_datasets_are_refused(uninterrupted):
     stored = teachers.Stored(uninterrupted)
     whole = here["dataset"]()
     for data, message in [
@@ -330,7 +330,7 @@ def test_fit_on_plain_data_and_fit_on_wrong_data_stop_with_an_error(uninterrupte
             use(wrong, verbose=0)
 
 
-def test_a_store_behind_a_scaler_says_the_same(uninterrupted):
+def test_a_store_behind_a_scaler_raises_the_same_error(uninterrupted):
     stored = teachers.Stored(uninterrupted)
     wrong = stored.attach(tf.data.Dataset.from_tensor_slices(changed_example(X)).batch(20))
     student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])

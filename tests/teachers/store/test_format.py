@@ -72,7 +72,7 @@ def test_top_k_of_sequences_and_members_keeps_their_shape():
     np.testing.assert_array_equal(stored.reshape(-1, 300), flat)
 
 
-def test_bytes_for_a_thousand_classes():
+def test_the_number_of_bytes_for_a_thousand_classes():
     dense = layout.row_bytes([layout.OutputSpec("output", (1000,), "float16")])
     few = layout.row_bytes([layout.OutputSpec("output", (1000,), "float16", 16)])
     assert (dense, few) == (8 + 2000, 8 + 16 * (2 + 2) + 4)

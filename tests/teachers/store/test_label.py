@@ -84,7 +84,7 @@ def live_losses():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 1e-3), ("bfloat16", 8e-3), ("int8", 5e-3)])
-def test_other_dtypes_are_as_near_as_they_can_be(tmp_path, dtype, tolerance, live_losses):
+def test_other_dtypes_are_within_their_rounding_error(tmp_path, dtype, tolerance, live_losses):
     teacher = model()
     stored = label(teacher, data(), tmp_path, dtype=dtype)
     exact = np.asarray(teacher(X))
@@ -165,7 +165,7 @@ def test_members_are_stored_and_the_rule_with_them(tmp_path, combine):
     assert isinstance(heard, teachers.Members) and type(heard.combine) is type(live.combine)
 
 
-def test_one_store_serves_every_rule(tmp_path):
+def test_one_store_supports_every_combination_rule(tmp_path):
     members = [model(seed=s) for s in range(3)]
     label(teachers.Ensemble(members), data(), tmp_path, dtype="float32")
     for combine in ("mean_logits", "confidence", "learned_gate"):
@@ -208,7 +208,7 @@ def contents(path):
     return {file.name: file.read_bytes() for file in Path(path).iterdir()}
 
 
-def test_parts_make_the_same_store_as_one_writer(tmp_path):
+def test_shards_make_the_same_store_as_one_writer(tmp_path):
     teacher = model()
     label(teacher, data(), tmp_path / "whole")
     parts = [label(teacher, data(), tmp_path / "parts", shard=(i, 3)) for i in (2, 0, 1)]
@@ -280,7 +280,7 @@ def test_mistakes_are_named(tmp_path, change, message):
         label(model(), data(), tmp_path, **change)
 
 
-def test_unfit_datasets_and_outputs_are_named(tmp_path):
+def test_unsuitable_datasets_and_outputs_are_named(tmp_path):
     for dataset, message in [
         (X, "expected a tf.data.Dataset of batches, got ndarray"),
         (data().repeat(), r"a finite dataset, got an endless one. Put .repeat\(\) after attach\(\)"),
@@ -360,7 +360,7 @@ def test_another_augmentation_is_refused(tmp_path):
         plain.attach(data(), augment=augment)
 
 
-def test_a_teacher_that_says_the_same_everywhere_is_noticed(tmp_path):
+def test_a_teacher_with_constant_predictions_is_detected(tmp_path):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, kernel_initializer="zeros")])
     x = np.eye(2, dtype="float32")
     with pytest.warns(UserWarning, match="answers that depend on the example, got the same for all 2 of the first"):

@@ -41,7 +41,7 @@ def whole(teacher, tmp_path_factory):
     return contents(path)
 
 
-def test_a_live_writers_file_stays_whatever_its_process_number_means_here(teacher, tmp_path):
+def test_a_live_writers_file_is_kept_whatever_its_process_id(teacher, tmp_path):
     """The writer of another container: its process is not in our /proc, its lock is in our kernel."""
     path = tmp_path / "store"
     label(teacher, path, shard=(1, 2))
@@ -61,7 +61,7 @@ def test_a_live_writers_file_stays_whatever_its_process_number_means_here(teache
     assert not hidden.exists()
 
 
-def test_another_machines_file_is_left_over_only_when_it_has_been_still(teacher, tmp_path):
+def test_another_machines_file_is_a_leftover_only_after_a_period_without_writes(teacher, tmp_path):
     path = tmp_path / "store"
     path.mkdir()
     hidden = path / ".writing-000000-0123456789ab.ffff"  # another boot of another machine
@@ -86,7 +86,7 @@ def test_two_writers_in_one_process_and_a_closed_handle(tmp_path):
         _files.Lock(tmp_path / ".lock", 4)
 
 
-def test_a_kill_before_any_operation_on_a_file_is_gone_on_from(teacher, tmp_path, faults, whole):
+def test_a_kill_before_any_file_operation_is_recovered_from(teacher, tmp_path, faults, whole):
     path = tmp_path / "store"
     states = faults.crash_points(path, lambda: label(teacher, path))
     assert len(states) > 8
@@ -96,7 +96,7 @@ def test_a_kill_before_any_operation_on_a_file_is_gone_on_from(teacher, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["disk full", "forbidden", "unreadable"])
-def test_every_operation_that_fails_is_said_in_one_sentence_and_gone_on_from(teacher, tmp_path, faults, whole, kind):
+def test_every_failing_operation_is_reported_and_labelling_continues(teacher, tmp_path, faults, whole, kind):
     def act(number):
         path = tmp_path / str(number)
         try:
@@ -112,7 +112,7 @@ def test_every_operation_that_fails_is_said_in_one_sentence_and_gone_on_from(tea
         assert contents(tmp_path / str(number)) == whole, number
 
 
-def test_paths_that_cannot_be_written_are_sentences(teacher, tmp_path):
+def test_unwritable_paths_raise_a_clear_error(teacher, tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "store"):
         with pytest.raises(teachers.StoredTeacherError, match=r"label: expected to write into .*got \[Errno"):
@@ -121,7 +121,7 @@ def test_paths_that_cannot_be_written_are_sentences(teacher, tmp_path):
         teachers.Stored(tmp_path / "file" / "store")
 
 
-def test_an_empty_first_batch_is_a_sentence(teacher, tmp_path):
+def test_an_empty_first_batch_raises_a_clear_error(teacher, tmp_path):
     with pytest.raises(
         ValueError, match=r"label: expected at least one example in the first batch, got an empty batch"
     ):
@@ -214,7 +214,7 @@ def test_signed_lengths_are_compared_before_tensorflow_reads_them(teacher, tmp_p
     assert teachers.verify(path)
 
 
-def test_a_signed_huge_shape_is_a_sentence(teacher, tmp_path):
+def test_a_huge_shape_with_a_valid_digest_raises_a_clear_error(teacher, tmp_path):
     path = tmp_path / "store"
     label(teacher, path)
     manifest = files.read_manifest(path)
@@ -226,7 +226,7 @@ def test_a_signed_huge_shape_is_a_sentence(teacher, tmp_path):
     assert "of another teacher or other settings" in str(teachers.verify(path)[0])
 
 
-def test_another_option_is_named_alone(teacher, tmp_path):
+def test_only_the_option_that_differs_is_named(teacher, tmp_path):
     label(teacher, tmp_path, top_k=2)
     with pytest.raises(teachers.StoredTeacherError, match=r"to fit this label\(\), got top_k=2 instead of 3\. Use"):
         label(teacher, tmp_path, top_k=3)

@@ -39,7 +39,7 @@ def contents(path):
     return {file.name: file.read_bytes() for file in Path(path).iterdir()}
 
 
-def test_a_killed_worker_is_replaced_and_the_bytes_are_those_of_one_machine(tmp_path, cluster):
+def test_a_killed_worker_is_replaced_and_the_store_equals_that_of_one_machine(tmp_path, cluster):
     workers = tmp_path / "workers"
     workers.mkdir()
 
@@ -81,6 +81,6 @@ def test_a_killed_worker_is_replaced_and_the_bytes_are_those_of_one_machine(tmp_
     assert contents(tmp_path / "ray") == before
 
 
-def test_options_are_checked_before_the_cluster_is_asked(tmp_path):
+def test_options_are_checked_before_the_cluster_is_contacted(tmp_path):
     with pytest.raises(ValueError, match=r"label_with_ray: expected options among top_k.* got \['topk'\]"):
         teachers.label_with_ray(make_teacher, make_dataset, tmp_path, topk=3)

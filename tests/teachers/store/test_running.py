@@ -13,7 +13,7 @@ from tests.processes import wait_for
 from tests.teachers.store.test_faults import start
 
 
-def test_a_terminal_sees_rate_and_time_left(tmp_path):
+def test_a_terminal_shows_rate_and_remaining_time(tmp_path):
     ours, theirs = pty.openpty()
     code = """
     import os

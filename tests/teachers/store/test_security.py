@@ -75,7 +75,7 @@ def test_a_good_store_is_read(store):
 
 
 @pytest.mark.parametrize("shape", ["../{}", "../../etc/passwd", "/etc/passwd", "sub/{}", "./{}", "{}\0", "", "..", "x"])
-def test_names_that_lead_out_are_refused_and_nothing_outside_is_read_or_removed(store, shape):
+def test_names_that_point_outside_are_refused_and_nothing_outside_is_read_or_removed(store, shape):
     name = sorted(file.name for file in store.glob("shard-*"))[1]
     outside = store.parent / name
     outside.write_bytes(b"mine")
@@ -107,7 +107,7 @@ def test_a_link_out_of_the_store_is_refused_and_one_inside_is_not(store):
     use(store)
 
 
-def test_a_manifest_that_names_something_to_run_runs_nothing(store, tmp_path):
+def test_a_manifest_cannot_make_code_run(store, tmp_path):
     target = tmp_path / "made_by_the_attack"
     for config in (
         layer("subprocess", "Popen", {"args": ["touch", str(target)]}),
@@ -139,7 +139,7 @@ def test_a_manifest_that_names_something_to_run_runs_nothing(store, tmp_path):
         ("options", {}),
     ],
 )
-def test_entries_that_no_label_writes_are_named(store, part, value):
+def test_invalid_manifest_entries_are_named(store, part, value):
     rewritten(store, lambda manifest: manifest.update({part: value}))
     with pytest.raises(
         teachers.StoredTeacherError, match=rf"got {part} that no label\(\) writes\. Label again, and check"
@@ -180,7 +180,7 @@ def mutate(rng, path):
 
 
 @pytest.mark.slow
-def test_fuzzed_stores_are_read_or_say_why(good, tmp_path):
+def test_fuzzed_stores_are_read_or_raise_a_clear_error(good, tmp_path):
     """Bounded in time, not in cases; the case number is the seed, so a failure can be repeated."""
     read = refused = case = 0
     end = time.monotonic() + FUZZ_SECONDS

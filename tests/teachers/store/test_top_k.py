@@ -25,7 +25,7 @@ def label(teacher, dataset, path, **options):
     return teachers.label(teacher, dataset, path, progress=False, **options)
 
 
-def test_what_is_left_out_is_said_in_nats(tmp_path):
+def test_the_divergence_of_omitted_classes_is_reported_in_nats(tmp_path):
     teacher, data = network(1), tf.data.Dataset.from_tensor_slices(X).batch(4)
     stored = label(teacher, data, tmp_path / "some", top_k=3, examples_per_shard=4)
     exact = oracles.log_softmax(teacher(X))
@@ -59,7 +59,7 @@ def test_the_tail_of_a_store_is_that_of_the_live_teacher(tmp_path, temperature):
         assert found["tail", "live"] < exact
 
 
-def test_a_pair_knows_its_tail_and_a_student_may_exclude_it():
+def test_a_top_k_pair_implies_its_tail_and_a_student_may_rule_it_out():
     teacher, student = np.log(np.float32([[0.5, 0.25, 0.125, 0.125]])), np.float32([[1.0, 0.0, -np.inf, -np.inf]])
     pair = (np.log(np.float32([[0.5, 0.25]])), [[0, 1]])
     got = losses.top_k_soft_targets(teacher_logits=pair, student_logits=teacher, missing="tail")
@@ -84,7 +84,7 @@ def padded(model, tmp_path):
     return data, label(model, data, tmp_path, dtype="float32", examples_per_shard=2)
 
 
-def test_batches_of_other_lengths_are_labelled_where_the_answers_have_one_shape(tmp_path):
+def test_batches_of_different_lengths_are_labelled_if_the_predictions_have_one_shape(tmp_path):
     tokens = keras.Input((None,), dtype="int64")
     pooled = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(9, 4, mask_zero=True)(tokens))
     model = keras.Model(tokens, keras.layers.Dense(3)(pooled))
@@ -94,7 +94,7 @@ def test_batches_of_other_lengths_are_labelled_where_the_answers_have_one_shape(
     assert stored.num_examples == 5 and teachers.verify(tmp_path) == []
 
 
-def test_answers_of_other_lengths_are_one_sentence(tmp_path):
+def test_predictions_of_different_lengths_raise_a_clear_error(tmp_path):
     tokens = keras.Input((None,), dtype="int64")
     model = keras.Model(tokens, keras.layers.Dense(3)(keras.layers.Embedding(9, 4)(tokens)))
     message = r"label: expected output of shape \(3, 3\) for every example.* got \(5, 3\) for a batch of inputs \(5,\)"
