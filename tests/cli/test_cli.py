@@ -86,9 +86,7 @@ def test_the_report_says_how_it_was_made(short):
         (["--seeds", "0"], "expected seeds to be an integer >= 1, got 0."),
     ],
 )
-def test_errors_are_raised_before_training_and_leave_no_files(
-    arguments, sentence, tmp_path, monkeypatch, capsys
-):
+def test_errors_are_raised_before_training_and_leave_no_files(arguments, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("KERAS_DISTILL_DATA", str(tmp_path / "no_data"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
     assert main(["demo", *arguments, "--out", str(tmp_path / "a" / "b")]) == 2
