@@ -6,7 +6,7 @@ import gc
 import os
 import signal
 
-# Started in the background, pytest would hand "ignore Ctrl-C" on to the processes that tests interrupt.
+# Started in the background, pytest would pass "ignore Ctrl-C" on to the processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -23,7 +23,7 @@ import pytest
 
 
 def pytest_configure(config):
-    """Set TensorFlow up, but not in the process that only hands tests out: the workers would wait for its import."""
+    """Set TensorFlow up, except in the process that only distributes tests: the workers would wait for its import."""
     if "PYTEST_XDIST_WORKER" in os.environ or not config.getoption("numprocesses", None):
         set_up_tensorflow()
 
@@ -89,7 +89,7 @@ def fresh_names():
     keras.backend.clear_session()
     gc.collect()  # graphs and models refer to themselves
     if _trim is not None:
-        _trim(0)  # hand freed memory back to the system
+        _trim(0)  # return freed memory to the system
 
 
 # With tests of half a minute and more. They go first, so that no worker waits for one of them at the end.

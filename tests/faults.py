@@ -21,7 +21,7 @@ FAILURES = {
 
 
 def contents(folder):
-    """Everything below a folder: bytes of files, None for folders, by relative path."""
+    """The contents of a folder by relative path: bytes of files, None for folders."""
     if not folder.exists():
         return {}
     return {

@@ -50,7 +50,7 @@ class Child:
         self._process.start()
 
     def read(self):
-        """What it has printed so far."""
+        """Everything that the process has printed so far."""
         return self.output.read_text(errors="replace")
 
     def read_until(self, text, seconds=120):
@@ -71,7 +71,7 @@ class Child:
 
 
 def wait_for(condition, seconds=120):
-    """Look every few hundredths of a second."""
+    """Poll every few hundredths of a second."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"

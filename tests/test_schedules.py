@@ -10,7 +10,7 @@ from keras_distill import schedules
 DECAY = keras.optimizers.schedules.PolynomialDecay(4.0, 10, end_learning_rate=1.0)
 COSINE = keras.optimizers.schedules.CosineDecay(3.0, 8)
 
-# schedule, then what it should be at each step, in plain float64.
+# A schedule and its expected value at each step, in float64.
 CASES = [
     (schedules.Linear(8.0, 2.0, 6), lambda n: 8 - min(n, 6)),
     (schedules.Linear(0.1, 0.7, 7), lambda n: 0.1 + 0.6 * min(n, 7) / 7),

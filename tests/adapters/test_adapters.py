@@ -1,4 +1,4 @@
-"""Adapters: what they compute, the shapes they promise, float32, round trips, and the choice from two shapes."""
+"""Adapters: their outputs and documented shapes, float32, round trips, and the choice from two shapes."""
 
 import keras
 import numpy as np
@@ -47,7 +47,7 @@ def inputs_of(shape, seed=0):
 
 @pytest.mark.parametrize("make, shape", ADAPTERS, ids=IDS)
 def test_adapter_has_the_documented_shape_config_and_dtype(make, shape):
-    """The promised shape is the real one; config and weights come back; float16 around it changes no dtype."""
+    """The documented shape is right; config and weights are restored; surrounding float16 changes no dtype."""
     inputs = inputs_of(shape)
     layer = make()
     outputs = keras.tree.flatten(layer(inputs))
@@ -126,7 +126,7 @@ def test_variational_regressor_and_its_loss_are_the_public_ones(name):
     channels = case["teacher"].shape[-1]
     layer = adapters.VariationalRegressor(channels, size=case["teacher"].shape[1:3])
     layer.build(case["student"].shape)
-    np.testing.assert_allclose(layer.raw_variance, case["log_scale"], atol=2.0)  # starts near 5, as theirs does
+    np.testing.assert_allclose(layer.raw_variance, case["log_scale"], atol=2.0)  # starts near 5, as in the public code
     np.testing.assert_allclose(np.logaddexp(0, layer.raw_variance) + 1e-5, 5.0, rtol=1e-6)
     for dense, kernel in zip(layer.maps, "012", strict=True):
         dense.kernel.assign(case[f"w{kernel}"][0, 0])
@@ -209,7 +209,7 @@ def test_mask_reaches_the_pool_from_the_layer_before():
 
 def test_paraphraser_learns_to_reconstruct_with_the_weights_that_the_factor_uses():
     rng = np.random.default_rng(3)
-    features = (rng.normal(size=(16, 3, 3, 2)) @ rng.normal(size=(2, 4))).astype("float32")  # two channels' worth
+    features = (rng.normal(size=(16, 3, 3, 2)) @ rng.normal(size=(2, 4))).astype("float32")  # from two channels
     layer = adapters.Paraphraser(0.5)
     model = layer.autoencoder((3, 3, 4))
     before = layer(features)
@@ -281,7 +281,7 @@ def test_auto_refuses_shapes_that_it_cannot_adapt(teacher, student):
 
 @pytest.mark.parametrize("loss", [losses.VariationalInformation(), losses.HintMatching("huber")])
 def test_a_term_trains_its_adapter(loss):
-    """Gradient descent on the term's value moves the adapter, and the value falls."""
+    """Gradient descent on the term's value trains the adapter and decreases the value."""
     rng = np.random.default_rng(7)
     student = rng.normal(size=(32, 4, 4, 3)).astype("float32")
     teacher = (student @ rng.normal(size=(3, 5))).astype("float32")

@@ -1,4 +1,4 @@
-"""Training runs that tests start as processes of their own, kill and start again; see ``test_faults*.py``."""
+"""Training runs that tests start as separate processes, kill and restart; see ``test_faults*.py``."""
 
 import json
 import os
@@ -20,7 +20,7 @@ EPOCHS, STEPS, BATCH = 12, 10, 8
 
 
 class KillAt(keras.callbacks.Callback):
-    """SIGKILL to this process after some of its own steps."""
+    """Send SIGKILL to this process after a number of steps."""
 
     def __init__(self, step):
         super().__init__()
@@ -41,7 +41,7 @@ def student():
 
 
 def make():
-    """Everything that could be forgotten by a resume: Adam, dropout, BatchNorm, schedules, an adaptive callback."""
+    """Everything that has state to resume: Adam, dropout, BatchNorm, schedules, an adaptive callback."""
     decay = keras.optimizers.schedules.PolynomialDecay(4.0, EPOCHS * STEPS, end_learning_rate=1.0)
     rate = keras.optimizers.schedules.CosineDecay(0.02, EPOCHS * STEPS)
     distiller = Distiller(mlp(8, 4, seed=1), student(), LogitsDistillation(decay), [1.0], student_loss_weight=0.4)
@@ -51,7 +51,7 @@ def make():
 
 
 def shuffled(epoch):
-    """The order of an epoch, from its number alone."""
+    """The order of the examples in an epoch, a function of its number only."""
     return tf.random.experimental.stateless_shuffle(tf.range(STEPS * BATCH), tf.stack([0, tf.cast(epoch, tf.int32)]))
 
 
@@ -75,7 +75,7 @@ def train(directory, *more, epochs=EPOCHS, change=None):
 
 
 def whole(directory, out, *more):
-    """Train to the end, and write down everything that a resume must not change."""
+    """Train to the end, and save everything that must be the same after a resume."""
     distiller, history = train(directory, *more)
     arrays = [*distiller.get_weights(), *(v.numpy() for v in distiller.optimizer.variables)]
     np.savez(out, *arrays)
@@ -83,7 +83,7 @@ def whole(directory, out, *more):
 
 
 def stop_after(directory, epochs):
-    """Train a part of the epochs: what a run leaves that was killed at the beginning of the next."""
+    """Train some of the epochs: leaves the files of a run killed at the beginning of the next epoch."""
     train(directory, StopAfter(int(epochs)))
 
 
@@ -100,7 +100,7 @@ class StopAfter(keras.callbacks.Callback):
 
 
 def on_a_full_disk(directory, out):
-    """The system refuses to write more than a part of a backup into any file, from the fourth epoch on."""
+    """From the fourth epoch on, limit the size of files to less than a backup."""
 
     class Fill(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -127,7 +127,7 @@ def with_a_broken_record(directory, step):
 
 
 def with_a_teacher_too_large():
-    """The teacher wants terabytes for one tensor."""
+    """The teacher allocates terabytes for one tensor."""
 
     class Huge(keras.layers.Layer):
         def call(self, x):
@@ -141,7 +141,7 @@ def with_a_teacher_too_large():
 
 
 def apart(function, *arguments):
-    """Run a function in a process of its own, forked before TensorFlow does anything; return its id."""
+    """Run a function in a separate process, forked before TensorFlow runs anything; return its id."""
     child = os.fork()
     if child:
         return child
@@ -185,7 +185,7 @@ def ended(child):
 
 
 def killed_while_writing(directory, out):
-    """Kill a run as soon as it has begun to write a backup; return whether the kill came in time."""
+    """Kill a run as soon as it starts writing a backup; return whether the kill came in time."""
     child = apart(whole, directory, out)
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         if list(Path(directory).glob(".writing-*/state.weights.h5")):

@@ -1,4 +1,4 @@
-"""The table of the losses on logits, each with its float64 twin, and how a battery draws, values and differentiates."""
+"""The table of losses on logits, each with a float64 reference, and helpers that draw inputs and differentiate."""
 
 import dataclasses
 from collections.abc import Callable

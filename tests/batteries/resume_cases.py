@@ -1,4 +1,4 @@
-"""What the battery of resumed runs trains: every teacher, term and callback, and what trains several.
+"""The cases of the battery of resumed runs: every teacher, term and callback, and regimes of several models.
 
 Each case is a function that makes everything anew, as a new process would: a distiller, its callbacks and its data.
 """
@@ -30,7 +30,7 @@ CASES = {}
 
 
 class CopyAt(keras.callbacks.Callback):
-    """Copy the backup's directory as the second epoch begins."""
+    """Copy the backup's directory at the beginning of the second epoch."""
 
     def __init__(self, directory, copy):
         super().__init__()
@@ -178,7 +178,7 @@ def a_memory_of_examples():
 
 @functools.cache
 def answers():
-    """A store, written once: its path is a part of what is resumed."""
+    """A store, written once; its path is part of the resumed configuration."""
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(3)
     directory = tempfile.mkdtemp()
     teachers.label(mlp(8, 4, seed=1), data, directory, dtype="float32", progress=False)
@@ -229,7 +229,7 @@ def branches_behind_a_gate():
 
 
 def with_fields(shape, units=4):
-    """Two models whose inputs are a dictionary, of which a field is left for the term."""
+    """Two models with a dictionary of inputs, one of whose fields only the term reads."""
     made = []
     for seed in (1, 2):
         init = keras.initializers.GlorotUniform(seed=seed)

@@ -1,4 +1,4 @@
-"""Every row of DESIGN.md's table: a law that ours keeps and that ``keras.distillation`` of Keras 3.15 breaks.
+"""Every row of DESIGN.md's table: a property of this package that ``keras.distillation`` of Keras 3.15 violates.
 
 A law is a function of the package under test (``ours`` or ``keras.distillation``) that asserts. Each is run on both:
 it must hold on ours and must fail on the built-in, so none of them can pass by asserting nothing.
@@ -34,7 +34,7 @@ def default_loss_is_kl_with_temperature(kit):
 
 
 def extreme_logits_give_the_exact_value_and_gradient(kit):
-    # A student that is sure of class 0, a teacher sure of class 1: KL = 30 (the teacher's entropy is negligible).
+    # The student is certain of class 0, the teacher of class 1: KL = 30 (the teacher's entropy is negligible).
     x, y = np.ones((1, 1), "float32"), np.zeros(1, int)
     teacher, student = mlp(2, inputs=1), mlp(2, inputs=1)
     teacher.set_weights([np.array([[0.0, 30.0]]), np.zeros(2)])
@@ -124,7 +124,7 @@ def named_layers_run_the_student_once(kit):
     student = keras.Sequential([keras.Input((6,)), Counting(8, name="dense_0"), keras.layers.Dense(4)])
     term = kit.FeatureDistillation("mse", teacher_layer_name="dense_0", student_layer_name="dense_0")
     distiller = distil(kit, mlp(8, 4), student, term, run_eagerly=True)
-    distiller.train_on_batch(x, y)  # builds what has to be built
+    distiller.train_on_batch(x, y)  # builds the models
     Counting.runs = 0
     distiller.train_on_batch(x, y)
     assert Counting.runs == 1
@@ -154,7 +154,7 @@ def temperature_and_weights_act_at_once(kit):
     term.temperature = 8.0
     distiller.student_loss_weight = 0.25
     distiller.distillation_loss_weights = [3.0]
-    distiller.reset_metrics()  # Keras 3.12 goes on with the mean of the batch before
+    distiller.reset_metrics()  # Keras 3.12 continues from the mean of the previous batch
     got = distiller.train_on_batch(x, y, return_dict=True)
     soft = 3.0 * kd(teacher(x).numpy(), student(x).numpy(), 8.0).mean()
     hard = -log_softmax(student(x))[np.arange(len(y)), y].mean()
@@ -346,7 +346,7 @@ def test_ours_satisfies_the_property(law, tmp_path):
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_the_built_in_violates_the_property(law, tmp_path):
-    # AssertionError: another number. Failed: no refusal. The rest: the built-in cannot do it at all.
+    # AssertionError: wrong value. Failed: nothing was raised. The others: the built-in does not support it.
     with pytest.raises((AssertionError, pytest.fail.Exception, ValueError, RuntimeError, TypeError, AttributeError)):
         run(law, keras.distillation, tmp_path)
 

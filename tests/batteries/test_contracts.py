@@ -1,4 +1,4 @@
-"""The laws that every loss on logits obeys: one table, one battery. Values and gradients, against float64 twins."""
+"""Properties of every loss on logits, from one table: values and gradients, against float64 references."""
 
 import inspect
 import re
@@ -32,7 +32,7 @@ def test_values_are_the_oracles_to_1e_6(row, temperature):
     expected = row.oracle(teacher, student, temperature, **given(row, labels))
     got = values(row, teacher, student, temperature, labels)
     assert got.dtype == "float32"
-    rough = row.loss.needs_batch and temperature > 1  # correlations of probabilities that nearly agree
+    rough = row.loss.needs_batch and temperature > 1  # correlations of nearly equal probabilities
     assert_close(got, expected, 1e-5 if rough else 2e-6)
     np.testing.assert_allclose(np.mean(got), np.mean(expected), rtol=1e-5 if rough else 1e-6)
 
@@ -50,7 +50,7 @@ def test_gradients_are_those_of_the_oracle(row, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 3.0, 40.0])
 def test_logits_of_1e4_are_exact_in_value_and_gradient(row, temperature):
     teacher, student, labels = draw((6, 5), seed=2, scale=1e4)
-    # Two rows with near ties far out, where a float32 that rounds early loses everything.
+    # Two rows of large logits with near ties, where early rounding to float32 loses all precision.
     teacher[0], student[0] = [9999.5, 9999.0, -1e4, 0.0, 9998.25], [9998.75, 9999.5, -1e4, 0.5, 9999.0]
     teacher[1], student[1] = [-9999.5, -1e4, -9999.0, -9999.25, -9998.5], [9999.5, 9999.25, 9998.0, 9999.0, 9999.5]
     expected = row.oracle(teacher, student, temperature, **given(row, labels))
@@ -59,7 +59,7 @@ def test_logits_of_1e4_are_exact_in_value_and_gradient(row, temperature):
     np.testing.assert_allclose(total, np.sum(expected), rtol=1e-6)
     step = 1e-2 if isinstance(row.loss, losses.StandardizedSoftTargets) else 2e-3
     if isinstance(row.loss, losses.ClassCorrelation):
-        assert np.isfinite(got).all()  # a class no one predicts has no correlation and no slope
+        assert np.isfinite(got).all()  # a class with probability 0 has no correlation and no gradient
         return
     expected = oracle_gradient(row, teacher, student, temperature, labels, step)
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max() + 1e-9)
@@ -108,7 +108,7 @@ def test_values_do_not_depend_on_the_order_of_the_batch(row):
 @per_position
 def test_weight_0_removes_an_example_and_weight_2_counts_it_twice(row):
     if row.loss.needs_labels:
-        return  # as a Keras loss it has no place for labels; the terms weight its values
+        return  # a Keras loss takes no labels here; terms weight the values
     teacher, student, _ = draw()
     weights = np.float32([1, 0, 2, 1, 1])
     twice = [0, 2, 2, 3, 4]
@@ -144,7 +144,7 @@ def test_masked_positions_never_count(row):
         (spoilt_teacher, spoilt_student, np.where(mask, labels, -100)),
     ):
         value, gradient = gradients(row, one, tf.constant(two), 2.0, three, mask=mask)
-        # The mean over all positions is the mean over those that count.
+        # The mean over all positions is the mean over unmasked ones.
         scale = 1.0 if row.loss.needs_batch else 12 / 7
         np.testing.assert_allclose(value, kept_value * scale, rtol=2e-6)
         np.testing.assert_allclose(
@@ -250,7 +250,7 @@ def test_labels_may_be_one_hot_and_must_be_in_range(row):
 
 @every
 def test_nan_logits_give_nan(row):
-    """NaN in, NaN out: the distiller's guard sees it; it is never turned into a plausible number."""
+    """A NaN gives NaN, which the distiller's guard detects; it never becomes a plausible number."""
     teacher, student, labels = draw()
     for side in range(2):
         logits = [teacher.copy(), student.copy()]
@@ -261,7 +261,7 @@ def test_nan_logits_give_nan(row):
         if isinstance(row.loss, losses.PolicyTargets) and row.loss.target == "nll" and side == 0:
             continue  # so is that of its actions
         if isinstance(row.loss, losses.MisleadingEvidence) and side == 0:
-            continue  # the labels alone count
+            continue  # only the labels are used
         assert np.isnan(got if row.loss.needs_batch else got[1])
         if not row.loss.needs_batch:
             assert np.isfinite(np.delete(got, 1)).all()
@@ -269,9 +269,9 @@ def test_nan_logits_give_nan(row):
 
 @every
 def test_function_and_class_are_twins(row):
-    """The function takes what the class was told, under the same names and defaults, and gives the same."""
+    """The function has the class's arguments, names and defaults, and gives the same values."""
     if isinstance(row.loss, (losses.TrustWeighted, losses.ConfidentTargets)):
-        return  # a factor on any other loss
+        return  # a factor of another loss
     name = type(row.loss).__name__
     function = getattr(losses, re.sub(r"(?<=[a-z])([A-Z])|(?<=[A-Z])([A-Z])(?=[a-z])", r"_\1\2", name).lower())
     parameters = inspect.signature(function).parameters

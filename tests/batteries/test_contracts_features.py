@@ -1,4 +1,4 @@
-"""The laws that every loss on features obeys: one table, one battery."""
+"""Properties of every loss on features, from one table."""
 
 import dataclasses
 import inspect
@@ -149,7 +149,7 @@ def test_values_are_float32_one_per_example_or_one_in_all(row):
 
 @every
 def test_function_and_class_are_twins(row):
-    """The function takes what the class was told, under the same names and defaults, and gives the same."""
+    """The function has the class's arguments, names and defaults, and gives the same values."""
     name = type(row.loss).__name__
     named = {"HintMatching": "hint", "AttentionMaps": "attention_maps", "HiddenStates": "hidden_states"}
     function = getattr(
@@ -192,7 +192,7 @@ def test_gradient_agrees_with_finite_differences(row):
     layers = student if isinstance(student, list) else [student]
     rng = np.random.default_rng(4)
     for _ in range(2):
-        # Along the gradient and a bit of chance: large against rounding.
+        # Along the gradient plus a random direction: large compared with rounding.
         ways = []
         for g in gradients:
             g = g.numpy()
@@ -310,7 +310,7 @@ def test_masked_positions_never_count(row):
         assert np.abs(hidden).max() == 0.0
     full = row.loss.values(teacher, student, mask=tf.ones_like(mask))
     np.testing.assert_allclose(full, row.loss.values(teacher, student), rtol=1e-5, atol=1e-8)
-    assert abs(float(value) - float(mean(row, student, teacher))) > 1e-6  # the mask did something
+    assert abs(float(value) - float(mean(row, student, teacher))) > 1e-6  # the mask had an effect
     nothing, flat = gradient(row, student, teacher, mask=tf.zeros_like(mask))
     if not isinstance(row.loss, losses.ContrastiveRepresentation):
         np.testing.assert_allclose(nothing, 0.0, atol=1e-6)
@@ -382,7 +382,7 @@ def test_every_feature_loss_is_in_the_table():
         for name in losses.__all__
         if isinstance(getattr(losses, name), type) and issubclass(getattr(losses, name), losses.FeatureLoss)
     }
-    # Their sides are pairs: see the tests of losses.
+    # Their inputs are pairs: see the tests of losses.
     assert public - {type(row.loss).__name__ for row in ROWS} == {
         "FeatureLoss",
         "VariationalInformation",

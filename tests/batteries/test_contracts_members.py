@@ -1,4 +1,4 @@
-"""The laws that every loss of an ensemble's members obeys: one table, one battery, against float64 twins of SciPy."""
+"""Properties of every loss on an ensemble's members, from one table, against float64 references with SciPy."""
 
 import dataclasses
 import inspect
@@ -196,7 +196,7 @@ def test_xla_is_eager(row):
 @every
 def test_function_and_class_are_twins(row):
     if row.function is None:
-        assert isinstance(row.loss, (losses.TrustWeighted, losses.EnsembleGaussianKL))  # made of other functions
+        assert isinstance(row.loss, (losses.TrustWeighted, losses.EnsembleGaussianKL))  # composed of other functions
         return
     parameters = inspect.signature(row.function).parameters
     assert all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in parameters.values())

@@ -1,4 +1,4 @@
-"""The laws that every loss with one value per sequence obeys: one table, one battery, against float64 twins."""
+"""Properties of every loss with one value per sequence, from one table, against float64 references."""
 
 import dataclasses
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def n_best(packed, student, mask=None):
 
 @dataclasses.dataclass
 class Row:
-    """One loss, what it compares the student with, and its twin: (first, student, mask) -> float64 values."""
+    """One loss, its first argument, and its reference: (first, student, mask) -> float64 values."""
 
     loss: losses.LogitsLoss
     first: np.ndarray
@@ -117,7 +117,7 @@ def test_a_mask_on_the_logits_is_the_unpadded_sequence_also_where_batch_equals_f
     student = logits(3, frames=6, shape=row.shape)
     per_frame = row.first.shape[1] == FRAMES
     first = row.first[:, :6] if per_frame else row.first
-    if per_frame:  # batch = frames: Keras' own reduction would broadcast the mask without a word
+    if per_frame:  # batch = frames: Keras' own reduction would silently broadcast the mask
         batch, student = 6, np.concatenate([student, student[::-1]])
         first = np.concatenate([first, first[::-1]])
     lengths = np.array([6, 5, 6, 5, 6, 5])[:batch]

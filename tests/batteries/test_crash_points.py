@@ -1,6 +1,6 @@
-"""Everything that writes, killed before each operation on a file, and refused each of them: whole or not at all.
+"""Everything that writes files, killed before each file operation and with each operation failing: all or nothing.
 
-Backups and stores of teachers have tests of their own, where they live.
+Backups and stored predictions have their own tests.
 """
 
 import keras
@@ -23,7 +23,7 @@ FAILURES = ["disk full", "forbidden"]
 
 
 def visible(folder):
-    """What readers look at: no hidden name."""
+    """The files that readers see: no hidden names."""
     found = contents(folder)
     return {path: each for path, each in found.items() if not any(part.startswith(".") for part in path.split("/"))}
 
@@ -83,7 +83,7 @@ def test_an_export_that_fails_on_disk_raises_a_clear_error_and_keeps_existing_fi
             said.append(str(problem))
             assert set(visible(folder)) <= {"note.txt", "MODEL_CARD.md"}
             assert (folder / "note.txt").read_bytes() == b"mine"
-            act(folder)  # and again, now that there is room
+            act(folder)  # and again, now that the disk works
 
     count = faults.each_failure(kind, failing)
     assert count >= 2 and said and all(text.startswith("export.test: expected") for text in said)
@@ -103,7 +103,7 @@ def test_a_report_is_the_old_one_or_the_new_one(tmp_path, faults, name):
         assert visible(state) in ({name: before}, {name: after})
         new.save(state / name)
         assert set(visible(state)) == {name}
-        again = (state / name).read_bytes()  # the figures of a page have random names
+        again = (state / name).read_bytes()  # figures on a page have random names
         assert again == after if name.endswith(".json") else again.endswith(b"</html>\n")
 
 
@@ -140,7 +140,7 @@ RESULTS = {"serving/digits": b"served", "student.keras": b"student", "report.htm
 
 
 def demonstrate(folder, ending=b"new"):
-    """What ``keras-distill demo`` and ``shrink`` do with files, without the training between."""
+    """The file operations of ``keras-distill demo`` and ``shrink``, without the training."""
     with output_folder("demo", str(folder)) as (out, aside):
         (aside / "serving" / "digits").mkdir(parents=True)
         for name, content in RESULTS.items():
@@ -174,7 +174,7 @@ def test_a_command_that_fails_on_disk_leaves_no_temporary_files(tmp_path, faults
         folder.mkdir()
         try:
             demonstrate(folder)
-        except (ValueError, OSError) as problem:  # of the second kind, the command's own sentence is made of it
+        except (ValueError, OSError) as problem:  # the command turns the second kind into its own message
             said = "demo: expected a folder that can be written to" if isinstance(problem, ValueError) else "injected"
             assert said in str(problem)
             demonstrate(folder)
@@ -235,7 +235,7 @@ def test_a_peer_reads_the_others_weights_complete_or_not_at_all(tmp_path, faults
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "name"), list(enumerate(battery.MADE)))
 def test_every_regime_resumes_from_a_crash_point(tmp_path, faults, number, name):
-    """Each at another point of its run, beginning with the first sixth; all points of one are in ``test_backup.py``."""
+    """Each at another point of its run, from the first sixth on; ``test_backup.py`` tests all points of one run."""
     expected = []
 
     def run(folder):
@@ -298,7 +298,7 @@ def test_generations_resume_from_every_crash_point(tmp_path, faults):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["xla", "mixed precision", "two replicas", "mutual learning"])
 def test_training_resumes_from_crash_points_in_every_mode(tmp_path, faults, how):
-    """As ``tests/callbacks/test_backup.py`` has it for eager training, at a few of the crash points."""
+    """As ``tests/callbacks/test_backup.py`` does for eager training, at a few of the crash points."""
     if how == "mixed precision":
         keras.config.set_dtype_policy("mixed_float16")
     data = tf.data.Dataset.from_tensor_slices(batch(16)).batch(8)

@@ -1,4 +1,4 @@
-"""Kills, full disks, damaged backups, bad data: each in a process of its own; nothing half-written remains."""
+"""Kills, full disks, damaged backups, bad data: each in a separate process; no partial file remains."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def names(folder):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, jobs):
-    """What a run that nothing disturbs leaves: the file of its results, and its last two backups."""
+    """The files of an undisturbed run: its results and its last two backups."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     code, printed = jobs.run("whole", folder / "backups", folder / "expected.npz")
     assert code == 0, printed
@@ -88,7 +88,7 @@ def test_killed_twenty_times_and_resumed_it_ends_with_the_same_bits(tmp_path, ru
     assert code == 0, printed
     kills = json.loads(printed.splitlines()[-1])
     assert len([kill for kill in kills if kill != "writing"]) == 16
-    # Weights, optimizer, moving statistics, the policy's numbers and the history of all epochs.
+    # Weights, optimizer, moving statistics, the callback's state and the history of all epochs.
     assert same_results(tmp_path / "got.npz", tmp_path / "expected.npz")
     assert names(tmp_path / "many") == names(tmp_path / "one") == ["epoch-000011", "epoch-000012"]
 
@@ -142,7 +142,7 @@ def test_control_c_leaves_only_complete_backups_and_the_run_resumes_later(tmp_pa
     os.kill(process, signal.SIGINT)
     code, printed = jobs.end()
     assert code in (1, -signal.SIGINT, 130) and "KeyboardInterrupt" in printed
-    # What was being removed is hidden, never half a backup; the next run removes the rest of it.
+    # A backup that is being removed is hidden first; the next run removes the rest.
     assert all(re.fullmatch(r"epoch-\d{6}|\.removing-.+", name) for name in names(tmp_path / "backups"))
     assert not (tmp_path / "got.npz").exists()
     assert jobs.run("whole", tmp_path / "backups", tmp_path / "got.npz")[0] == 0

@@ -1,4 +1,4 @@
-"""Strange arguments to every public loss and metric function: a value, or one sentence of ours; never a traceback.
+"""Unusual arguments for every public loss and metric function: a value or one of our errors, never a traceback.
 
 Bounded by the number of draws, and the same draws each time. Float64 definitions are compared in ``test_properties``.
 """
@@ -58,7 +58,7 @@ def functions(module):
 
 
 def usual(function):
-    """Arguments of the kind that most functions take: two examples of three classes."""
+    """Typical arguments: two examples, three classes."""
     arguments = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:

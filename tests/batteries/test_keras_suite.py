@@ -1,4 +1,4 @@
-"""Keras' own distillation tests, from the installed keras, run against ours with only their imports changed."""
+"""Keras' own distillation tests, from the installed keras, run against this package with only the imports changed."""
 
 import importlib.util
 import os
@@ -13,12 +13,12 @@ import pytest
 
 import keras_distill
 
-# Tests of Keras that assert one of its mistakes: name to what is wrong. None so far.
+# Tests of Keras that assert one of its errors: name to the error. None so far.
 EXCEPTIONS: dict[str, str] = {}
 
 # The only lines that are changed: where the three names come from.
 IMPORT = re.compile(r"^from keras\.src\.distillation\.(?:distiller|distillation_loss) import (\w+)$", re.MULTILINE)
-# What was there when this file was written (keras 3.15.1); later versions may add to it, and those must pass too.
+# The tests of keras 3.15.1, when this file was written; later versions may add tests, which must pass too.
 AT_LEAST = 16
 
 
@@ -29,7 +29,7 @@ def shipped_tests() -> list[pathlib.Path]:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Test name to "passed" or the reason why not, from a real run of pytest in a process of its own."""
+    """Map each test name to "passed" or the failure, from a real run of pytest in a separate process."""
     sources = shipped_tests()
     if not sources:
         if keras.__version__.startswith("3.12."):

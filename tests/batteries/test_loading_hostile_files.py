@@ -1,4 +1,4 @@
-"""Damaged and hostile files give one sentence of error: nothing runs, is unpickled, or is written outside."""
+"""Damaged and hostile files raise a clear error: nothing is executed, unpickled, or written outside."""
 
 import io
 import json
@@ -152,7 +152,7 @@ def layer(module, class_name, config, registered_name=None):
 
 
 def hostile_configs(target):
-    """Configurations that would run something, read something or write ``target`` if they were obeyed."""
+    """Configurations that would execute code, read files or write ``target`` if they were trusted."""
     code = f"__import__('pathlib').Path({str(target)!r}).touch()"
     inner = [
         layer("builtins", "exec", {"source": code}),
@@ -194,7 +194,7 @@ def mutate(rng, content):
     with zipfile.ZipFile(stream, "w") as archive:
         for name, data in content.items():
             data = bytearray(data)
-            if kind == 1 and rng.random() < 0.5 and data:  # damage before packing: checksums are right
+            if kind == 1 and rng.random() < 0.5 and data:  # damaged before packing: checksums are correct
                 for _ in range(rng.randrange(1, 8)):
                     data[rng.randrange(len(data))] = rng.randrange(256)
             if kind == 2 and name.endswith(".json"):
@@ -249,7 +249,7 @@ def test_fuzzed_archives_load_or_raise_a_clear_error(good, tmp_path):
 
 @pytest.mark.slow
 def test_fuzzed_cards_and_parity_files(tmp_path):
-    """The JSON and NPZ files that an export reads back: read, or refused in one sentence."""
+    """The JSON and NPZ files that an export reads back are read, or refused with a clear error."""
     from keras_distill.export._card import read_card
     from keras_distill.export._serve_check import read_parity
 

@@ -1,4 +1,4 @@
-"""Laws over drawn shapes, dtypes, weights and settings, for every public loss and metric that they apply to."""
+"""Properties over random shapes, dtypes, weights and settings, for every public loss and metric concerned."""
 
 import inspect
 
@@ -13,7 +13,7 @@ from tests import oracles
 from tests.models import mlp
 
 few = hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
-# Per row of logits: neighbours in the batch do not matter.
+# One value per row of logits, independent of the other rows.
 ROWWISE = {
     losses.SoftTargets: oracles.soft_targets,
     losses.ReverseSoftTargets: oracles.reverse_soft_targets,
@@ -26,7 +26,7 @@ seeds = st.integers(0, 2**16)
 
 
 def without_arguments(module):
-    """Classes of a module that can be made with no arguments; not the bases to inherit from."""
+    """Classes of a module that need no arguments, without base classes."""
     for name in module.__all__:
         each = getattr(module, name)
         if inspect.isclass(each) and not each.__module__.endswith("._base"):

@@ -61,7 +61,7 @@ def snapshot():
 
 def judged(heard=1.0, weight=0.5):
     both = [LogitsDistillation(2.0), terms.Discriminator(hidden_units=(5,), name="judge")]
-    both[1].build_from(np.zeros((1, 4)), np.zeros((1, 4)))  # a player whose first weights the tests read
+    both[1].build_from(np.zeros((1, 4)), np.zeros((1, 4)))  # a player whose initial weights the tests read
     return Distiller(mlp(8, 4, seed=3), mlp(5, 4, seed=1), both, [heard, weight])
 
 
@@ -104,7 +104,7 @@ LOSSES = {
     "GatedPeers": [CROSS_ENTROPY] * 3 + [None],
     "DeepestExit": [CROSS_ENTROPY] * 2,
 }
-# Samples differ in size, gradients are those of one device, clipping is exact in float32 alone: said before training.
+# Refused before training: samples differ in size, gradients are per device, clipping is exact in float32 only.
 REFUSED = {
     "xla, several steps": "expected jit_compile=False, because batches differ in size",
     "replicas": "expected a single device",
@@ -151,7 +151,7 @@ def run(name, scope=None, callbacks=(), **mode):
 
 @functools.cache
 def backed_up(name):
-    """Return a regime's plainly trained weights, and the backup that a kill at its second epoch would have left."""
+    """Return a regime's plainly trained weights, and the backup that a kill in its second epoch would leave."""
     folder = Path(tempfile.mkdtemp(prefix="regime-"))
     watch = [callbacks.Backup(folder / "one"), CopyAt(folder / "one", folder / "two")]
     trained = run(name, callbacks=watch, jit_compile=False)
@@ -177,7 +177,7 @@ def test_every_mode_trains_the_same_student(name, mode):
         options = {**options, "jit_compile": False}
     got = run(name, scope=scope, **options).get_weights()
     wanted = plain(name)
-    if name == "DataFree" and "xla" in mode:  # XLA draws other noise than the kernels do: two of its programs agree
+    if name == "DataFree" and "xla" in mode:  # XLA draws different noise than the kernels: two XLA programs agree
         wanted = run(name, jit_compile=True).get_weights()
     for one, two in zip(wanted, got, strict=True):
         np.testing.assert_allclose(one, two, atol=2e-5)
@@ -201,7 +201,7 @@ def test_mixed_precision_moves_float32_weights_as_float32_does(name):
         np.concatenate([np.ravel(each).astype("float64") for each in weights])
         for weights in (start, plain(name), made.get_weights())
     )
-    # A unit at the edge of its ReLU may go another way in half precision, so single weights differ by more.
+    # A ReLU near zero may switch in half precision, so single weights differ by more.
     assert np.linalg.norm(half - exact) < 0.1 * np.linalg.norm(exact - first)
 
 
@@ -222,7 +222,7 @@ def test_a_nan_in_any_player_skips_every_players_update(name):
         made.set_weights(start)
         values = player.get_weights()
         player.set_weights([np.full_like(values[0], np.nan), *values[1:]])
-        # Of the players: private training counts a step before it looks at the data, whatever becomes of the step.
+        # Weights of the players only: private training counts a step before it reads the data, even if it fails.
         before = [w for each in players.values() for w in each.get_weights()]
         with pytest.raises(NonFiniteLossError, match=f"{owner}: "):
             fit(made, name)
@@ -241,7 +241,7 @@ def test_a_resumed_run_ends_with_the_same_bits(name):
         np.testing.assert_array_equal(one, two)
 
 
-# Drivers are several fits of what is above; functions train nothing but Distillers. These have batteries of their own.
+# Drivers run several fits of the regimes above; functions only train Distillers. These have their own batteries.
 OTHERS = {
     "Contrastive", "ProjectedGradient", "TrainingPrivacy",
     "AssistantChain", "BatchStatistics", "BornAgain", "ClassInversion", "CrossValidation", "Disagreement",
@@ -297,7 +297,7 @@ def test_private_votes_are_the_same_in_every_mode_and_their_student_goes_on(mode
             return votes.label(X, max_epsilon=1e4, delta=1e-5)
         with pytest.raises(ValueError, match="PrivateVotes: expected finite outputs from teacher 3"):
             votes.label(X, max_epsilon=1e4, delta=1e-5)
-        assert votes.report(1e-5).num_asked == 0  # nobody has answered: nothing is paid
+        assert votes.report(1e-5).num_asked == 0  # no teacher has voted: no privacy is spent
         votes.teachers[3] = mlp(5, 4, seed=30)
         return votes.label(X, max_epsilon=1e4, delta=1e-5)
 
@@ -314,7 +314,7 @@ def test_private_votes_are_the_same_in_every_mode_and_their_student_goes_on(mode
     np.testing.assert_array_equal(found.labels, plainly.labels)
     with pytest.raises(KeyboardInterrupt):
         train(found, callbacks.Backup(tmp_path / "backup"), Stop())
-    again = label(tmp_path / "votes")  # a process that knows nothing: what was paid for is given again
+    again = label(tmp_path / "votes")  # a new process: labels already paid for are returned again
     assert again.report == found.report
     for one, two in zip(train(plainly), train(again, callbacks.Backup(tmp_path / "backup")), strict=True):
         np.testing.assert_array_equal(one, two)
@@ -330,7 +330,7 @@ def test_weight_zero_is_plain_training():
     mutual.fit(X, Y, batch_size=4, epochs=2, shuffle=False, verbose=0)
     student = mlp(5, 4, seed=1)
     taught = Distiller(teachers.VirtualTeacher(0.9), student, LogitsDistillation(4.0), [0.0], student_loss_weight=0.5)
-    taught.compile(keras.optimizers.SGD(0.2, momentum=0.9), CROSS_ENTROPY)  # the labels have a share of one half
+    taught.compile(keras.optimizers.SGD(0.2, momentum=0.9), CROSS_ENTROPY)  # the labels have weight one half
     taught.fit(X, Y, batch_size=4, epochs=2, shuffle=False, verbose=0)
     zero = [attacked(robust_weight=0.0), judged(0.0, 0.0)]
     for made, rate in zip(zero, (0.1, 0.2), strict=True):

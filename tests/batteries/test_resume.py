@@ -1,4 +1,4 @@
-"""Interrupted and resumed is bit-equal to uninterrupted: every teacher, term and callback, and what trains several.
+"""An interrupted and resumed run is bit-equal to an uninterrupted one: every teacher, term, callback and regime.
 
 Each case runs twice: to the end, where the second epoch begins with a copy of the backup; and from that copy, which is
 what a kill at that moment leaves.
@@ -17,7 +17,7 @@ from tests.models import batches
 
 pytestmark = pytest.mark.slow
 EPOCHS = 2
-# Nothing of their own to resume: bases, results, rules that other cases use, and what needs data of another kind.
+# Without state of their own: bases, results, rules used by other cases, and names that need other data.
 WITHOUT_STATE = {
     "teachers": {
         "Agreement", "Combine", "ConfidenceWeighted", "EntropyWeighted", "MeanLogits", "MeanLoss", "MeanProbs",
@@ -29,7 +29,7 @@ WITHOUT_STATE = {
 
 
 def results(made, directory, copy=None):
-    """Train and return everything that a resume must not change, and the epochs that were run."""
+    """Train; return everything that must be the same after a resume, and the epochs that were run."""
     keras.utils.set_random_seed(0)
     distiller, *more = made()
     more = [each for each in more if each is not None]
@@ -46,7 +46,7 @@ def results(made, directory, copy=None):
 def test_resumed_is_bit_equal_to_uninterrupted(name, tmp_path):
     made, _ = CASES[name]
     expected = results(made, tmp_path / "one", copy=tmp_path / "two")
-    tf.random.set_seed(1)  # a new process has drawn something else
+    tf.random.set_seed(1)  # a new process has drawn other random numbers
     resumed = results(made, tmp_path / "two")
     assert (expected[-1], resumed[-1]) == ([0, 1], [1])
     for ours, theirs in zip(resumed[0], expected[0], strict=True):

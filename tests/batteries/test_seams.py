@@ -21,7 +21,7 @@ for _row, _length in zip(X, LENGTHS, strict=True):
 VALID = np.arange(4)[None] < np.array(LENGTHS)[:, None]
 LABELS = np.where(VALID, RNG.integers(0, 5, (5, 4)), 0)
 WEIGHTS = np.array([1.0, 2.0, 0.0, 0.5, 1.0], "float32")
-# Their rows are frames, lists of items, regression heads or detectors: seams of their own, tested with them.
+# Their rows are frames, lists of items, regression heads or detectors, which have separate tests.
 OTHERS = {
     "BinarySoftTargets", "CenterBoxes", "CenterHeatmaps", "ChannelDistributions", "ConfidentTargets",
     "CrfNegativeLogLikelihood", "Ctc", "EdgeDistributions", "Evidential", "FrameSoftTargets", "GaussianKL",
@@ -60,7 +60,7 @@ def network(seed, classes=5):
 
 
 def expected_of(batches, value_of):
-    """The mean over examples of what each batch gives."""
+    """The mean over examples of the values per batch."""
     total = sum(len(rows) * value_of(rows) for rows in batches)
     return total / sum(map(len, batches))
 
@@ -69,7 +69,7 @@ BATCHES = [np.array([0, 1]), np.array([2, 3]), np.array([4])]
 
 
 def weighted(values, rows):
-    """sum of weight * value over positions that count, by their number."""
+    """sum of weight * value over unmasked positions, divided by their number."""
     weights = np.repeat(WEIGHTS[rows], [LENGTHS[row] for row in rows])
     return float((np.asarray(values, "float64") * weights).sum() / len(weights))
 
@@ -116,7 +116,7 @@ def test_a_loss_on_members_receives_only_unmasked_rows(name):
     assert got == pytest.approx(expected_of(BATCHES, value_of), rel=2e-4, abs=1e-6)
 
 
-# Losses on features that are defined for sequences and need neither several layers nor an adapter's statistics.
+# Losses on features for sequences that need neither several layers nor an adapter's statistics.
 SEQUENCES = ["HintMatching", "HiddenStates"]
 
 

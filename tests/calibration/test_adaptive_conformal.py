@@ -1,4 +1,4 @@
-"""Adaptive conformal intervals: the theorem's bound for any series, a twin in plain Python, no look ahead."""
+"""Adaptive conformal intervals: the theorem's bound for any series, a plain Python reference, no look-ahead."""
 
 import math
 
@@ -16,7 +16,7 @@ def test_the_share_of_misses_is_within_the_theorem_s_bound(series, rate):
     steps = 600
     spread = {"rougher": np.linspace(1, 20, steps), "jumps": np.where(np.arange(steps) // 100 % 2, 9.0, 1.0)}
     y = RNG.normal(size=steps) * spread.get(series, 1.0)
-    if series == "never inside":  # each label is farther out than all before
+    if series == "never inside":  # each label is farther away than all previous ones
         y = 10.0 * 1.02 ** np.arange(steps)
     adaptive = calibration.AdaptiveConformal(0.9, rate=rate, window=50).fit(np.zeros(50), RNG.normal(size=50))
     low, high = adaptive.follow(np.zeros(steps), y)
@@ -65,9 +65,9 @@ def test_a_label_has_no_effect_before_it_arrives_and_gaussian_margins_scale_with
         y[50] += changed
         adaptive = calibration.AdaptiveConformal(0.9, "gaussian", window=30).fit(outputs[:30], y[:30])
         runs.append(np.concatenate(adaptive.follow(outputs[30:], y[30:], 3), 1))
-    np.testing.assert_array_equal(runs[0][:24], runs[1][:24])  # step 20 is told after step 23 was answered
+    np.testing.assert_array_equal(runs[0][:24], runs[1][:24])  # label 20 arrives after interval 23
     assert (runs[0][24:] != runs[1][24:]).any()
-    half = (runs[0][:4, 1] - runs[0][:4, 0]) / 2  # the margin is that of the start until a label is told
+    half = (runs[0][:4, 1] - runs[0][:4, 0]) / 2  # the margin is the initial one until a label arrives
     np.testing.assert_allclose(half / np.exp(0.5 * outputs[30:34, 1]), half[0] / np.exp(0.5 * outputs[30, 1]))
 
 

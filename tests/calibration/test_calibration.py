@@ -30,7 +30,7 @@ def mean_nll(logits, labels, weights=None):
 
 
 class Given(ClassifierMixin, BaseEstimator):
-    """A fitted classifier for scikit-learn whose outputs are its inputs: logits, or their softmax."""
+    """A fitted scikit-learn classifier that returns its inputs: logits, or their softmax."""
 
     def __init__(self, classes=4, probabilities=False):
         self.classes, self.probabilities = classes, probabilities
@@ -88,7 +88,7 @@ def test_isotonic_equals_scikit_learns_also_on_new_data(classes):
         expected = theirs.predict_proba(data)
         wide = calibration.IsotonicScaling(scaler.inputs, scaler.outputs, dtype="float64")
         np.testing.assert_allclose(np.exp(wide(data)), expected, atol=1e-9)
-        # in float32 a probability that stands at a step of the curve may be rounded up or down it
+        # in float32 a probability at a step of the curve may be rounded to either side
         off = np.abs(softmax(np.asarray(scaler.scale(data), float), axis=1) - expected).max(axis=1)
         assert np.quantile(off, 0.99) < 2e-5
 
@@ -209,7 +209,7 @@ def test_wrapped_saved_loaded_and_exported_give_the_scaled_logits(make, model, t
     wrapped.export(tmp_path / "served", verbose=False)
     served = tf.saved_model.load(str(tmp_path / "served"))
     np.testing.assert_allclose(served.serve(x), expected, atol=1e-5)
-    assert len(wrapped.trainable_weights) == len(net.trainable_weights)  # nothing of the scaling trains
+    assert len(wrapped.trainable_weights) == len(net.trainable_weights)  # the scaling is not trainable
 
 
 @pytest.mark.parametrize("make", SCALERS)

@@ -27,7 +27,7 @@ def test_intervals_have_the_stated_coverage_for_each_horizon(kind):
     mean = np.repeat(x, 2, 1)
     outputs = {
         "absolute": mean,
-        "gaussian": np.concatenate([mean, np.log(spread**2) - 3.0], 1),  # far too sure
+        "gaussian": np.concatenate([mean, np.log(spread**2) - 3.0], 1),  # strongly overconfident
         "quantiles": np.stack([mean - 0.1 * spread, mean, mean + 0.1 * spread], -1),
     }[kind]
     conformal = calibration.SplitConformal(0.9, kind).fit(outputs[:2000], y[:2000])

@@ -1,4 +1,4 @@
-"""Adaptive policies: hysteresis as in Keras' own, measurements against NumPy, and a memory that survives a kill."""
+"""Adaptive callbacks: hysteresis as in Keras, measurements against NumPy, and state that survives a kill."""
 
 import keras
 import numpy as np
@@ -33,7 +33,7 @@ def fit(made, *callbacks, epochs=3, **kwargs):
 
 
 def drive(callback, made, name, values):
-    """Let a callback see epochs with these values in the logs; return the temperature in effect in each."""
+    """Run a callback over epochs with these values in the logs; return the temperature of each epoch."""
     callback.set_model(made)
     seen = []
     for epoch, value in enumerate(values):
@@ -101,7 +101,7 @@ def test_progress_waits_for_patience_and_for_enough():
 
 
 def test_the_gap_equals_the_terms_loss_at_temperature_one():
-    """Over ragged batches, whatever the temperature, and the temperature comes back."""
+    """With a ragged last batch, at any temperature; the temperature is restored afterwards."""
     terms = [LogitsDistillation(8.0), FeatureDistillation("mse"), LogitsDistillation(4.0)]
     made = distiller(terms, rate=0.1)
     callback = AdaptiveTemperature(validation_data=(HELD_OUT_X, HELD_OUT_Y), batch_size=4, patience=9, term=0)
@@ -177,7 +177,7 @@ def test_min_epochs_fading_and_one_term_of_two():
 
 
 def gradient_norms(made):
-    """Of the supervised loss and two terms at temperatures 1 and 4, for a student of one dense layer."""
+    """Gradients of the supervised loss and two terms at temperatures 1 and 4, for a student of one dense layer."""
     teacher, student = (model(HELD_OUT_X).numpy().astype("float64") for model in (made.teacher, made.student))
     norms = []
     for to_logits in (

@@ -1,4 +1,4 @@
-"""Adaptive policies interrupted and resumed, on two replicas, in half precision; what they remember and where."""
+"""Adaptive callbacks interrupted and resumed, on two replicas, in half precision; where their state is saved."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_a_run_killed_and_resumed_ends_with_the_same_numbers(kind, tmp_path):
         fit(adam(start), policy(), keras.callbacks.BackupAndRestore(tmp_path), Kill(), epochs=6, batch_size=12)
     got = fit(resumed, other, keras.callbacks.BackupAndRestore(tmp_path), epochs=6, batch_size=12)
     steered = [name for name in expected if "temperature" in name or "weight" in name]
-    assert any(len(set(expected[name][3:])) > 1 for name in steered)  # else nothing is tested
+    assert any(len(set(expected[name][3:])) > 1 for name in steered)  # otherwise nothing is tested
     for name, values in expected.items():
         assert got[name] == pytest.approx(values[3:], rel=1e-6), name
     assert other.state == one.state
@@ -110,7 +110,7 @@ def test_callback_state_is_saved_in_weight_files_only(tmp_path):
     loaded.load_weights(path)
     assert again.state == policy.state == json.loads(json.dumps(policy.state))
     assert again.state["best"] == max(history["student_loss"])
-    # A file from before the callback was there, or a distiller that never had one, are no error.
+    # A file without the callback's state, or a distiller without the callback, is no error.
     other.save_weights(path)
     loaded.load_weights(path)
     fit(loaded, again, initial_epoch=1, epochs=2)

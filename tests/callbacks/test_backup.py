@@ -1,4 +1,4 @@
-"""A backup is whole, checked, of this run, and written by one run at a time; whatever is killed, damaged or full."""
+"""A backup is complete, verified, of this run, and written by one run at a time, despite kills and disk faults."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def data(first):
 
 
 def run(directory, *, seed=0, keep=False, stop=None, fits=None, **options):
-    """Train, or go on; return everything that a resume must not change."""
+    """Train or resume; return everything that must be the same after a resume."""
     keras.utils.set_random_seed(seed)
     same_run, identity = options.pop("same_run", True), options.pop("identity", None)
     backup = Backup(directory, delete_checkpoint=not keep, same_run=same_run, identity=identity)
@@ -89,7 +89,7 @@ def test_a_kill_before_any_file_operation_is_resumed_bit_for_bit(tmp_path, fault
     assert len(states) > 20
     for state in states[::2] if QUICK else states:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Backup")  # nothing half-written bears the name of a backup
+            warnings.filterwarnings("error", message="Backup")  # no partial file has the name of a backup
             assert same(run(state), expected), sorted(state.rglob("*"))
         assert not list(state.iterdir())
 
@@ -101,7 +101,7 @@ def test_every_failing_operation_is_reported_and_resumed_bit_for_bit(tmp_path, f
     def act(number):
         directory = tmp_path / str(number)
         try:
-            assert same(run(directory), expected)  # what was to be removed could not be
+            assert same(run(directory), expected)  # an old backup could not be removed
         except OSError as problem:
             said.append(str(problem))
 
@@ -140,7 +140,7 @@ def test_every_flipped_bit_of_the_metadata_is_detected_and_the_previous_backup_i
     for bit in range(8 * len(good)):
         file.write_bytes(flipped(good, bit))
         ((_, facts, problem), *_) = Backup(tmp_path / "backups")._found()
-        if problem is None:  # white space, or another spelling of the same text
+        if problem is None:  # white space, or an equivalent JSON escape
             file.write_bytes(good)
             assert facts == next(iter(Backup(tmp_path / "backups")._found()))[1]
     file.write_bytes(flipped(good, 8 * (len(good) // 2)))
@@ -189,7 +189,7 @@ def test_the_backup_of_another_run_is_refused_and_left_alone(tmp_path, change, w
 
 
 def test_the_same_objects_go_on_although_callbacks_changed_their_numbers(tmp_path, expected):
-    """A notebook: fit is interrupted, and called again on the same distiller."""
+    """As in a notebook: fit is interrupted, and called again on the same distiller."""
     keras.utils.set_random_seed(0)
     distiller = make()
     interrupted(tmp_path / "backups", fits=distiller)

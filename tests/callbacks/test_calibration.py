@@ -1,4 +1,4 @@
-"""CalibrationMonitor: the numbers of the student after each epoch, seen by the callbacks that follow."""
+"""CalibrationMonitor: the student's metrics after each epoch, visible to later callbacks."""
 
 import csv
 
@@ -32,7 +32,7 @@ def compiled(model, **options):
 
 
 class Expected(keras.callbacks.Callback):
-    """Computes the same numbers from whole-array predictions with plain NumPy, where the monitor streams."""
+    """Computes the same metrics from all predictions at once with NumPy, where the monitor streams."""
 
     def __init__(self, x, y, weights=None):
         super().__init__()

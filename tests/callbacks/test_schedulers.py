@@ -1,4 +1,4 @@
-"""Schedulers of temperature and weights: the numbers they set are those the next epoch trains with, without a trace."""
+"""Schedulers of temperature and weights: the next epoch trains with the values they set, without retracing."""
 
 import keras
 import numpy as np

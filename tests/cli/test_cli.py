@@ -1,4 +1,4 @@
-"""The command: what it writes, what it promises, and one sentence with exit code 2 when it cannot."""
+"""The command: the files it writes, and a clear error with exit code 2 if it fails."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def command(*arguments, **kwargs):
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory):
-    """A demo too short to be good, for everything but its numbers, into a folder where an older one and more lies."""
+    """A very short demo, for tests that ignore its metrics, in a folder with an older demo and other files."""
     out = tmp_path_factory.mktemp("demo")
     (out / "serving" / "digits" / "1").mkdir(parents=True)
     (out / "serving" / "digits" / "1" / "old").touch()

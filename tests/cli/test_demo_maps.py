@@ -1,4 +1,4 @@
-"""``keras-distill demo`` on maps of classes and on boxes: drawn ones, so that no file is needed."""
+"""``keras-distill demo`` on segmentation maps and boxes: generated ones, so that no file is needed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""``keras-distill env`` and ``--version``: what a bug report says."""
+"""``keras-distill env`` and ``--version``: the output for a bug report."""
 
 import importlib.metadata
 

@@ -1,4 +1,4 @@
-"""The commands of the shell that concern stored teachers."""
+"""The shell commands for stored predictions."""
 
 import argparse
 import zipfile

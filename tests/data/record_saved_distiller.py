@@ -1,4 +1,4 @@
-"""Writes saved_distiller_0.1.keras and what it must still answer. Run by hand, with the version that the name says."""
+"""Write saved_distiller_0.1.keras and its expected outputs. Run by hand, with the version in the file's name."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def distiller():
 
 
 def answers(made):
-    """Return what the loaded distiller says: predictions, evaluation, and the losses of two more steps."""
+    """Return the loaded distiller's predictions, evaluation, and the losses of two more steps."""
     x, y = data()
     found = {"predictions": made.predict(x, verbose=0)}
     for name, value in made.evaluate(x, y, batch_size=12, return_dict=True, verbose=0).items():

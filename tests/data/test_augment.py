@@ -1,4 +1,4 @@
-"""Augmentation: a seed is a view; both models see the same pixels; stored answers are those of the live views."""
+"""Augmentation: a seed determines a view; both models see the same pixels; stored predictions equal live ones."""
 
 import tempfile
 
@@ -65,7 +65,7 @@ def test_stored_views_are_the_live_ones_and_cost_no_bytes():
 
 
 def test_all_views_of_an_image_come_from_one_read():
-    """Each view is compared with the fingerprint of the one that was labelled, so these are the same views."""
+    """Each view is compared with the fingerprint of the labelled one, so the views are the same."""
     teacher, reads = network(), []
     numbered = pictures()
     numbered[..., 0] = np.arange(6)[:, None, None]
@@ -99,7 +99,7 @@ def test_all_views_of_an_image_come_from_one_read():
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_teacher_and_student_see_the_same_pixels_on_every_replica(count):
-    """Both models give their pixels back, normalised: a difference of exactly 0 says that these are the same."""
+    """Both models return their pixels, normalised: a difference of exactly 0 shows that they are the same."""
     with replicas(count).scope():
         inputs = keras.Input((8, 8, 3))
         mirror, student = (
@@ -134,7 +134,7 @@ def test_maps_of_labels_move_with_their_images():
 
 
 def test_mixed_images_agree_with_their_mixed_labels():
-    """Each image is one constant, so that its mean shows the share of each class in it."""
+    """Each image is constant, so that its mean shows the share of each class."""
     x = np.repeat(np.arange(4.0, dtype="float32"), 8 * 8).reshape(4, 8, 8, 1)
     dataset = tf.data.Dataset.from_tensor_slices((x, np.arange(4))).batch(4)
     for options in ({"mixup": 0.8}, {"mixup": 0.0, "cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0}):

@@ -1,4 +1,4 @@
-"""data.load: the right examples, dealt out the same way every time, and clear words when they are missing."""
+"""data.load: the right examples, reproducible splits, and clear errors if files are missing."""
 
 import dataclasses
 import gzip
@@ -165,7 +165,7 @@ def test_tfds_builds_the_real_data_sets_from_the_original_files_and_keeps_them_a
     mnist = pytest.importorskip("tensorflow_datasets.image_classification.mnist")
     monkeypatch.setenv("KERAS_DISTILL_DATA", str(FILES))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    # The checksums of the whole files are checked; the first tenth of their pictures is written, as all would be.
+    # The checksums of the complete files are verified; only a tenth of their images is written.
     assert (mnist._TRAIN_EXAMPLES, mnist._TEST_EXAMPLES) == (60_000, 10_000)
     monkeypatch.setattr(mnist, "_TRAIN_EXAMPLES", 6000)
     monkeypatch.setattr(mnist, "_TEST_EXAMPLES", 1000)

@@ -52,7 +52,7 @@ def test_masks_and_boxes_belong_to_their_images(folder):
 
 
 def damage(name):
-    """Break one thing in the folder, and say what is then asked for."""
+    """Return a function that breaks one thing in the folder and then reads it."""
 
     def make(folder):
         images, target = folder / "images", folder / "images/dog/c.png"

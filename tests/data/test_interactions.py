@@ -1,4 +1,4 @@
-"""Leave-one-out splits, sampled and padded lists: by hand, and by laws on random interactions."""
+"""Leave-one-out splits, sampled and padded lists: by hand, and by properties on random interactions."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Windows of a series: nothing of the future in a history, every step used, bad series refused."""
+"""Windows of a series: no future values in a history, every step used, bad series refused."""
 
 import numpy as np
 import pytest

@@ -26,7 +26,7 @@ def test_each_column_is_encoded_as_documented_and_the_width_is_their_sum():
     np.testing.assert_allclose(rows[:, 0], np.where(missing, 0, expected), atol=1e-5)
     for name, block in (("city", rows[:, 2:6]), ("code", rows[:, 6:])):
         assert (block.sum(1) == 1).all() and (block[:, 0] == 0).all()
-        for place in range(1, 4):  # one place, one category
+        for place in range(1, 4):  # one column, one category
             assert len(np.unique(columns[name][block[:, place] == 1])) == 1
     new = encoder({"age": [np.nan], "city": ["Lima"], "code": [9]})
     np.testing.assert_array_equal(new, [[0, 1, 1, 0, 0, 0, 1, 0, 0, 0]])
@@ -75,7 +75,7 @@ def test_synthetic_rows_are_within_range_new_and_repeat(kind):
     for name, column in made.items():
         np.testing.assert_array_equal(column, again[name])
         assert len(column) == 3000
-    # The marginal distribution stays where it was.
+    # The marginal distribution does not change.
     assert np.nanmean(made["age"]) == pytest.approx(np.nanmean(columns["age"]), abs=1.0)
     assert np.mean(made["city"] == "Oslo") == pytest.approx(np.mean(columns["city"] == "Oslo"), abs=0.05)
     known = set(zip(columns["age"], columns["city"], strict=True))

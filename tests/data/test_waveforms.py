@@ -1,4 +1,4 @@
-"""Sounds before training, and the front end that takes them."""
+"""Checks of recordings before training, and the front end."""
 
 import keras
 import numpy as np
@@ -48,7 +48,7 @@ def test_log_mel_ignores_padding_and_a_silent_input_is_all_padding():
     np.testing.assert_array_equal(features[1, 30:], 0.0)
     np.testing.assert_array_equal(features[2], 0.0)
     np.testing.assert_allclose(np.mean(features[0], axis=0), 0.0, atol=1e-4)
-    np.testing.assert_allclose(layer(x[:1] * 0.5), features[:1], atol=2e-3)  # loudness does not matter
+    np.testing.assert_allclose(layer(x[:1] * 0.5), features[:1], atol=2e-3)  # loudness has no effect
 
 
 def test_a_recogniser_takes_a_waveform_trains_and_is_saved_with_its_front_end(tmp_path):

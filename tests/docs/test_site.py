@@ -1,4 +1,4 @@
-"""The site's generated pages: one for every public name, docstrings as text, links that lead somewhere."""
+"""The site's generated pages: one for every public name, docstrings as text, working links."""
 
 import importlib.util
 import inspect

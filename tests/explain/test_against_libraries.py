@@ -1,4 +1,4 @@
-"""Maps and their likeness against libraries that others wrote: saliency, tf-keras-vis, shap and scikit-image."""
+"""Maps and their similarity against third-party libraries: saliency, tf-keras-vis, shap and scikit-image."""
 
 import keras
 import numpy as np
@@ -27,7 +27,7 @@ def cnn():
 
 
 def asked(model, target):
-    """What the library ``saliency`` asks of a model: gradients, values and maps by its own names."""
+    """The interface that the library ``saliency`` requires of a model: gradients, values and maps by its names."""
     tapped = taps.Taps(model, ["maps"])
 
     def call(x, call_model_args=None, expected_keys=None):
@@ -63,7 +63,7 @@ def test_gradient_and_integral_are_those_of_saliency(cnn):
 
 
 def test_one_patch_is_saliency_s_occlusion(cnn):
-    # Its windows overlap and their scores add up: only one window as large as the image can be compared.
+    # Its windows overlap and their scores are added, so only one window of the image's size can be compared.
     theirs = by_saliency(cnn, "Occlusion", size=8)
     np.testing.assert_allclose(
         explain.attributions(cnn, X, "occlusion", target=TARGET, patch_size=8), theirs, atol=1e-6
@@ -89,14 +89,14 @@ def test_the_gradient_and_smoothgrad_are_those_of_tf_keras_vis(cnn):
     np.random.seed(0)
     theirs = map_of(score, X, smooth_samples=200, smooth_noise=0.1, **settings)
     ours = explain.attributions(cnn, X, "smooth", target=TARGET, samples=200, noise=0.1)
-    # Another noise: what remains is the error of two means of 200, far below the difference from the plain gradient.
+    # The noise differs: the error of two means of 200 remains, far below the difference from the plain gradient.
     assert np.abs(ours - theirs).mean() < 0.25 * np.abs(ours - plain).mean()
     assert explain.spearman(ours, theirs).min() > 0.98
 
 
 @pytest.mark.slow  # shap compiles
 def test_without_biases_one_relu_layer_s_integral_is_deep_shap():
-    # Along the way from zero no unit switches, so the rule of DeepLIFT and the integral are the same number.
+    # On the path from zero no unit switches, so DeepLIFT's rule and the integral are equal.
     shap = pytest.importorskip("shap")
     keras.utils.set_random_seed(1)
     layers = [keras.layers.Dense(16, "relu", use_bias=False), keras.layers.Dense(3, use_bias=False)]
@@ -135,7 +135,7 @@ def test_structural_similarity_is_scikit_image_s():
     settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 2.0}
     theirs = [skimage(a, b, win_size=11, **settings) for a, b in zip(*sides, strict=True)]
     np.testing.assert_allclose(explain.structural_similarity(first, second), theirs, atol=1e-5)
-    # Smaller images take a window of their size: one position, whose weights are written out here.
+    # Smaller images use a window of their size: one position, whose weights are written out here.
     a, b = (each[:, :7, :7] for each in sides)
     a, b = (each / np.abs(each).max((1, 2), keepdims=True) for each in (a, b))
     bell = np.exp(-0.5 * (np.arange(7) - 3.0) ** 2 / 1.5**2)

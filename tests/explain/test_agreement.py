@@ -119,7 +119,7 @@ def test_random_weights_change_a_gradient_but_not_an_edge_detector():
     assert found.randomized[0] == (layers[2].name,) and len(found.randomized[-1]) == 3
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    # A model whose weights say nothing that the input does not: the map stays, and the check fails.
+    # The map of this model does not depend on its weights, so the check fails.
     fixed = keras.Sequential([keras.Input((20,)), keras.layers.Dense(1, kernel_initializer="ones", use_bias=False)])
     assert not explain.sanity_check(fixed, x, "integrated", stages=1).passed
 
@@ -152,7 +152,7 @@ def test_a_concept_is_found_where_it_is_and_scored_by_its_sign():
     assert abs(np.dot(up.direction, mid[0])) > 0.9  # the concept is the first column of the input
     model.set_weights([mid * [[0.0], [1.0], [1.0], [1.0]], model.get_weights()[1]])
     lost = explain.concept_direction(model, "mid", concept, others, TABLE, 0)
-    assert lost.accuracy < 0.75  # the layer no longer holds it
+    assert lost.accuracy < 0.75  # the layer no longer contains it
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Attributions against closed forms, their laws, and shap."""
+"""Attributions against closed forms, their axioms, and shap."""
 
 import keras
 import numpy as np
@@ -120,7 +120,7 @@ def test_grad_cam_of_pooled_maps_is_the_class_activation_map():
     model = cnn()
     got = explain.attributions(model, X, "grad_cam", target=1)
     maps = taps.Taps(model, ["second"])(X)[1]["second"].numpy()
-    # Behind global average pooling the gradient is the head's weight over the number of positions (Zhou et al. 2016).
+    # After global average pooling the gradient is the head's weight over the number of positions (Zhou et al. 2016).
     expected = np.maximum(0, maps @ model.get_layer("head").kernel.numpy()[:, 1] / 64)
     np.testing.assert_allclose(got, np.repeat(expected[..., None], 2, -1), rtol=1e-4, atol=1e-6)
     smaller = explain.attributions(model, X, "grad_cam", layer_name="first")

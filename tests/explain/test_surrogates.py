@@ -13,7 +13,7 @@ NAMES = ["age", "hours", "gain", "loss"]
 
 
 def boxes():
-    """A teacher whose answer is a box: 1 where age > 0.5 and hours < 1."""
+    """A teacher whose decision region is a box: 1 where age > 0.5 and hours < 1."""
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(2, activation="sigmoid"), keras.layers.Dense(2)],
     )
@@ -44,7 +44,7 @@ def test_a_tree_equals_scikit_learns_and_its_exports_agree_with_it(samples, tmp_
     assert found.sampled_fidelity.value > 0.97
     fresh = RNG.normal(size=(500, 4)).astype("float32")
     scores = found.predict(fresh)
-    # scikit-learn's tree, the Keras model, the saved model, the rules and the code say the same.
+    # scikit-learn's tree, the Keras model, the saved model, the rules and the code agree.
     probabilities = found.fitted.model.predict_proba(fresh)
     np.testing.assert_allclose(np.exp(scores), probabilities, atol=2e-6)
     model = found.to_model()
@@ -95,7 +95,7 @@ def test_a_linear_teacher_is_reproduced_exactly_and_its_curve_rises():
     kernel = teacher.get_weights()[0]
     expected = kernel - kernel.mean(1, keepdims=True)
     got = np.array([list(row.values()) for row in found.coefficients().values()])
-    assert np.abs(got - expected).max() < 0.15  # the ridge and the floor at -15 pull a little
+    assert np.abs(got - expected).max() < 0.15  # the ridge and the floor at -15 have a small effect
     np.testing.assert_array_equal(found.to_model()(X).numpy().argmax(-1), found.predict(X).argmax(-1))
     curve = found.curve((1, 2, 4))
     assert [size for size, _, _ in curve] == [1, 2, 4]
@@ -123,13 +123,13 @@ def test_an_additive_surrogate_fits_a_teacher_that_a_linear_one_cannot(engine):
 
 def test_sampled_rows_cover_sparse_regions():
     thin = X.copy()
-    thin[:, 0] = np.where(thin[:, 0] > 0.9, 0.6, -abs(thin[:, 0]))  # few rows are near the bound
+    thin[:, 0] = np.where(thin[:, 0] > 0.9, 0.6, -abs(thin[:, 0]))  # few rows are near the boundary
     one, other = (explain.surrogate(boxes(), thin[:150], size=8, samples=s).sampled_fidelity.value for s in (0, 3000))
     assert other >= one
 
 
 def test_an_audit_finds_where_teacher_and_outcomes_differ():
-    outcomes = ((X[:, 0] > 0.5) & (X[:, 1] < 1) & ~(X[:, 2] > 1)).astype(int)  # the teacher does not know about gain
+    outcomes = ((X[:, 0] > 0.5) & (X[:, 1] < 1) & ~(X[:, 2] > 1)).astype(int)  # the teacher does not use gain
     found = explain.audit(boxes(), X, outcomes, feature_names=NAMES, class_names=["no", "yes"])
     truth = np.mean(answers(boxes()) != outcomes)
     assert found.low <= truth <= found.high and truth > 0.02

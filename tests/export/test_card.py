@@ -1,4 +1,4 @@
-"""The card beside each export says what a stranger needs to make the student again."""
+"""The model card of each export has everything that somebody else needs to rebuild the student."""
 
 import hashlib
 import json

@@ -88,7 +88,7 @@ def test_an_error_of_the_server_is_raised_in_the_client(make):
         make(timeout_seconds=60).predict({"y": images(1)})
     with pytest.raises((ValueError, grpc.RpcError), match="Servable not found"):
         make(model="nobody", timeout_seconds=60).predict({"x": images(1)})
-    assert time.monotonic() - start < 30  # errors that stay are not retried
+    assert time.monotonic() - start < 30  # permanent errors are not retried
 
 
 def test_output_filter(server):

@@ -89,7 +89,7 @@ def test_litert_precisions(digits, tmp_path, quantize):
     assert small.size_bytes < full.size_bytes
     assert small.agreement > 0.98 and abs(small.accuracy - full.accuracy) < 0.02
     assert 0 < small.max_difference < {"float16": 0.02, "dynamic": 0.2, "int8": 0.5}[quantize]
-    # The numbers are those of the file as it lies there.
+    # The metrics are those of the file itself.
     (got,) = open_runtime("test", small)({"pixels": x}).values()
     wanted = softmax(student(x, training=False).numpy().astype("float64"), axis=-1)
     assert got.dtype == np.float32
@@ -212,7 +212,7 @@ def test_text_is_converted_right_or_refused(tmp_path):
         ]
     )
     text = np.array([["a"], ["x"]], dtype=object)
-    if tf.__version__.startswith("2.18."):  # it lends the runtime its own operations
+    if tf.__version__.startswith("2.18."):  # it provides the runtime with its own operations
         assert export.litert(student, tmp_path / "s.tflite", check_inputs=text).agreement == 1.0
         return
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""export.saved_model: what the served outputs mean, that they equal the student, that failures leave nothing."""
+"""export.saved_model: the served outputs, their equality with the student, and no files after failures."""
 
 import os
 import subprocess

@@ -61,7 +61,7 @@ def test_text_student_with_vocabulary_masks_and_lengths(tmp_path):
 
 
 class RaggedTextNet(keras.Model):
-    """Texts in; between, each has as many words as it has: a RaggedTensor, no padding."""
+    """Takes texts; inside, a RaggedTensor with the words of each text, without padding."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -85,12 +85,12 @@ def test_ragged_text_inside_the_student(tmp_path):
     (name,) = serve.structured_input_signature[1]
     together = serve(**{name: tf.constant(texts)})["logits"]
     np.testing.assert_allclose(together, student(tf.constant(texts)), atol=1e-6)
-    for i, text in enumerate(texts):  # alone as among longer ones
+    for i, text in enumerate(texts):  # the same alone and among longer ones
         np.testing.assert_allclose(serve(**{name: tf.constant([text])})["logits"][0], together[i], atol=1e-6)
 
 
 def test_text_padded_to_the_longest_of_its_batch(tmp_path):
-    """No fixed length: the mask keeps a short text's answer the same among longer ones."""
+    """Without a fixed length: with the mask, a short text's output is the same among longer ones."""
     words = keras.layers.TextVectorization()
     words.adapt(["the good film", "bad plot and worse acting"])
     student = keras.Sequential(

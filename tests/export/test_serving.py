@@ -254,7 +254,7 @@ def test_a_recogniser_gives_the_same_words_through_the_c_api(tmp_path):
     frames = keras.layers.Bidirectional(keras.layers.GRU(5, return_sequences=True))(frames)
     student = keras.Model(waveform, keras.layers.Dense(4)(frames))
     sounds = np.random.default_rng(0).normal(0, 0.2, (6, 2400)).astype("float32")
-    sounds[1, 1500:], sounds[2] = 0.0, 0.0  # padded, and silent throughout
+    sounds[1, 1500:], sounds[2] = 0.0, 0.0  # padded, and completely silent
     expected = student.predict(sounds, verbose=0)
     exported = export.saved_model(student, tmp_path / "recogniser", check_inputs=sounds[:2], warmup_batch_sizes=())
     with export.ServingSession(exported) as opened:

@@ -1,4 +1,4 @@
-"""The files that start TensorFlow Serving parse with the official message types and say what was asked for."""
+"""The files that start TensorFlow Serving parse with the official message types and contain the given settings."""
 
 import http.server
 import re
@@ -132,7 +132,7 @@ def test_kubernetes_manifest(model):
 
 
 def check_compose(path):
-    """What check-jsonschema says of a file, by the Compose specification's own schema, which it carries."""
+    """Output of check-jsonschema for a file, with the Compose specification's schema that it includes."""
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
@@ -144,7 +144,7 @@ def test_compose_file_fits_the_schema_of_the_specification(model, tmp_path):
     misspelt = tmp_path / "compose.yml"
     misspelt.write_text(path.read_text().replace("    healthcheck:", "    health_check:"))
     done = check_compose(misspelt)
-    assert done.returncode == 1 and "'health_check' was unexpected" in done.stdout  # the schema does look
+    assert done.returncode == 1 and "'health_check' was unexpected" in done.stdout  # the schema detects errors
 
 
 def test_kubernetes_manifest_fits_the_schemas_of_the_api(model):

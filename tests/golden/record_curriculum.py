@@ -25,7 +25,7 @@ def record(source: Path) -> None:
 
 
 def load() -> tuple[dict, dict]:
-    """Return the case's facts and its arrays by name."""
+    """Return the case's metadata and its arrays by name."""
     with np.load(HERE / "curriculum.npz") as arrays:
         return json.loads((HERE / "curriculum.json").read_text()), dict(arrays)
 

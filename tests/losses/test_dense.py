@@ -25,14 +25,14 @@ def test_channel_distributions_are_the_papers_sum(temperature):
     expected = temperature**2 / 5 * kl(*flat, axis=1).sum(-1)
     got = losses.channel_distributions(teacher_features=teacher, student_features=student, temperature=temperature)
     np.testing.assert_allclose(got, expected, rtol=2e-6)
-    # A constant on one channel of the student moves nothing: only where it looks counts.
+    # A constant added to a channel of the student changes nothing: only its spatial distribution is compared.
     shifted = student + np.arange(5, dtype="float32")
     again = losses.channel_distributions(teacher_features=teacher, student_features=shifted, temperature=temperature)
     np.testing.assert_allclose(again, expected, rtol=1e-5)
 
 
 def test_void_pixels_are_excluded_from_every_dense_loss():
-    """A masked map is the same as a map without those columns."""
+    """A masked map equals a map without those columns."""
     teacher, student = maps((2, 4, 6, 5))
     mask = np.ones((2, 4, 6), bool)
     mask[:, :, 4:] = False

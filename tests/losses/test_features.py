@@ -1,4 +1,4 @@
-"""Losses on one layer's values and on the flow between layers: golden references, section L, and laws of each."""
+"""Losses on one layer's values and on the flow between layers: golden references, section L, and properties."""
 
 import keras
 import numpy as np
@@ -154,7 +154,7 @@ def test_margin_is_the_mean_of_a_gaussians_negative_part():
         stats.truncnorm.mean(-np.inf, -b / abs(g), loc=b, scale=abs(g)) for g, b in zip(gamma, beta, strict=True)
     ]
     np.testing.assert_allclose(losses.negative_mean(gamma=gamma, beta=beta), expected, rtol=1e-6)
-    # Hardly ever negative: -3 sd; without spread: the offset where it is negative.
+    # Hardly ever negative: -3 sd; zero spread: the offset if it is negative.
     got = losses.negative_mean(gamma=[1.0, 0.0, 0.0], beta=[3.2, -0.5, 0.5])
     np.testing.assert_array_equal(got, np.array([-3.0, -0.5, 0.0], "float32"))
 
@@ -292,6 +292,6 @@ def test_singular_vectors_have_a_finite_gradient_where_singular_values_coincide(
     ],
 )
 def test_values_of_section_l(function, arguments, expected):
-    # Rows of similarities nearly agree: half a float32 step in each entry is what their small difference cannot know.
+    # Rows of similarities nearly agree, so their small difference is known only to half a float32 step per entry.
     rounding = 1e-7 * np.sqrt(expected) if function is losses.similarity_preserving else 0.0
     np.testing.assert_allclose(np.mean(function(**arguments)), expected, rtol=1e-6, atol=rounding)

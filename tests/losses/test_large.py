@@ -1,4 +1,4 @@
-"""Many classes: rows go block by block, and nothing but memory changes."""
+"""Many classes: rows are processed in blocks, which changes only the memory."""
 
 import types
 
@@ -15,7 +15,7 @@ NOT_IN_BLOCKS = (losses.Evidential, losses.MisleadingEvidence)
 
 
 def in_blocks(row):
-    """Evidence has no wide classes; a policy's chosen or absolute values need no softmax over the actions."""
+    """Evidential losses have no row blocks; a policy's NLL or squared error needs no softmax over the actions."""
     return not isinstance(row.loss, NOT_IN_BLOCKS) and getattr(row.loss, "target", "kl") == "kl"
 
 
@@ -46,7 +46,7 @@ def weighted_slopes(row, teacher, student, temperature, labels, **options):
 
 
 def first_derivative(row):
-    """Return a tape that saw the gradient of a loss being made, that gradient and the student's logits."""
+    """Return a tape that recorded the gradient of a loss, that gradient and the student's logits."""
     teacher, student = draw(4, 60)
     with tf.GradientTape() as outer:
         outer.watch(student)
@@ -65,7 +65,7 @@ def assert_same(cut, whole, rtol=1e-5):
 
 @pytest.fixture
 def blocks(monkeypatch):
-    """Blocks of two rows from 50 classes on; what the calls of map were given is counted."""
+    """Blocks of two rows from 50 classes on; the calls of map are counted."""
     calls = []
     kept = row_blocks.ops.map
     monkeypatch.setattr(row_blocks, "CHUNKED_FROM_CLASSES", 50)
@@ -82,7 +82,7 @@ def blocks(monkeypatch):
 def test_row_blocks_equal_a_single_pass(row, mode, blocks, monkeypatch):
     if mode != "eager" and row is not FIRST[type(row.loss)]:
         pytest.skip("compiled once per class; its other options run eagerly")
-    # XLA compiles a graph of rows that blocks of two divide; in a graph of its own they do not.
+    # XLA compiles a graph whose rows are divisible by two; separately, a number of rows that is not.
     shape, mask = (3, 4), np.arange(4) < np.array([[4], [2], [1]])
     if mode == "graph":
         shape, mask = (7, 1), np.array([1, 0, 1, 1, 1, 0, 1], bool)[:, None]
@@ -90,7 +90,7 @@ def test_row_blocks_equal_a_single_pass(row, mode, blocks, monkeypatch):
     labels = np.random.default_rng(1).integers(0, 60, shape)
     each = [1.0, 2.0, 5.0] if mode != "graph" else [1.0, 2.0, 5.0, 1.0, 3.0, 2.0, 1.0]
     temperature = tf.constant(2.0) if row.loss.needs_batch else tf.constant(each)
-    # Eager calls show what a mask changes; each trace is a second or more.
+    # Masks are tested eagerly; each trace takes a second or more.
     for options in ({}, {"mask": mask}) if mode == "eager" else ({"mask": mask},):
         cut = RUN[mode](lambda t, s, each, options=options: weighted_slopes(row, t, s, each, labels, **options))
         result = cut(teacher, student, temperature)
@@ -107,12 +107,12 @@ def test_the_contracts_hold_in_row_blocks(row, blocks, monkeypatch):
     """Float64 twins, finite differences, garbage behind masks, learned temperatures: in blocks."""
     monkeypatch.setattr(row_blocks, "CHUNKED_FROM_CLASSES", 3)
     monkeypatch.setattr(row_blocks, "EAGER_CHUNK_ELEMENTS", 100)
-    test_contracts.test_values_are_the_oracles_to_1e_6(row, 4.0)  # of 64 rows, so in longer blocks
+    test_contracts.test_values_are_the_oracles_to_1e_6(row, 4.0)  # 64 rows, so longer blocks
     monkeypatch.setattr(row_blocks, "EAGER_CHUNK_ELEMENTS", 13)
     test_contracts.test_gradients_are_those_of_the_oracle(row, 5.0)
     assert blocks, "not taken block by block"
     if row is not FIRST[type(row.loss)]:
-        return  # its other options give in blocks what they give in one piece: see above
+        return  # for its other options, blocks equal one piece: see above
     test_contracts.test_masked_positions_never_count(row)
     if not row.loss.needs_batch:
         test_contracts.test_weight_0_removes_an_example_and_weight_2_counts_it_twice(row)
@@ -128,7 +128,7 @@ def test_the_contracts_hold_in_row_blocks(row, blocks, monkeypatch):
 
 @one_of_each
 def test_a_loss_compiled_by_xla_equals_its_eager_value(row, monkeypatch):
-    """From 512 classes on a graph runs a loss as a program of XLA's; an eager call never does."""
+    """From 512 classes on, a loss in a graph is compiled by XLA; an eager call never is."""
     monkeypatch.setattr(row_blocks, "FUSED_FROM_CLASSES", 50)
     programs, kept = [], row_blocks.fused
     monkeypatch.setattr(
@@ -138,7 +138,7 @@ def test_a_loss_compiled_by_xla_equals_its_eager_value(row, monkeypatch):
     labels = np.random.default_rng(1).integers(0, 60, (3, 4))
     temperature = tf.constant(2.0) if row.loss.needs_batch else tf.constant([1.0, 2.0, 5.0])
     masked = {"mask": np.arange(4) < np.array([[4], [2], [1]])}
-    # A mask adds to the program: without one it is compiled of one loss of each kind.
+    # A mask makes the program longer; without one, one loss of each kind is compiled.
     bare = type(row.loss) in (losses.SoftTargets, losses.DecoupledSoftTargets, losses.ClassCorrelation)
     for options in ({}, masked) if bare else (masked,):
 
@@ -219,7 +219,7 @@ def test_half_precision_is_cast_to_float32_within_the_row_blocks(row, dtype, mod
     def slopes(teacher, student):
         with tf.GradientTape() as tape:
             tape.watch(student)
-            # So small that a half precision holds no slope that is multiplied by it afterwards.
+            # So small that a gradient multiplied by it afterwards underflows in half precision.
             total = 1e-3 * tf.reduce_sum(test_contracts.values(row, teacher, student, 2.0, labels))
             scaled = total * 2.0**10
         return scaled, tape.gradient(scaled, student)
@@ -230,7 +230,7 @@ def test_half_precision_is_cast_to_float32_within_the_row_blocks(row, dtype, mod
     monkeypatch.setattr(row_blocks, "CHUNKED_FROM_CLASSES", 1000)
     value, gradient = slopes(*(tf.cast(each, "float32") for each in (teacher, student)))
     np.testing.assert_allclose(cut[0], value, rtol=1e-5)
-    # What is left of the float32 gradient when it is rounded once.
+    # The float32 gradient, rounded once.
     step = float(np.spacing(np.float16(1.0))) if dtype == "float16" else 2.0**-7
     np.testing.assert_allclose(tf.cast(cut[1], "float32"), gradient, rtol=step, atol=1e-5 * np.abs(gradient).max())
 
@@ -266,7 +266,7 @@ def test_the_bounded_regression_has_its_labels_in_the_blocks(mode, blocks, monke
     labels = tf.constant(draw(6, 60, seed=1)[0])
     mask = np.array([1, 1, 1, 1, 1, 0], bool)
     loss = losses.RegressionMatching(margin=5.0)
-    truth = tf.where(mask[:, None], labels, np.nan)  # garbage where the mask says so
+    truth = tf.where(mask[:, None], labels, np.nan)  # garbage at masked positions
 
     def slopes(student):
         with tf.GradientTape() as tape:
@@ -321,7 +321,7 @@ def test_a_second_derivative_is_refused(row, blocks):
 
 @one_of_each
 def test_a_vocabulary_of_32000(row, monkeypatch):
-    """Sums of 32000 float32: one piece itself is up to 4e-6 from float64, of the value or of the greatest slope."""
+    """Sums of 32000 float32: even one piece differs from float64 by up to 4e-6 of the value or largest gradient."""
     teacher, student = draw(1, 20, 32_000)
     labels = np.random.default_rng(1).integers(0, 32_000, (1, 20))
     mask = np.arange(20)[None] != 3
@@ -362,7 +362,7 @@ def test_soft_targets_over_32000_classes_against_float64():
 
 @pytest.mark.parametrize("classes", [1500, 6000, 32_000])
 def test_a_flat_teacher_is_summed_exactly_by_xla(classes):
-    """All classes but one share the rest evenly: a sum of one number after the other would be up to 2e-5 off."""
+    """All classes but one share the rest evenly: a sequential sum would be off by up to 2e-5."""
     teacher = np.zeros((4, classes), "float32")
     teacher[:, 7] = 5.0
     student = draw(4, classes)[1]

@@ -1,4 +1,4 @@
-"""Losses on logits give what public codes give, and keep what each of them promises beyond that."""
+"""Losses on logits equal public implementations, and have further documented properties."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def binary_cross_entropy(case, t, s, temperature):
     return mean(losses.BinarySoftTargets("mean").values(t, s, temperature=temperature)) + temperature**2 * own.mean()
 
 
-# How each public code's number follows from ours.
+# How the value of each public code follows from ours.
 ADAPTERS = {
     "kd_kl": soft_targets,
     "kd_kl_dense_prediction": soft_targets,
@@ -107,7 +107,7 @@ def test_value_and_gradient_of_public_code(name):
         value = ADAPTERS[case.algorithm](case, t.numpy(), s, temperature)
     wanted, slope = case.outputs["loss"], case.outputs.get("grad_student_logits")
     dist = case.algorithm.startswith("dist")
-    if dist:  # public codes add 1e-8 beside the norms, or another number (torchdistill): the definition adds nothing
+    if dist:  # public codes add 1e-8 to the norms, or another number (torchdistill): the definition adds nothing
         options = {"inter_weight": case.options["beta"], "intra_weight": case.options["gamma"]}
         exact = [oracles.class_correlation(t.numpy(), s.numpy(), temperature, **options, beside=b) for b in (1e-8, 0.0)]
         np.testing.assert_allclose(exact[0], wanted, rtol=3e-5 if "dist_tau" in name else 1e-6, atol=2e-7)
@@ -198,7 +198,7 @@ def test_at_high_temperature_soft_targets_become_centred_logit_matching(temperat
 @pytest.mark.parametrize("distance", [1.0, 1e-2, 1e-4, 1e-6])
 @pytest.mark.parametrize("loss", ["soft_targets", "reverse_soft_targets", "jensen_shannon", "probability_matching"])
 def test_precision_is_kept_if_student_and_teacher_are_nearly_equal(loss, distance):
-    """A float32 sum of p * (log p - log q) has none left at a distance of 1e-4."""
+    """A float32 sum of p * (log p - log q) has no correct digits left at a distance of 1e-4."""
     rng = np.random.default_rng(0)
     teacher = rng.normal(size=(8, 10)).astype("float32")
     # A student whose gap to the teacher is exact in float32.
@@ -208,7 +208,7 @@ def test_precision_is_kept_if_student_and_teacher_are_nearly_equal(loss, distanc
     gap = np.float64(student) - teacher
     x = gap - np.log(np.sum(np.exp(oracles.log_softmax(teacher) + gap), -1, keepdims=True))
     p = np.exp(oracles.log_softmax(teacher))
-    # The sums of p * f(x) by their series where float64 itself would run out of digits.
+    # The sums of p * f(x) by their series where even float64 would lose its digits.
     f = {
         "soft_targets": p * (np.expm1(x) - x),
         "reverse_soft_targets": q * (np.expm1(-x) + x),
@@ -314,14 +314,14 @@ def test_standardized_logits_have_mean_0_and_spread_1():
     with tf.GradientTape() as tape:
         tape.watch(flat)
         value = losses.standardized_soft_targets(teacher_logits=[[1.0, 2, 3, 4]], student_logits=flat)
-    # The spread of a constant row counts as constant: q - p over the 1e-7 that is added to it.
+    # The standard deviation of a constant row is treated as a constant: q - p over the added 1e-7.
     p = np.exp(oracles.log_softmax(oracles.standardize(np.float32([[1, 2, 3, 4]]))))
     np.testing.assert_allclose(tape.gradient(value, flat), (0.25 - p) / 1e-7, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("examples", "classes", "scale"), [(3, 1000, 1.0), (4, 50, 12.0), (5, 2000, 0.01)])
 def test_the_correlation_is_that_of_the_definition_whatever_the_size_of_the_probabilities(examples, classes, scale):
-    """1e-8 beside the product of two norms, as the authors' code has it, was 1% of it for 1000 classes."""
+    """The authors' code adds 1e-8 to the product of two norms, which was 1% of it for 1000 classes."""
     rng = np.random.default_rng(3)
     teacher, student = (rng.normal(size=(examples, classes), scale=scale) for _ in "ts")
     p, q = models.softmax(teacher), models.softmax(student)
@@ -336,7 +336,7 @@ def test_the_correlation_is_that_of_the_definition_whatever_the_size_of_the_prob
 
 
 def test_the_correlation_pulls_a_constant_student_towards_the_teacher():
-    """At equal logits the correlation is 0 and its slope finite, of the right direction."""
+    """At equal logits the correlation is 0 and its gradient finite, with the right direction."""
     teacher = np.random.default_rng(4).normal(size=(6, 5)).astype("float32")
     with tf.GradientTape() as tape:
         student = tf.zeros((6, 5))

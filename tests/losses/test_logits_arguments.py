@@ -1,4 +1,4 @@
-"""What the losses on logits are given: labels, classes, variables, and what does not fit, in one sentence."""
+"""Arguments of the losses on logits: labels, classes, variables, and clear errors for inconsistent ones."""
 
 import inspect
 
@@ -112,7 +112,7 @@ NAMES_ON_LOGITS = [
 
 @pytest.mark.parametrize("name", NAMES_ON_LOGITS)
 def test_logits_may_be_variables_of_tensorflow(name):
-    """They raised AttributeError: 'ResourceVariable' object has no attribute 'ndim'."""
+    """Regression test: variables raised AttributeError: 'ResourceVariable' object has no attribute 'ndim'."""
     function, rng = getattr(losses, name), np.random.default_rng(0)
     shape = (4, 2, 3) if name.startswith(("ensemble", "member", "dirichlet", "proxy")) else (4, 3)
     teacher, labels = rng.normal(size=shape).astype("float32"), np.array([0, 2, 1, 1])

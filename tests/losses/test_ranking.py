@@ -1,4 +1,4 @@
-"""Losses on ranked lists: values and gradients by float64 twins, padding, masks, draws, and a whole distiller."""
+"""Losses on ranked lists: values and gradients by float64 references, padding, masks, sampling, and a distiller."""
 
 import itertools
 
@@ -32,7 +32,7 @@ every = pytest.mark.parametrize(
     ("loss", "twin", "options"), ROWS, ids=[f"{type(row[0]).__name__}-{i}" for i, row in enumerate(ROWS)]
 )
 
-# Compiling takes seconds: once for each way to compute.
+# Compiling takes seconds: once for each implementation.
 some = pytest.mark.parametrize("loss", [ROWS[i][0] for i in (0, 3, 4, 9, 13)], ids=lambda loss: type(loss).__name__)
 
 
@@ -95,7 +95,7 @@ def test_graph_xla_half_precision_masks_of_lists_and_config_agree(loss):
     unknown = tf.function(
         lambda t, s: loss.values(t, s), input_signature=[tf.TensorSpec((None, None))] * 2, autograph=False
     )
-    if not isinstance(loss, losses.RelaxedRanking):  # whether a list was sampled before is not known there
+    if not isinstance(loss, losses.RelaxedRanking):  # that function does not know whether the list was sampled
         np.testing.assert_allclose(unknown(teacher, student), plain, 5e-6)
     deep = loss.values(teacher[None], student[None])
     np.testing.assert_allclose(deep[0], plain, 2e-6)
@@ -121,7 +121,7 @@ def test_check_values_of_the_algorithm_reference():
     head, tail = -np.sort(-2 * fs[:, :3], axis=1), ft[:, :3]
     got = losses.relaxed_order(interesting=head, uninteresting=tail)
     assert float(np.sum(got)) == pytest.approx(12.0566657519, rel=1e-6)
-    order = np.tile([6.0, 5.0, 4.0, 1.0, 2.0, 3.0], (4, 1))  # the same, as lists that were sampled before
+    order = np.tile([6.0, 5.0, 4.0, 1.0, 2.0, 3.0], (4, 1))  # the same, as lists sampled in advance
     lists = losses.RelaxedRanking(3, 3).values(order, np.concatenate([head, tail], 1))
     np.testing.assert_allclose(lists, got, 1e-6)
     weights = losses.position_weights(top_k=5, position_decay=10.0)
@@ -147,7 +147,7 @@ def test_large_scores_keep_value_and_gradient():
 
 
 def test_relaxed_ranking_draws_without_replacement_with_the_published_probabilities():
-    """First draws follow exp(-rank / T); the others are uniform over the rest; teacher's order is kept."""
+    """The first samples follow exp(-rank / T); the others are uniform over the rest; the teacher's order is kept."""
     from keras_distill.losses._ranking import relaxed
 
     scores = np.zeros((20000, 6), "float32")

@@ -273,7 +273,7 @@ def test_contrast_with_a_memory_is_the_public_one(step):
 
     parts = {}
     names = ["student", "teacher", *(f"embed_{side}_{part}" for side in "st" for part in ("weight", "bias"))]
-    if step == 2:  # the same batch again, after the memory has learnt from it
+    if step == 2:  # the same batch again, after the memory was updated with it
         loss(*(tf.constant(case[name]) for name in names))
     assert len(case.check(loss, *names)) == 5
     for side in ("student", "teacher"):
@@ -321,7 +321,7 @@ def test_two_replicas_that_gather_are_one_big_batch(loss):
     )
     halves = zip(np.split(teacher, 2), np.split(inputs @ kernel, 2), strict=True)
     apart = np.mean([np.mean(loss().values(*half)) for half in halves])
-    assert abs(apart - float(expected)) > 1e-3 * float(expected)  # the replicas on their own are another loss
+    assert abs(apart - float(expected)) > 1e-3 * float(expected)  # without gathering, the replicas have another loss
 
 
 def test_unequal_widths_are_refused_where_they_must_agree():

@@ -1,4 +1,4 @@
-"""CTC and its company: laws of their own beside the battery, and what they refuse."""
+"""CTC and related losses: properties beyond the battery, and refused input."""
 
 import keras
 import numpy as np

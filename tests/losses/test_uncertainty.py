@@ -20,7 +20,7 @@ MEMBERS = np.stack([TEACHER, TEACHER + 0.5 * STUDENT, TEACHER - 0.5 * STUDENT], 
 
 @pytest.mark.parametrize(("temperature", "value"), [(1.0, 12.4591759902), (10.0, -316.3971759505)])
 def test_dirichlet_distillation_is_the_reference_but_for_its_epsilon(temperature, value):
-    """The published code adds 1e-8 inside its logarithms; with that the twin gives its value, without it ours."""
+    """The published code adds 1e-8 inside its logarithms; with it the reference equals that code, without it ours."""
     theirs = oracles.dirichlet_distillation(MEMBERS, STUDENT, temperature, epsilon=1e-8)
     assert theirs.mean() == pytest.approx(value, rel=2e-7)
     ours = losses.dirichlet_distillation(teacher_logits=MEMBERS, student_logits=STUDENT, temperature=temperature)
@@ -56,7 +56,7 @@ def test_values_equal_those_of_the_public_code(kind, case):
     with tf.GradientTape() as tape:
         tape.watch(student)
         value = tf.reduce_mean(function(teacher_logits=inputs["ensemble_logits"], student_logits=student, **more))
-    # Their epsilons, 1.2e-7 inside logarithms and gamma functions, are seen where a probability is small.
+    # Their epsilons, 1.2e-7 inside logarithms and gamma functions, have an effect at small probabilities.
     loose = 10 if kind == "dirichlet_nll" else 1
     np.testing.assert_allclose(value, outputs["loss"], rtol=2e-6 * loose)
     wanted = outputs["grad_student_logits"]
@@ -118,7 +118,7 @@ def test_extreme_logits_give_finite_values(size):
 
 
 def test_dirichlet_distillation_finds_the_dirichlet_that_the_members_come_from():
-    """Maximum likelihood from many members: Newton's minimum of the twin is where our gradient vanishes."""
+    """Maximum likelihood from many members: our gradient vanishes at the reference's minimum by Newton's method."""
     true = np.array([4.0, 2.0, 1.0])
     members = np.log(np.random.default_rng(0).dirichlet(true, 4000))[None].astype("float32")
     student = tf.Variable(np.zeros((1, 3), "float32"))
@@ -232,7 +232,7 @@ def test_trust_weights_by_hand():
     got = losses.TrustWeighted().values(teacher, student).numpy()
     assert got[0] == pytest.approx(0.0, abs=1e-6)
     assert got[1] == pytest.approx(plain[1] * (1 - stats.entropy([0.97, 0.01, 0.01, 0.01]) / np.log(4)), rel=1e-5)
-    # Two members that are sure and disagree: no data uncertainty, much ignorance.
+    # Two members that are certain but disagree: no data uncertainty, high knowledge uncertainty.
     members = np.log(np.float32([[[0.99, 0.01], [0.01, 0.99]], [[0.5, 0.5], [0.5, 0.5]]]))
     weight = oracles.trust(members, True, "knowledge")
     assert weight[0] < 0.1

@@ -1,4 +1,4 @@
-"""Examples without a label take no part in the supervised mean, exactly as if they were absent."""
+"""Unlabelled examples are excluded from the supervised mean, exactly as if they were absent."""
 
 import keras
 import numpy as np
@@ -63,7 +63,7 @@ def two_headed(seed, units):
 
 
 def few_labels(outputs):
-    """Two batches of 10 and one of 3, in which one replica sees fewer labels than the other, or none."""
+    """Two batches of 10 and one of 3, in which one replica has fewer labels than the other, or none."""
     rng = np.random.default_rng(3)
     x = rng.normal(size=(23, 6)).astype("float32")
     ids = np.where(np.arange(23) % 10 < 7, -1, rng.integers(0, 4, 23))
@@ -94,13 +94,13 @@ def test_two_replicas_count_the_labels_of_both(outputs):
     (one, logs), (two, logs_of_two) = results
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
-    # Keras' own logs of each output weigh a replica with two examples as one with one.
+    # Keras' own logs of each output give a replica with two examples the weight of one with one.
     for name in set(logs) - {"a_loss", "b_loss"}:
         np.testing.assert_allclose(logs_of_two[name], logs[name], rtol=1e-5, err_msg=name)
 
 
 def test_with_a_given_fraction_accumulated_batches_are_one_big_batch():
-    """Batches of 6 with 1, 4 and no labels, accumulated, move the student as the batch of 18 does."""
+    """Accumulated batches of 6 with 1, 4 and no labels give the same update as one batch of 18."""
     x, y = models.batch(18)
     y = np.where(np.isin(np.arange(18), [2, 6, 7, 9, 11]), y, -1)
     crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

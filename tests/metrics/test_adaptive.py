@@ -72,7 +72,7 @@ def test_equal_weights_change_nothing_and_weight_zero_removes():
     half = np.arange(400) % 2
     removed = metrics.adaptive_calibration_error(y, p, sample_weight=half)
     assert removed == pytest.approx(metrics.adaptive_calibration_error(y[half == 1], p[half == 1]), abs=1e-12)
-    # unequal weights: the streaming metric cuts the same way
+    # unequal weights: the streaming metric has the same bins
     metric = metrics.AdaptiveCalibrationError()
     metric.update_state(y, p, sample_weight=w)
     assert float(metric.result()) == pytest.approx(metrics.adaptive_calibration_error(y, p, sample_weight=w), abs=2e-3)
@@ -131,7 +131,7 @@ def test_brier_parts_add_up_and_each_is_its_definition():
                 resolution += mass * (seen - frequency[k]) ** 2
     assert parts.reliability == pytest.approx(reliability, abs=1e-12)
     assert parts.resolution == pytest.approx(resolution, abs=1e-12)
-    # forecasts that are constant within bins hide nothing
+    # exact if forecasts are constant within bins
     coarse = np.tile([[0.75, 0.25], [0.25, 0.75]], (20, 1))
     assert metrics.brier_decomposition(np.arange(40) % 3 % 2, coarse, num_bins=4).within_bin == pytest.approx(
         0, abs=1e-15

@@ -101,7 +101,7 @@ def test_a_nan_output_makes_the_agreement_nan(make, side, classes):
     both = [softmax(each, 1) for each in outputs(classes=classes)]
     both[side][5, 1] = np.nan
     assert np.isnan(make()(*both))
-    weights = np.arange(40) != 5  # weight 0 removes even that
+    weights = np.arange(40) != 5  # weight 0 removes even a NaN
     assert float(make()(*both, weights)) == float(make()(*(each[weights] for each in both)))
 
 

@@ -26,7 +26,7 @@ def section_l():
 
 
 def some(n=400, classes=7, seed=0):
-    """Probabilities of an over-confident model, labels, and weights."""
+    """Probabilities of an overconfident model, labels, and weights."""
     random = np.random.default_rng(seed)
     logits = random.normal(size=(n, classes)) * 2.5
     labels = np.array([random.choice(classes, p=row) for row in softmax(logits / 2, axis=1)])
@@ -60,7 +60,7 @@ def test_multiclass_error_equals_the_recorded_ones_in_every_norm_and_convention(
         assert ours(norm, "torchmetrics") == pytest.approx(out[f"{norm}_left_closed"], abs=1e-6)
         assert ours(norm, "guo") == pytest.approx(out[norm], abs=1e-6)
         assert ours(norm, "right_closed") == pytest.approx(out[norm], abs=1e-6)  # no confidence is 0
-    if not case["id"].startswith("ece/c2_"):  # there netcal takes the task for a binary one, below
+    if not case["id"].startswith("ece/c2_"):  # netcal treats that case as binary; see below
         for norm, name in (("l1", "ECE (l1)"), ("max", "MCE (max)"), ("average", "ACE (mean gap of non-empty bins)")):
             netcal = case["variants"].get(f"netcal {name}")
             if isinstance(netcal, float):
@@ -159,7 +159,7 @@ def test_over_and_under_confidence_add_up_to_the_error():
     both, over, under = (metrics.expected_calibration_error(y, p, side=s) for s in ("both", "over", "under"))
     assert over > 0.05 and under < 0.01
     assert over + under == pytest.approx(both, abs=1e-12)
-    # an under-confident model: the labels are the predictions
+    # an underconfident model: the labels are the predictions
     assert metrics.expected_calibration_error(p.argmax(1), p, side="over") == 0.0
 
 
@@ -220,7 +220,7 @@ class TestEdges:
 
     @pytest.mark.parametrize("classes", [3, 100, 150, 1000])
     def test_ties_are_decided_by_the_first_class(self, classes):
-        p = np.random.default_rng(0).integers(0, 4, (200, classes)) / 4.0  # each row has its largest many times
+        p = np.random.default_rng(0).integers(0, 4, (200, classes)) / 4.0  # each row has several maxima
         bins = metrics.reliability_bins(p.argmax(1), p)
         assert bins.accuracy[bins.weight > 0] == pytest.approx(1.0)
         assert bins.weight.sum() == 200
@@ -274,7 +274,7 @@ def test_streaming_laws(make, from_logits):
     assert value(y, outputs, weights=copies) == pytest.approx(value(y[repeated], outputs[repeated]), rel=1e-9)
 
     compiled = make(from_logits)
-    if from_logits:  # what a training step runs, in its precision
+    if from_logits:  # as in a training step, in its precision
         step = tf.function(compiled.update_state, jit_compile=True, reduce_retracing=True, autograph=False)
         for part in (slice(0, 200), slice(200, 300)):
             step(tf.constant(y[part]), tf.constant(outputs[part], tf.float32))
@@ -289,7 +289,7 @@ def test_streaming_laws(make, from_logits):
 
 
 def test_counts_beyond_float32_are_exact():
-    """2**24 + 1 examples is where a float32 count stops growing."""
+    """A float32 count stops growing at 2**24 + 1 examples."""
     metric = metrics.ExpectedCalibrationError(num_bins=4)
     metric.sums.assign(np.array([[0, 0, 0, 2**26, 0], [0, 0, 0, 2**26 * 0.75, 0], [0, 0, 0, 2**26, 0]]))
     for _ in range(3):
@@ -322,7 +322,7 @@ def test_two_replicas_equal_one():
 
 
 def test_in_compile_with_masks_and_half_precision():
-    """As ``metrics`` of a Keras model: padded positions never count, float16 outputs are read in float32."""
+    """As ``metrics`` of a Keras model: padded positions are excluded, float16 outputs are cast to float32."""
     y = np.array([[1, 2, 0], [2, 0, 0]])
     model = keras.Sequential(
         [keras.Input((3,), dtype="int32"), keras.layers.Embedding(5, 4, mask_zero=True), keras.layers.Dense(3)]

@@ -1,4 +1,4 @@
-"""Calibration errors eagerly, in a graph and under XLA: blocks of classes, ties, rows that are no numbers."""
+"""Calibration errors eagerly, in a graph and under XLA: blocks of classes, ties, NaN rows."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_the_first_largest_in_every_mode(mode, classes):
         np.testing.assert_array_equal(largest, rows.max(1))
         np.testing.assert_array_equal(index, rows.argmax(1))
         assert index.dtype == "int32"
-    outputs[4, classes // 2 if mode != "xla" else slice(None)] = np.nan  # XLA's largest passes over a single NaN
+    outputs[4, classes // 2 if mode != "xla" else slice(None)] = np.nan  # XLA's maximum ignores a single NaN
     largest, index = found(tf.constant(outputs))
     np.testing.assert_array_equal(np.delete(largest, 4), np.delete(outputs, 4, axis=0).max(1))
     assert not np.isfinite(largest[4])
@@ -51,7 +51,7 @@ def test_the_first_largest_in_every_mode(mode, classes):
 @pytest.mark.parametrize("from_logits", [False, True])
 def test_a_nan_row_makes_the_result_nan_in_every_mode(mode, classes, from_logits):
     outputs = np.full((4, classes), 1.0 / classes, "float32")
-    outputs[2] = np.nan  # what a softmax makes of one NaN
+    outputs[2] = np.nan  # the softmax of a row with one NaN
     metric = metrics.ExpectedCalibrationError(from_logits=from_logits)
     update = (
         metric.update_state

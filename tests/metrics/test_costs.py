@@ -1,4 +1,4 @@
-"""Costs of decisions: by hand, and laws on calibrated probabilities."""
+"""Costs of decisions: by hand, and properties on calibrated probabilities."""
 
 import numpy as np
 import pytest

@@ -119,7 +119,7 @@ def test_detection_equals_scikit_learn(ties, weighted):
         ours = metrics.fpr_at_recall(positive, score, recall=recall, sample_weight=w)
         assert ours == pytest.approx(fpr[np.argmax(tpr >= recall - 1e-12)], abs=1e-12)
         nearest = metrics.fpr_at_recall(positive, score, recall=recall, convention="nearest", sample_weight=w)
-        distance = np.abs(tpr[1:] - recall)  # of equally near thresholds either will do
+        distance = np.abs(tpr[1:] - recall)  # either of two equally near thresholds is right
         near = fpr[1:][np.isclose(distance, distance.min(), atol=1e-12)]
         assert np.isclose(near, nearest, atol=1e-12).any()
 

@@ -1,4 +1,4 @@
-"""Ranking quality against keras-rs, and its laws."""
+"""Ranking quality against keras-rs, and its properties."""
 
 import numpy as np
 import pytest

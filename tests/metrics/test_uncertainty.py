@@ -27,7 +27,7 @@ def test_ensemble_equals_the_recorded_values(case):
                 np.testing.assert_allclose(
                     getattr(ours, part), out[name], atol=atol, rtol=3e-7 if atol > 1e-9 else 1e-13
                 )
-        if "expected_pairwise_kl" in out and count > 1:  # recorded with the zeros of the diagonal
+        if "expected_pairwise_kl" in out and count > 1:  # recorded including the zeros of the diagonal
             pairs = out["expected_pairwise_kl"] * count / (count - 1)
             np.testing.assert_allclose(ours.expected_pairwise_kl, pairs, rtol=3e-7, atol=atol)
 
@@ -74,7 +74,7 @@ def test_dirichlet_equals_the_recorded_values(case):
 
 
 def test_dirichlet_uncertainties_are_the_means_over_its_samples():
-    """Members drawn from the Dirichlet have, in the mean, the closed forms' uncertainties."""
+    """Members sampled from the Dirichlet have, on average, the uncertainties of the closed forms."""
     alpha = np.array([0.7, 2.0, 5.0])
     members = np.random.default_rng(0).dirichlet(alpha, size=(1, 200_000))
     sampled, closed = ensemble_uncertainty(members), dirichlet_uncertainty(alpha[None])
@@ -159,7 +159,7 @@ def test_special_functions_equal_scipy_with_their_gradients():
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_variance_of_a_gaussian_mixture_equals_sampling_without_noise(weighted):
-    """Quantiles in place of draws: the mean and variance over them are those of the mixture, by no formula of ours."""
+    """Quantiles instead of samples: their mean and variance are those of the mixture, without our formulas."""
     random = np.random.default_rng(5)
     means, log_variances, logits = (random.normal(size=(2, 3, 2)) for _ in range(3))
     levels = (np.arange(200_000) + 0.5) / 200_000

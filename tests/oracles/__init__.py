@@ -1,4 +1,4 @@
-"""Float64 NumPy twins of the losses on logits, written from the formulas: one value per position, nothing clipped."""
+"""Float64 NumPy references of the losses on logits, from the formulas: one value per position, without clipping."""
 
 import numpy as np
 from scipy.special import log_expit, logsumexp, xlogy
@@ -101,7 +101,7 @@ def normalized_soft_targets(teacher, student, temperature=1.0, labels=None, non_
 
 
 def weighted_soft_labels(teacher, student, temperature=1.0, labels=None, weight_from=None):
-    """``weight_from``: student logits that give the weight, through which no gradient flows."""
+    """``weight_from``: student logits from which the weight is computed, without gradient."""
     own = student if weight_from is None else weight_from
     weight = -np.expm1(_at(log_softmax(own), labels) / (-_at(log_softmax(teacher), labels) + 1e-7))
     log_p, log_q = _logs(teacher, student, temperature)
@@ -141,13 +141,13 @@ def top_k(teacher, k, missing):
     kept = np.argsort(-log_p, -1, kind="stable")[..., :k]
     mask = np.zeros(log_p.shape, bool)
     np.put_along_axis(mask, kept, True, -1)
-    others = logsumexp(np.where(mask, -np.inf, log_p), axis=-1, keepdims=True)  # not 1 - kept: that has no digits left
+    others = logsumexp(np.where(mask, -np.inf, log_p), axis=-1, keepdims=True)  # not 1 - kept, which would cancel
     rest = others - np.log(max(log_p.shape[-1] - k, 1)) if missing == "spread" else np.full_like(others, -np.inf)
     return np.where(mask, log_p, rest)
 
 
 def top_k_soft_targets(teacher, student, temperature=1.0, k=5, missing="spread"):
-    if missing == "tail":  # one class for all that the teacher's k likeliest are not, on both sides
+    if missing == "tail":  # one class for all classes outside the teacher's top k, on both sides
         order = np.argsort(-np.asarray(teacher, "float64"), axis=-1, kind="stable")
 
         def joined(logits):

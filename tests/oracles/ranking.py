@@ -1,11 +1,11 @@
-"""Float64 NumPy twins of the ranking losses, one list at a time, written from the formulas."""
+"""Float64 NumPy references of the ranking losses, one list at a time, from the formulas."""
 
 import numpy as np
 from scipy.special import expit, logsumexp
 
 
 def by_teacher(teacher, student, keep):
-    """Student's scores of the kept items, best by the teacher first."""
+    """The student's scores of the kept items, in the teacher's order."""
     order = [i for i in np.argsort(-np.asarray(teacher, "float64"), kind="stable") if keep[i]]
     return np.asarray(student, "float64")[order]
 

@@ -126,7 +126,7 @@ def crf_scores(potentials):
 
 
 def crf_negative_log_likelihood(labels, potentials, mask=None):
-    """Values, (batch,), by the forward recursion; ``crf_scores`` says the same by enumeration."""
+    """Values, (batch,), by the forward recursion; ``crf_scores`` gives the same by enumeration."""
     potentials, labels = np.asarray(potentials, "float64"), np.asarray(labels)
     kept = labels >= 0 if mask is None else (labels >= 0) & mask
     values = []

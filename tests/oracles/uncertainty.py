@@ -1,4 +1,4 @@
-"""Float64 SciPy twins of the losses of ensembles, evidence and uncertain regression, written from the formulas."""
+"""Float64 SciPy references of the losses of ensembles, evidence and uncertain regression, from the formulas."""
 
 import numpy as np
 from scipy import special, stats

@@ -1,4 +1,4 @@
-"""What a user's typed program looks like: ``mypy --strict`` must know the types of what it uses."""
+"""An example of a user's typed program: ``mypy --strict`` must know the types of everything it uses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from keras_distill import (
 
 
 def distilled(teacher: teachers.Teacher, student: teachers.Single, directory: pathlib.Path) -> str:
-    """Use each room once."""
+    """Use each module once."""
     digits = assert_type(data.load("digits"), data.Data)
     assert_type(digits.train, data.Examples)
     assert_type(data.names(), tuple[str, ...])
@@ -45,7 +45,7 @@ def distilled(teacher: teachers.Teacher, student: teachers.Single, directory: pa
     distiller.fit(digits.train.inputs, digits.train.labels, callbacks=[callbacks.Backup(directory)])
 
     stored = teachers.label(teacher, digits, directory / "answers", top_k=5)
-    if stored is None:  # one machine's part of the work
+    if stored is None:  # one machine's share of the work
         return "label the other parts"
     assert_type(teachers.verify(directory / "answers"), list[teachers.StoreProblem])
     distiller.evaluate(stored.attach(digits))

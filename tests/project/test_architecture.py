@@ -1,4 +1,4 @@
-"""The house stands as drawn: imports go down, every public name is documented, importing it is cheap."""
+"""The architecture: imports go downwards, every public name is documented, importing the package is cheap."""
 
 import ast
 import contextlib
@@ -29,7 +29,7 @@ ROOMS = sorted(
 
 
 def public():
-    """Every public name: (room, name, object)."""
+    """Every public name: (module, name, object)."""
     for room in ["keras_distill", *ROOMS]:
         module = importlib.import_module(room)
         for name in getattr(module, "__all__", []):
@@ -53,7 +53,7 @@ EXTRAS |= {"openvino", "keras_hub", "grpc"}
 
 @pytest.fixture(scope="module")
 def fresh():
-    """A process of its own: what importing the package loads, then what touching each room gives, then an error."""
+    """In a separate process: the modules loaded by importing the package, then each submodule, then an error."""
     code = f"""
 import sys, keras, tensorflow
 before = set(sys.modules)

@@ -1,4 +1,4 @@
-"""What needs a package that is not there says which extra installs it, in one sentence and before any work."""
+"""If an optional package is missing, a clear error names the extra that installs it, before any work."""
 
 import ast
 import configparser
@@ -55,7 +55,7 @@ def votes(path):
 
 
 def demo(path):
-    """The command gives its message as text, without the owner that its name already says."""
+    """The command prints its message without the owner, which its name already states."""
     assert cli.main(["demo", "--out", str(path / "demo")]) == 2
 
 
@@ -128,7 +128,7 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(package, ext
     else:
         with pytest.raises(ValueError, match=rf"^[\w. ()'/]+: {message}") as caught:
             call(tmp_path)
-        assert isinstance(caught.value, ImportError)  # what a user may have caught before
+        assert isinstance(caught.value, ImportError)  # the exceptions that users could catch before
     assert {each.read_bytes() for each in tmp_path.iterdir()} <= {b"a model"}  # nothing was written
 
 
@@ -165,7 +165,7 @@ def test_every_late_import_of_another_package_names_its_extra_and_is_tested():
             if not roots:
                 continue
             without = roots == {"rich"} and file.name == "_progress.py"  # no bar is shown
-            drawn = roots == {"matplotlib"} and "_panels(" in ast.unparse(function)  # there is a figure already
+            drawn = roots == {"matplotlib"} and "_panels(" in ast.unparse(function)  # a figure exists already
             if call is None and (without or drawn):
                 continue
             assert call is not None, f"{file}: import {names} in `with optional(...)`"

@@ -1,4 +1,4 @@
-"""The project around the package: its facts, its two commands, and that no active environment leaks into them."""
+"""The project around the package: its metadata, its two commands, and their isolation from active environments."""
 
 import configparser
 import importlib.metadata
@@ -42,7 +42,7 @@ def make(folder, *arguments, **environment):
 
 @pytest.fixture
 def project(tmp_path):
-    """The files make looks at, without the package."""
+    """The files that make reads, without the package."""
     for name in ("Makefile", "setup.cfg", "pyproject.toml", ".ci/make_venv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)

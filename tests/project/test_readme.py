@@ -1,4 +1,4 @@
-"""The README is true: its example runs, its one line migrates, its tables are those of the code and of a real run."""
+"""The README is right: its example runs, the new import is enough to migrate, its tables match code and records."""
 
 import importlib.util
 import inspect
@@ -109,10 +109,10 @@ def test_its_epochs_and_latencies_are_the_recorded_ones():
 
 
 def compares(name):
-    """Whether a public name of ``losses`` is a loss: it has a student side, or is a class other than the bases."""
+    """Whether a public name of ``losses`` is a loss: it has a student argument, or is a class other than the bases."""
     thing = getattr(losses, name)
     if inspect.isclass(thing):
-        return name not in ("LogitsLoss", "FeatureLoss", "WhereLabelled")  # bases, and a wrapper of no paper
+        return name not in ("LogitsLoss", "FeatureLoss", "WhereLabelled")  # base classes, and a wrapper without a paper
     return any(argument.startswith("student_") for argument in inspect.signature(thing).parameters)
 
 

@@ -1,4 +1,4 @@
-"""What users of every regime rely on, one test for each promise."""
+"""Behaviour that all regimes have in common, with one test each."""
 
 import keras
 import numpy as np

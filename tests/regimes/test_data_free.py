@@ -61,7 +61,7 @@ def test_a_student_also_matches_the_teachers_attention():
     regime.compile(keras.optimizers.SGD(0.1))
     history = regime.fit(steps=1, epochs=1, batch_size=8, verbose=0).history
     assert history["student_loss"][0] == pytest.approx(expected, rel=1e-5)
-    # The generator works against the answers alone.
+    # The generator's loss uses the predictions only.
     assert float(regimes.Disagreement("kl", [("a", "b")]).generator_loss(SHOWN, None)) == pytest.approx(
         float(regimes.Disagreement("kl").generator_loss(SHOWN, None)), rel=1e-6
     )
@@ -138,7 +138,7 @@ def test_impressions_have_the_sampled_predictions():
     wanted = dirichlet_targets(kernel, 30, (1.0, 0.1), np.random.default_rng(3))
     cosines = (kernel / np.linalg.norm(kernel, axis=0)).T @ (kernel / np.linalg.norm(kernel, axis=0))
     rows = (cosines - cosines.min(-1, keepdims=True)) / (1 - cosines.min(-1, keepdims=True))
-    # Of many targets the mean is the concentration's share.
+    # The mean of many targets is the normalised concentration.
     many = dirichlet_targets(kernel, 80_000, (1.0,), np.random.default_rng(0))
     for k in range(4):
         np.testing.assert_allclose(many[k::4].mean(0), rows[k] / rows[k].sum(), atol=0.015)

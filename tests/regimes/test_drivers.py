@@ -1,4 +1,4 @@
-"""Generations, chains and stages are fits by hand, bit for bit, also where they were killed in between."""
+"""Generations, chains and stages equal fits by hand, bit for bit, also after a kill in between."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ def sgd():
 
 
 def counted(seeds):
-    """A maker of students with the seeds 0, 1, ..., whatever was made before."""
+    """Return a function that makes students with seeds 0, 1, ..., whatever was made before."""
     numbers = iter(range(seeds))
     return lambda: mlp(8, 4, seed=10 * next(numbers))
 
@@ -126,7 +126,7 @@ class Killed(BaseException):
 
 
 class KillAfter(keras.callbacks.Callback):
-    """Ends the run when this many epochs have begun, in whatever training."""
+    """Ends the run after this many epochs have started, over all trainings."""
 
     def __init__(self, epochs):
         super().__init__()
@@ -162,7 +162,7 @@ def test_killed_anywhere_and_restarted_it_ends_with_the_same_bits(kind, tmp_path
         resumed = run(tmp_path / str(epochs))
         same(whole.student, resumed.student)
         assert resumed.histories == whole.histories
-    again = run(tmp_path / "3", KillAfter(0))  # all is finished: nothing is trained
+    again = run(tmp_path / "3", KillAfter(0))  # everything is finished: nothing is trained
     same(whole.student, again.student)
 
 

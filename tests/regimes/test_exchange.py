@@ -1,4 +1,4 @@
-"""Co-distillation: peers that hear answers of old weights, in one process or in one process each."""
+"""Co-distillation: peers that learn from predictions of stale weights, in one process or in one each."""
 
 import os
 
@@ -113,7 +113,7 @@ def test_two_processes_equal_two_peers_in_one_process(tmp_path, stop):
 
 
 def test_one_worker_publishes_its_weights_and_reads_its_peers(tmp_path):
-    """A worker beside a peer that stands still: its files, its trained student, what it hears."""
+    """A worker whose peer does not train: its files, its trained student, and the weights it receives."""
     peers = [mlp(8, 4, seed=1), mlp(5, 4, seed=2)]
     still = peers[1].get_weights()
     other = PeerExchange(tmp_path, 1, 2)

@@ -1,4 +1,4 @@
-"""Averages, fusion by distillation, and folds: each against NumPy, and no example taught by a teacher that saw it."""
+"""Averages, fusion by distillation, and folds: against NumPy; no example is labelled by a teacher that saw it."""
 
 import keras
 import numpy as np
@@ -82,7 +82,7 @@ def test_amalgamation_teaches_each_its_own_classes():
 
 
 class Remembers(keras.Model):
-    """A teacher that knows its training examples by heart: logit 9 for the label of one it has seen, else zeros."""
+    """A teacher that memorises its training examples: logit 9 for the label of a known example, else zeros."""
 
     def __init__(self):
         super().__init__()
@@ -141,7 +141,7 @@ def test_out_of_fold_predictions_teach_and_a_killed_run_continues(tmp_path):
 
 
 class Constant(keras.Model):
-    """Says one class always."""
+    """A model that always predicts one class."""
 
     def __init__(self, label):
         super().__init__()

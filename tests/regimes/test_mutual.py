@@ -1,4 +1,4 @@
-"""Peers teach each other: the step is the formula's, weight 0 is plain training, and every mode gives one result."""
+"""Peers teach each other: the step equals the formula, weight 0 is plain training, and all modes agree."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ def linear(seed):
 
 
 def gradient(x, y, own, others, weight):
-    """The formula's gradient to a linear student's kernel and bias, in float64."""
+    """The formula's gradient with respect to a linear student's kernel and bias, in float64."""
     count = len(x)
     p = softmax(own)
     onehot = np.eye(4)[y]

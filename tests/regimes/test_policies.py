@@ -1,4 +1,4 @@
-"""Policies: what is gathered, what is learned, what is refused; on real environments of gymnasium."""
+"""Policies: gathering, learning and refused input, on real environments of gymnasium."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ def network(*units, inputs=4, seed=0):
 
 
 class Line(gymnasium.Env):
-    """A point on a line that pays for being near 0; options make it faulty."""
+    """A point on a line that is rewarded for being near 0; options make it faulty."""
 
     def __init__(self, length=5, reward=None, action_space=None):
         self.observation_space = spaces.Box(-9, 9, (2,))

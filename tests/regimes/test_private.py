@@ -1,4 +1,4 @@
-"""Private votes: epsilon is the accountant's and the formula's, votes are counted exactly, a kill never undercounts."""
+"""Private votes: epsilon equals the accountant's and the formula's, exact counts, no undercounting after a kill."""
 
 import dataclasses
 import json
@@ -154,14 +154,14 @@ def test_a_kill_never_undercounts(tmp_path, moment, expected):
     released = sum(int(line) for line in killed.read().splitlines() if line.isdigit())
     votes = regimes.PrivateVotes([constant(0)] * 2, answer_noise=30.0, directory=tmp_path)
     assert released == 10 and votes.report(1e-5).num_answered == expected >= released
-    # The next answers are added to what was spent, also with other noise and by another object.
+    # Later answers are added to the privacy spent, also with other noise and by another object.
     other = regimes.PrivateVotes([constant(0)] * 2, answer_noise=40.0, directory=tmp_path)
     found = other.label(X[:4], max_epsilon=50.0, delta=1e-5).report
     gaussian = dp_accounting.GaussianDpEvent
     events = [(gaussian(30.0 / math.sqrt(2)), expected), (gaussian(40.0 / math.sqrt(2)), 4)]
     assert found.epsilon == pytest.approx(accountant(events, 1e-5), abs=1e-9)
     assert votes.label(X[:1], max_epsilon=50.0, delta=1e-5).report.num_asked == expected + 5
-    # What was paid for is there, even if the process died before it got it; the rest is asked.
+    # Labels already paid for are kept, even if the process died before it received them; the rest is queried.
     turns = np.repeat(np.arange(3), 10)[:, None]
     result = votes.label(turns, max_epsilon=50.0, delta=1e-5)
     assert result.answered.all() and result.report.num_asked == expected + 5 + (30 - expected)
@@ -172,7 +172,7 @@ def test_labels_already_paid_for_are_returned_again_at_no_cost(tmp_path):
         settings = {"threshold": 52.0, "selection_noise": 20.0, "answer_noise": 20.0, "directory": tmp_path, **more}
         return regimes.PrivateVotes([constant(0)] * 50 + [constant(1)] * 50, **settings)
 
-    twice = np.repeat(X[:40], 2, axis=0)  # equal rows are queries of their own
+    twice = np.repeat(X[:40], 2, axis=0)  # equal rows are separate queries
     first = votes().label(twice, max_epsilon=50.0, delta=1e-5)
     assert 0 < first.answered.sum() < 80 and not (first.labels[::2] == first.labels[1::2]).all()
 
@@ -190,7 +190,7 @@ def test_labels_already_paid_for_are_returned_again_at_no_cost(tmp_path):
     assert more.report.num_asked == 90
     assert votes(threshold=53.0).label(X[:3], max_epsilon=50.0, delta=1e-5).report.num_asked == 93
     content = json.loads((tmp_path / "privacy.json").read_text())
-    (tmp_path / "privacy.json").write_text(json.dumps({"version": 1, "spent": content["spent"]}))  # of an older version
+    (tmp_path / "privacy.json").write_text(json.dumps({"version": 1, "spent": content["spent"]}))  # older format
     assert votes().report(1e-5).num_asked == 93
     (tmp_path / "privacy.json").write_text(json.dumps({**content, "labels": {"a": {"b": "c"}}}))
     with pytest.raises(ValueError, match="got a damaged file"):

@@ -1,4 +1,4 @@
-"""Attacks are ART's, adversarial training is its formula, and a robust student is one."""
+"""Attacks equal ART's, adversarial training equals its formula, and a robust student is robust."""
 
 import keras
 import numpy as np
@@ -97,7 +97,7 @@ def test_the_loss_is_the_formula(method):
     regime.compile("sgd", None if method == "rslad" else LOSS)
     logs = regime.evaluate(X, Y, sample_weight=weights, batch_size=24, verbose=0, return_dict=True)
     for name, values in (("clean_loss", clean), ("robust_loss", robust)):
-        # The labels' loss is Keras' mean over the batch, the term's the weighted mean.
+        # The supervised loss is Keras' mean over the batch, the term's is the weighted mean.
         known = (values * weights).mean(), np.average(values, weights=weights)
         assert min(abs(logs[name] - each) for each in known) < 1e-4, name
     if method == "rslad":

@@ -1,4 +1,4 @@
-"""What detectors find: AP against an evaluator of our own in NumPy, pictures, and the page."""
+"""Detections: AP against a separate evaluator in NumPy, pictures, and the page."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def overlap(a, b):
 
 
 def average_precision(found, boxes, kind, threshold):
-    """COCO's rule: the surest first, each takes its best free box; precision at 101 recalls, made monotone."""
+    """COCO's rule: the most confident first, each takes its best free box; monotone precision at 101 recalls."""
     ranked = sorted((-row[5], i, tuple(row)) for i, rows in enumerate(found) for row in rows if row[4] == kind)
     free = {i: [b for b in rows if b[4] == kind and b[2] > b[0]] for i, rows in enumerate(boxes)}
     total, right = sum(map(len, free.values())), []

@@ -1,4 +1,4 @@
-"""The section that says what students learned of their teacher's reasons."""
+"""The report's section on how the explanations of teacher and students agree."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def test_it_is_in_the_json_and_on_the_page(images, tmp_path):
     assert "What did small &lt;b&gt; learn of the teacher’s reasons?" in page and "small <b>" not in page
     assert "Most agreed: true" in page and "The upper 2 levels of the soft decision tree" in page
     labels = re.findall(r'role="img" aria-label="([^"]+)"', page)
-    assert len(labels) == len(set(labels)) and all(len(label) > 8 for label in labels)  # a text for every picture
+    assert len(labels) == len(set(labels)) and all(len(label) > 8 for label in labels)  # every image has a text
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
 

@@ -1,4 +1,4 @@
-"""Names come from anybody: on every page they stay text, and a report that is read back is looked at first."""
+"""Names may be hostile: on every page they stay text, and a report is validated when it is read."""
 
 import html.parser
 import json
@@ -56,7 +56,7 @@ def tags(text):
 
 @pytest.fixture(scope="module")
 def plain_tags(tmp_path_factory):
-    """Tags of a page without anything hostile, the parts of figures apart: letters are drawn as they come."""
+    """Tags of a page without hostile text, without the parts of figures, where letters are drawn as glyphs."""
     page = report.write_page(made("plain"), tmp_path_factory.mktemp("page") / "page.html").read_text("utf-8")
     return set(tags(page))
 

@@ -1,4 +1,4 @@
-"""The membership audit: its numbers are scikit-learn's and ART's, a stranger is not recognised, a memoriser is."""
+"""The membership audit: values equal scikit-learn's and ART's; only a model that memorises is recognised."""
 
 import types
 
@@ -21,7 +21,7 @@ def linear(weights, name="linear"):
 
 
 def examples(count, lean=0.0):
-    """Inputs that lean to their label, so that the identity's loss is lower on them."""
+    """Inputs that point towards their label, so that the identity's loss is lower on them."""
     labels = RNG.integers(0, 4, count)
     inputs = RNG.normal(size=(count, 4)) + lean * np.eye(4)[labels]
     return np.round(inputs, 3).astype("float32"), labels
@@ -103,9 +103,9 @@ def test_a_model_that_never_saw_the_members_has_an_auc_of_one_half():
 
 
 def test_shadow_models_strengthen_the_attack_on_hard_examples():
-    """A memoriser lowers each member's loss by a little, whereas examples differ much in how hard they are."""
+    """A memorising model lowers each member's loss slightly, whereas the difficulty of examples varies much more."""
     inputs = RNG.normal(0, 5, (800, 4)).astype("float32")
-    inputs[:400, 3] = 1.0  # the mark of a member, which only the memoriser reads
+    inputs[:400, 3] = 1.0  # the mark of a member, which only the memorising model reads
     inputs[400:, 3] = 0.0
     labels = np.zeros(800, int)
     weights = np.diag([1.0, 1.0, 1.0, 0.0])

@@ -1,4 +1,4 @@
-"""The report: its numbers against NumPy, SciPy and scikit-learn, its figures and page against its numbers."""
+"""The report: its metrics against NumPy, SciPy and scikit-learn, its figures and page against its metrics."""
 
 import dataclasses
 import html.parser
@@ -21,7 +21,7 @@ from keras_distill.terms import CrossLayerAttention
 
 
 def linear(scale=1.0, name="linear", classes=4):
-    """A model whose logits are its inputs times ``scale``: what it answers is known."""
+    """A model whose logits are its inputs times ``scale``, so that its predictions are known."""
     model = keras.Sequential([keras.Input((classes,)), keras.layers.Dense(classes, use_bias=False)], name=name)
     model.set_weights([scale * np.eye(classes, dtype="float32")])
     return model
@@ -261,7 +261,7 @@ def test_nothing_to_draw_is_an_error(draw):
 
 
 class Reader(html.parser.HTMLParser):
-    """Collects what a browser would see: tags in balance, text, and everything that points elsewhere."""
+    """Collects what a browser would see: text, links, and whether tags are balanced."""
 
     empty = ("meta", "br", "link", "img", "use", "path")
 

@@ -1,4 +1,4 @@
-"""Attacked accuracy and calibration under shift are those of an independent count; corruptions are their formulas."""
+"""Attacked accuracy and calibration under shift equal an independent count; corruptions equal their formulas."""
 
 import keras
 import numpy as np
@@ -80,7 +80,7 @@ def test_user_functions_can_attack_and_corrupt():
 
 
 def flipped(model, epsilon):
-    """Which examples of a linear classifier have a point of another class in their box: exactly these can be moved."""
+    """The examples of a linear classifier with a point of another class in their box: exactly these can be attacked."""
     kernel, bias = (np.asarray(each, "float64") for each in model.get_weights())
     scores = IMAGES.reshape(60, -1) @ kernel + bias
     leads = scores[np.arange(60), LABELS][:, None] - scores

@@ -1,4 +1,4 @@
-"""The report on maps of classes against Keras' own MeanIoU, scikit-learn, and a picture that is looked at."""
+"""The report on segmentation maps against Keras' own MeanIoU, scikit-learn, and the pixels of a figure."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Figures of uncertainty show the numbers of ``metrics``; the page has the curve of coverage and risk."""
+"""Figures of uncertainty show the values of ``metrics``; the page has the risk-coverage curve."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ def test_risk_coverage_shows_the_curve_and_its_area():
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), curve[1])
     area = metrics.area_under_risk_coverage(errors, uncertainty)
     assert axes.get_legend().get_texts()[0].get_text() == f"one (AURC {area:.4f})"
-    assert axes.lines[0].get_linestyle() != axes.lines[1].get_linestyle()  # told apart without colour
+    assert axes.lines[0].get_linestyle() != axes.lines[1].get_linestyle()  # distinguishable without colour
     with pytest.raises(ValueError, match="expected something to draw, got nothing"):
         report.risk_coverage({})
 

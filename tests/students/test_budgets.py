@@ -1,4 +1,4 @@
-"""Budgets of files and of times: the largest model within the limit, found by measuring real files."""
+"""Budgets of file size and latency: the largest model within the limit, found by measuring real files."""
 
 import keras
 import pytest
@@ -42,7 +42,7 @@ def test_a_latency_budget_is_measured_on_each_file_and_met_within_two_per_cent()
     small, make = channels(64)
     asked = []
 
-    def stop_watch(content, reference):  # a machine whose time is the size of the file: it repeats exactly
+    def stop_watch(content, reference):  # latency is simulated by the file's size, which is exactly repeatable
         asked.append(len(content))
         return len(content) / len(reference)
 
@@ -55,7 +55,7 @@ def test_a_latency_budget_is_measured_on_each_file_and_met_within_two_per_cent()
 
 def test_a_latency_near_the_limit_is_the_median_of_three():
     small, make = channels(8)
-    readings = iter([0.52, 0.44, 0.49])  # of the model itself: a disturbed reading, a lucky one, and the truth
+    readings = iter([0.52, 0.44, 0.49])  # three measurements of the model: too slow, too fast, and correct
 
     def stop_watch(content, reference):
         return next(readings)

@@ -1,4 +1,4 @@
-"""Exits share the model's layers, and training with the exits off is plain training."""
+"""Exits share the model's layers, and training with weight 0 for the exits is plain training."""
 
 import keras
 import numpy as np
@@ -30,7 +30,7 @@ def test_exits_with_weight_zero_equal_plain_fit():
     distiller = Distiller(teachers.DeepestExit(), made, term, [0.0])
     distiller.compile(keras.optimizers.SGD(0.2), [CROSS_ENTROPY, CROSS_ENTROPY], loss_weights=[0.0, 1.0])
     distiller.fit(X, [Y, Y], **FIT)
-    alone.compile(keras.optimizers.SGD(0.1), CROSS_ENTROPY)  # the supervised loss has a share of one half
+    alone.compile(keras.optimizers.SGD(0.1), CROSS_ENTROPY)  # the supervised loss has weight one half
     alone.fit(X, Y, **FIT)
     for one, two in zip(model.get_weights(), alone.get_weights(), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-7)

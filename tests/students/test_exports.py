@@ -1,4 +1,4 @@
-"""What every builder gives is saved, loaded and exported like any student; files of few bits are as small as said."""
+"""Every builder's student is saved, loaded and exported; low-bit files are as small as documented."""
 
 import re
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_a_built_student_is_saved_loaded_and_exported_with_parity(name, tmp_path
     built.save(tmp_path / "student.keras")
     student = keras.saving.load_model(tmp_path / "student.keras")
     np.testing.assert_array_equal(np.asarray(student(x)), np.asarray(built(x)))
-    # Each export raises unless its file gives what the student gives.
+    # Each export raises unless its file agrees with the student.
     export.litert(student, tmp_path / "student.tflite", check_inputs=x, latency_batch_sizes=())
     export.onnx(student, tmp_path / "student.onnx", check_inputs=x, latency_batch_sizes=())
     export.saved_model(student, tmp_path / "served", check_inputs=x)
@@ -71,7 +71,7 @@ def test_low_bit_files_are_small_and_agree_with_the_trained_model(tmp_path):
     hidden = L.Dense(256, activation="relu")(L.Flatten()(L.MaxPooling2D(2)(hidden)))
     model, x = keras.Model(image, L.Dense(10)(hidden)), pictures(1000)
     labels = np.arange(len(x)) % 10
-    x += 2 * pictures(10)[labels]  # classes that can be told apart: noise has its logits near ties
+    x += 2 * pictures(10)[labels]  # separable classes: noise has logits near ties
     model.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(True), jit_compile=False)
     model.fit(x, labels, verbose=0)
     whole = export.litert(model, tmp_path / "whole.tflite", latency_batch_sizes=())
@@ -85,7 +85,7 @@ def test_low_bit_files_are_small_and_agree_with_the_trained_model(tmp_path):
 
 
 def table_of_the_guide():
-    """Rows of the guide's table on Keras' own quantisation: mode, Conv2D, what is trained, LiteRT."""
+    """Rows of the guide's table on Keras' own quantisation: mode, Conv2D, trained weights, LiteRT."""
     text = (ROOT / "docs" / "guides" / "small_models.md").read_text().split("## What Keras' own quantisation")[1]
     rows = re.findall(r'^\| `"(\w+)"` \| (.*?) \| (.*?) \| (.*?) \|$', text, re.MULTILINE)
     return {mode: {"conv": conv, "trained": trained, "litert": litert} for mode, conv, trained, litert in rows}

@@ -1,4 +1,4 @@
-"""Low-rank models: full rank is the model, a low rank the best plane through what a layer puts out."""
+"""Low-rank models: full rank equals the model, a low rank is the best projection of a layer's outputs."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""A student built from its teacher equals the teacher with the rows zeroed that read a removed channel."""
+"""A student built from its teacher equals the teacher with zeros in the rows that read a removed channel."""
 
 import os
 
@@ -15,7 +15,7 @@ L = keras.layers
 
 
 def shake(model, seed=0):
-    """Give batch normalisations statistics of their own: at 0 and 1 many mistakes would not show."""
+    """Give batch normalisations nontrivial statistics: with 0 and 1 many errors would stay undetected."""
     rng = np.random.default_rng(seed)
     for weight in model.weights:
         if weight.path.endswith(("moving_mean", "beta", "bias")):
@@ -31,7 +31,7 @@ def inputs_of(model, seed=1, rows=2):
 
 
 def zero_rows(model, kept):
-    """Put zeros in the rows that read a removed channel; which channels those are comes from ``kept`` alone."""
+    """Put zeros in the rows that read a removed channel, as given by ``kept``."""
     channels = Channels(model)
     gone = set()
     for record in channels.records.values():
@@ -180,7 +180,7 @@ def test_magnitude_and_activation_select_the_documented_channels():
     teacher.layers[0].set_weights([first, np.zeros(4)])
     teacher.layers[1].set_weights([np.ones((4, 2)), np.zeros(2)])
     assert students.from_teacher(teacher, width=0.5).kept["hidden"].tolist() == [1, 3]
-    teacher.layers[0].set_weights([first, np.array([0, -100.0, 0, -100.0])])  # these two never fire
+    teacher.layers[0].set_weights([first, np.array([0, -100.0, 0, -100.0])])  # these two are never active
     data = np.ones((8, 3), "float32")
     built = students.from_teacher(teacher, width=0.5, score="activation", data=data)
     assert built.kept["hidden"].tolist() == [0, 2]

@@ -1,4 +1,4 @@
-"""Exact retrieval: sorted scores by NumPy, whatever the blocks; saved, exported and read again."""
+"""Exact retrieval: sorted scores by NumPy, for any block size; saved, exported and loaded again."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ def test_the_items_are_those_of_a_full_sort(block_size):
     order = np.argsort(-scores, axis=1, kind="stable")[:, :7]
     np.testing.assert_array_equal(got["items"], order)
     np.testing.assert_allclose(got["scores"], np.take_along_axis(scores, order, 1), rtol=1e-5)
-    layer.assign(np.ones((31, 5)))  # all equal: the smaller numbers come first
+    layer.assign(np.ones((31, 5)))  # all equal: the smaller indices come first
     np.testing.assert_array_equal(layer(queries)["items"], [range(7)] * 4 if layer(queries)["scores"][0, 0] else 0)
 
 

@@ -1,4 +1,4 @@
-"""Folding changes nothing, rounding is what the formula says, and the LiteRT file runs what was trained."""
+"""Folding keeps the outputs, rounding equals the formula, and the LiteRT file runs the trained quantisation."""
 
 import keras
 import numpy as np
@@ -43,7 +43,7 @@ def test_folding_keeps_batch_norm_where_it_cannot_be_folded():
     x = keras.Input((4,))
     dense, shared = L.Dense(4, name="twice"), L.Dense(4, name="shared")
     hidden = dense(x)
-    both = L.Add()([L.BatchNormalization()(hidden), hidden])  # the output is read elsewhere too
+    both = L.Add()([L.BatchNormalization()(hidden), hidden])  # the output is also used elsewhere
     both = L.BatchNormalization()(shared(shared(both)))  # the layer is called twice
     both = L.BatchNormalization()(L.Dense(4, activation="relu")(both))
     model = keras.Model(x, both)
@@ -99,7 +99,7 @@ def test_the_file_agrees_with_the_trained_model(bits, activations, tmp_path):
         pytest.importorskip("ai_edge_quantizer")
     teacher, x = residual(), pictures()
     labels = np.arange(len(x)) % 5
-    x += 3.0 * pictures(5, seed=1)[labels]  # classes that can be told apart: noise has its logits near ties
+    x += 3.0 * pictures(5, seed=1)[labels]  # separable classes: noise has logits near ties
     teacher.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(True))
     teacher.fit(x, labels, epochs=8, verbose=0)
     student = students.quantization_aware(teacher, bits, activations, data=x)

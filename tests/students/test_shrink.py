@@ -1,4 +1,4 @@
-"""A teacher and a budget in, a student, its file and an honest report out."""
+"""From a teacher and a budget to a student, its file and a report."""
 
 import json
 
@@ -148,7 +148,7 @@ def test_zeros_make_a_smaller_file_but_not_a_faster_model():
     zeros = int((model.layers[0].get_weights()[0] == 0).sum())
     assert found.zeros == pytest.approx(zeros / (20 * 64 + 64 * 3))
     assert found.gzip_bytes < 0.6 * found.dense_gzip_bytes
-    assert found.latency_ratio > 0.5  # zeros are multiplied as other numbers are
+    assert found.latency_ratio > 0.5  # zeros are multiplied like other numbers
     honest = students.Sparsity(0.9, 151_000, 102_000, 140_000, 1.0)
     assert str(honest) == (
         "90% zeros: a smaller file (102,000 bytes after gzip, 140,000 without zeros), not faster (1.00 of the time)"

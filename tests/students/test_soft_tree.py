@@ -54,7 +54,7 @@ def test_losses_of_the_reference_and_of_the_twin(kind, targets, recorded):
     paths, leaves, _ = twin(FS, KERNEL, BIAS, LEAVES, 2)
     answers = paths @ leaves if kind == "leafwise" else np.log(paths @ np.exp(leaves))
     np.testing.assert_allclose(got, -(targets * answers).sum(-1), rtol=1e-12)
-    # What a cross-entropy from logits and add_loss make of the tree in training is the same number.
+    # In training, cross-entropy from logits plus add_loss gives the same value.
     tree = recorded_tree(loss=kind, penalty=0.0)
     output = np.asarray(tree(FS, training=True), "float64")
     total = -(targets * log_softmax(output, axis=-1)).sum(-1).mean() + sum(float(each) for each in tree.losses)
@@ -143,7 +143,7 @@ def test_xla_agrees():
 def test_it_learns_alone_and_in_a_distiller_and_is_saved(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(512, 2)).astype("float32")
-    y = (x[:, 0] * x[:, 1] > 0).astype("int32")  # no single decision can tell
+    y = (x[:, 0] * x[:, 1] > 0).astype("int32")  # no single decision separates the classes
     teacher = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     tree = students.SoftDecisionTree(3, 2)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

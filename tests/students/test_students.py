@@ -1,4 +1,4 @@
-"""Students that say how unsure they are: heads, builders, and what they say, against NumPy and SciPy."""
+"""Students that estimate their uncertainty: heads, builders and outputs, against NumPy and SciPy."""
 
 import keras
 import numpy as np
@@ -53,7 +53,7 @@ def test_regression_heads_output_the_format_that_the_losses_expect():
     gaussian = students.GaussianHead(2)(x).numpy()
     assert (gaussian[:, 2:] > np.log(1e-6) - 1e-3).all()
     for layer in (students.GaussianHead(2), students.NormalInverseGammaHead(2)):
-        out = layer(x).numpy()  # means as they are, everything else the logarithm of a softplus
+        out = layer(x).numpy()  # means unchanged, everything else the logarithm of a softplus
         dense = x @ layer.dense.kernel.numpy() + layer.dense.bias.numpy()
         np.testing.assert_allclose(out[:, :2], dense[:, :2], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(out[:, 2:], np.log(np.logaddexp(dense[:, 2:], 0) + 1e-6), rtol=1e-4, atol=1e-5)
@@ -67,7 +67,7 @@ def test_regression_heads_output_the_format_that_the_losses_expect():
 
 
 def test_a_gaussian_head_learns_the_noise_of_the_data():
-    """Two groups of inputs, noise 0.5 and 2: the head's standard deviations find them."""
+    """Two groups of inputs with noise 0.5 and 2, which the head's standard deviations recover."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 2, (4000, 1)).astype("float32")
     y = (x + rng.normal(size=x.shape) * np.where(x > 0, 2.0, 0.5)).astype("float32")

@@ -56,7 +56,7 @@ def test_extreme_logits_keep_value_and_ruled_out_classes():
     out = np.asarray(members(teachers.MeanProbs(), extreme).resolve(1.0))[0]
     close(np.exp(out), [0.5, 0.0, 0.5])
     np.testing.assert_allclose(out[1], -1e4 - np.log(3 / 1.0), rtol=1e-3)
-    assert np.all(np.isfinite(out))  # classes that one member can imagine are possible
+    assert np.all(np.isfinite(out))  # classes that are possible for one member are possible
     only = np.full((1, 2, 3), -np.inf)
     only[:, :, 0] = 0.0
     close(np.exp(np.asarray(members(teachers.MeanProbs(), only).resolve(2.0)))[0], [1.0, 0.0, 0.0])
@@ -196,7 +196,7 @@ def test_member_weights_multiply_member_losses():
     close(value, expected, 1e-5)
 
 
-# ---------------------------------------------------------------------------------------------- other label spaces
+# ------------------------------------------------------------------------------------------- different label spaces
 
 
 def test_class_maps_add_probabilities_and_rule_out_the_unknown():

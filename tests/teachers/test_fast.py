@@ -1,4 +1,4 @@
-"""A faster copy of a teacher agrees with the exact one, and the exact one is not touched."""
+"""A faster copy of a teacher agrees with the exact one, which is not changed."""
 
 import keras
 import numpy as np
@@ -35,7 +35,7 @@ def test_the_copy_computes_in_bfloat16_and_gives_float32_logits():
     found, tapped = fast.listen(X, ["bidirectional"])
     assert found.dtype == tf.float32 and tapped["bidirectional"].dtype == tf.float32
     gap = np.abs(np.asarray(found) - exact).max()
-    assert 0 < gap < 0.03 * np.ptp(exact)  # 8 bits of mantissa, but not more is lost
+    assert 0 < gap < 0.03 * np.ptp(exact)  # 8 bits of mantissa are kept
     assert {layer.compute_dtype for layer in model._flatten_layers()} == {"float32"}
     assert keras.config.dtype_policy().name == "float32"
     for one, other in zip(before, model.get_weights(), strict=True):

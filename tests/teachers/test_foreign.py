@@ -1,4 +1,4 @@
-"""Teachers from other runtimes say what their own runtime says, live and labelled; bad files are refused."""
+"""Teachers from other runtimes agree with their own runtime, live and labelled; bad files are refused."""
 
 import json
 import pathlib

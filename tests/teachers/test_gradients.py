@@ -1,4 +1,4 @@
-"""A gradient reaches a teacher's input when it is asked for, and never otherwise."""
+"""A gradient reaches a teacher's input if requested, and never otherwise."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ X, _ = batch(5)
 
 
 class Older(teachers.Teacher):
-    """Written before the argument existed."""
+    """A teacher written before the argument existed."""
 
     def listen(self, teacher_x, taps=()):
         return tf.stop_gradient(teacher_x), {}
@@ -25,7 +25,7 @@ def dropping():
     )
 
 
-# What the teacher says is, as a function of the model's logits z, the second entry.
+# The second entry is the teacher's prediction as a function of the model's logits z.
 CASES = {
     "single": (teachers.Single, lambda z: z),
     "ensemble": (lambda m: teachers.Ensemble([m, m], combine="mean_logits"), lambda z: z),

@@ -1,4 +1,4 @@
-"""Dropout left on, snapshots and averages of the student: against NumPy, and the model untouched."""
+"""Active dropout, snapshots and averages of the student: against NumPy, with the model unchanged."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ def test_rate_zero_is_the_model():
     model = network(0.0)
     members, _ = teachers.MonteCarloDropout(model, num_samples=4).listen(X)
     expected = np.asarray(model(X))
-    # Four passes in one batch are multiplied in another order: a logit near zero keeps the rounding of its large terms.
+    # Four passes in one batch are summed in another order: a logit near zero has the rounding error of its large terms.
     for m in range(4):
         np.testing.assert_allclose(members.members[:, m], expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
     np.testing.assert_array_equal(members.knowledge_uncertainty() < 1e-6, np.ones(8, bool))
@@ -78,7 +78,7 @@ def test_the_seed_determines_the_dropout_masks(run):
     listen(X)
     teacher.reseed(17)
     np.testing.assert_array_equal(listen(X), numbered)
-    # The model's own randomness has not moved.
+    # The model's own random state has not changed.
     np.testing.assert_array_equal(
         own_state[0], next(layer for layer in model.layers if layer.name == "last").seed_generator.state.numpy()
     )

@@ -1,4 +1,4 @@
-"""Targets from order, gaps and groups, against float64 NumPy and SciPy and the values of the algorithm reference."""
+"""Targets from order, gaps and clusters, against float64 NumPy and SciPy and the values of the algorithm reference."""
 
 import keras
 import numpy as np
@@ -97,7 +97,7 @@ def test_targets_from_the_order_lose_calibration_and_mixing_restores_it():
     order, mixed = (ece(teachers.RankTargets(says(), mix=mix)) for mix in (0.0, 0.8))
     own = ece(says())
     confidences = np.exp(np.asarray(teachers.RankTargets(says())(logits))).max(-1)
-    assert np.ptp(confidences) < 1e-5  # equally sure of every example
+    assert np.ptp(confidences) < 1e-5  # the same confidence for every example
     assert own < 0.02 and mixed < order / 3 and order > 0.1
 
 

@@ -1,4 +1,4 @@
-"""Answers from arrays: each example finds its own, in any order, batch, replica and program."""
+"""Predictions from arrays: each example finds its own, in any order, batch, replica and mode."""
 
 import keras
 import numpy as np

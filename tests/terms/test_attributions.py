@@ -1,4 +1,4 @@
-"""The term that teaches where to look."""
+"""The term that matches attributions."""
 
 import keras
 import numpy as np

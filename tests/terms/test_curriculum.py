@@ -1,4 +1,4 @@
-"""Terms that find their temperature: the published value and reversed gradient, the ramp, and equal entropies."""
+"""Terms that adapt their temperature: the published value and reversed gradient, the ramp, and equal entropies."""
 
 import keras
 import numpy as np
@@ -140,7 +140,7 @@ def test_each_example_has_its_own_temperature():
     loss, to_student, gradients = with_gradients(term, TEACHER, STUDENT, term.trainable_weights)
     column = found[:, None]
     assert loss == pytest.approx(kd_each(TEACHER, STUDENT, column).mean(), rel=1e-4)
-    # None through the network: as at fixed temperatures.
+    # No gradient through the network: as with fixed temperatures.
     expected = column * (softmax(STUDENT / column) - softmax(TEACHER / column)) / len(TEACHER)
     np.testing.assert_allclose(to_student, expected, rtol=2e-4, atol=2e-6)
     for index, gradient in enumerate(gradients):
@@ -224,11 +224,11 @@ def test_extreme_and_impossible_logits():
     teacher = np.array([[1e4, 1e4 - 3, 0, 2], [5.0, 1.0, -np.inf, -np.inf], [0, 0, 0, 0], [9, 9, 0, 0]], "float32")
     term = EntropyMatchedTemperature(entropy_fraction=0.4, min_temperature=0.1, max_temperature=50.0)
     found = term._temperatures(teacher, teacher).numpy()
-    targets = 0.4 * np.log([4, 2, 4, 4])  # two of the second row's classes cannot occur
+    targets = 0.4 * np.log([4, 2, 4, 4])  # two of the second row's classes are impossible
     expected = [matching(row, target, 0.1, 50.0) for row, target in zip(teacher, targets, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert found[2] == pytest.approx(0.1, rel=1e-5)  # uniform already
-    assert found[3] == pytest.approx(0.1, rel=1e-5)  # a tie of two: never as sharp as wanted
+    assert found[3] == pytest.approx(0.1, rel=1e-5)  # a tie of two: never as sharp as the target entropy
 
 
 def test_each_example_is_compared_at_its_temperature():

@@ -1,4 +1,4 @@
-"""Terms on maps and boxes: void pixels never count, resolutions meet once, boxes come with the batch."""
+"""Terms on maps and boxes: void pixels are excluded, maps are resized once, boxes are fields of the batch."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""A discriminator learns on both sides, the student only to deceive it: each against its formula."""
+"""A discriminator learns from both models, the student learns to deceive it: each against its formula."""
 
 import keras
 import numpy as np
@@ -71,7 +71,7 @@ def test_spectral_norms_are_bounded_and_a_saved_run_goes_on(mode, tmp_path):
     distiller.fit(batches(X, size=16), epochs=30, verbose=0)
     term = distiller.distillation_losses[0]
     for layer in term.judges:
-        assert np.linalg.norm(layer.layer.kernel, 2) < 1.3  # one step behind the norm that is taken off
+        assert np.linalg.norm(layer.layer.kernel, 2) < 1.3  # one step behind the subtracted norm
     distiller.save(tmp_path / "d.keras")
     loaded = keras.saving.load_model(tmp_path / "d.keras")
     for each in (distiller, loaded):

@@ -1,4 +1,4 @@
-"""Domains: the formulas in NumPy, the reversed gradient, and two domains that become one."""
+"""Domains: the formulas in NumPy, the reversed gradient, and the alignment of two domains."""
 
 import keras
 import numpy as np
@@ -62,7 +62,7 @@ def test_the_adversary_descends_and_the_student_climbs():
     def after(features):
         return float(term.compute_loss(None, features, batch=batch))
 
-    # What the optimizer does to the student raises the loss; the true gradient is -1 / strength times the student's.
+    # The student's update increases the loss; the true gradient is -1 / strength times the student's.
     slope = (after(x - step * for_student) - after(x + step * for_student)) / (2 * step)
     np.testing.assert_allclose(slope, np.sum(for_student.numpy() ** 2) / 0.5, rtol=1e-2)
     for weight, gradient in zip(term.trainable_weights, for_network, strict=True):
@@ -97,7 +97,7 @@ def test_training_makes_the_domains_alike_through_a_real_distiller(kind, tmp_pat
     after = distiller.evaluate(data, batch_size=128, verbose=0, return_dict=True)["distillation_loss"]
     if kind == "adversary":
         np.testing.assert_allclose(history["reversal_strength"][-1], 2 / (1 + np.exp(-10)) - 1, rtol=1e-5)
-        assert after > 0.5  # near log 2: the adversary is lost
+        assert after > 0.5  # near log 2: the adversary cannot distinguish the domains
         distiller.save(tmp_path / "saved.keras")
         again = keras.models.load_model(tmp_path / "saved.keras")
         np.testing.assert_allclose(

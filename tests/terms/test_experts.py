@@ -1,4 +1,4 @@
-"""DE's experts: the formula in NumPy, the gate, and a distiller that is saved and goes on."""
+"""DE's experts: the formula in NumPy, the gate, and a distiller that is saved and resumed."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ def test_the_mixture_is_the_formula_and_the_gate_sees_the_teacher():
     np.testing.assert_allclose(got, np.stack(told)[gate.argmax(1), np.arange(6)], rtol=1e-5, atol=1e-6)
     layer.gate_temperature = 1e6  # an even mixture
     np.testing.assert_allclose(layer([student, teacher], training=True), np.mean(told, 0), atol=1e-4)
-    layer.gate_temperature = 1e-6  # one expert, drawn by the gate's chances
+    layer.gate_temperature = 1e-6  # one expert, sampled from the gate's probabilities
     picked = np.zeros(3)
     p = np.exp(gate[0]) / np.exp(gate[0]).sum()
     many = layer([np.repeat(student[:1], 4000, 0), np.repeat(teacher[:1], 4000, 0)], training=True).numpy()

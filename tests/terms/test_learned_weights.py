@@ -9,7 +9,7 @@ from tests.models import batches
 
 
 def models():
-    """A teacher and a student of two tasks: an easy one, and one whose answers the student cannot give."""
+    """A teacher and a student of two tasks: an easy one, and one that the student cannot learn."""
     made = []
     for seed, seen in ((0, slice(None)), (1, slice(0, 2))):
         init = keras.initializers.GlorotNormal(seed=seed)

@@ -1,4 +1,4 @@
-"""The mask has one owner: the loss. A term hands it on, and the mean over positions does not mask again."""
+"""Only the loss applies the mask. A term passes it on, and the mean over positions does not mask again."""
 
 import keras
 import numpy as np
@@ -55,7 +55,7 @@ def tagger(seed):
 @pytest.mark.parametrize("name", [*NAMES[1:], "SoftTargets"])
 @pytest.mark.parametrize("eager", [True, False])
 def test_labels_of_minus_100_at_padding_train(name, eager):
-    """They raised in eager mode and gave gradients that are not finite in a graph."""
+    """Regression test: these losses raised in eager mode and gave non-finite gradients in a graph."""
     tokens = np.where(MASK, RNG.integers(1, 6, (3, 4)), 0)
     distiller = Distiller(tagger(0), tagger(1), LogitsDistillation(2.0, getattr(losses, name)()), student_loss_weight=0)
     distiller.compile(keras.optimizers.SGD(0.1), run_eagerly=eager)

@@ -1,4 +1,4 @@
-"""Contrast with a memory: the recorded steps, what is written and when, and the same next step after a file."""
+"""Contrast with a memory: the recorded steps, when it is updated, and the same next step after loading."""
 
 import keras
 import numpy as np
@@ -42,7 +42,7 @@ def test_a_step_equals_the_public_codes(step, monkeypatch):
         return term.values([teacher, tf.constant(case["index"])], student)
 
     names = ["student", "teacher", *(f"embed_{side}_{part}" for side in "st" for part in ("weight", "bias"))]
-    if step == 2:  # the same batch again, after the memory has learnt from it
+    if step == 2:  # the same batch again, after the memory was updated with it
         loss(*(tf.constant(case[name]) for name in names))
     checked = case.check(loss, *names)
     assert len(checked) >= 5
@@ -66,7 +66,7 @@ def test_it_learns_to_discriminate_examples_and_updates_its_memory_only_in_train
     term = ContrastiveMemory(40, "dense_0", "dense_0", units=8, num_negatives=16)
     distiller = distilled(term, jit_compile)
     before = distiller.evaluate(x, y, verbose=0, return_dict=True)
-    assert float(term.memory_of_student.constant) == 0.0  # evaluation fixes nothing
+    assert float(term.memory_of_student.constant) == 0.0  # evaluation does not set the constant
     history = distiller.fit(batches(x, y, size=10), epochs=40, verbose=0).history["distillation_loss"]
     assert history[-1] < 0.6 * history[0]
     memories = [np.array(bank.memory) for bank in (term.memory_of_student, term.memory_of_teacher)]

@@ -1,4 +1,4 @@
-"""Which positions of a sequence count: a mask among the inputs, labels that the loss ignores, weights, more padding."""
+"""Which positions of a sequence are used: a mask among the inputs, ignored labels, weights, more padding."""
 
 import warnings
 
@@ -19,7 +19,7 @@ LABELS = np.where(RNG.random((3, 4)) < 0.5, RNG.integers(0, 5, (3, 4)), -1)
 
 
 def network(seed, mask="padding_mask"):
-    """As a model of keras-hub: the mask is an input of its own, and no Keras mask comes out."""
+    """Like a keras-hub model: the mask is a separate input, and the outputs have no Keras mask."""
     init = keras.initializers.RandomNormal(seed=seed)
     inputs = {"tokens": keras.Input((None,), dtype="int32"), mask: keras.Input((None,), dtype="int32")}
     states = keras.layers.Embedding(9, 6, embeddings_initializer=init, name="states")(inputs["tokens"])
@@ -146,7 +146,7 @@ def test_more_padding_changes_nothing(loss):
 @pytest.mark.parametrize("loss", ["kl_divergence", "mse"])
 @pytest.mark.parametrize("by", ["mask", "weight"])
 def test_accumulated_gradients_are_those_of_the_whole_batch(by, loss):
-    """Two batches of one and of seven tokens: with the share of positions that count, each token weighs the same."""
+    """Two batches of one and of seven tokens: with the counted fraction, each token has the same weight."""
     lengths = np.array([1, 0, 4, 3])
     there = np.arange(4)[None] < lengths[:, None]
     tokens = np.where(there, RNG.integers(1, 9, (4, 4)), 0)

@@ -1,4 +1,4 @@
-"""However a user spells the loss: the right one, or a sentence that names it; and what an empty replica contributes."""
+"""Every way to specify a loss gives the right one or a clear error; and the contribution of an empty replica."""
 
 import keras
 import numpy as np
@@ -51,7 +51,7 @@ def test_the_built_in_term_with_its_default_loss_is_warned_of():
 
 
 class Doubled(DistillationLoss):
-    """A term with a mean of its own."""
+    """A term that overrides the mean."""
 
     def compute_loss(self, teacher_outputs, student_outputs, labels=None, sample_weight=None, training=True, **_):
         return 2.0 * keras.ops.sum(student_outputs)
@@ -81,7 +81,7 @@ def test_a_replica_without_examples_contributes_nothing(name):
     options = tf.data.Options()
     options.autotune.enabled = False
     history = distiller.fit(data.with_options(options), verbose=0).history
-    means = []  # of each replica's part, weighted by its examples
+    means = []  # of each replica, weighted by its number of examples
     for start in range(0, 65, 16):
         rows = X[start : start + 16]
         half = (len(rows) + 1) // 2

@@ -1,4 +1,4 @@
-"""Terms over many stages: knowledge review and cross-layer attention, recorded values and what they learn."""
+"""Terms over many stages: knowledge review and cross-layer attention, recorded values and training."""
 
 import json
 import pathlib
@@ -31,7 +31,7 @@ def images(n=16):
 
 
 def distilled(teacher, student, term):
-    student.layers[-1].trainable = False  # only stages are compared: nothing teaches the head
+    student.layers[-1].trainable = False  # only stages are compared: the head is not trained
     distiller = Distiller(teacher, student, term, student_loss_weight=0.0)
     distiller.compile(keras.optimizers.Adam(0.01))
     return distiller

@@ -1,4 +1,4 @@
-"""Terms between transformers and on both sides: attention scores, masks handed on as arguments, two adapters."""
+"""Terms between transformers: attention scores, masks passed as arguments, adapters on both sides."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ TOKENS = np.array([[1, 2, 3, 4, 0], [4, 1, 0, 0, 0], [2, 2, 2, 1, 3]])
 
 @keras.saving.register_keras_serializable(package="tests")
 class Block(keras.layers.Layer):
-    """An encoder block as keras-hub has them: its padding mask is an argument of the call."""
+    """An encoder block as in keras-hub: its padding mask is an argument of the call."""
 
     def __init__(self, heads, width, dropout=0.0, **kwargs):
         super().__init__(**kwargs)
@@ -62,7 +62,7 @@ def scores_of(model):
 
 
 def test_scores_from_queries_and_keys_are_those_of_the_layer():
-    model = encoder(8, 1, dropout=0.1)  # with a rate the layer computes its scores apart, whatever the machine
+    model = encoder(8, 1, dropout=0.1)  # with a dropout rate the layer computes its scores separately on every machine
     softmax_of = next(name for name in taps.list_taps(model, None) if "softmax" in name)
     own, weights = tapped(model, [f"{softmax_of}:input", softmax_of])
     np.testing.assert_allclose(adapters.AttentionScores()(tapped(model, QUERY_KEY)), own, rtol=1e-5, atol=1e-6)
@@ -180,7 +180,7 @@ LONG = np.array([[1, 2, 3, 4, 5, 6, 0, 0], [7, 8, 1, 2, 0, 0, 0, 0]])
 
 
 def two_lengths(adapter, loss="mse"):
-    """A student of eight tokens and a teacher that has every second of them."""
+    """A student with eight tokens and a teacher with every second of them."""
     term = FeatureDistillation(loss, "embedding", "embedding", adapter=adapter)
     teacher = teachers.Preprocessed(tagger(4, 3, 1), fn=lambda x: x[:, ::2])
     distiller = Distiller(teacher, tagger(8, 3, 2), term, student_loss_weight=0.0)

@@ -72,7 +72,7 @@ def test_a_stored_ensemble_teaches_as_the_live_one(teacher, tmp_path):
     if teacher is ensemble:
         for live, kept in zip(*weights, strict=True):
             np.testing.assert_allclose(live, kept, atol=1e-6)
-    else:  # masks are drawn anew in each pass of a live teacher, so only the store repeats itself
+    else:  # a live teacher samples new masks in each pass, so only the store is repeatable
         again = distiller(stored, LogitsDistillation(annealed, losses.DirichletDistillation()))
         again.fit(stored.attach(dataset), epochs=2, verbose=0)
         for kept, other in zip(weights[1], again.student.get_weights(), strict=True):
@@ -114,7 +114,7 @@ def test_xla_trains_as_the_graph_does(loss):
 
 @pytest.fixture(scope="module")
 def reached():
-    """What training in float32 ends with."""
+    """The result of training in float32."""
     plain = distiller(ensemble(), LogitsDistillation(1.0, losses.ProxyDirichlet()), small(9))
     plain.fit(batches(X, Y, size=8), epochs=30, verbose=0)
     return plain.evaluate(X, Y, verbose=0, return_dict=True)["distillation_loss"]
@@ -187,7 +187,7 @@ def test_an_uncertainty_head_learns_together_with_the_labels(tmp_path):
     term = UncertaintyDistillation(["total", "knowledge"], weights=[1.0, 2.0])
     made = distiller(ensemble(), term, student, loss=loss, share=0.1)
     made.optimizer.learning_rate = 0.03
-    x = 3 * X  # far out the members disagree more
+    x = 3 * X  # far from the data the members disagree more
     made.fit(batches(x, {"logits": Y}), epochs=400, verbose=0)
     members = np.stack([np.asarray(model(x)) for model in made.teacher.models], 1)
     truth = metrics.ensemble_uncertainty(members, from_logits=True)

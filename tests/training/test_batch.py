@@ -1,4 +1,4 @@
-"""What a step sees of a batch: which entries of a dictionary of inputs the student has no input for."""
+"""The parts of a batch: which entries of a dictionary of inputs are not inputs of the student."""
 
 import keras
 import numpy as np

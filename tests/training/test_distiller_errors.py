@@ -1,4 +1,4 @@
-"""Bad input: one sentence that says who, what was expected, what came and what to do, before training starts."""
+"""Bad input: one sentence before training with the owner, what was expected, what was received, and what to do."""
 
 import warnings
 

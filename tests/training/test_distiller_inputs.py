@@ -1,4 +1,4 @@
-"""What may be given to ``fit``: every kind of data and model that Keras takes, with the same numbers from each."""
+"""Inputs of ``fit``: every kind of data and model that Keras accepts, with the same results."""
 
 import keras
 import numpy as np
@@ -56,7 +56,7 @@ def test_weight_two_is_two_copies_and_weight_zero_is_no_example():
         Distiller(teacher, copy_of(student), LogitsDistillation(2.0), student_loss_weight=0.5) for _ in range(2)
     )
     for distiller, rate in ((weighted, 0.6), (copied, 0.5)):
-        # Keras divides by the number of examples, 5 and 6 here, whatever they weigh: the rates make up for it.
+        # Keras divides by the number of examples, 5 and 6 here, whatever their weights: the learning rates compensate.
         distiller.compile(keras.optimizers.SGD(rate), CROSS_ENTROPY)
     weighted.train_on_batch(x, y, sample_weight=np.array([2.0, 0, 1, 1, 1, 1]))
     index = [0, 0, 2, 3, 4, 5]
@@ -70,7 +70,7 @@ def test_weight_two_is_two_copies_and_weight_zero_is_no_example():
     ("optimizer", "atol"),
     [
         (lambda: keras.optimizers.SGD(0.1, momentum=0.9), 1e-7),
-        (lambda: keras.optimizers.Adam(0.01), 1e-6),  # in one pass, nearer to float64 than Keras' own: test_update.py
+        (lambda: keras.optimizers.Adam(0.01), 1e-6),  # in one pass, closer to float64: test_fused_adam.py
     ],
     ids=["momentum", "adam"],
 )
@@ -278,7 +278,7 @@ def test_batch_norm_updates_once_and_logits_and_taps_share_dropout():
 
     model = student()
     before = model.get_layer("dense")(x).numpy().mean(0)
-    # The tap behind the dropout is the output itself: teacher = that very output would give 0 with one mask only.
+    # The tap after the dropout is the output itself: with the same mask, a teacher equal to it would give 0.
     term = FeatureDistillation("mse", student_layer_name="drop")
     outputs = LogitsDistillation(1.0, "mse")
     distiller = Distiller(mlp(4, seed=5), model, [term, outputs], student_loss_weight=0.0)

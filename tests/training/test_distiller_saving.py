@@ -33,7 +33,7 @@ def distiller(**options):
 
 
 class Killed(BaseException):
-    """Stands for the end of a process between two epochs."""
+    """Simulates the end of a process between two epochs."""
 
 
 class KillAfter(keras.callbacks.Callback):

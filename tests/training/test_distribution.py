@@ -1,4 +1,4 @@
-"""Two replicas train as one: the same weights, losses and metrics, whatever is being distilled."""
+"""Two replicas train as one: the same weights, losses and metrics, for every kind of distillation."""
 
 import functools
 
@@ -72,7 +72,7 @@ def trained(count, make, optimizer, compile_arguments, data=None):
 
 @functools.cache
 def alone(case):
-    """What one replica gives."""
+    """The results of one replica."""
     return trained(1, *CASES[case])
 
 
@@ -105,7 +105,7 @@ def test_two_replicas_in_mixed_precision_equal_one_to_the_precision_of_their_gra
     # A gradient is summed over the replica's examples in bfloat16, 8 bits, before the replicas' sums meet in float32.
     keras.config.set_dtype_policy("mixed_bfloat16")
     make, optimizer, _ = CASES["ensemble, weights, ragged batch, momentum"]
-    case = (make, optimizer, {"weighted_metrics": None})  # logits of 8 bits have ties, which accuracy cuts either way
+    case = (make, optimizer, {"weighted_metrics": None})  # 8 bits have ties, which accuracy may break either way
     assert_same(trained(1, *case), trained(2, *case), rtol=2.0**-6, atol=2.0**-6)
 
 
@@ -134,7 +134,7 @@ def tagger(width, seed):
 
 @pytest.mark.slow
 def test_the_positions_that_count_are_those_of_the_global_batch():
-    """Short texts on one replica, long ones on the other: each token counts the same, whatever replica it is on."""
+    """Short texts on one replica, long ones on the other: each token has the same weight on either replica."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, 9, (12, 6))
     tokens[np.arange(6)[None] >= np.where(np.arange(12) % 4 < 2, 1, 6)[:, None]] = 0

@@ -23,7 +23,7 @@ PLAIN = {
 
 
 class Halved(keras.optimizers.Adam):
-    """A user's: half of each gradient."""
+    """A user's optimizer, which uses half of each gradient."""
 
     def update_step(self, gradient, variable, learning_rate):
         super().update_step(gradient / 2, variable, learning_rate)
@@ -50,7 +50,7 @@ def limited():
     return model
 
 
-# Under XLA one of each kind: the others are these with other numbers.
+# Under XLA one of each kind: the others differ only in their settings.
 KINDS = ["adam", "schedule", "clipped", "moving average", "accumulated", "a user's", "loss scale"]
 UPDATES = [(name, mode) for name in (*PLAIN, *OTHERS) for mode in ("eager", "graph", "xla")]
 
@@ -122,7 +122,7 @@ def test_for_sparse_or_half_precision_gradients_keras_own_update_is_used():
 
 
 def test_under_several_replicas_keras_own_update_is_used(monkeypatch):
-    monkeypatch.setattr(_fused_adam, "_fused_step", None)  # what would be called
+    monkeypatch.setattr(_fused_adam, "_fused_step", None)  # would be called otherwise
     strategy = replicas(2)
     with strategy.scope():
         weight = keras.Variable(np.zeros((3, 3), "float32"))

@@ -1,4 +1,4 @@
-"""A number that is not finite stops training, names itself, and leaves the last finite weights."""
+"""A non-finite value stops training, is named, and leaves the last finite weights."""
 
 import keras
 import numpy as np
@@ -101,7 +101,7 @@ def test_an_adapter_is_saved_with_its_statistics_kernels_and_state(mode):
 def test_a_non_finite_gradient_of_a_finite_loss_is_named():
     class SquareRoot(keras.layers.Layer):
         def call(self, inputs):
-            return keras.ops.sqrt(keras.ops.abs(inputs))  # slope infinite at 0, where this model starts
+            return keras.ops.sqrt(keras.ops.abs(inputs))  # infinite gradient at 0, where this model starts
 
     model = keras.Sequential(
         [keras.Input((6,)), keras.layers.Dense(5, kernel_initializer="zeros"), SquareRoot(), keras.layers.Dense(4)]

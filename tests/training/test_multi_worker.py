@@ -1,4 +1,4 @@
-"""Two workers, each a process of its own, train as one; killed and started again they end where they would have."""
+"""Two worker processes train as one; killed and restarted, they end with the same result."""
 
 import json
 import signal
@@ -34,7 +34,7 @@ def start_cluster(folder, cases, kill=None):
 
 
 def finish(processes):
-    """Wait for all; return whether they ended well: a machine that stands still for 10 s breaks a job."""
+    """Wait for all; return whether they succeeded: a job fails if the machine stalls for 10 s."""
     codes = [process.wait(900) for process in processes]
     logs = "\n".join(process.read()[-2000:] for process in processes)
     assert not any(codes) or "heartbeat" in logs, logs
@@ -57,7 +57,7 @@ def assert_equal(got, expected):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """What one process gives: weights, history and evaluation."""
+    """The results of one process: weights, history and evaluation."""
     folder = tmp_path_factory.mktemp("alone")
     worker_job.train(tf.distribute.get_strategy(), "live", folder / "alone")
     worker_job.train_regimes(tf.distribute.get_strategy(), folder / "alone")
@@ -66,7 +66,7 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """What two workers give, live, with a store, and gone on with after a kill; all in one cluster, started twice."""
+    """The results of two workers, live, with a store, and resumed after a kill; all in one cluster, started twice."""
     folder = tmp_path_factory.mktemp("together")
     x, y = batch(34)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
@@ -77,7 +77,7 @@ def together(tmp_path_factory):
     for _ in range(5):
         first, second = start_cluster(folder, [backup], kill=(2, 1))
         code = second.wait(900)
-        first.kill()  # as a job's manager does: the other worker may wait for its peer for long
+        first.kill()  # as a job manager does: the other worker may wait long for its peer
         if code == -signal.SIGKILL:
             break
         finish([second])
@@ -115,7 +115,7 @@ def test_a_worker_killed_in_the_middle_of_an_epoch_and_the_job_started_again(tog
 
 @pytest.fixture(scope="module")
 def resumed(together):
-    """Of each worker: its runs from copies of the directory of backups, the first one uninterrupted."""
+    """For each worker: its runs from copies of the backup directory, the first one uninterrupted."""
     return [json.loads((together / f"worker{i}-crashes.json").read_text()) for i in range(2)]
 
 

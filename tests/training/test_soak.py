@@ -1,4 +1,4 @@
-"""A short form of ``benchmarks/soak.py``: memory stays, nothing is traced again."""
+"""A short form of ``benchmarks/soak.py``: constant memory, no retracing."""
 
 import json
 

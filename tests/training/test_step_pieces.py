@@ -1,4 +1,4 @@
-"""What a step is made of: two students in one fit, public pieces alone; taps, terms and losses that users write."""
+"""The parts of a step: two students in one fit with public parts only; custom taps, terms and losses."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ X, Y = batch(16)
 
 
 class Chosen(DistillationLoss):
-    """A term that overrides its taps: it wants a hidden layer, an input and the outputs."""
+    """A term that overrides its taps: it uses a hidden layer, an input and the outputs."""
 
     @property
     def student_taps(self):
@@ -26,7 +26,7 @@ class Chosen(DistillationLoss):
 
 
 class Counted(LogitsDistillation):
-    """Counts the times that its part of a step is traced."""
+    """Counts how often its part of a step is traced."""
 
     traces = 0
 
@@ -61,7 +61,7 @@ def test_an_override_of_taps_is_respected_and_an_input_can_be_tapped():
 
 
 class Boxes(DistillationLoss):
-    """A term that reads a field of the batch that no model takes."""
+    """A term that reads a field of the batch that is no input of a model."""
 
     def values(self, teacher_outputs, student_outputs, *, labels=None, mask=None, training=True, batch=None):
         return keras.ops.sum(batch.extra["boxes"], -1) + 0.0 * keras.ops.sum(student_outputs, -1)
@@ -99,7 +99,7 @@ def test_a_students_own_loss_is_used_if_requested(tmp_path):
     expected = -log_softmax(logits)[np.arange(16), (Y + 1) % 4].mean() + 0.1 * (kernel**2).sum()
     assert history["student_loss"][0] == pytest.approx(expected, rel=1e-5)
     taught = kd(distiller.teacher(X), logits, 2.0).mean()
-    assert history["loss"][0] == pytest.approx(0.5 * expected + 0.5 * taught, rel=1e-5)  # the penalty counts once
+    assert history["loss"][0] == pytest.approx(0.5 * expected + 0.5 * taught, rel=1e-5)  # the penalty is added once
 
 
 def test_each_term_and_each_output_has_its_log():
@@ -182,7 +182,7 @@ KINDS = [("dense", "relu"), ("dense", "gelu"), ("dense", "tanh"), ("conv", "relu
 @pytest.mark.parametrize("mode", [{}, {"jit_compile": True}, {"steps_per_execution": 4}], ids=str)
 @pytest.mark.parametrize(("kind", "activation"), [*KINDS, ("attention", "relu")])
 def test_no_non_finite_input_reaches_a_weight(kind, activation, mode):
-    """A ReLU turns a NaN into 0 on its way forwards: the kernel's gradient alone has it."""
+    """A ReLU turns a NaN into 0 in the forward pass: only the kernel's gradient is NaN."""
     student = network(kind, activation)
     start = student.get_weights()
     teacher = keras.Sequential([keras.Input((6,)), keras.layers.Lambda(lambda t: keras.ops.zeros_like(t)[:, :4])])
@@ -199,7 +199,7 @@ def test_no_non_finite_input_reaches_a_weight(kind, activation, mode):
             assert (activation, bad) == ("tanh", np.inf)  # tanh of infinity is 1: its gradient is 0
         assert all(np.isfinite(weight).all() for weight in student.get_weights())
         student.set_weights(start)
-        for variable in distiller.optimizer.variables[2:]:  # behind the steps and the rate, the moments
+        for variable in distiller.optimizer.variables[2:]:  # the moments, after the step and the learning rate
             variable.assign(keras.ops.zeros_like(variable))
         distiller.optimizer.iterations.assign(0)
 
@@ -208,7 +208,7 @@ def test_the_inputs_are_named_where_only_a_gradient_fails():
     x = X.copy()
     x[3, 0] = np.nan
     teacher = keras.Sequential([keras.Input((6,)), keras.layers.Lambda(lambda t: keras.ops.zeros_like(t)[:, :4])])
-    positive = keras.layers.Lambda(lambda t: keras.ops.where(t > 0, t, 0.0))  # some ReLU kernels pass a NaN on
+    positive = keras.layers.Lambda(lambda t: keras.ops.where(t > 0, t, 0.0))  # some ReLU kernels propagate a NaN
     student = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8), positive, keras.layers.Dense(4)])
     distiller = Distiller(teacher, student, LogitsDistillation(2.0))
     distiller.compile("adam", CROSS_ENTROPY)

@@ -1,4 +1,4 @@
-"""One process of a cluster (or the only one): trains, and writes what came out; see ``test_multi_worker.py``."""
+"""One process of a cluster (or the only one): trains and writes its results; see ``test_multi_worker.py``."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ class KillAt(keras.callbacks.Callback):
 
 
 def work(cases, out, kill=None):
-    """Train the cases one after another: a process that has joined a cluster stays in it."""
+    """Train the cases one after another, since a process that has joined a cluster stays in it."""
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     for case in cases:
         kind, _, path = case.partition(":")
@@ -84,7 +84,7 @@ def train_regimes(strategy, out):
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     data = data.with_options(options)
-    with strategy.scope():  # drivers make models and optimizers while they fit
+    with strategy.scope():  # drivers create models and optimizers during fit
         student, teacher = mlp(5, 4, seed=2), mlp(5, 4, seed=1)
         hints = Distiller(teacher, student, FeatureDistillation("mse", "dense_0", "dense_0"))
         logits = Distiller(teacher, student, LogitsDistillation(2.0))
@@ -133,7 +133,7 @@ def resume_everywhere(strategy, folder, out):
     def run(directory):
         distiller.load_weights(beginning)
         given = [callbacks.Backup(directory, num_kept=1)]
-        if not is_chief(strategy):  # the chief must wait for it before it removes what a run left that had ended
+        if not is_chief(strategy):  # the chief must wait for it before it removes the leftovers of a finished run
             given.insert(0, keras.callbacks.LambdaCallback(on_train_begin=lambda logs: time.sleep(0.2)))
         fitted = distiller.fit(data, epochs=2, verbose=0, callbacks=given)
         state = [*distiller.get_weights(), *(each.numpy() for each in distiller.optimizer.variables)]

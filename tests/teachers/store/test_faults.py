@@ -107,7 +107,7 @@ def test_shards_by_parallel_processes_make_one_store(tmp_path, uninterrupted):
     both = [start("label(sys.argv[1], shard=(int(sys.argv[2]), 2))", path, i) for i in range(2)]
     for process in both:
         assert process.wait() == 0, process.read()
-    here["label"](path, shard=(0, 2))  # whoever comes last sees that all is there
+    here["label"](path, shard=(0, 2))  # the last one finds everything complete
     assert contents(path) == contents(uninterrupted)
 
 
@@ -187,7 +187,7 @@ def test_damage_is_found_named_and_repaired_alone(store, uninterrupted, damage, 
 
 
 def test_an_unreadable_shard_is_named_and_the_others_are_kept(uninterrupted):
-    """Read by a user who has no right to one file: root, who may run the tests, can read everything."""
+    """Read as a user without permission for one file: root, who may run the tests, can read everything."""
     code = """
     import os
     path = sys.argv[1]
@@ -203,7 +203,7 @@ def test_an_unreadable_shard_is_named_and_the_others_are_kept(uninterrupted):
             if os.geteuid() == 0:
                 os.seteuid(65534)
     """
-    with tempfile.TemporaryDirectory() as folder:  # unlike pytest's, a folder that can be opened to everybody
+    with tempfile.TemporaryDirectory() as folder:  # unlike pytest's, a folder that other users can access
         for name, content in contents(uninterrupted).items():
             (Path(folder) / name).write_bytes(content)
         os.chmod(folder, 0o755)

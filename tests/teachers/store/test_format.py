@@ -1,4 +1,4 @@
-"""How a store spells a teacher's outputs, against NumPy."""
+"""How a store encodes a teacher's outputs, against NumPy."""
 
 import ml_dtypes
 import numpy as np

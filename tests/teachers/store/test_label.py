@@ -1,4 +1,4 @@
-"""Stored = live: what is written is what the teacher says, for every kind of output, and training agrees."""
+"""Stored = live: a store contains the teacher's predictions, for every kind of output, and training agrees."""
 
 import json
 import warnings
@@ -36,7 +36,7 @@ def label(teacher, dataset, path, **kwargs):
 
 
 def served(stored, dataset, taps=(), **kwargs):
-    """Everything the store says, in the order of the dataset."""
+    """All contents of the store, in the order of the dataset."""
     heard = []
     for element in stored.attach(dataset, **kwargs):
         x, carried = stored.split(element[0] if isinstance(element, tuple) else element)
@@ -231,7 +231,7 @@ def test_the_same_teacher_in_another_process_has_the_same_fingerprint(tmp_path):
 
     teacher = model()
     teacher.save(tmp_path / "teacher.keras")
-    keras.layers.Dense(1)  # moves the automatic names on
+    keras.layers.Dense(1)  # advances the automatic names
     loaded = keras.saving.load_model(tmp_path / "teacher.keras")
     twin = model()
     assert teacher_fingerprint(teacher) == teacher_fingerprint(loaded) == teacher_fingerprint(twin)
@@ -366,5 +366,5 @@ def test_a_teacher_with_constant_predictions_is_detected(tmp_path):
     with pytest.warns(UserWarning, match="answers that depend on the example, got the same for all 2 of the first"):
         teachers.label(model, tf.data.Dataset.from_tensor_slices(x).batch(2), tmp_path / "a", progress=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # one example says nothing about others
+        warnings.simplefilter("error")  # one example is not enough to detect a constant teacher
         teachers.label(model, tf.data.Dataset.from_tensor_slices(x[[0, 0]]).batch(2), tmp_path / "b", progress=False)

@@ -1,4 +1,4 @@
-"""Who may remove whose files: across processes, containers and machines, and through every fault of the disk."""
+"""Which files a writer may remove: across processes, containers and machines, and with every disk fault."""
 
 import multiprocessing
 import os
@@ -148,11 +148,11 @@ def refused_when_forked(results):
         results.put(str(problem))
 
 
-# ------------------------------------------------------------------------------------- records that a forger signed
+# ------------------------------------------------------------------------------------- records with forged digests
 
 
 def forged(path, change):
-    """Change the bytes of shard 0 and sign everything anew: its name, and the manifest."""
+    """Change the bytes of shard 0 and recompute all digests: its name, and the manifest."""
     manifest = files.read_manifest(path)
     entry = manifest["shards"][0]
     old = path / entry["file"]

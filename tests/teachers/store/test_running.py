@@ -1,4 +1,4 @@
-"""Labelling as a program that runs for hours: what a terminal shows, and memory that does not grow."""
+"""Labelling that runs for hours: its progress on a terminal, and constant memory."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Stores that somebody else wrote: their paths lead nowhere else, their JSON runs nothing, damage is an error."""
+"""Untrusted stores: their paths stay inside, their JSON executes nothing, damage is an error."""
 
 import json
 import random
@@ -48,14 +48,14 @@ def write(path, content):
 
 
 def rewritten(path, change):
-    """Change the manifest as an attacker would: with a digest that fits."""
+    """Change the manifest as an attacker would: with a matching digest."""
     manifest = json.loads((path / "manifest.json").read_text())
     change(manifest)
     files.write_manifest(path, manifest)
 
 
 def use(path):
-    """All that reads a store."""
+    """All functions that read a store."""
     teachers.verify(path)
     stored = teachers.Stored(path)
     stored.check(batches())
@@ -160,7 +160,7 @@ def test_a_manifest_nested_too_deeply_is_refused(store):
 
 
 def mutate(rng, path):
-    """One random damage: bytes of a file, its length, or a manifest whose digest fits."""
+    """One random damage: bytes of a file, its length, or a manifest with a matching digest."""
     file = rng.choice(sorted(path.iterdir()))
     if rng.random() < 0.5:
 

@@ -1,4 +1,4 @@
-"""Stores that keep some classes say what that costs, and are compared without guessing; batches of other lengths."""
+"""Stores of the top classes report the divergence from all, and compare the tail exactly; ragged batches."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_the_tail_of_a_store_is_that_of_the_live_teacher(tmp_path, temperature):
     assert found["tail", "live"] == pytest.approx(expected, rel=1e-5)
     assert found["tail", "stored"] == pytest.approx(expected, rel=1e-5)
     exact = np.mean(oracles.soft_targets(teacher(X), student(X), temperature))
-    if temperature == 1.0:  # joining classes never adds to a divergence
+    if temperature == 1.0:  # merging classes never increases a divergence
         assert found["tail", "live"] < exact
 
 

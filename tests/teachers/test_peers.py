@@ -1,4 +1,4 @@
-"""Teachers made of the student: peers, the deepest exit, a gate, a snapshot that moves in the step."""
+"""Teachers derived from the student: peers, the deepest exit, a gate, a snapshot updated in the step."""
 
 import keras
 import numpy as np
@@ -90,7 +90,7 @@ def test_the_virtual_teacher_is_the_formula():
 
 @pytest.fixture(scope="module")
 def averaged():
-    """The weights of a run that stops after every step and averages by hand."""
+    """The weights of a run that stops after each step and averages by hand."""
     other, average = mlp(8, 4, seed=2), mlp(8, 4, seed=2)
     by_hand = Distiller(average, other, LogitsDistillation(2.0))
     by_hand.compile(keras.optimizers.SGD(0.3), CROSS_ENTROPY)
@@ -112,7 +112,7 @@ def test_a_snapshot_is_updated_within_the_step(case, averaged):
         teacher = teachers.Snapshot(student, decay=0.9, every_steps=2, warmup_steps=6)
         distiller = Distiller(teacher, student, LogitsDistillation(2.0))
         distiller.compile(keras.optimizers.SGD(0.3), CROSS_ENTROPY, **modes.get(case, {}))
-    # The callback must not move it again.
+    # The callback must not update it again.
     distiller.fit(batches(X, Y, size=2), verbose=0, callbacks=[teacher.follow(student)])
     for one, two in zip(teacher.model.get_weights(), averaged, strict=True):
         np.testing.assert_allclose(one, two, atol=3e-6)

@@ -1,4 +1,4 @@
-"""Where a newcomer stumbled without a word: heads that cannot be seen, frozen kernels, adapters, temperatures."""
+"""Former silent failures for new users: hidden softmax heads, frozen kernels, adapters, temperatures."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ X, Y = batch(16)
 
 
 class Softmax(keras.Model):
-    """Its head is inside of ``call``, where no look at the layers finds it."""
+    """Its head is inside ``call``, where it cannot be found among the layers."""
 
     def __init__(self, activation="softmax"):
         super().__init__()
@@ -38,7 +38,7 @@ def test_a_softmax_inside_of_call_is_found_at_the_first_batch(role, options):
 
 def test_logits_and_probabilities_are_told_apart():
     assert activation_of(tf.nn.softmax(X)) == "softmax" and activation_of(tf.constant(X)) is None
-    assert activation_of(tf.constant([[1.0, 0.0], [0.0, 1.0]])) is None  # could be logits, and are hardly ever answers
+    assert activation_of(tf.constant([[1.0, 0.0], [0.0, 1.0]])) is None  # could be logits
     found = []
     tf.function(lambda x: found.append(activation_of(tf.stop_gradient(tf.cast(tf.nn.sigmoid(x), "float64")))))(X)
     tf.function(lambda x: found.append(activation_of(tf.nn.log_softmax(x))))(X)
@@ -46,7 +46,7 @@ def test_logits_and_probabilities_are_told_apart():
     both = Distiller(Softmax(), Softmax(), LogitsDistillation(from_logits=False), student_loss_weight=0.0)
     both.teacher(X)
     both.compile("sgd")
-    both.fit(X, verbose=0)  # as said
+    both.fit(X, verbose=0)  # as documented
 
 
 def test_a_quantised_student_is_warned_of():
