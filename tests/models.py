@@ -26,7 +26,7 @@ def batch(examples=32, inputs=6, classes=4, seed=0):
 
 
 def batches(*arrays, size=32):
-    """The arrays in batches, for many epochs: from arrays Keras builds a new pipeline in each, at ten times the cost."""
+    """The arrays in batches, for many epochs: from arrays, Keras builds a new pipeline in each, ten times as slow."""
     options = tf.data.Options()
     options.autotune.enabled = False
     slices = arrays[0] if len(arrays) == 1 else arrays
