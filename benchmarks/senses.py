@@ -47,26 +47,26 @@ def main() -> None:
 
     def student(way: str, seed: int) -> float:
         keras.utils.set_random_seed(seed)
-        model = shown.hears(sound.shape[1:], 16)
+        model = shown.recogniser(sound.shape[1:], 16)
         settings = {"epochs": epochs, "batch_size": 32, "verbose": 0}
         falling = keras.optimizers.schedules.CosineDecay(3e-3, epochs * -(-len(digits) // 32))
         if way == "labels":
             model.compile(keras.optimizers.Adam(falling), loss, jit_compile=False)
             model.fit(sound, digits, **settings)
             return accuracy(model, test_sound)
-        listened = teachers.Preprocessed(teacher, lambda x: x["picture"], lambda x: x["sound"])
-        distiller = Distiller(listened, model, LogitsDistillation(2.0), student_loss_weight=0.0)
+        paired_teacher = teachers.Preprocessed(teacher, lambda x: x["picture"], lambda x: x["sound"])
+        distiller = Distiller(paired_teacher, model, LogitsDistillation(2.0), student_loss_weight=0.0)
         distiller.compile(keras.optimizers.Adam(falling), jit_compile=False)
         distiller.fit({"picture": picture, "sound": sound}, **settings)
         return accuracy(model, test_sound)
 
     top = runs("teacher", lambda: accuracy(teacher, test_picture))
-    kept.add({"model": "teacher, sees"}, {"accuracy": top, "parameters": teacher.count_params()})
+    kept.add({"model": "teacher, images"}, {"accuracy": top, "parameters": teacher.count_params()})
     mean = {}
     for way in ("labels", "pairs without labels"):
         each = [runs(f"{way} {seed}", lambda w=way, s=seed: student(w, s)) for seed in range(options.seeds)]
         mean[way] = float(np.mean(each))
-        kept.add({"model": f"student, hears, {way}", "seeds": len(each)}, {"accuracy": mean[way], "runs": each})
+        kept.add({"model": f"student, sound, {way}", "seeds": len(each)}, {"accuracy": mean[way], "runs": each})
     share = 100 * mean["pairs without labels"] / top
     kept.verdict("percent of the teacher's accuracy that the student keeps", share, at_least=90.0)
     kept.write()

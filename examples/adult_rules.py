@@ -1,10 +1,10 @@
-"""What does an income classifier do? Its answers as a tree, as rules, as a line, and where it parts from the outcomes.
+"""Explain an income classifier with a tree, rules and a linear model, and compare its predictions with the outcomes.
 
 Run: python examples/adult_rules.py  (1 CPU minute; --smoke: scikit-learn's breast cancer table, under a minute)
 
 The adult census from ../shared/data or $KERAS_DISTILL_DATA. Prints the fidelity of each surrogate with its interval,
-the curve of size against fidelity, the rules, the tree as plain Python, an audit (distill and compare), and one answer
-explained locally. A surrogate says what the teacher does, not whether it is right.
+the curve of size against fidelity, the rules, the tree as plain Python, an audit (distill and compare), and a local
+explanation of one prediction. A surrogate describes what the teacher does, not whether it is right.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def breast_cancer() -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
 
 
 def main() -> None:
-    """Train a teacher on half of the rows and explain it on the others."""
+    """Train a teacher on half of the rows and explain it on the other half."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="a small table")
     smoke = parser.parse_args().smoke

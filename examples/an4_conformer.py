@@ -1,10 +1,10 @@
-"""A small Conformer teaches a recogniser that streams: CMU AN4, with CTC.
+"""A small Conformer teaches a streaming recogniser: CMU AN4, with CTC.
 
 The Conformer (Gulati et al., arXiv:2005.08100) mixes attention over the whole utterance with convolutions over
 neighbouring frames, so it needs the whole utterance; its student, the causal convolutions of ``an4_streaming.py``, does
 not. Each block is half a feed-forward layer, attention, a gated convolution, the other half, and a normalisation.
-Differs from the paper: no relative positions (the convolutions tell neighbours apart), layer normalisation inside the
-convolution in place of batch normalisation, so that padding is in no statistic.
+Differences from the paper: no relative positions (the convolutions encode the order of neighbours), and layer
+normalisation inside the convolution instead of batch normalisation, so that padding is not part of any statistic.
 
 Run: ``python examples/an4_conformer.py`` (an4_mfcc under ``$KERAS_DISTILL_DATA``; not yet run in full; ``--smoke``, on
 made-up features: half a minute).
@@ -21,7 +21,7 @@ from keras_distill import Distiller, LogitsDistillation, adapters, losses
 
 
 def half_a_feed_forward(x, width, dropout):
-    """Half of the block's feed-forward layer, added to its input."""
+    """A feed-forward layer whose output, times one half, is added to its input."""
     h = layers.Dense(4 * width, "silu")(layers.LayerNormalization()(x))
     h = layers.Dropout(dropout)(layers.Dense(width)(h))
     return layers.add([x, layers.Rescaling(0.5)(h)])
@@ -31,14 +31,14 @@ def gated_convolution(x, masked, width, kernel, dropout):
     """A gated linear unit, a depthwise convolution over neighbouring frames, and a projection."""
     h = layers.LayerNormalization()(x)
     h = layers.multiply([layers.Dense(width)(h), layers.Dense(width, "sigmoid")(h)])
-    h = adapters.WithMask()([h, masked])  # zeros at padding, which the convolution reads
+    h = adapters.WithMask()([h, masked])  # zeros at padding, since the convolution reads it
     h = layers.DepthwiseConv1D(kernel, padding="same")(h)
     h = layers.Activation("silu")(layers.LayerNormalization()(h))
     return layers.Dropout(dropout)(layers.Dense(width)(h))
 
 
 def conformer(width, blocks=4, heads=4, kernel=15, dropout=0.1, seed=0):
-    """Give logits for each frame; (batch, frames, 39) in, zeros are padding."""
+    """Return a model from (batch, frames, 39), where zeros are padding, to logits for each frame."""
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((None, 13 * STACKED))
     masked = layers.Masking()(inputs)

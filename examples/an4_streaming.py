@@ -1,8 +1,8 @@
-"""A recogniser that streams learns from one that hears whole utterances: CMU AN4, a few words each.
+"""A streaming recogniser learns from one that sees whole utterances: CMU AN4, a few words each.
 
-The teacher is bidirectional. The student is causal but for a look-ahead of a few frames, so that it answers while
-someone speaks. It is trained alone, from the teacher's frames, in the DNN-HMM manner (cross-entropy on the frames that
-the teacher aligned), and from the teacher's best sentences. Word error rates of greedy decoding, by jiwer.
+The teacher is bidirectional. The student is causal except for a look-ahead of a few frames, so that it produces labels
+while someone speaks. It is trained alone, on the teacher's frames, as in hybrid DNN-HMM systems (cross-entropy on
+frames aligned by the teacher), and on the teacher's best sentences. Word error rates of greedy decoding, by jiwer.
 
 Run: ``python examples/an4_streaming.py`` (an4_mfcc under ``$KERAS_DISTILL_DATA``; estimated: 15 core-minutes;
 ``--smoke``, on made-up features: half a minute). ``benchmarks/speech.py`` compares more ways.
@@ -24,7 +24,7 @@ CLASSES, STACKED, LOOK_AHEAD = len(CHARACTERS) + 1, 3, 4
 
 
 def an4(part):
-    """Give features (frames, 39), three frames of 10 ms stacked, and the text of each utterance."""
+    """Return features (frames, 39), three stacked frames of 10 ms, and the text of each utterance."""
     beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or beside)
     with np.load(folder / "an4_mfcc" / "an4_mfcc13.npz") as stored:
@@ -39,7 +39,7 @@ def an4(part):
 
 
 def made_up(count, seed):
-    """Give features in which each letter lights three frames, and one pause."""
+    """Return features in which each letter is active for three frames, followed by a pause."""
     rng, sounds, texts = np.random.default_rng(seed), [], []
     for _ in range(count):
         text = "".join(rng.choice(["A", "B", "C"], rng.integers(2, 4)))
@@ -52,7 +52,7 @@ def made_up(count, seed):
 
 
 def padded(sounds, texts):
-    """Give (utterances, frames, 39) and labels, padded with 0 and -1."""
+    """Return (utterances, frames, 39) and labels, padded with 0 and -1."""
     x = np.zeros((len(sounds), max(map(len, sounds)), 13 * STACKED), "float32")
     y = np.full((len(sounds), max(map(len, texts))), -1, "int32")
     for index, (sound, text) in enumerate(zip(sounds, texts, strict=True)):
@@ -71,7 +71,7 @@ def bidirectional(width):
 
 
 def streaming(width, seed=0):
-    """Separable convolutions over the past; the first of them looks a few frames ahead."""
+    """Separable convolutions over the past; only the first looks a few frames ahead."""
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((None, 13 * STACKED))
     masked = layers.Masking()(inputs)
@@ -80,12 +80,12 @@ def streaming(width, seed=0):
         ahead = LOOK_AHEAD if index == 0 else 0
         h = layers.ZeroPadding1D((8 * dilation - ahead, ahead))(layers.LayerNormalization()(x))
         h = layers.SeparableConv1D(width, 9, dilation_rate=dilation, activation="relu")(h)
-        x = adapters.WithMask()([layers.add([x, layers.Dropout(0.1)(h)]), masked])  # convolutions lose the mask
+        x = adapters.WithMask()([layers.add([x, layers.Dropout(0.1)(h)]), masked])  # convolutions drop the mask
     return keras.Model(inputs, layers.Dense(CLASSES)(x))
 
 
 def word_error_rate(model, sounds, texts):
-    """In percent, of greedy decoding."""
+    """Word error rate of greedy decoding, in percent."""
     found = []
     for start in range(0, len(sounds), 32):
         rows = metrics.ctc_greedy_decode(model(padded(sounds[start : start + 32], texts[start : start + 32])[0]))
@@ -94,9 +94,9 @@ def word_error_rate(model, sounds, texts):
 
 
 def utterances(smoke):
-    """Give features and texts to train and to test on; those to train on padded as well."""
+    """Return features and texts for training and for the test; those for training also padded."""
     train, test = (made_up(32, 0), made_up(8, 1)) if smoke else (an4("train"), an4("test"))
-    if not smoke:  # without the longest tenth, so that a batch is not mostly padding
+    if not smoke:  # without the longest tenth, so that batches are not mostly padding
         kept = [i for i, sound in enumerate(train[0]) if len(sound) <= 144]
         train = [train[0][i] for i in kept], [train[1][i] for i in kept]
     return *padded(*train), test
@@ -119,8 +119,8 @@ def main():
 
     keras.utils.set_random_seed(0)
     teacher = fitted(bidirectional(widths[0]), losses.Ctc(), y)
-    said = np.concatenate([np.asarray(teacher(x[i : i + 64])) for i in range(0, len(x), 64)])
-    aligned = metrics.ctc_align(y, said, mask=np.any(x != 0.0, axis=-1)).frames
+    logits = np.concatenate([np.asarray(teacher(x[i : i + 64])) for i in range(0, len(x), 64)])
+    aligned = metrics.ctc_align(y, logits, mask=np.any(x != 0.0, axis=-1)).frames
     best = teachers.n_best(teacher, x, num_hypotheses=5, beam_width=8, batch_size=32)
     by_frame = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
     frames = LogitsDistillation(temperature=1.0, loss=losses.FrameSoftTargets(keep="around_spikes"))
@@ -131,7 +131,7 @@ def main():
         "teacher's sentences": lambda student: fitted(student, losses.NBestCtc(), best.packed()),
     }
     print(f"teacher              WER {word_error_rate(teacher, *test):6.2f} %, {teacher.count_params():,} parameters")
-    for name in list(ways)[1:3] if options.smoke else ways:  # each compiles a loss of its own, which takes long
+    for name in list(ways)[1:3] if options.smoke else ways:  # each compiles its own loss, which is slow
         student = streaming(widths[1])
         ways[name](student)
         print(

@@ -1,10 +1,10 @@
-"""Annealing-KD: first imitate the teacher's logits, scaled up step by step; then learn from the labels alone.
+"""Annealing-KD: first learn the teacher's logits, scaled up step by step, then only the labels.
 
 Run: python examples/annealing_kd.py  (Fashion-MNIST, 5 seeds; --smoke: scikit-learn's digits, 3 epochs)
 
 On the digits, 21 epochs, one seed, 2026-11-21: teacher 97.0 %, student alone 94.4, at a constant temperature 91.6,
-annealed 92.8. One seed proves nothing, and this student has data enough to do without a teacher: it shows the two
-stages, no more.
+annealed 92.8. One seed is no evidence, and this student has enough data to learn without a teacher: the run only
+demonstrates the two stages.
 
 Reference: Jafari et al., "Annealing Knowledge Distillation", EACL 2021, arXiv:2104.07163.
 """
@@ -19,7 +19,7 @@ from keras import ops
 
 from keras_distill import Distiller, LogitsDistillation, callbacks, data
 
-HIGHEST = 7  # the temperature that stage 1 starts with, as in the paper for GLUE
+HIGHEST = 7  # the initial temperature of stage 1, as in the paper for GLUE
 
 
 @keras.saving.register_keras_serializable(package="examples")
@@ -27,7 +27,7 @@ class AnnealedLogits(LogitsDistillation):
     """Squared distance to the teacher's logits times 1 - (temperature - 1) / HIGHEST, summed over the classes."""
 
     def values(self, teacher_outputs: Any, student_outputs: Any, **_: Any) -> Any:
-        """Return (batch,); the temperature multiplies the teacher's side only."""
+        """Return (batch,); the temperature scales only the teacher's logits."""
         scale = 1.0 - (self.settings["temperature"].tensor - 1.0) / HIGHEST
         return ops.sum(ops.square(student_outputs - scale * teacher_outputs), axis=-1)
 
@@ -46,7 +46,7 @@ def compiled(model: keras.Model, rate: float) -> keras.Model:
 
 
 def best(epochs: int) -> keras.callbacks.Callback:
-    """Go through all epochs, then back to the weights with the best validation accuracy."""
+    """Train for all epochs, then restore the weights with the best validation accuracy."""
     return keras.callbacks.EarlyStopping("val_accuracy", mode="max", patience=epochs, restore_best_weights=True)
 
 
@@ -55,7 +55,7 @@ def annealed(teacher: keras.Model, student: keras.Model, epochs: int, fit: dict)
     first = 2 * epochs // 3
     distiller = Distiller(teacher, student, AnnealedLogits(temperature=HIGHEST), student_loss_weight=0.0)
     distiller.compile(keras.optimizers.Adam(2e-3), metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")])
-    # Whole numbers from HIGHEST down to 1, the same number of epochs for each.
+    # Integers from HIGHEST down to 1, each for the same number of epochs.
     falling = callbacks.TemperatureScheduler(lambda epoch: HIGHEST - epoch * HIGHEST // first)
     distiller.fit(**fit, epochs=first, callbacks=[falling, best(first)])
     compiled(student, 5e-4).fit(**fit, epochs=epochs - first, callbacks=[best(epochs)])

@@ -1,8 +1,9 @@
-"""A keras-hub BERT, pre-trained here on the training texts, into half its blocks (DistilBERT) and into a BiLSTM.
+"""Distil a keras-hub BERT, pre-trained here on the training texts, into half its blocks (DistilBERT) and into a BiLSTM.
 
-SST-2 under ``$KERAS_DISTILL_DATA``, or made-up reviews with ``--smoke``. The teacher learns to guess hidden words and
-is then fine-tuned. Students: every other block, copied and distilled by guessing with its teacher; the same blocks from
-random weights; and a BiLSTM from labels alone, and from the fine-tuned teacher on augmented texts.
+SST-2 under ``$KERAS_DISTILL_DATA``, or made-up reviews with ``--smoke``. The teacher is pre-trained as a masked
+language model and then fine-tuned. Students: every other block, copied and distilled as a masked language model; the
+same blocks with random weights; and a BiLSTM, trained on labels alone and on the fine-tuned teacher's predictions for
+augmented texts.
 
 Run: ``python examples/bert_to_small.py`` (not measured here; estimated an hour of one core; ``--smoke``: one minute).
 """
@@ -32,7 +33,7 @@ def backbone(words: int, blocks: int, width: int) -> keras.Model:
 
 
 def masked_model(body: keras.Model, words: int) -> keras.Model:
-    """Guesses hidden words."""
+    """A masked language model."""
     inputs = {name: keras.Input((TOKENS,), dtype="int32", name=name) for name in body.input}
     return keras.Model(inputs, keras.layers.Dense(words)(body(inputs)["sequence_output"]))
 
@@ -93,7 +94,7 @@ def main() -> None:
     for half in halves.values():
         distiller = regimes.distilbert(guesser, half, teacher_blocks=blocks, student_blocks=blocks // 2)
         fitted(distiller, guess, masked, hidden)
-    guesser.trainable = True  # a distiller freezes its teacher; this one is trained further
+    guesser.trainable = True  # a distiller freezes its teacher, but this one is trained further
 
     def predict(ids: np.ndarray) -> np.ndarray:
         batch = {"token_ids": ids, "segment_ids": 0 * ids, "padding_mask": (ids > 0).astype("int32")}

@@ -63,7 +63,7 @@ def detector(shape, classes, width, seed):
 
 
 def focal(y, logits):
-    """CenterNet's loss of a heatmap, per image."""
+    """CenterNet's heatmap loss, per image."""
     p, one = ops.sigmoid(logits), ops.cast(y == 1.0, "float32")
     near = one * (1 - p) ** 2 * ops.softplus(-logits) + (1 - one) * (1 - y) ** 4 * p**2 * ops.softplus(logits)
     return ops.sum(near, axis=(1, 2, 3)) / ops.maximum(ops.sum(one, axis=(1, 2, 3)), 1.0)
@@ -76,7 +76,7 @@ def sizes(y, predicted):
 
 
 def average_precision(model, examples, classes):
-    """AP at an overlap of one half, by pycocotools: percent."""
+    """AP at an overlap of one half, in percent, by pycocotools."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -116,7 +116,7 @@ def fit(model, train, classes, epochs):
 
 
 def distiller(teacher, student):
-    """Heatmaps, boxes and features: the weights were set once, before any figure."""
+    """Terms on heatmaps, boxes and features; their weights were set once, before any test result."""
     heat = FeatureDistillation(losses.CenterHeatmaps(), "heat", "heat")
     boxes = FeatureDistillation(losses.CenterBoxes(), ["heat", "size"], ["heat", "size"])
     neck = FeatureDistillation(losses.NormalizedFeatures(), "neck", "neck", adapter="auto")

@@ -1,9 +1,9 @@
-"""A policy for CartPole as a tree that fits on a napkin: a few bounds, taken from a network.
+"""Distil a CartPole policy from a network into a decision tree with a few thresholds.
 
 Run: python examples/cartpole_tree.py  (10 CPU seconds; --smoke: fewer episodes)
 
-The teacher is a small network trained by the cross-entropy method. The tree is fitted to the teacher's answers in the
-states that the tree itself visits (VIPER's loop: play, ask the teacher, fit again). Needs gymnasium.
+The teacher is a small network trained by the cross-entropy method. The tree is fitted to the teacher's actions in the
+states that the tree itself visits (VIPER's loop: act, label with the teacher, fit again). Needs gymnasium.
 
 On 2 cores, 2026-11-29, one seed, 30 episodes that nobody trained on (target: 95% of the teacher at depth <= 4):
 
@@ -34,13 +34,13 @@ def policy(weights: np.ndarray) -> keras.Model:
 
 
 def fast(weights: np.ndarray):
-    """The same policy in NumPy, to play with."""
+    """The same policy in NumPy, for acting in the environment."""
     first, bias, second = weights[:32].reshape(4, 8), weights[32:40], weights[40:].reshape(8, 2)
     return lambda state: int(np.argmax(np.tanh(state @ first + bias) @ second))
 
 
 def play(act, episodes: int, seed: int) -> tuple[float, np.ndarray]:
-    """Mean return, and the states seen."""
+    """Return the mean return and the visited states."""
     environment = gymnasium.make("CartPole-v1")
     states, total = [], 0.0
     for episode in range(episodes):
@@ -55,14 +55,14 @@ def play(act, episodes: int, seed: int) -> tuple[float, np.ndarray]:
 
 
 def as_function(made: explain.Surrogate):
-    """The surrogate's own plain Python, compiled: a thousand times as fast as a model of one row."""
+    """The surrogate's plain Python code, compiled: a thousand times as fast as a model on one row."""
     scope: dict = {}
     exec(made.to_code("act"), scope)
     return scope["act"]
 
 
 def teacher_weights(rounds: int, crowd: int, rng: np.random.Generator) -> np.ndarray:
-    """Cross-entropy method: try many policies, keep the best fifth, try near them."""
+    """Cross-entropy method: sample policies, keep the best fifth, sample near them."""
     mean, spread = np.zeros(56), np.ones(56)
     for round_ in range(rounds):
         tries = mean + spread * rng.standard_normal((crowd, 56))
@@ -75,7 +75,7 @@ def teacher_weights(rounds: int, crowd: int, rng: np.random.Generator) -> np.nda
 
 
 def main() -> None:
-    """Train the teacher, then the tree, then compare what they earn on episodes that nobody trained on."""
+    """Train the teacher, then the tree, and compare their returns on unseen episodes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="fewer episodes")
     smoke = parser.parse_args().smoke
@@ -86,11 +86,11 @@ def main() -> None:
 
     for depth in (1, 2, 3, 4):
         seen, best = states, (-1.0, None)
-        for round_ in range(4 if smoke else 12):  # the teacher is asked in the states that the tree gets into, too
+        for round_ in range(4 if smoke else 12):  # the teacher also labels the states that the tree visits
             made = explain.surrogate(teacher, seen, "tree", max_depth=depth, feature_names=COLUMNS, class_names="LR")
             reward, visited = play(as_function(made), 5, 60_000 + 10 * round_)
             seen = np.concatenate([seen, visited])
-            best = max(best, (reward, made), key=lambda pair: pair[0])  # chosen on episodes of training
+            best = max(best, (reward, made), key=lambda pair: pair[0])  # chosen on training episodes
         made = best[1]
         reward, most = (play(each, test_episodes, 90_000)[0] for each in (as_function(made), fast(weights)))
         print(f"depth {depth}, {made.size:2d} leaves: return {reward:.1f} of {most:.1f}", end=", ")

@@ -1,9 +1,10 @@
-"""An ensemble that knows what it does not know becomes one small model that abstains (chest X-rays).
+"""Distil an ensemble into one small model that abstains where it is uncertain (chest X-rays).
 
 Run: python examples/chest_x_rays.py  (PneumoniaMNIST under $KERAS_DISTILL_DATA; --smoke: scikit-learn's digits)
 
-Five networks teach one by their mean answer. A temperature is fitted on validation images. Then each model answers only
-where it is most certain: the share of errors among its answers falls as it abstains more. Not a medical device.
+One network learns from the mean prediction of five. A temperature is fitted on validation images. Then each model
+predicts only where it is most certain: the error rate of its predictions falls as it abstains more often. This is not a
+medical device.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def judged(name, logits, labels):
 
 
 def main():
-    """Train, and print what each model risks where it answers."""
+    """Train, and print each model's selective risk."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="digits, few epochs")
     smoke = parser.parse_args().smoke

@@ -1,14 +1,14 @@
 """A residual teacher, a separable student: logits alone against hints, attention, relations and cross-layer attention.
 
-Every student starts from the same weights for a seed and sees the same 4,000 pictures; the teacher had 30,000. The
-weights of the terms are the best of two or three powers of ten on 2,000 validation pictures, with the first seed.
-CIFAR-10 here is recompressed as JPEG: accuracies do not compare with published ones.
+For each seed, every student starts from the same weights and is trained on the same 4,000 images; the teacher had
+30,000. The weights of the terms are the best of two or three powers of ten on 2,000 validation images, with the first
+seed. CIFAR-10 here is recompressed as JPEG, so accuracies are not comparable with published ones.
 
 Measured 2026-11-21, accuracy, agreement with the teacher, %, 3 seeds: teacher 72.71; student alone 42.29 ± 0.80,
 46.18 ± 0.57; logits 45.37 ± 0.84, 49.94 ± 1.26; + hint 45.54 ± 1.21, 50.30 ± 1.38; + attention 44.79 ± 0.17,
 49.90 ± 0.42; + relation 45.27 ± 0.72, 50.26 ± 0.94; + cross-layer attention 47.95 ± 1.15, 53.62 ± 1.22.
-Beside the logits no term of one pair of layers helps beyond the spread; cross-layer attention does. It sends both
-stages of the student to the teacher's first, as far as its cosine goes (0.79): see the plot.
+In addition to the logits, no term on one pair of layers helps beyond the spread; cross-layer attention does. It aligns
+both stages of the student with the teacher's first (cosine 0.79): see the plot.
 
 Run: ``python examples/cifar10_features.py`` (about half an hour of one core; ``--smoke``, on digits: under one).
 """
@@ -57,7 +57,7 @@ def separable(widths: tuple[int, ...]) -> keras.Model:
     return keras.Model(x, layers.Dense(10)(layers.GlobalAveragePooling2D(name="pooled")(y)), name="separable")
 
 
-# Name in the table: the terms beside the logits, each with its weight against the cross-entropy's 1.
+# Name in the table: the terms added to the logits, each with its weight relative to the cross-entropy's 1.
 TERMS: dict[str, Callable[[], list[tuple[keras_distill.DistillationLoss, float]]]] = {
     "logits": list,
     "+ hint": lambda: [(FeatureDistillation(losses.HintMatching(), "stage_2", "stage_2", adapter="auto"), 10.0)],
@@ -87,7 +87,7 @@ def fitted(model: keras.Model, examples: data.Examples, epochs: int, seed: int) 
 
 
 def pictures(smoke: bool) -> data.Data:
-    """CIFAR-10; or scikit-learn's digits, enlarged to its shape, where it must only run."""
+    """CIFAR-10, or for a smoke test scikit-learn's digits, enlarged to its shape."""
     loaded = data.load("digits" if smoke else "cifar10_jpeg")
     if not smoke:
         return loaded
@@ -97,13 +97,13 @@ def pictures(smoke: bool) -> data.Data:
     return data.Data("digits", large, loaded.class_names, loaded.source)
 
 
-def answers(model: keras.Model, examples: data.Examples) -> np.ndarray:
-    """The classes that the model says."""
+def predicted_classes(model: keras.Model, examples: data.Examples) -> np.ndarray:
+    """The classes predicted by the model."""
     return np.argmax(model.predict(examples.inputs, batch_size=500, verbose=0), -1)
 
 
 def main() -> None:
-    """Train the teacher, then a student by each way and seed; print the table, draw the cross-layer attention."""
+    """Train the teacher, then a student for each method and seed; print the table, plot the cross-layer attention."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
@@ -119,8 +119,8 @@ def main() -> None:
     began = time.perf_counter()
     keras.utils.set_random_seed(0)
     teacher = fitted(residual(wide), loaded.train.take(taught), teacher_epochs, seed=0)
-    agreed = answers(teacher, test)
-    table = {"teacher": [100.0 * float(np.mean(agreed == test.labels))]}
+    of_teacher = predicted_classes(teacher, test)
+    table = {"teacher": [100.0 * float(np.mean(of_teacher == test.labels))]}
     print(f"teacher {table['teacher'][0]:.2f} %, {teacher.count_params():,} parameters; {taught:,} pictures")
     print(f"student {separable(narrow).count_params():,} parameters; {count:,} pictures, {seeds} seeds")
     print(f"{'':28}{'accuracy, %':>16}{'agreement with teacher, %':>28}")
@@ -134,9 +134,9 @@ def main() -> None:
                 terms, weights = zip((LogitsDistillation(temperature=4.0), 1.0), *ways[way](), strict=True)
                 trained = Distiller(teacher, student, list(terms), list(weights))  # 0.5 for the labels, 0.5 for these
             fitted(trained, loaded.train.take(count), epochs, seed)
-            said = answers(student, test)
-            table[way].append(100.0 * float(np.mean(said == test.labels)))
-            agreement[way].append(100.0 * float(np.mean(said == agreed)))
+            predicted = predicted_classes(student, test)
+            table[way].append(100.0 * float(np.mean(predicted == test.labels)))
+            agreement[way].append(100.0 * float(np.mean(predicted == of_teacher)))
         shown = "".join(f"{np.mean(v):{w}.2f} ± {np.std(v, ddof=min(1, seeds - 1)):.2f}"
                         for v, w in ((table[way], 9), (agreement[way], 21)))  # fmt: skip
         print(f"{way:28}{shown}", flush=True)

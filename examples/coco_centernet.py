@@ -1,12 +1,11 @@
-"""A detector that nobody here trained teaches a small one on pictures without labels: CenterNet, 80 classes of COCO.
+"""A pretrained detector teaches a small one on unlabelled images: CenterNet, 80 classes of COCO.
 
-The teacher is a TensorFlow graph of somebody else (model_centernet_coco), a black box that takes one picture of
-512 x 512 pixels. It labels 128 training pictures once; its heatmaps and boxes are stored at the student's resolution.
-The student never sees a label. Reported on 128 other pictures: AP50 against the labels, and against what the teacher
-found there.
+The teacher is a published TensorFlow graph (model_centernet_coco), a black box that takes one image of 512 x 512
+pixels. It labels 128 training images once; its heatmaps and boxes are stored at the student's resolution. The student
+never sees a label. AP50 is reported on 128 other images, against the labels and against the teacher's detections.
 
 Run: ``python examples/coco_centernet.py`` (model_centernet_coco and coco128x2_320 under ``$KERAS_DISTILL_DATA``;
-estimated: 20 core-minutes; ``--smoke``: a few pictures, a minute). 128 pictures are few: expect a low AP50.
+estimated: 20 core-minutes; ``--smoke``: a few pictures, a minute). 128 images are few, so expect a low AP50.
 """
 
 import argparse
@@ -35,7 +34,7 @@ def folder():
 
 
 def pictures(part, most):
-    """Give pictures (n, 256, 256, 3) in 0..1 and boxes (n, boxes, 5): corners in fractions, class id; -1 is padding."""
+    """Return images (n, 256, 256, 3) in 0..1 and boxes (n, boxes, 5): relative corners, class id; -1 is padding."""
     images, boxes = [], []
     with zipfile.ZipFile(folder() / "coco128x2_320" / "coco_320.zip") as archive:
         for name, row in sorted(json.loads(archive.read("annotations.json")).items()):
@@ -52,15 +51,15 @@ def pictures(part, most):
 
 
 def centernet():
-    """Give the graph as a teacher whose outputs look like the student's."""
+    """Return the graph as a teacher whose outputs have the student's format."""
     sys.path.insert(0, str(folder() / "model_centernet_coco"))
     import tfjs2tf
 
     graph, names = tfjs2tf.concrete(str(folder() / "model_centernet_coco" / "centernet.json"))
     names = [name.split("/")[-1] for name in names]
 
-    def answer(x):
-        """Take the surest of each 2 x 2 cells: its classes, and its box as the student describes boxes."""
+    def outputs_of(x):
+        """Take the most confident of each 2 x 2 cells: its classes, and its box in the student's format."""
         found = dict(zip(names, (each.numpy()[0] for each in graph(tf.convert_to_tensor(x))), strict=True))
         blocks = {key: _blocks(found[key]) for key in ("keypoints", "wh")}
         best = blocks["keypoints"].max(-1).argmax(-1)[..., None, None]
@@ -73,7 +72,7 @@ def centernet():
         return {"heat": heat[None], "size": np.stack([*size, *centre], axis=-1)[None].astype("float32")}
 
     return teachers.from_callable(
-        answer,
+        outputs_of,
         preprocess=lambda x: tf.image.resize(x, (512, 512)) * 255.0,
         activation={"heat": "sigmoid"},
         outputs={"heat": "heat", "size": "size"},
@@ -82,12 +81,12 @@ def centernet():
 
 
 def _blocks(x):
-    """Give (64, 64, 4, channels): the four cells of each block."""
+    """Return (64, 64, 4, channels): the four cells of each block."""
     return x.reshape(CELLS, 2, CELLS, 2, -1).swapaxes(1, 2).reshape(CELLS, CELLS, 4, -1)
 
 
 def detections(outputs, most=60):
-    """Give for each picture (most, 6): corners in fractions, class id, score."""
+    """Return (most, 6) for each image: relative corners, class id, score."""
     score = 1 / (1 + np.exp(-np.asarray(outputs["heat"], "float32")))
     score = np.where(score >= tf.nn.max_pool2d(score, 3, 1, "SAME").numpy(), score, 0.0)
     found = []
@@ -100,7 +99,7 @@ def detections(outputs, most=60):
 
 
 def main():
-    """Label, distil, judge."""
+    """Label, distil, evaluate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--epochs", type=int, default=60)
@@ -120,9 +119,9 @@ def main():
         rate = keras.optimizers.schedules.CosineDecay(4e-3, epochs * -(-len(x) // 4))
         distiller.compile(keras.optimizers.Adam(rate), jit_compile=False)
         distiller.fit(stored.attach(unlabelled), epochs=epochs, verbose=0)
-    heard = [teacher(test_x[i : i + 1]) for i in range(len(test_x))]
-    said = {key: np.concatenate([np.asarray(each[key]) for each in heard]) for key in ("heat", "size")}
-    found = {"teacher": detections(said), "student": detections(student.predict(test_x, batch_size=8, verbose=0))}
+    outputs = [teacher(test_x[i : i + 1]) for i in range(len(test_x))]
+    joined = {key: np.concatenate([np.asarray(each[key]) for each in outputs]) for key in ("heat", "size")}
+    found = {"teacher": detections(joined), "student": detections(student.predict(test_x, batch_size=8, verbose=0))}
     sure = [rows[rows[:, 5] >= 0.3] for rows in found["teacher"]]
     as_truth = np.full((len(sure), max(1, *map(len, sure)), 5), -1.0)
     for into, rows in zip(as_truth, sure, strict=True):

@@ -1,4 +1,4 @@
-"""Does a temperature that changes beat a constant one? Nine ways to train one small student, over several seeds.
+"""Is a changing temperature better than a constant one? Nine ways to train one small student, over several seeds.
 
 Run: python examples/dynamic_distillation.py  (6 CPU minutes; --smoke: scikit-learn's digits, under a minute)
 
@@ -17,9 +17,9 @@ Fashion-MNIST; a teacher that saw 20,000 examples, a student that sees 2,000 of 
     curriculum (CTKD)           80.56 ± 0.57     0.544 ± 0.019    86.95 ± 0.51     13.06
     entropy matched             81.66 ± 0.33     0.529 ± 0.006    88.68 ± 0.34     3.45
 
-What it shows: adaptive rules repair a temperature that was chosen badly (4) and find the good region by themselves, but
-do not beat a constant that was chosen well (1 or 2). The curriculum, made for long training, does worst here.
-The set-up is the second one tried: in the first, every distilled student lost to "alone".
+Result: adaptive rules compensate for a badly chosen temperature (4) and find the good range, but do not beat a
+well-chosen constant (1 or 2). The curriculum, designed for long training, is worst here. This is the second set-up that
+was tried: in the first, every distilled student was worse than "alone".
 """
 
 import argparse
@@ -47,7 +47,7 @@ def cross_entropy() -> keras.losses.Loss:
 
 
 def plans(held_out: tuple, total_steps: int) -> dict:
-    """Return name -> (term, callbacks), each made anew for each seed."""
+    """Return name -> (term, callbacks), new ones for each seed."""
 
     def follow(rule: str, **settings) -> list:
         return [callbacks.AdaptiveTemperature("gap", rule, validation_data=held_out, batch_size=1024, **settings)]
@@ -90,7 +90,7 @@ def main() -> None:
     seeds, epochs = (1, 3) if smoke else (arguments.seeds, arguments.epochs)
     source = data.load("digits" if smoke else "fashion_mnist")
     known, held_out, test = source.train.take(512 if smoke else 20_000), source.validation.take(1_000), source.test
-    train = known.take(200 if smoke else 2_000)  # the student sees a tenth of what the teacher saw
+    train = known.take(200 if smoke else 2_000)  # a tenth of the teacher's training data
     batch_size, began = 50, time.perf_counter()
 
     keras.utils.set_random_seed(0)
@@ -105,7 +105,7 @@ def main() -> None:
     ends: dict[str, list[float]] = {"alone": [float("nan")]}
     for seed in range(seeds):
         for name, plan in {"alone": None, **plans((held_out.inputs,), total_steps)}.items():
-            if smoke and name.startswith(("constant", "adaptive, plateau")):  # run as the others do
+            if smoke and name.startswith(("constant", "adaptive, plateau")):  # executed like the others
                 continue
             keras.utils.set_random_seed(seed)
             student = network(source.num_classes, 32)

@@ -1,10 +1,10 @@
-"""Clients with unlike models exchange answers on public digits (FedMD, FedDF), beside averaging of their weights.
+"""Clients with different models exchange predictions on public digits (FedMD, FedDF), compared with weight averaging.
 
-Each client has its own digits, mostly of a few classes, and never shows them. FedAvg averages weights, so all clients
+Each client has its own digits, mostly of a few classes, and never shares them. FedAvg averages weights, so all clients
 need one architecture. In FedMD they exchange logits on public, unlabelled digits and learn from the mean: models may
-differ, and stay with their owners. FedDF fuses the clients' models on the server into one (``regimes.fuse``). The
-clients are a Flower ``ClientApp``; a grid in this process stands for the network. Run (2 minutes; ``--smoke``: less):
-``python examples/federated.py``. Needs scikit-learn and Flower: ``pip install flwr``.
+differ, and are not shared. FedDF fuses the clients' models on the server into one (``regimes.fuse``). The clients are a
+Flower ``ClientApp``; a grid in this process stands for the network. Run (2 minutes; ``--smoke``: less): ``python
+examples/federated.py``. Needs scikit-learn and Flower: ``pip install flwr``.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from keras_distill import losses, regimes
 
 LOSS, NUM_CLIENTS = keras.losses.SparseCategoricalCrossentropy(from_logits=True), 4
-PUBLIC, PRIVATE, TEST, MODELS, HEARING = {}, {}, {}, {}, {}
+PUBLIC, PRIVATE, TEST, MODELS, DISTILLED = {}, {}, {}, {}, {}
 
 
 def network(kind: int) -> keras.Model:
@@ -34,16 +34,16 @@ def network(kind: int) -> keras.Model:
 
 
 def join(kinds: list[int]) -> None:
-    """Give each client an untrained model; under ``HEARING`` the same weights learn answers in place of labels."""
+    """Give each client an untrained model; in ``DISTILLED``, the same weights learn predictions, not labels."""
     for client, kind in enumerate(kinds):
         model = MODELS[client] = network(kind)
-        HEARING[client] = keras.Model(model.inputs, model.outputs)
+        DISTILLED[client] = keras.Model(model.inputs, model.outputs)
         model.compile("adam", LOSS)
-        HEARING[client].compile("adam", losses.SoftTargets())
+        DISTILLED[client].compile("adam", losses.SoftTargets())
 
 
 def split(seed: int) -> None:
-    """Share the digits among clients by a Dirichlet distribution per class, and keep public and test digits apart."""
+    """Divide the digits among clients by a Dirichlet distribution per class; keep public and test digits apart."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(1797)
     x, y = (each[order].astype("float32") for each in load_digits(return_X_y=True))
@@ -57,7 +57,7 @@ def split(seed: int) -> None:
 
 
 def accuracy(model: keras.Model) -> float:
-    """Percent of the test digits."""
+    """Accuracy on the test digits, in percent."""
     return 100 * float(np.mean(model.predict(TEST["x"], verbose=0).argmax(-1) == TEST["y"]))
 
 
@@ -72,26 +72,26 @@ def revised(client: int) -> keras.Model:
 
 @app.train("weights")
 def train_weights(message: Message, context: Context) -> Message:
-    """Start from the server's weights; answer with one's own."""
+    """Train from the server's weights; reply with the client's weights."""
     client = int(context.node_config["partition-id"])
     MODELS[client].set_weights(message.content["arrays"].to_numpy_ndarrays())
     weights = revised(client).get_weights()
     return Message(RecordDict({"arrays": ArrayRecord(weights)}), reply_to=message)
 
 
-@app.train("answers")
-def train_answers(message: Message, context: Context) -> Message:
-    """Learn the clients' mean answers on public digits, then one's own digits; answer with one's own answers."""
+@app.train("predictions")
+def train_predictions(message: Message, context: Context) -> Message:
+    """Learn the clients' mean predictions on public digits, then the own digits; reply with predictions."""
     client = int(context.node_config["partition-id"])
-    heard = message.content["arrays"].to_numpy_ndarrays()
-    if heard:
-        HEARING[client].fit(PUBLIC["x"], heard[0], batch_size=32, epochs=EPOCHS, verbose=0)
-    answers = revised(client).predict(PUBLIC["x"], verbose=0)
-    return Message(RecordDict({"arrays": ArrayRecord([answers])}), reply_to=message)
+    received = message.content["arrays"].to_numpy_ndarrays()
+    if received:
+        DISTILLED[client].fit(PUBLIC["x"], received[0], batch_size=32, epochs=EPOCHS, verbose=0)
+    predictions = revised(client).predict(PUBLIC["x"], verbose=0)
+    return Message(RecordDict({"arrays": ArrayRecord([predictions])}), reply_to=message)
 
 
 class OneProcess(Grid):
-    """Delivers messages within this process, where Flower's own grid reaches other machines."""
+    """Delivers messages within this process, whereas Flower's own grid reaches other machines."""
 
     run, set_run, create_message, push_messages, pull_messages = (None,) * 5
 
@@ -108,7 +108,7 @@ class OneProcess(Grid):
         return [app(message, context) for message, context in zip(messages, contexts, strict=True)]
 
 
-def ask(grid: Grid, action: str, arrays: list[np.ndarray]) -> list[list[np.ndarray]]:
+def request(grid: Grid, action: str, arrays: list[np.ndarray]) -> list[list[np.ndarray]]:
     """Send the same arrays to all clients and return theirs."""
     content = RecordDict({"arrays": ArrayRecord(arrays)})
     sent = [Message(content, dst_node_id=node, message_type=f"train.{action}") for node in grid.get_node_ids()]
@@ -116,7 +116,7 @@ def ask(grid: Grid, action: str, arrays: list[np.ndarray]) -> list[list[np.ndarr
 
 
 def main() -> None:
-    """Run all ways on the same digits."""
+    """Run all methods on the same digits."""
     global EPOCHS
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true")
@@ -127,20 +127,20 @@ def main() -> None:
     print("digits of each client:", counts.tolist())
     for name, kinds in (("unlike models", [0, 1, 2, 3]), ("one architecture", [0, 0, 0, 0])):
         join(kinds)
-        answers: list[np.ndarray] = []
+        predictions: list[np.ndarray] = []
         for turn in range(rounds):
-            said = ask(grid, "answers", answers)
+            replies = request(grid, "predictions", predictions)
             if not turn:
                 print(f"{name}, alone: {np.mean([accuracy(each) for each in MODELS.values()]):.1f}%")
-            answers = [np.mean([each[0] for each in said], axis=0)]
+            predictions = [np.mean([each[0] for each in replies], axis=0)]
         print(f"{name}, FedMD: {np.mean([accuracy(each) for each in MODELS.values()]):.1f}%")
         fused = regimes.fuse(list(MODELS.values()), PUBLIC["x"], epochs=4 * EPOCHS, verbose=0)
         print(f"{name}, FedMD and then FedDF: {accuracy(fused):.1f}%")
     for fuses in (False, True):
         server = network(0)
         for _ in range(rounds):
-            told = ask(grid, "weights", server.get_weights())
-            server.set_weights([np.average(each, axis=0, weights=counts) for each in zip(*told, strict=True)])
+            replies = request(grid, "weights", server.get_weights())
+            server.set_weights([np.average(each, axis=0, weights=counts) for each in zip(*replies, strict=True)])
             if fuses:
                 regimes.fuse(list(MODELS.values()), PUBLIC["x"], student=server, epochs=EPOCHS, verbose=0)
         print(f"one architecture, {'FedDF' if fuses else 'FedAvg'}: {accuracy(server):.1f}%")

@@ -1,8 +1,8 @@
-"""An ensemble's forecasts become one student's fan of quantiles, with conformal intervals that keep their promise.
+"""Distil an ensemble's forecasts into the quantiles of one student, with conformal intervals of guaranteed coverage.
 
-The series is made: a daily rhythm whose noise grows and shrinks. Five networks give a mean and a variance for each of
-six horizons; the student gives five quantiles for each. Run (1 minute; ``--smoke``: less):
-``python examples/forecasting.py``.
+The series is synthetic: a daily cycle with varying noise. Five networks predict a mean and a variance for each of six
+horizons; the student predicts five quantiles for each. Run (1 minute; ``--smoke``: less): ``python
+examples/forecasting.py``.
 """
 
 import argparse
@@ -17,7 +17,7 @@ HORIZONS = 6
 
 
 def series(steps: int, seed: int = 0) -> np.ndarray:
-    """A rhythm of 24 steps, noise with memory, and a loudness that has a rhythm of 60."""
+    """A cycle of 24 steps with autocorrelated noise, whose amplitude has a cycle of 60."""
     rng = np.random.default_rng(seed)
     noise = np.zeros(steps)
     for step in range(1, steps):
@@ -35,7 +35,7 @@ class Likelihood(keras.losses.Loss):
 
 
 def network(history: int, units: int, outputs: tuple[int, ...]) -> keras.Model:
-    """One hidden layer on a history."""
+    """A network with one hidden layer on a history."""
     layers = [keras.layers.Flatten(), keras.layers.Dense(units, "relu"), keras.layers.Dense(int(np.prod(outputs)))]
     return keras.Sequential([keras.Input((history, 1)), *layers, keras.layers.Reshape(outputs)])
 
@@ -52,14 +52,14 @@ def main() -> None:
     calibrate = (windows.ends >= bounds[0]) & (windows.ends < bounds[1] - HORIZONS)
     test = windows.ends >= bounds[1]
     x, y = windows.inputs, windows.targets
-    told = []
+    forecasts = []
     for seed in range(members):
         keras.utils.set_random_seed(seed)
         model = network(48, 64, (2 * HORIZONS,))
         model.compile(keras.optimizers.Adam(2e-3), Likelihood())
         model.fit(x[train], y[train], epochs=epochs, verbose=0)
-        told.append(np.split(model.predict(x, batch_size=2048, verbose=0), 2, axis=-1))
-    means, spread = np.stack([m for m, _ in told], -1), np.exp(0.5 * np.stack([v for _, v in told], -1))
+        forecasts.append(np.split(model.predict(x, batch_size=2048, verbose=0), 2, axis=-1))
+    means, spread = np.stack([m for m, _ in forecasts], -1), np.exp(0.5 * np.stack([v for _, v in forecasts], -1))
     quantiles = metrics.mixture_quantiles(means, spread, LEVELS)
     keras.utils.set_random_seed(99)
     student = network(48, 32, (HORIZONS, len(LEVELS)))

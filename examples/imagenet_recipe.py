@@ -4,8 +4,8 @@ Run: python examples/imagenet_recipe.py --data_dir /data/tfds  (ImageNet through
      python examples/imagenet_recipe.py --smoke  (drawn images, untrained weights, a few steps: shows that all runs)
      python examples/imagenet_recipe.py --stored labels  (the teacher answers once for each view; then it is not run)
 
-Both models see the same random crop, flip and mixture, each through its own preprocessing. No labels are used. It needs
-patience: in the paper a student still improves after 300 epochs. Nobody here has run the full recipe.
+Both models see the same random crop, flip and mixture, each with its own preprocessing. No labels are used. Training
+must be long: in the paper a student still improves after 300 epochs. We have not run the full recipe.
 
 Reference: Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", 2022, arXiv:2106.05237.
 """
@@ -23,7 +23,7 @@ SIZE = 224
 
 
 def images(arguments):
-    """Give images of 0..1, one by one, somewhat larger than what is cropped of them, and labels."""
+    """Return single images in 0..1, slightly larger than their crops, and labels."""
     if arguments.smoke:
         rng = np.random.default_rng(0)
         size = arguments.size * 9 // 8
@@ -47,18 +47,18 @@ def images(arguments):
 
 @keras.saving.register_keras_serializable(package="examples")
 def for_teacher(image):
-    """Prepare 0..1 as ResNet-50 wants it: BGR, centred."""
+    """Convert 0..1 to the input of ResNet-50: BGR, centred."""
     return applications.resnet50.preprocess_input(255.0 * image)
 
 
 @keras.saving.register_keras_serializable(package="examples")
 def for_student(image):
-    """Prepare 0..1 as MobileNetV3 wants it: 0..255, scaled inside of the model."""
+    """Convert 0..1 to the input of MobileNetV3: 0..255, scaled inside the model."""
     return 255.0 * image
 
 
 def models(arguments):
-    """Give ResNet-50 with its ImageNet weights, as logits, and a MobileNetV3-Small to be trained."""
+    """Return ResNet-50 with its ImageNet weights and logits, and an untrained MobileNetV3-Small."""
     shape, weights = (arguments.size, arguments.size, 3), None if arguments.smoke else "imagenet"
     teacher = applications.ResNet50(weights=weights, input_shape=shape, classifier_activation=None)
     student = applications.MobileNetV3Small(weights=None, input_shape=shape, classifier_activation=None)
@@ -84,25 +84,25 @@ def main():
     view = data.augment(
         [keras.layers.RandomCrop(arguments.size, arguments.size), keras.layers.RandomFlip("horizontal")]
     )
-    hears = teachers.Preprocessed(teacher, for_teacher, for_student)
+    source = teachers.Preprocessed(teacher, for_teacher, for_student)
     options = tf.data.Options()
     options.autotune.enabled = not arguments.smoke
     if arguments.stored:
-        # Five answers of 1000 in half precision, and a fingerprint: 42 bytes per view, where all would take 2008.
+        # The top 5 of 1000 classes in half precision and a fingerprint take 42 bytes per view; all would take 2008.
         batches = sets["train"].map(lambda x, y: x).batch(arguments.batch_size)
-        hears = teachers.label(
-            hears, batches, arguments.stored, top_k=5, num_views=arguments.views, augment=view, progress=True
+        source = teachers.label(
+            source, batches, arguments.stored, top_k=5, num_views=arguments.views, augment=view, progress=True
         )
-        train = hears.attach(batches, augment=view)
+        train = source.attach(batches, augment=view)
         train = train.map(lambda x: {**x, "inputs": for_student(x["inputs"])})
     else:
         shuffled = sets["train"].map(lambda x, y: x).shuffle(16 if arguments.smoke else 20_000, seed=0)
         train = data.mix(view.live(shuffled, seed=0).batch(arguments.batch_size, drop_remainder=True), mixup=0.5)
     train = train.prefetch(2).with_options(options)
-    distiller = Distiller(hears, student, LogitsDistillation(temperature=1.0), student_loss_weight=0.0)
+    distiller = Distiller(source, student, LogitsDistillation(temperature=1.0), student_loss_weight=0.0)
     steps = arguments.epochs * (2 if arguments.smoke else 1_281_167 // arguments.batch_size)
     rate = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=3e-3, warmup_steps=max(1, steps // 60))
-    # Two steps are not worth tracing 400 layers.
+    # For two steps, tracing 400 layers is too slow.
     fast = {"run_eagerly": True} if arguments.smoke else {"jit_compile": False}
     distiller.compile(keras.optimizers.AdamW(rate, weight_decay=1e-4, clipnorm=1.0), **fast)
     distiller.fit(train, epochs=arguments.epochs, verbose=2)

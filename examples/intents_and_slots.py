@@ -1,8 +1,8 @@
 """Intent and slots of an utterance: a classifier and a CRF tagger teach one small student of both tasks.
 
 Snips (13,084 utterances, 7 intents, 72 tags) or ATIS under ``$KERAS_DISTILL_DATA``; made-up commands with ``--smoke``.
-The student is trained alone on each task, on both from labels, from its teachers with a fixed share of the labels, and
-with teacher annealing (BAM). Reported: accuracy of intents, and F1 of whole slots by seqeval.
+The student is trained on each task alone, on both with labels, with its teachers and a fixed weight of the labels, and
+with teacher annealing (BAM). The intent accuracy and the F1 of whole slots (seqeval) are reported.
 
 Run: ``python examples/intents_and_slots.py`` (not measured here; about 30 core-minutes; ``--smoke``: one).
 """
@@ -43,7 +43,7 @@ def made_up(count: int, seed: int) -> list[dict]:
 
 
 class Encoded:
-    """Arrays of one part; words, tags and intents are numbered by the training part.
+    """Arrays of one part; words, tags and intents get their numbers from the training part.
 
     Args:
         rows: the utterances.
@@ -63,7 +63,7 @@ class Encoded:
 
 
 def network(num_words: int, width: int, *, intents: int = 0, tags: int = 0, crf: bool = False) -> keras.Model:
-    """A bidirectional GRU with a head for each task that is asked for."""
+    """A bidirectional GRU with a head for each requested task."""
     inputs = keras.Input((TOKENS,), dtype="int32")
     x = layers.Embedding(num_words, width, mask_zero=True)(inputs)
     x = layers.Bidirectional(layers.GRU(width, return_sequences=True))(layers.Dropout(0.2)(x))

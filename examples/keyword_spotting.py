@@ -1,4 +1,4 @@
-"""Spoken digits from samples to words: recurrent teacher, small convolutional student, both with the front end inside.
+"""Spoken digits from waveform to word: recurrent teacher, small convolutional student, both include the front end.
 
 Data: spoken_digit (2,700 recordings to learn from, 300 to report on) under ``$KERAS_DISTILL_DATA``. The log-mel
 features are a layer, so that the exported student takes a waveform.
@@ -25,7 +25,7 @@ RATE, SAMPLES = 8000, 8000
 
 
 def recordings() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Waveforms, digits, and which are the test set: numbers 0 to 4 of each speaker and digit."""
+    """Waveforms, digits, and which of them are the test set: recordings 0 to 4 of each speaker and digit."""
     default = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
     path = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or default) / "spoken_digit" / "recordings.zip"
     sounds, labels, test = [], [], []
@@ -41,7 +41,7 @@ def recordings() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def tones(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One pitch per digit, in noise."""
+    """One pitch per digit, with noise."""
     rng = np.random.default_rng(0)
     labels = np.arange(count) % 10
     sounds = [0.3 * np.sin(np.arange(4000) * (0.1 + 0.2 * label)) + 0.02 * rng.normal(size=4000) for label in labels]

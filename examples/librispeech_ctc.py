@@ -1,9 +1,9 @@
-"""LibriSpeech with CTC: a bidirectional teacher, and a causal student that streams, both from samples to letters.
+"""LibriSpeech with CTC: a bidirectional teacher and a causal, streaming student, both from waveform to letters.
 
-The recipe for a machine with the data: ``tfds`` fetches LibriSpeech (about 60 GB in all). The student learns the
-teacher's sentences (5-best, exact posteriors), because a model that has not heard the end of a word answers later than
-one that has, so that frames do not match. ``--smoke`` uses prompts of ``asterisk_speech_en`` under
-``$KERAS_DISTILL_DATA``, or made-up tones where there are none, and shows no more than that everything runs.
+This is a recipe for a machine with the data: ``tfds`` downloads LibriSpeech (about 60 GB in all). The student learns
+the teacher's sentences (5-best, exact posteriors), because a causal model emits labels later than a bidirectional one,
+so that their frames do not match. ``--smoke`` uses prompts of ``asterisk_speech_en`` under ``$KERAS_DISTILL_DATA``, or
+synthetic tones if there are none, and only checks that everything runs.
 
 Run: ``python examples/librispeech_ctc.py`` (not measured here: days on a CPU, take a GPU; ``--smoke``: about a minute).
 """
@@ -23,7 +23,7 @@ Sounds = list[tuple[np.ndarray, str]]
 
 
 def librispeech(split: str, most_seconds: float) -> Sounds:
-    """Utterances of one split that are not too long for the memory."""
+    """Utterances of one split, without those too long for the memory."""
     import tensorflow_datasets as tfds
 
     rows = tfds.as_numpy(tfds.load("librispeech", split=split))
@@ -32,14 +32,14 @@ def librispeech(split: str, most_seconds: float) -> Sounds:
 
 
 def prompts(count: int) -> Sounds:
-    """Short prompts of a telephone exchange, 8 kHz, mu-law; or tones that say "a" and "b"."""
+    """Short prompts of a telephone exchange, 8 kHz, mu-law; or tones that stand for "a" and "b"."""
     default = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
     path = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or default) / "asterisk_speech_en/asterisk_en_mulaw8k.npz"
     if not path.exists():
         rng = np.random.default_rng(0)
-        time, said = np.arange(2400), ["".join(rng.choice(["a", "b"], 2)) for _ in range(count)]
-        tones = [np.concatenate([np.sin(time * (0.2 if c == "a" else 0.9)) for c in text]) for text in said]
-        return [(0.3 * tone.astype("float32"), text) for tone, text in zip(tones, said, strict=True)]
+        time, letters = np.arange(2400), ["".join(rng.choice(["a", "b"], 2)) for _ in range(count)]
+        tones = [np.concatenate([np.sin(time * (0.2 if c == "a" else 0.9)) for c in text]) for text in letters]
+        return [(0.3 * tone.astype("float32"), text) for tone, text in zip(tones, letters, strict=True)]
     with np.load(path) as stored:
         wave, bounds, texts = (stored[name] for name in ("wave", "offsets", "text"))
     shortest = np.argsort(np.diff(bounds), kind="stable")[:count]
@@ -67,11 +67,11 @@ class Halve(layers.Layer):
     """Every second frame, and its mask."""
 
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
-        """Leave out the frames between."""
+        """Return every second frame."""
         return inputs[:, ::2]
 
     def compute_mask(self, inputs: keras.KerasTensor, mask: keras.KerasTensor = None) -> keras.KerasTensor:
-        """Leave out the mask between."""
+        """Return every second entry of the mask."""
         return None if mask is None else mask[:, ::2]
 
 
@@ -89,7 +89,7 @@ def arrays(sounds: Sounds, rate: int) -> tuple[np.ndarray, np.ndarray, list[str]
 
 
 def word_error_rate(model: keras.Model, x: np.ndarray, texts: list[str], beam: bool = False) -> float:
-    """In percent, by jiwer."""
+    """Word error rate in percent, by jiwer."""
     logits = model(x)
     if beam:
         rows = [found[0].labels for found in metrics.ctc_beam_decode(logits, beam_width=8)]
@@ -100,7 +100,7 @@ def word_error_rate(model: keras.Model, x: np.ndarray, texts: list[str], beam: b
 
 
 def main() -> None:
-    """Train the teacher, ask it for its best sentences, train the student on them."""
+    """Train the teacher, compute its best sentences, train the student on them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--epochs", type=int, default=40)

@@ -1,9 +1,9 @@
-"""A network's knowledge in a soft decision tree: every answer is one path of filters that can be looked at.
+"""Distil a network into a soft decision tree: every prediction is one path of filters that can be visualised.
 
 Run: python examples/mnist_tree.py  (5 CPU minutes; --smoke: scikit-learn's digits, under a minute)
 
 Writes mnist_tree.svg (the upper levels with their filters), mnist_tree.html (teacher and tree side by side, example by
-example) and a SavedModel that serves the path with each answer, and prints the path of one image.
+example) and a SavedModel that serves the path with each prediction, and prints the path of one image.
 Accuracies over several seeds are in benchmarks/results/explain.json.
 """
 
@@ -47,7 +47,7 @@ def accuracy(model: keras.Model, examples: data.Examples) -> float:
 
 
 def main() -> None:
-    """Train a teacher, a tree from labels and a tree from the teacher; look at the last one."""
+    """Train a teacher, a tree on labels and a distilled tree; visualise the last one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="digits, a shallow tree, few epochs")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("mnist_tree_output"))
@@ -56,12 +56,12 @@ def main() -> None:
     source = data.load("digits" if smoke else "mnist")
     train, test = source.train.take(640 if smoke else 60_000), source.test
     depth, epochs, width, batch, rate = (3, 4, 8, 32, 1e-2) if smoke else (8, 16, 16, 64, 3e-3)
-    few = train.take(320 if smoke else 1000)  # what has labels; the teacher answers for the rest
+    few = train.take(320 if smoke else 1000)  # labelled images; the teacher labels the rest
 
     keras.utils.set_random_seed(0)
     shape = train.inputs.shape[1:]
     first = trained(teacher_network(shape, 10, width), train, 3, 2e-3, batch)
-    second = trained(teacher_network(shape, 10, width), train, 3, 2e-3, batch)  # the ceiling
+    second = trained(teacher_network(shape, 10, width), train, 3, 2e-3, batch)  # for the ceiling
     labelled = trained(students.SoftDecisionTree(depth, 10, loss="mixture"), few, epochs if smoke else 60, rate, batch)
     tree = students.SoftDecisionTree(depth, 10, loss="mixture")
     distiller = Distiller(first, tree, LogitsDistillation(temperature=2.0), student_loss_weight=0.0)

@@ -1,11 +1,11 @@
-"""Distillation on several machines: the same code everywhere, TF_CONFIG says who is who, a killed job goes on.
+"""Distillation on several machines: the same code everywhere, TF_CONFIG defines the roles, a killed job is resumed.
 
 Run here with two workers on this machine: ``python examples/multi_worker.py`` (a minute; ``--smoke`` for less).
 Expected: both workers print the same losses and the same test accuracy, and the chief writes ``student.keras``.
 
 On a cluster every machine runs ``python examples/multi_worker.py --worker --folder /shared/run`` with its own
-TF_CONFIG; all of them see the folder, with the teacher in it (``--make-teacher``). When a worker dies, stop the others
-and start the job again: it goes on after the last whole epoch, for the order of an epoch follows from its number.
+TF_CONFIG; all of them see the folder, with the teacher in it (``--make-teacher``). If a worker dies, stop the others
+and restart the job: it resumes after the last complete epoch, as an epoch's order depends only on its number.
 
 Kubernetes (Kubeflow's training operator writes TF_CONFIG by itself)::
 
@@ -21,7 +21,7 @@ Kubernetes (Kubeflow's training operator writes TF_CONFIG by itself)::
           template:
             spec:
               containers:
-                - name: tensorflow  # this name is what the operator looks for
+                - name: tensorflow  # the operator requires this name
                   image: registry.example.com/distill:1
                   command: [python, examples/multi_worker.py, --worker, --folder, /shared/run]
                   volumeMounts: [{name: shared, mountPath: /shared}]
@@ -59,7 +59,7 @@ from keras import layers
 import keras_distill
 from keras_distill import callbacks, data
 
-BATCH = 128  # of all workers together
+BATCH = 128  # over all workers
 
 
 def network(width: int) -> keras.Model:
@@ -69,8 +69,8 @@ def network(width: int) -> keras.Model:
 
 
 def train(folder: str, epochs: int) -> None:
-    """Train one student from one teacher; what every worker runs, on one machine or on many."""
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()  # first of all
+    """Train one student from one teacher; every worker runs this, on one machine or on many."""
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before anything else
     worker = strategy.cluster_resolver.task_id or 0
     digits, backup = data.load("digits"), callbacks.Backup(f"{folder}/backups")
     x, y = digits.train.inputs.reshape(-1, 64), digits.train.labels
@@ -102,7 +102,7 @@ def train(folder: str, epochs: int) -> None:
 
 
 def make_teacher(folder: str) -> None:
-    """Train a teacher where there is none: done once, before the job."""
+    """Train a teacher if there is none: done once, before the job."""
     digits = data.load("digits").train
     keras.utils.set_random_seed(0)
     teacher = network(256)

@@ -1,4 +1,4 @@
-"""A deep Q-network learns to act; a student of a tenth of its parameters learns from it (policy distillation, DAgger).
+"""Distil a deep Q-network into a student with a fraction of its parameters (policy distillation, DAgger).
 
 The teacher is a short double DQN. The student never sees a reward: it learns the teacher's values in the states that
 the teacher visits, then in those that it visits itself. Run (2 minutes on one core; ``--smoke``: less than one):
@@ -28,10 +28,10 @@ def network(inputs: int, units: int, actions: int) -> keras.Model:
 def train_dqn(
     name: str, steps: int, seed: int = 0, units: int = 256, *, rate: float = 1e-3, batch: int = 128
 ) -> keras.Model:
-    """Train a double DQN in 8 environments side by side; keep the weights that played best.
+    """Train a double DQN in 8 parallel environments; keep the weights with the best return.
 
-    Every 256 steps 128 batches are learned from a target network that stands still meanwhile, as one compiled program:
-    the rhythm that RL Baselines3 Zoo uses for CartPole.
+    Every 256 steps, 128 batches are learned with a fixed target network, as one compiled function: the schedule that RL
+    Baselines3 Zoo uses for CartPole.
 
     Args:
         name: of an environment with discrete actions.
@@ -80,7 +80,7 @@ def train_dqn(
         greedy = values(tf.constant(states, "float32")).numpy().argmax(1)
         actions = np.where(rng.random(8) < epsilon, rng.integers(0, envs.single_action_space.n, 8), greedy)
         after, rewards, terminated, truncated, _ = envs.step(actions)
-        for i in np.flatnonzero(~reset_next):  # the step after an episode's end only resets
+        for i in np.flatnonzero(~reset_next):  # the step after the end of an episode only resets
             for store, entry in zip(memory, (states[i], actions[i], rewards[i], after[i], terminated[i]), strict=True):
                 store[filled % capacity] = entry
             filled += 1
@@ -89,7 +89,7 @@ def train_dqn(
             rows = rng.integers(0, min(filled, capacity), (128, batch))
             learn(*(tf.constant(store[rows]) for store in memory))
             target.set_weights(q.get_weights())
-        if step % max(32, steps // 320) == 31 and epsilon < 0.5:  # 20 episodes that no student is judged on
+        if step % max(32, steps // 320) == 31 and epsilon < 0.5:  # 20 episodes that are not used to evaluate students
             found = regimes.policy_return(q, name, episodes=20, seed=5000).mean
             if found >= best_return:
                 best_return, best_weights = found, q.get_weights()

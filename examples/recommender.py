@@ -1,6 +1,6 @@
-"""A two-tower recommender learns the order of a strong teacher (ranking distillation), and is served with its items.
+"""A two-tower recommender learns the ranking of a strong teacher (ranking distillation), and is served with its items.
 
-The data are made: users and items with hidden tastes, so that it runs anywhere. The teacher is EASE, a linear model of
+The data are synthetic: users and items with latent factors. The teacher is EASE, a linear model of
 all items on all items; the student has one embedding of 8 numbers per user and per item. Prints the NDCG@10 of the full
 ranking. Run (1 minute on one core; ``--smoke``: less): ``python examples/recommender.py``.
 """
@@ -17,7 +17,7 @@ from keras_distill import Distiller, LogitsDistillation, data, losses, metrics, 
 
 
 def interactions(users: int, items: int, seed: int = 0) -> data.Interactions:
-    """Users who mostly pick items near their tastes; popular items are picked more."""
+    """Users mostly pick items near their latent factors; popular items are picked more often."""
     rng = np.random.default_rng(seed)
     tastes, kinds = rng.normal(size=(users, 12)), rng.normal(size=(items, 12))
     popular = np.log(rng.pareto(1.5, items) + 0.1)
@@ -28,7 +28,7 @@ def interactions(users: int, items: int, seed: int = 0) -> data.Interactions:
 
 
 def make_teacher(seen: np.ndarray, strength: float = 30.0) -> keras.Model:
-    """EASE (Steck, WWW 2019) as a model from a user's number to the scores of all items."""
+    """EASE (Steck, WWW 2019) as a model from a user's index to the scores of all items."""
     inverse = np.linalg.inv(seen.T @ seen + strength * np.eye(seen.shape[1]))
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0.0)
@@ -40,7 +40,7 @@ def make_teacher(seen: np.ndarray, strength: float = 30.0) -> keras.Model:
 
 
 def make_student(users: int, items: int, units: int) -> keras.Model:
-    """Two towers of embeddings; inner products with all items are the scores."""
+    """Two towers of embeddings; the scores are inner products with all items."""
     user = keras.Input((), dtype="int32")
     embedded = keras.layers.Embedding(users, units, name="user")(user)
     return keras.Model(user, keras.layers.Dense(items, name="items")(embedded))
@@ -87,7 +87,7 @@ def main() -> None:
     best = max(found.values(), key=lambda each: each[0])[1]
     tower = keras.Model(best.input, best.get_layer("user").output)
     kernel, bias = best.get_layer("items").get_weights()
-    ones = keras.layers.Lambda(lambda x: keras.ops.pad(x, [[0, 0], [0, 1]], constant_values=1.0))  # times the bias
+    ones = keras.layers.Lambda(lambda x: keras.ops.pad(x, [[0, 0], [0, 1]], constant_values=1.0))  # for the bias
     tower = keras.Model(tower.input, ones(tower.output))
     served = students.retriever(tower, np.concatenate([kernel, bias[None]]).T, k=10)
     folder = pathlib.Path(tempfile.mkdtemp()) / "retriever"

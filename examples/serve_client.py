@@ -1,4 +1,4 @@
-"""Ask a TensorFlow Serving server for predictions, by gRPC or REST: timeouts, retries, large batches in pieces.
+"""Request predictions from TensorFlow Serving by gRPC or REST: timeouts, retries, splitting of large batches.
 
 Start the server on what `export.saved_model(student, "serving/student")` wrote:
 
@@ -22,13 +22,13 @@ import numpy as np
 
 
 def pieces(feeds, size):
-    """Split a batch into requests of at most `size` examples: servers limit the size of a message."""
+    """Split a batch into requests of at most `size` examples, because servers limit the message size."""
     count = len(next(iter(feeds.values())))
     return [{name: value[i : i + size] for name, value in feeds.items()} for i in range(0, count, size)]
 
 
 def with_retries(call, is_temporary, retries):
-    """Call again after 0.1, 0.2, 0.4, ... seconds (with jitter) while the server says that it is busy or starting."""
+    """Retry after 0.1, 0.2, 0.4, ... seconds (with jitter) while the server is busy or starting."""
     for attempt in range(retries + 1):
         try:
             return call()
@@ -39,7 +39,7 @@ def with_retries(call, is_temporary, retries):
 
 
 class Client:
-    """What both have in common; `label` picks a version by its label in models.config, such as "canary"."""
+    """Base of both clients; `label` selects a version by its label in models.config, such as "canary"."""
 
     def __init__(self, address, model, label=None, timeout_seconds=5.0, retries=3, most_examples=64):
         self.address, self.model, self.label = address, model, label
@@ -54,7 +54,7 @@ class Client:
 class GrpcClient(Client):
     """Predict over gRPC."""
 
-    outputs = ()  # names of the outputs wanted; empty for all
+    outputs = ()  # names of the requested outputs; empty for all
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -100,14 +100,14 @@ class RestClient(Client):
                 return json.load(answer)["outputs"]
 
         def is_temporary(problem):
-            code = getattr(problem, "code", 503)  # an HTTPError has one; no connection and no answer are temporary
+            code = getattr(problem, "code", 503)  # only an HTTPError has one; other failures are temporary
             return isinstance(problem, OSError) and code in (429, 502, 503, 504)
 
         try:
             out = with_retries(call, is_temporary, self.retries)
         except urllib.error.HTTPError as problem:
             raise ValueError(f"{problem.code}: {json.load(problem).get('error', problem.reason)}") from problem
-        out = out if isinstance(out, dict) else {"outputs": out}  # a signature's only output comes without a name
+        out = out if isinstance(out, dict) else {"outputs": out}  # the only output of a signature has no name
         return {name: np.asarray(value) for name, value in out.items()}
 
 
@@ -119,7 +119,7 @@ def _jsonable(value):
 
 
 def smoke():
-    """Export a small student, serve it with the stand-in, ask for 150 examples both ways."""
+    """Export a small student, serve it with the stand-in, request 150 examples both ways."""
     import keras
     from serve_stand_in import StandIn
 

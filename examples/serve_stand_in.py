@@ -1,7 +1,7 @@
-"""TensorFlow Serving's Predict, Classify and REST calls on a SavedModel, in a page: to try a client without Docker.
+"""A minimal stand-in for TensorFlow Serving's Predict, Classify and REST calls, to test a client without Docker.
 
 The messages are the official ones (`tensorflow-serving-api`), and the SavedModel runs through TensorFlow's C API as in
-the real server. It has no batching, no versions, no security: for tests and for `serve_client.py --smoke` only.
+the real server. It has no batching, versions or security: use it only for tests and `serve_client.py --smoke`.
 
 Run:   python examples/serve_stand_in.py serving/student/1
 """
@@ -29,7 +29,7 @@ class Servicer(prediction_service_pb2_grpc.PredictionServiceServicer):
         self.models = models
 
     def run(self, spec, feeds, outputs, context, signature="serving_default"):
-        """Run one signature, or end the call with the status that TensorFlow Serving gives."""
+        """Run one signature, or abort the call with the status that TensorFlow Serving returns."""
         if spec.name not in self.models:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({spec.name})")
         session, lock = self.models[spec.name]

@@ -1,11 +1,11 @@
-"""Written digits teach spoken ones: pairs of a picture and a recording, and no labels for the student.
+"""Cross-modal distillation from written to spoken digits: pairs of image and recording, without labels for the student.
 
-Run: python examples/spoken_and_written.py  (MNIST and spoken digits under $KERAS_DISTILL_DATA; --smoke: scikit-learn's
-digits and drawn tones, under a minute)
+Run: python examples/spoken_and_written.py (MNIST and spoken digits under $KERAS_DISTILL_DATA; --smoke: scikit-learn's
+digits and synthetic tones, under a minute)
 
-The teacher sees pictures. The student hears log-mel spectrograms of recordings that were paired with a picture of the
-same digit; it learns the teacher's answers alone. A second student has both senses, each left out at random in
-training, and is judged with both, and with the picture missing.
+The teacher's inputs are images. The student's are log-mel spectrograms of recordings, each paired with an image of the
+same digit; it learns only the teacher's predictions. A second student has both modalities, each left out at random
+during training, and is evaluated with both and without the image.
 """
 
 import argparse
@@ -23,7 +23,7 @@ RATE, LENGTH = 8000, 8000
 
 
 def recordings(smoke):
-    """Give waves (n, LENGTH) in -1..1 and digits, for training and for the test."""
+    """Return waveforms (n, LENGTH) in -1..1 and digits, for training and for the test."""
     if smoke:
         rng, digits = np.random.default_rng(0), np.arange(160) % 10
         time = np.arange(LENGTH) / RATE
@@ -45,13 +45,13 @@ def recordings(smoke):
 
 
 def spectrograms(waves):
-    """Log-mel spectrograms, (n, frames, 40, 1), each normalised by itself."""
+    """Log-mel spectrograms, (n, frames, 40, 1), each normalised separately."""
     mel = adapters.LogMel(RATE, 40, step_seconds=0.016, window_seconds=0.032)
     return np.concatenate([np.asarray(mel(each)) for each in np.array_split(waves, 10)])[..., None]
 
 
 def paired(pictures, labels, digits, seed):
-    """Give for each recording a picture of the same digit."""
+    """Return an image of the same digit for each recording."""
     rng = np.random.default_rng(seed)
     places = [np.flatnonzero(labels == digit) for digit in range(10)]
     return pictures[[rng.choice(places[digit]) for digit in digits]]
@@ -66,14 +66,14 @@ def tower(shape, width):
     return keras.Sequential([*stack, layers.GlobalAveragePooling2D()])
 
 
-def hears(shape, width):
+def recogniser(shape, width):
     """Classify recordings."""
     return keras.Sequential([tower(shape, width), layers.Dense(10)])
 
 
 @keras.saving.register_keras_serializable(package="examples")
-class MissingSense(layers.Layer):
-    """Leaves out a whole modality of an example with a probability, in training."""
+class MissingModality(layers.Layer):
+    """Leaves out a whole modality of an example with a given probability during training."""
 
     def call(self, x, training=False):
         """Return the features, or zeros."""
@@ -81,12 +81,12 @@ class MissingSense(layers.Layer):
         return ops.where(kept, x / 0.7, 0.0) if training else x
 
 
-def both_senses(picture_shape, sound_shape, width):
-    """Classify a picture and a recording; an input of zeros is a missing sense."""
+def both_modalities(picture_shape, sound_shape, width):
+    """Classify an image and a recording; an input of zeros is a missing modality."""
     picture, sound = keras.Input(picture_shape, name="picture"), keras.Input(sound_shape, name="sound")
-    seen = MissingSense()(tower(picture_shape, width)(picture))
-    heard = MissingSense()(tower(sound_shape, width)(sound))
-    return keras.Model({"picture": picture, "sound": sound}, layers.Dense(10)(layers.Concatenate()([seen, heard])))
+    first = MissingModality()(tower(picture_shape, width)(picture))
+    second = MissingModality()(tower(sound_shape, width)(sound))
+    return keras.Model({"picture": picture, "sound": sound}, layers.Dense(10)(layers.Concatenate()([first, second])))
 
 
 def main():
@@ -110,21 +110,21 @@ def main():
     def accuracy(model, x):
         return 100 * float(np.mean(model.predict(x, verbose=0).argmax(1) == test_digits))
 
-    print(f"teacher, sees: {accuracy(teacher, test_picture):.1f} %")
+    print(f"teacher, image: {accuracy(teacher, test_picture):.1f} %")
     batch = {"picture": picture, "sound": sound}
     for name, student, view in (
-        ("hears, learned without labels", hears(sound.shape[1:], width), lambda x: x["sound"]),
-        ("sees and hears", both_senses(shape, sound.shape[1:], width), lambda x: x),
+        ("sound, learned without labels", recogniser(sound.shape[1:], width), lambda x: x["sound"]),
+        ("image and sound", both_modalities(shape, sound.shape[1:], width), lambda x: x),
     ):
-        listened = teachers.Preprocessed(teacher, lambda x: x["picture"], view)
-        distiller = Distiller(listened, student, LogitsDistillation(2.0), student_loss_weight=0.0)
+        paired_teacher = teachers.Preprocessed(teacher, lambda x: x["picture"], view)
+        distiller = Distiller(paired_teacher, student, LogitsDistillation(2.0), student_loss_weight=0.0)
         falling = keras.optimizers.schedules.CosineDecay(3e-3, epochs * -(-len(digits) // 32))
         distiller.compile(keras.optimizers.Adam(falling), jit_compile=False)
         distiller.fit(batch, epochs=epochs, batch_size=32, verbose=0)
         inputs = {"picture": test_picture, "sound": test_sound}
         print(f"student, {name}: {accuracy(student, view(inputs)):.1f} %")
     missing = {**inputs, "picture": np.zeros_like(test_picture)}
-    print(f"the same with no picture: {accuracy(student, missing):.1f} %")
+    print(f"the same without the image: {accuracy(student, missing):.1f} %")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """A keras-hub BERT of 4 layers teaches one of 2: logits, TinyBERT's hidden states and attention, MiniLM's relations.
 
-Both are built from a configuration, with random weights and words from the training texts: nothing is downloaded. What
-the terms compare is named by path. keras-hub hands the padding mask from layer to layer as an argument, which is a tap
-as well; attention scores come from the tapped queries and keys, since the layer need not compute them apart.
+Both are built from a configuration, with random weights and words from the training texts; nothing is downloaded. The
+compared layers are named by path. keras-hub passes the padding mask from layer to layer as an argument, which is also a
+tap; attention scores are computed from the tapped queries and keys, since the layer need not compute them separately.
 
 Measured 2026-11-21, accuracy on the test part of SST-2, 3 seeds: teacher 77.98 %; student alone 78.78 ± 0.25 %, logits
 78.51 ± 0.90, + TinyBERT 78.78 ± 0.08, + MiniLM 78.14 ± 0.72: a teacher without pre-training knows no more than its
-student, and no term helps; it shows how to name what they compare.
+student, and no term helps; the example shows how to name the compared tensors.
 
 Run: ``python examples/sst2_transformer.py`` (estimated: 10 core-minutes; ``--smoke``, without data: under one).
 """
@@ -51,7 +51,7 @@ def block(index: int, part: str = "") -> str:
 
 
 def hidden(teacher: str, student: str) -> FeatureDistillation:
-    """TinyBERT: squared distance of hidden states behind a linear map of the student's."""
+    """TinyBERT: squared distance of hidden states after a linear map of the student's."""
     return FeatureDistillation(losses.HiddenStates(), teacher, student, adapter="auto", mask_layer_name=MASK)
 
 
@@ -63,13 +63,13 @@ def attention(teacher: int, student: int) -> FeatureDistillation:
 
 
 def relations(teacher: int, student: int) -> FeatureDistillation:
-    """MiniLM 2: relations inside queries, keys and values; widths need not agree."""
+    """MiniLM 2: relations within queries, keys and values; widths may differ."""
     sides = [[block(index, part) for part in ("query", "key", "value")] for index in (teacher, student)]
     return FeatureDistillation(losses.SelfAttentionRelation(num_heads=8), *sides, mask_layer_name=MASK)
 
 
 EMBEDDED = "backbone/embeddings_dropout"
-# Student's block i learns from teacher's block 2 i + 1, the last of its half; MiniLM's from the last block alone.
+# The student's block i learns from the teacher's block 2 i + 1; MiniLM uses only the last block.
 TERMS: dict[str, Callable[[], list[keras_distill.DistillationLoss]]] = {
     "logits": list,
     "+ TinyBERT": lambda: [
@@ -82,13 +82,13 @@ TERMS: dict[str, Callable[[], list[keras_distill.DistillationLoss]]] = {
 
 
 def encoded(examples: data.Examples, words: keras.layers.TextVectorization) -> dict[str, np.ndarray]:
-    """Token ids from 1, and where there is a word."""
+    """Token ids from 1, and the padding mask."""
     ids = np.asarray(words(examples.inputs), "int32")
     return {"token_ids": ids, "segment_ids": np.zeros_like(ids), "padding_mask": (ids > 0).astype("int32")}
 
 
 def sentences(smoke: bool) -> data.Data:
-    """SST-2; or made-up praise and blame where it must only run."""
+    """SST-2, or made-up reviews for a smoke test."""
     if not smoke:
         return data.load("sst2")
     rng = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def fitted(model: keras.Model, x: dict[str, np.ndarray], y: np.ndarray, epochs: 
 
 
 def main() -> None:
-    """Train the teacher, then a student by each way and seed; print the table."""
+    """Train the teacher, then a student for each method and seed; print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)

@@ -1,10 +1,10 @@
-"""Label once, train from the store: the teacher's forward pass disappears from training, five classes are enough (FKD).
+"""Label once, train from the store: no teacher forward pass in training, and five classes are enough (FKD).
 
-Compared for several seeds: a student alone, from the live teacher, from a dense float16 store and from the 5 best
+Compared over several seeds: a student alone, with the live teacher, with a dense float16 store and with the top 5
 classes. ``--dataset clinc_oos`` does it for 150 intents of short texts.
 
 Run: ``python examples/stored_teacher.py`` (about 10 minutes on 2 cores; ``--smoke`` for less than one).
-Expected: live, dense and top 5 within 0.3 points of each other; an epoch as short as the student's alone.
+Expected: live, dense and top 5 within 0.3 points of each other; an epoch as fast as the student's alone.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def prepare(name: str, count: int) -> tuple[data.Data, data.Examples, data.Examp
 
 
 def main() -> None:
-    """Train a teacher, store it twice, train students, print the table."""
+    """Train a teacher, store its predictions in two ways, train students, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--dataset", default="fashion_mnist")

@@ -1,9 +1,9 @@
-"""A U-Net of a sixteenth of the parameters learns to label street scenes from a larger one (CamVid).
+"""A U-Net with a sixteenth of the parameters learns to segment street scenes from a larger one (CamVid).
 
 Run: python examples/street_scenes.py  (CamVid under $KERAS_DISTILL_DATA; --smoke: drawn shapes, under a minute)
 
-The student sees the teacher's maps pixel by pixel (void left out) and where each class is, as distributions over
-positions (CWD). Prints mean IoU, pixel agreement and pixel ECE, and writes a picture of labels and answers.
+The student learns the teacher's maps pixel by pixel (without void) and the spatial distribution of each class (CWD).
+Prints mean IoU, pixel agreement and pixel ECE, and writes an image of labels and predictions.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def unet(shape, classes, width, seed):
 
 
 class Pixels(keras.losses.Loss):
-    """Cross-entropy over labelled pixels, with the logits brought to the labels' resolution."""
+    """Cross-entropy over labelled pixels, with the logits resized to the labels' resolution."""
 
     def call(self, y_true, y_pred):
         """Return the mean over each image's labelled pixels."""
@@ -80,7 +80,7 @@ def fit(model, train, epochs, seed=0):
 
 
 def distiller(teacher, student):
-    """Maps pixel by pixel, and where each class is."""
+    """Terms on maps pixel by pixel, and on the spatial distribution of each class."""
     pixels = terms.PixelDistillation(2.0, ignore_label=VOID)
     channels = FeatureDistillation(losses.ChannelDistributions(2.0), "map", "map", ignore_label=VOID)
     return Distiller(teacher, student, [pixels, channels], [1.0, 0.5], student_loss_weight=0.5)

@@ -1,7 +1,7 @@
-"""Boosted trees become one small network that is served with its own preprocessing; what its decisions cost.
+"""Distil boosted trees into one small network, served with its preprocessing; compare the cost of decisions.
 
-The table is made: ages, incomes with missing values, jobs, and who defaults. The teacher is a bag of boosted trees; the
-student hears its log-odds on the training rows and on synthetic ones. Run (1 minute; ``--smoke``: less):
+The table is synthetic: ages, incomes with missing values, jobs, and defaults. The teacher is an ensemble of boosted
+trees; the student learns its log-odds on the training rows and on synthetic ones. Run (1 minute; ``--smoke``: less):
 ``python examples/tables.py``. Needs scikit-learn.
 """
 
@@ -19,7 +19,7 @@ JOBS = np.array(["baker", "clerk", "driver", "nurse", "teacher"])
 
 
 def make_table(rows: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Columns, and who defaults: rare, and decided by thresholds and by pairs of columns."""
+    """Columns and defaults, which are rare and depend on thresholds and on pairs of columns."""
     rng = np.random.default_rng(seed)
     age, income = rng.uniform(18, 80, rows), rng.lognormal(10, 0.6, rows)
     job, loan = rng.integers(0, 5, rows), rng.lognormal(9, 0.8, rows)
@@ -30,12 +30,12 @@ def make_table(rows: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]
 
 
 def codes(columns: dict[str, np.ndarray]) -> np.ndarray:
-    """The rows as trees take them."""
+    """The rows in the format of the trees."""
     return np.stack([np.searchsorted(JOBS, c) if c.dtype.kind == "U" else c for c in columns.values()], 1)
 
 
 def main() -> None:
-    """Train the trees, the network alone and the network of the trees; compare AUROC and cost."""
+    """Train the trees, the network alone and the distilled network; compare AUROC and cost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Pictures and captions in one space: a contrastive teacher (CLIP-like) into a small image tower.
+"""Images and captions in one embedding space: distil a contrastive teacher (CLIP-like) into a small image tower.
 
-785 stamps of Tux Paint with their captions; a fifth of them is held out. The teacher's two towers learn from the pairs
-(InfoNCE). The small image tower learns the teacher's embeddings of the pictures, without captions, and is used with
-the teacher's caption tower; alone, it learns from the pairs beside a caption tower of its own. Reported: how often the
-right caption is among the first k of all held-out captions.
+The data are 785 stamps of Tux Paint with their captions; a fifth is held out. The teacher's two towers learn from the
+pairs (InfoNCE). The small image tower learns the teacher's image embeddings, without captions, and is used with the
+teacher's caption tower; alone, it learns from the pairs together with its own caption tower. The reported recall@k is
+how often the right caption is among the first k of all held-out captions.
 
 Run: ``python examples/tuxpaint_retrieval.py`` (tuxpaint_captions under ``$KERAS_DISTILL_DATA``; estimated: 15
 core-minutes; ``--smoke``, on drawn shapes: half a minute).
@@ -27,7 +27,7 @@ SIZE, WIDTH, WORDS = 64, 64, 12
 
 
 def stamps():
-    """Give pictures (n, 64, 64, 3) in 0..1 and captions."""
+    """Return images (n, 64, 64, 3) in 0..1 and captions."""
     beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or beside)
     pictures, captions = [], []
@@ -37,13 +37,13 @@ def stamps():
             with io.BytesIO(archive.read(f"images/{row['id']}.jpg")) as file:
                 picture = tf.io.decode_jpeg(file.read(), channels=3)
             canvas = tf.image.resize_with_pad(255 - tf.cast(picture, tf.float32), SIZE, SIZE, antialias=True)
-            pictures.append(1.0 - canvas.numpy() / 255.0)  # the border is white, as the picture's ground
+            pictures.append(1.0 - canvas.numpy() / 255.0)  # the border is white, like the background
             captions.append(row["caption"])
     return np.stack(pictures), captions
 
 
 def drawn(count):
-    """Give coloured squares and stripes with captions such as "a large red square"."""
+    """Return coloured squares and stripes with captions such as "a large red square"."""
     rng, pictures, captions = np.random.default_rng(0), [], []
     colours = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "grey": (0.5, 0.5, 0.5)}
     for _ in range(count):
@@ -79,7 +79,7 @@ def caption_tower(num_words, seed):
 
 @keras.saving.register_keras_serializable(package="tuxpaint_retrieval")
 class Contrast(keras.losses.Loss):
-    """InfoNCE in both directions; the targets say which captions of the batch are equal."""
+    """InfoNCE in both directions; the targets mark equal captions within the batch."""
 
     def call(self, y_true, y_pred):
         """Return the mean of both cross-entropies for each pair."""
@@ -91,7 +91,7 @@ class Contrast(keras.losses.Loss):
 
 
 def recall(images, captions, numbers, k):
-    """In percent: how often one of the first k captions is that of the picture."""
+    """Recall@k in percent: how often one of the first k captions is that of the image."""
     best = np.argsort(-(images @ captions.T), axis=1)[:, :k]
     return 100.0 * float(np.mean([np.any(numbers[row] == own) for row, own in zip(best, numbers, strict=True)]))
 

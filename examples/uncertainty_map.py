@@ -1,9 +1,10 @@
-"""Where a model does not know: an ensemble on a plane, and the one student that learned its ignorance, drawn.
+"""Plot the knowledge uncertainty of an ensemble on a plane, and of the one student that learned it.
 
 Run: python examples/uncertainty_map.py  (three classes in two dimensions; under a minute; --smoke: fewer steps)
 
-The ensemble's knowledge uncertainty grows away from the data. The student is a Dirichlet (Proxy-Dirichlet) that saw the
-ensemble's answers also away from the data, where no label exists; the map shows how much of it survived in one model.
+The ensemble's knowledge uncertainty grows away from the data. The student predicts a Dirichlet (Proxy-Dirichlet) and
+also learned the ensemble's predictions away from the data, where there are no labels; the map shows how much of the
+uncertainty one model retains.
 
 Reference: Ryabinin, Malinin, Gales, "Scaling Ensemble Distribution Distillation to Many Classes with Proxy Targets",
 NeurIPS 2021, arXiv:2105.06987.
@@ -29,7 +30,7 @@ def network(width: int) -> keras.Model:
 
 
 def examples(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw points of three classes around the corners of a triangle, near enough to overlap."""
+    """Sample points of three classes around the corners of a triangle, with overlap."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, count)
     angles = 2 * np.pi * labels / 3 + np.pi / 2
@@ -45,7 +46,7 @@ def batches(*arrays: np.ndarray) -> tf.data.Dataset:
 
 
 def main() -> None:
-    """Train, compare and draw."""
+    """Train, compare and plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="fewer steps")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("uncertainty_map.png"))
@@ -73,13 +74,13 @@ def main() -> None:
     side = np.linspace(EXTENT[0], EXTENT[1], 60, dtype="float32")
     grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
     truth = metrics.ensemble_uncertainty(side_by_side(grid), from_logits=True)
-    said = metrics.dirichlet_uncertainty(np.exp(distiller.student(grid)) + 1.0)
+    estimated = metrics.dirichlet_uncertainty(np.exp(distiller.student(grid)) + 1.0)
     for kind in ("total", "data", "knowledge"):
-        rank = metrics.rank_correlation(getattr(truth, kind), getattr(said, kind))
+        rank = metrics.rank_correlation(getattr(truth, kind), getattr(estimated, kind))
         print(f"{kind:10} Spearman of student with ensemble over the plane: {rank:.3f}")
     maps = {
         f"{name}: {kind} (nats)": np.reshape(getattr(parts, kind), (60, 60))
-        for name, parts in (("ensemble", truth), ("student", said))
+        for name, parts in (("ensemble", truth), ("student", estimated))
         for kind in ("data", "knowledge")
     }
     report.uncertainty_maps(maps, EXTENT, x[:150], y[:150]).savefig(arguments.out, dpi=110)
