@@ -1,1 +1,1 @@
-"""Speed, memory and quality, measured: each script states its claim, command, machine and date. Never gates CI."""
+"""Measurements of speed, memory and quality: each script states its claim, command, machine and date."""

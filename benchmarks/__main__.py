@@ -1,4 +1,4 @@
-"""All benchmarks one after the other: ``make bench`` is the quick version, ``make bench-full`` the whole."""
+"""Run all benchmarks one after another: ``make bench`` is the quick version, ``make bench-full`` the full one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks import _harness
 
-# What the quick version runs, with what makes some of them shorter still. Everything else is in the full one.
+# The benchmarks of the quick version, with options that shorten some of them. The full version has all others too.
 QUICK: dict[str, list[str]] = {
     "step_time": ["--rounds", "11"],
     "memory": [],
@@ -24,7 +24,7 @@ BEGIN, END = "<!-- results: python -m benchmarks --page -->", "<!-- end of resul
 
 
 def names() -> list[str]:
-    """Return the names of all benchmarks in this folder: those of the core first."""
+    """Return the names of all benchmarks in this folder, those of the core first."""
     folder = pathlib.Path(__file__).parent
     found = {path.stem for path in folder.glob("*.py")} - set(QUICK)
     return [*QUICK, *sorted(name for name in found if not name.startswith("_"))]
@@ -50,16 +50,16 @@ def table(results: list[dict[str, Any]]) -> list[str]:
 
 
 def page() -> None:
-    """Write the kept results and their pictures into ``docs/benchmarks.md``, between its two marks."""
-    from benchmarks import _plots  # the one use of matplotlib
+    """Write the recorded results and their figures into ``docs/benchmarks.md``, between its two marks."""
+    from benchmarks import _plots  # the only use of matplotlib
 
     sections = []
     for path in sorted(_harness.RESULTS.glob("*.json")):
         if "runs" in path.name:
-            continue  # of a benchmark that is still running
+            continue  # from a benchmark that is still running
         kept = json.loads(path.read_text())
         if not kept.get("verdicts"):
-            continue  # a part that has nothing to judge
+            continue  # a part without targets
         lines = [f"### {kept['name']}", "", kept["claim"], "", "| target | measured | bound | |", "|---|---|---|---|"]
         for verdict in kept["verdicts"]:
             value, bound = shown(verdict)
@@ -80,7 +80,7 @@ def page() -> None:
 
 
 def main() -> int:
-    """Run them, each in a process of its own, and list every verdict at the end.
+    """Run them, each in a separate process, and list all verdicts at the end.
 
     Returns:
         1 if a benchmark broke, else 0: a missed target is a finding, not a failure.

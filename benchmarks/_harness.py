@@ -1,4 +1,4 @@
-"""What every benchmark shares: a header, paired runs, medians of ratios, verdicts, one JSON file.
+"""Common parts of all benchmarks: a header, paired runs, medians of ratios, verdicts, one JSON file.
 
 A benchmark is a script with a claim::
 
@@ -9,8 +9,8 @@ A benchmark is a script with a claim::
     report.write()
 
 Times of two programs are only comparable when both ran on the same machine in the same state, so ``paired`` runs them
-in turns, many short rounds in a random order, and compares within each round; a neighbour that slows a round down slows
-both. The median over rounds ignores the rounds in which it did not.
+alternately, in many short rounds of random order, and compares within each round: other load that slows down a round
+slows down both. The median over rounds ignores the rounds in which it affected only one.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
-# Read by TensorFlow when it is first imported: this module comes before it in every benchmark.
+# TensorFlow reads these on its first import, so every benchmark imports this module before it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 
-# ---------------------------------------------------------------------- who measured, where and when
+# ---------------------------------------------------------------------- machine, versions and date
 
 
 def machine() -> dict[str, Any]:
-    """Describe this machine, and how busy it is now: a busy one gives wider spreads."""
+    """Describe this machine and its current load: a busy machine gives wider spreads."""
     cpu = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -63,7 +63,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what is measured and of what it runs on."""
+    """Versions of this package and its dependencies."""
     found = {"python": platform.python_version()}
     for package in ("tensorflow", "keras", "numpy"):
         found[package] = importlib.metadata.version(package)
@@ -91,11 +91,11 @@ def arguments(description: str, **more: dict[str, Any]) -> argparse.Namespace:
 
 
 class Report:
-    """Collects what a benchmark finds, prints it as it comes and writes it to ``<out>/<name>.json``.
+    """Collects the results of a benchmark, prints each immediately and writes them to ``<out>/<name>.json``.
 
     Args:
         name: of the benchmark, and of the file.
-        claim: one sentence that the numbers can refute.
+        claim: one sentence that the results can refute.
         options: the parsed command line.
     """
 
@@ -124,8 +124,8 @@ class Report:
         """Keep one result.
 
         Args:
-            settings: what was run.
-            figures: what came out.
+            settings: the measured configuration.
+            figures: the measured values.
             line: printed; by default the settings and figures themselves.
         """
         self.content["results"].append({**settings, **figures})
@@ -135,11 +135,11 @@ class Report:
     def verdict(
         self, target: str, value: float, *, at_most: float | None = None, at_least: float | None = None
     ) -> bool:
-        """Say whether a target is met.
+        """Record whether a target is met.
 
         Args:
-            target: what was hoped for, in words.
-            value: what came out.
+            target: the target, in words.
+            value: the measured value.
             at_most: the target's bound.
             at_least: the target's bound.
 
@@ -154,7 +154,7 @@ class Report:
         return met
 
     def write(self) -> pathlib.Path:
-        """Write the JSON file whole, or not at all.
+        """Write the JSON file atomically.
 
         Returns:
             Where it is.
@@ -215,11 +215,11 @@ class Spread:
 
 
 class Samples:
-    """Seconds per step of several programs in several rounds, by wall clock and by the processor's clock.
+    """Seconds per step of several programs in several rounds, in wall-clock and processor time.
 
     Args:
-        wall: program to one number per round.
-        cpu: the same for processor time over all threads, which a busy neighbour hardly changes.
+        wall: program to one value per round.
+        cpu: the same for processor time over all threads, which other load on the machine hardly changes.
     """
 
     def __init__(self, wall: dict[str, list[float]], cpu: dict[str, list[float]]) -> None:

@@ -1,4 +1,4 @@
-"""Three ways to write a convolution of low rank at a third of its parameters, compared before any training."""
+"""Three low-rank factorisations of a convolution at a third of its parameters, compared before any training."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from keras_distill import students
 
 
 def compare(model: keras.Model, inputs: np.ndarray, judge: Any) -> dict[str, float]:
-    """Return what ``judge`` says of the model with each 3 x 3 convolution at a third of its parameters.
+    """Return the results of ``judge`` for the model with each 3 x 3 convolution at a third of its parameters.
 
     ``outputs`` is 3 x 3 to r channels, then 1 x 1; ``spatial`` 3 x 1 to r, then 1 x 3; ``tucker`` 1 x 1, 3 x 3, 1 x 1
-    with equal fractions of input and output channels. These take the best approximation of the kernel alone, and the
-    kernel that they multiply out to stands in their place: the outputs are the same. ``outputs on data`` is what
-    ``students.factorize`` does, with the same ranks as ``outputs``.
+    with equal fractions of input and output channels. These use the best approximation of the kernel alone; the model
+    gets the product of the factors, which has the same outputs. ``outputs on data`` is what ``students.factorize``
+    does, with the same ranks as ``outputs``.
     """
     convolutions = [
         layer

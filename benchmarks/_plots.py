@@ -1,4 +1,4 @@
-"""Pictures of kept results, for ``docs/benchmarks.md``: ``python -m benchmarks --page`` draws them again."""
+"""Figures of recorded results, for ``docs/benchmarks.md``: ``python -m benchmarks --page`` redraws them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def rows(kept: dict[str, Any], *keys: str) -> list[dict[str, Any]]:
 
 
 def hinton_mnist(kept: dict[str, Any], axes: Any) -> None:
-    """Test errors of those who learn from all images, ours beside the published ones."""
+    """Test errors after training on all images: ours and the published ones."""
     found = [each for each in rows(kept, "summary", "mean") if not each["summary"].startswith("3%")]
     found.sort(key=lambda each: -each["mean"])
     means, places = [each["mean"] for each in found], range(len(found))
-    spreads = [each["sd"] if each["seeds"] > 1 else float("nan") for each in found]  # no spread of one seed
+    spreads = [each["sd"] if each["seeds"] > 1 else float("nan") for each in found]  # one seed has no spread
     bars = axes.barh(places, means, 0.6, xerr=spreads, color=OURS, capsize=3, label="here")
     axes.bar_label(bars, [f"{mean:g}" for mean in means], label_type="center", color="white")
     shown = [(i, each["published"]) for i, each in enumerate(found) if each.get("published")]
@@ -35,7 +35,7 @@ def hinton_mnist(kept: dict[str, Any], axes: Any) -> None:
 
 
 def scaling(kept: dict[str, Any], axes: Any) -> None:
-    """Step time along each curve, over its first point."""
+    """Step time along each curve, relative to its first point."""
     for curve in ("batch", "classes", "teachers", "terms"):
         points = [(each[curve], each["milliseconds"]) for each in rows(kept, "curve", curve, "milliseconds")]
         if points:
@@ -51,7 +51,7 @@ def scaling(kept: dict[str, Any], axes: Any) -> None:
 
 
 def soak(kept: dict[str, Any], axes: Any) -> None:
-    """Memory and processor time along a long run, over their middles."""
+    """Memory and processor time during a long run, relative to their medians."""
     found = rows(kept, "epoch", "bytes", "cpu")
     epochs = [each["epoch"] for each in found]
     for key, label, color in (("bytes", "resident memory", OURS), ("cpu", "processor time per step", PUBLISHED)):
@@ -65,7 +65,7 @@ def soak(kept: dict[str, Any], axes: Any) -> None:
 
 
 def against_builtin(kept: dict[str, Any], axes: Any) -> None:
-    """Epoch time of each contestant, with its accuracy."""
+    """Epoch time and accuracy of each program."""
     found = rows(kept, "who")[::-1]
     colors = [OURS if each["who"].startswith("ours") else OTHER for each in found]
     bars = axes.barh([each["who"] for each in found], [each["epoch_seconds"] for each in found], color=colors)
@@ -86,7 +86,7 @@ def pytorch(kept: dict[str, Any], axes: Any) -> None:
 
 
 def regimes(kept: dict[str, Any], axes: Any) -> None:
-    """Accuracy of every way on Fashion-MNIST against that of the student alone."""
+    """Accuracy of every method on Fashion-MNIST compared with the student alone."""
     others = ("chain", "500", "FitNet", "folds", "fusion", "exits untaught")
     found = [each for each in rows(kept, "way", "accuracy") if not each["way"].startswith(others)]
     alone = next(each["accuracy"] for each in found if each["way"] == "alone")
@@ -107,14 +107,14 @@ PLOTS: dict[str, Callable[[dict[str, Any], Any], None]] = {
 
 
 def draw(kept: dict[str, Any], folder: pathlib.Path) -> pathlib.Path | None:
-    """Draw one benchmark's picture, if it has one.
+    """Draw one benchmark's figure, if it has one.
 
     Args:
         kept: the content of its JSON file.
         folder: of the picture.
 
     Returns:
-        Where the picture is, or None.
+        The path of the figure, or None.
     """
     plot = PLOTS.get(kept["name"])
     if plot is None:

@@ -1,7 +1,8 @@
 """The PyTorch side of ``benchmarks/pytorch.py``: plain modules and a plain loop, losses written from their formulas.
 
-A program of its own, so that PyTorch may live in another environment: it reads weights and batches from a file, and
-then obeys lines on its standard input: ``losses <steps>`` prints the loss of each step, ``time <steps>`` the seconds.
+It is a separate program, so that PyTorch may be installed in another environment: it reads weights and batches from a
+file, and then commands from standard input: ``losses <steps>`` prints the loss of each step, ``time <steps>`` the
+seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ except ImportError as problem:
 
 
 def mlp(weights: list[np.ndarray]) -> list[torch.Tensor]:
-    """Return kernels and biases, Keras' (inputs, outputs) turned into PyTorch's (outputs, inputs)."""
+    """Return kernels and biases, transposed from Keras' (inputs, outputs) to PyTorch's (outputs, inputs)."""
     return [torch.tensor(w.T if w.ndim == 2 else w) for w in weights]
 
 
@@ -55,7 +56,7 @@ def decoupled(teacher: torch.Tensor, student: torch.Tensor, labels: torch.Tensor
 
 
 def main() -> None:
-    """Obey."""
+    """Read and execute commands."""
     path, case, threads = sys.argv[1:]
     if int(threads):
         torch.set_num_threads(int(threads))

@@ -1,4 +1,4 @@
-"""How each row of ``benchmarks.regimes`` is trained: one function per row, from a seed to what it measured."""
+"""How each row of ``benchmarks.regimes`` is trained: one function per row, from a seed to its results."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from keras_distill.schedules import Linear
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 BATCH = 128
 DENSE = False  # set by the command line
-Scores = dict[str, dict[str, float]]  # what was judged -> {"accuracy": percent, "nll": nats}
+Scores = dict[str, dict[str, float]]  # model -> {"accuracy": percent, "nll": nats}
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Examples to learn from, to be judged on, and how long to learn.
+    """Examples for training and evaluation, and the number of epochs.
 
     Args:
         train: labelled examples.
         unlabelled: further inputs.
-        test: examples that judge.
+        test: examples for evaluation.
         epochs: of one training.
     """
 
@@ -45,7 +45,7 @@ class Task:
         Args:
             name: as in ``data.load``.
             full: False takes 300 of each and one epoch.
-            held_out: judge on validation examples instead of the test set.
+            held_out: evaluate on validation examples instead of the test set.
             epochs: of one training in full.
         """
         found = data.load(name)
@@ -58,7 +58,7 @@ class Task:
 def network(width: int = 16, shape: tuple[int, ...] = (28, 28, 1), branches: int = 1) -> keras.Model:
     """Three convolutions with BatchNormalization, and a linear head; several branches share the first two blocks.
 
-    With ``DENSE`` the blocks are layers of 256 units, which learn 10,000 images by heart.
+    With ``DENSE`` the blocks are layers of 256 units, which memorise 10,000 images.
     """
 
     def block(h: Any, filters: int, name: str) -> Any:
@@ -77,7 +77,7 @@ def network(width: int = 16, shape: tuple[int, ...] = (28, 28, 1), branches: int
 
 
 def plain(depth: int, width: int = 16) -> keras.Model:
-    """A plain CNN of ``depth`` convolutions for 32 x 32 pixels, which halves them after a third each."""
+    """A plain CNN with ``depth`` convolutions for 32 x 32 pixels, with downsampling after each third of them."""
     x = h = keras.Input((32, 32, 3))
     for number in range(depth):
         stage = 3 * number // depth if depth > 2 else number
@@ -110,7 +110,7 @@ def log_probs(model: keras.Model, x: np.ndarray, output: int | None = None) -> n
 
 
 def judged(logs: np.ndarray, examples: data.Examples) -> dict[str, float]:
-    """Percent of right answers, and the negative log-likelihood."""
+    """Accuracy in percent, and the negative log-likelihood."""
     rows = np.arange(len(logs))
     right = float(100 * np.mean(logs.argmax(-1) == examples.labels))
     return {"accuracy": round(right, 3), "nll": round(float(-logs[rows, examples.labels].mean()), 5)}
@@ -122,11 +122,11 @@ def mean_of(several: list[np.ndarray]) -> np.ndarray:
 
 
 class Kept:
-    """The models trained alone, kept on disk: ensembles, born-again networks and the table share them.
+    """The models trained alone, kept on disk, for ensembles, born-again networks and the table.
 
     Args:
         folder: of the weights.
-        task: what they learn.
+        task: their data.
     """
 
     def __init__(self, folder: pathlib.Path, task: Task) -> None:
@@ -146,9 +146,9 @@ class Kept:
 
 
 def baselines(task: Task, kept: Kept, seed: int) -> Scores:
-    """Alone; label smoothing of .1; the virtual teacher of .9 at temperature 20; ensembles of models alone.
+    """Alone; label smoothing of .1; the virtual teacher of .9 at temperature 20; ensembles of models trained alone.
 
-    Three models alone serve three seeds: each begins the ensembles of one, which therefore share members.
+    Three models are used for three seeds: each is the first member of one seed's ensembles, which share members.
     """
     x, test = task.test.inputs, task.test
     alone = [log_probs(kept.alone((seed + more) % 3), x) for more in range(3)]
@@ -166,7 +166,7 @@ def baselines(task: Task, kept: Kept, seed: int) -> Scores:
 
 
 def mutual(task: Task, kept: Kept, seed: int) -> Scores:
-    """Two peers with an update together, weight 1."""
+    """Two peers with simultaneous updates, weight 1."""
     keras.utils.set_random_seed(seed)
     peers = fitted(regimes.MutualLearning([network(), network()]), task).students
     logs = [log_probs(each, task.test.inputs) for each in peers]
@@ -176,7 +176,7 @@ def mutual(task: Task, kept: Kept, seed: int) -> Scores:
 
 
 def gated(task: Task, kept: Kept, seed: int) -> Scores:
-    """Three branches above two common blocks, a gate, temperature 3."""
+    """Three branches on two shared blocks, a gate, temperature 3."""
     keras.utils.set_random_seed(seed)
     student = students.with_gate(network(branches=3), "block1")
     term = LogitsDistillation(3.0, loss=["kl_divergence"] * 3 + [None, None])
@@ -190,7 +190,7 @@ def gated(task: Task, kept: Kept, seed: int) -> Scores:
 def exits(task: Task, kept: Kept, seed: int) -> Scores:
     """Two exits with bottlenecks, taught by the deepest (published: temperature 3, alpha .1, beta 1e-6 of the sum).
 
-    Beside them the same exits that learn from the labels alone.
+    Also the same exits trained on the labels only.
     """
     found = {}
     for name, alpha in (("exits taught", 0.1), ("exits untaught", 0.0)):
@@ -258,7 +258,7 @@ def chain(task: Task, kept: Kept, seed: int) -> Scores:
 
 
 def mean_teacher(task: Task, kept: Kept, seed: int) -> Scores:
-    """500 labels in batches of 32, beside 96 unlabelled examples; both models see views of their own.
+    """500 labels in batches of 32, together with 96 unlabelled examples; each model sees its own views.
 
     The weight of consistency, 0.3, was chosen on held-out images; with 5 the student lost 3.2 points on the test set.
     """
@@ -336,7 +336,7 @@ def stages(task: Task, kept: Kept, seed: int) -> Scores:
 
 
 def folds(task: Task, kept: Kept, seed: int) -> Scores:
-    """An MLP that fits its training set by heart teaches in and out of fold, without labels for the student."""
+    """An MLP that memorises its training set teaches in fold and out of fold, without labels for the student."""
     options = {"epochs": task.epochs, "batch_size": BATCH, "verbose": 0}
 
     def make_teacher() -> keras.Model:
@@ -363,7 +363,7 @@ def folds(task: Task, kept: Kept, seed: int) -> Scores:
 
 
 def fusion(task: Task, kept: Kept, seed: int) -> Scores:
-    """Six clients with classes by Dirichlet(.1), from a common start; their average, and its fusion without labels."""
+    """Six clients with classes from Dirichlet(.1) and the same initial weights; averaged, and fused without labels."""
     random = np.random.default_rng(seed)
     y = task.train.labels
     owner = np.zeros(len(y), int)
@@ -372,7 +372,7 @@ def fusion(task: Task, kept: Kept, seed: int) -> Scores:
         owner[rows] = random.choice(6, len(rows), p=random.dirichlet(np.full(6, 0.1)))
     clients = []
     for client in range(6):
-        keras.utils.set_random_seed(seed)  # a common start
+        keras.utils.set_random_seed(seed)  # common initial weights
         model = network()
         rows = np.flatnonzero(owner == client)
         if len(rows):

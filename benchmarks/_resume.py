@@ -1,4 +1,4 @@
-"""Results of single runs, kept in a file beside the report, so that a killed benchmark goes on where it stopped."""
+"""Results of single runs, kept in a file next to the report, so that a killed benchmark resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Runs:
-    """Remembers what each run gave.
+    """Keeps the result of each run.
 
     Args:
         path: of the JSON file; deleted by ``finish``.
@@ -20,7 +20,7 @@ class Runs:
         self.known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def __call__(self, name: str, run: Callable[[], Any]) -> Any:
-        """Return what the run of this name gave, after running it if it has not been run before."""
+        """Return the result of the run of this name, after running it if it has not been run before."""
         if name not in self.known:
             self.known[name] = run()
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,10 +31,10 @@ class Runs:
         return self.known[name]
 
     def model(self, name: str, model: Any, train: Callable[[Any], Any]) -> Any:
-        """Return `model` with the weights that its training gave, after training it in place if it has not been before.
+        """Return `model` with its trained weights, after training it in place if it has not been trained before.
 
         Args:
-            name: of the file of weights, beside that of the results.
+            name: of the file of weights, next to that of the results.
             model: just built, with the layers that it had when it was trained.
             train: called with the model.
         """

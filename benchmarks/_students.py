@@ -1,4 +1,4 @@
-"""What the benchmarks of small models share: the residual network, its pictures, training that starts again."""
+"""Common parts of the benchmarks of small models: the residual network, its images, repeated training."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def residual(shape: tuple[int, int, int], widths: tuple[int, int] = (32, 64)) ->
 
 
 def _unit(x: keras.KerasTensor, width: int, stride: int, last: bool = False) -> keras.KerasTensor:
-    # Two epochs are a few hundred steps: statistics that follow them need a momentum below Keras' 0.99.
+    # Two epochs are a few hundred steps, for which moving statistics need a momentum below Keras' 0.99.
     x = L.BatchNormalization(momentum=0.9)(L.Conv2D(width, 3, strides=stride, padding="same", use_bias=False)(x))
     return x if last else L.ReLU()(x)
 
 
 def folder(full: bool, held_out: bool = False) -> pathlib.Path:
-    """Where trained teachers and their answers wait for the next row."""
+    """The folder in which trained teachers and their predictions are kept for the next row."""
     size = ("full" if full else "quick") + ("_held_out" if held_out else "")
     found = pathlib.Path(tempfile.gettempdir()) / f"keras_distill_students_{size}"
     found.mkdir(exist_ok=True)
@@ -51,12 +51,12 @@ def predict(model: keras.Model, inputs: object) -> np.ndarray:
 
 
 def accuracy(model: keras.Model, examples: Examples) -> float:
-    """Percent right."""
+    """Accuracy in percent."""
     return 100 * float((predict(model, examples.inputs).argmax(-1) == examples.labels).mean())
 
 
 class Training:
-    """One compiled training that starts again from the same weights for each seed, so that it is traced once.
+    """One compiled training that restarts from initial weights for each seed, so that it is traced once.
 
     Args:
         model: the student.
@@ -65,8 +65,8 @@ class Training:
         epochs: over them; Adam's rate falls to 0 along a cosine.
         rate: of Adam, at the beginning.
         teacher: None trains on labels.
-        labels: weight of the labels beside a teacher.
-        temperature: of the teacher's answers.
+        labels: weight of the labels relative to a teacher.
+        temperature: of the teacher's predictions.
     """
 
     def __init__(
@@ -106,17 +106,17 @@ class Training:
 
 
 def random_weights(model: keras.Model, seed: int) -> list[np.ndarray]:
-    """Weights that the same architecture begins with at random."""
+    """Random initial weights of the same architecture."""
     keras.utils.set_random_seed(seed)
     return type(model).from_config(model.get_config()).get_weights()
 
 
 class Answers:
-    """A teacher's answers to pictures, stored on disk and kept in memory once they are read.
+    """A teacher's predictions for images, stored on disk and kept in memory once they are read.
 
     Args:
         teacher: the model.
-        examples: what it answers.
+        examples: the labelled examples.
         path: of the store.
     """
 
@@ -128,12 +128,12 @@ class Answers:
 
 
 def plain(examples: Examples) -> tf.data.Dataset:
-    """Examples one by one, with their labels alone."""
+    """Single examples with their labels only."""
     return tf.data.Dataset.from_tensor_slices((examples.inputs, examples.labels))
 
 
 def litert_times(contents: Mapping[str, bytes], picture: np.ndarray, rounds: int) -> _harness.Samples:
-    """Times of LiteRT files on one thread, in turns, for inputs such as ``picture``."""
+    """Latencies of LiteRT files on one thread, in alternation, for inputs such as ``picture``."""
     from ai_edge_litert.interpreter import Interpreter
 
     programs = {}

@@ -1,4 +1,4 @@
-"""Small models of CIFAR-10 (a tenth of the file, a quarter of the time) and of SST-2 (half the blocks)."""
+"""Small models for CIFAR-10 (a tenth of the file size, a quarter of the latency) and for SST-2 (half the blocks)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ WORDS, TOKENS = 6000, 36
 
 
 def cifar10(full: bool, table: Any) -> None:
-    """Built to 3 tenths of the parameters, distilled on pictures without labels, then trained in int8.
+    """Built with 3 tenths of the parameters, distilled on unlabelled images, then trained in int8.
 
-    CIFAR-10 here is recompressed as JPEG. The teacher learns from 30000 labelled pictures for 8 epochs. The student
-    sees 40000 pictures, and of each only the teacher's answer: 4 epochs in float, 1 with fake quantisers; rate and
-    temperature are those chosen on Fashion-MNIST. Files are LiteRT, times are of one picture on one thread.
+    CIFAR-10 here is recompressed as JPEG. The teacher learns from 30000 labelled images for 8 epochs. The student
+    learns the teacher's predictions for 40000 images: 4 epochs in float, 1 with fake quantisers; learning rate and
+    temperature are those chosen on Fashion-MNIST. Files are LiteRT; latencies are for one image on one thread.
     """
     loaded = data.load("cifar10_jpeg")
     labelled, pictures = (loaded.train.take(count) for count in ((30000, 40000) if full else (128, 256)))
@@ -72,7 +72,7 @@ def _files(teacher: keras.Model, student: keras.Model, picture: np.ndarray) -> d
 
 
 def classifier(blocks: int) -> keras.Model:
-    """A BERT of keras-hub without pre-training, and a linear head on the mean over the words."""
+    """A keras-hub BERT without pre-training, and a linear head on the mean over the words."""
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=WORDS + 1,
         num_layers=blocks,
@@ -89,9 +89,10 @@ def classifier(blocks: int) -> keras.Model:
 
 
 def sst2(full: bool, table: Any) -> None:
-    """Half the blocks of a transformer, copied or at random, and 2 epochs on the teacher's answers.
+    """Half the blocks of a transformer, copied or random, and 2 epochs on the teacher's predictions.
 
-    The teacher learns from the 6920 sentences for 6 epochs. It has no pre-training: nothing can be downloaded here.
+    The teacher learns from the 6920 sentences for 6 epochs. It has no pre-training, because nothing can be downloaded
+    here.
     """
     loaded = data.load("sst2")
     count, tests = (len(loaded.train), len(loaded.test)) if full else (128, 64)

@@ -1,8 +1,8 @@
-"""The distiller against ``keras.distillation`` in one run, in turns: epoch time, peak memory, accuracy at the end.
+"""The distiller compared with ``keras.distillation`` in one run: epoch time, peak memory and final accuracy.
 
-Every contestant starts from one student's weights and sees the same images in the same order. In each round each of
-them trains one epoch; after the last round the test accuracies are compared. Both spellings of the built-in's loss run:
-its default is a function, for which it skips softmax and temperature (see the README's table), and an object.
+Every program starts from the same student's weights and sees the same images in the same order. In each round each of
+them trains one epoch; after the last round the test accuracies are compared. The built-in's loss is tested in two
+forms: its default, a function, for which it skips softmax and temperature (see the README's table), and an object.
 Steps alone are timed in ``step_time.py``; a stored teacher of 10 times the student's cost in ``stored_teacher.py``.
 """
 
@@ -31,7 +31,7 @@ BATCH = 128
 
 
 def pipeline(images: np.ndarray, labels: np.ndarray) -> tf.data.Dataset:
-    """Batches in one order."""
+    """Batches in a fixed order."""
     options = tf.data.Options()
     options.autotune.enabled = False
     return tf.data.Dataset.from_tensor_slices((images, labels)).batch(BATCH).with_options(options)
@@ -81,7 +81,7 @@ def peak_mib(package: str, terms: str) -> float:
 
 
 def main() -> None:
-    """Train everybody in turns."""
+    """Train all programs in alternation."""
     options = _harness.arguments(
         __doc__,
         rounds={"type": int, "help": "epochs of each, after two that are not timed (default 3, full 10)"},
@@ -110,7 +110,7 @@ def main() -> None:
         against = "built-in, features" if "features" in name else "built-in, logits"
         ratio = "" if name == against else str(samples.ratio(name, against))
         report.add({"who": name}, {"epoch_seconds": seconds, f"over {against}": ratio, "accuracy": found[name]})
-    for terms in ("logits", "logits and layer") if options.full else ():  # the quick version of memory.py has its own
+    for terms in ("logits", "logits and layer") if options.full else ():  # else memory.py measures it
         peaks = {who: peak_mib(who, terms) for who in ("ours", "builtin")}
         report.add({"peak memory, MiB": terms}, peaks)
         report.verdict(f"peak memory, ours / built-in, {terms}", peaks["ours"] / peaks["builtin"], at_most=1.01)

@@ -1,15 +1,13 @@
-"""BERT to half its blocks, ablated as in DistilBERT's table, and to a BiLSTM: SST-2 after IMDB's texts.
+"""BERT distilled to half its blocks, with DistilBERT's ablations, and to a BiLSTM: SST-2 after IMDB's texts.
 
-A BERT of four blocks guesses hidden words of 40,000 passages of IMDB reviews, and is fine-tuned on SST-2. Students
-have two blocks: the whole recipe (soft targets, labels, direction of hidden states, a copied start), without each of
-its four parts, and a copy without any distillation; each guesses along with its teacher on 20,000 of the passages and
-is then fine-tuned alike. A BiLSTM learns from the labels of SST-2, or from its fine-tuned teacher on SST-2 and 20,000
-passages of reviews.
-
-Accuracy on the test part of SST-2; also how well the students guess hidden words that none was trained on, which is
-less noisy. Latencies are of a text in batches of 256, in TensorFlow. Settings were not tuned. Runs are kept, so that an
-interrupted one goes on: ``python -m benchmarks.bert --full --seeds 3`` (estimated: 40 minutes of one core; it has not
-been run in full yet).
+A BERT with four blocks is pre-trained as a masked language model on 40,000 passages of IMDB reviews, and fine-tuned on
+SST-2. Students have two blocks: the whole recipe (soft targets, labels, cosine of hidden states, initialisation from
+the teacher), the recipe without each of its four parts, and a copy without any distillation; each is distilled on
+20,000 of the passages and then fine-tuned in the same way. A BiLSTM learns from the labels of SST-2, or from its
+fine-tuned teacher on SST-2 and 20,000 passages of reviews. Measured are the accuracy on the test part of SST-2 and the
+accuracy on masked words of unseen passages, which is less noisy. Latencies are per text in batches of 256, in
+TensorFlow. Settings were not tuned. Runs are kept, so that an interrupted benchmark resumes: ``python -m
+benchmarks.bert --full --seeds 3`` (estimated: 40 minutes of one core; it has not been run in full yet).
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ WAYS = ("whole", "no soft targets", "no directions", "no labels", "random start"
 
 
 def passages(count: int) -> list[str]:
-    """Passages of as many words as a model reads, from the reviews of IMDB, without labels."""
+    """Unlabelled passages of IMDB reviews with the model's input length."""
     folder = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or _harness.ROOT.parent / "shared" / "data")
     found: list[str] = []
     with lzma.open(folder / "imdb_reviews" / "train.jsonl.xz", "rt") as file:
@@ -51,7 +49,7 @@ def passages(count: int) -> list[str]:
 
 
 def fitted(model: Any, loss: Any, inputs: Any, labels: Any, epochs: int, rate: float) -> Any:
-    """Train with Adam, whose rate falls along a cosine."""
+    """Train with Adam and a cosine decay of the learning rate."""
     steps = epochs * -(-len(inputs["token_ids"]) // 32)
     falling = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=rate, warmup_steps=max(1, steps // 10))
     model.compile(keras.optimizers.Adam(falling), loss, jit_compile=False)
@@ -65,7 +63,7 @@ def rows(inputs: dict[str, np.ndarray], chosen: slice) -> dict[str, np.ndarray]:
 
 
 def distiller(way: str, teacher: keras.Model, student: keras.Model) -> Distiller:
-    """The recipe without the part that `way` names; what is left keeps its weight."""
+    """The recipe without the part that `way` names; the other parts keep their weights."""
     whole = regimes.distilbert(teacher, student, teacher_blocks=BLOCKS, student_blocks=BLOCKS // 2)
     if way in ("whole", "random start"):
         return whole
@@ -79,7 +77,7 @@ def distiller(way: str, teacher: keras.Model, student: keras.Model) -> Distiller
 
 
 def latency(models: dict[str, keras.Model], inputs: dict[str, np.ndarray]) -> dict[str, float]:
-    """Median milliseconds of a text, in batches of 256."""
+    """Median milliseconds per text, in batches of 256."""
     batch = {name: tf.constant(each[:256]) for name, each in inputs.items()}
 
     def program(model: keras.Model) -> Any:
@@ -96,7 +94,7 @@ def latency(models: dict[str, keras.Model], inputs: dict[str, np.ndarray]) -> di
 
 
 def main() -> None:
-    """Pre-train, fine-tune, distil, measure and judge."""
+    """Pre-train, fine-tune, distil and evaluate."""
     options = _harness.arguments(__doc__, seeds={"type": int, "default": 1})
     full, kept = options.full, _harness.Report("bert", CLAIM, options)
     runs = _resume.Runs(options.out / f"bert_{'full' if full else 'quick'}.runs.json")

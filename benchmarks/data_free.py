@@ -1,16 +1,17 @@
-"""A student without data on MNIST and Fashion-MNIST: what a generator teaches, beside pure noise.
+"""Data-free distillation on MNIST and Fashion-MNIST: a generator compared with Gaussian noise.
 
 Each run trains a teacher on the first 50,000 training images, which the student never sees, then two students by the
 same number of updates: one on the examples of ``regimes.DataFree``, one on Gaussian noise of the mean and variance of
 the teacher's inputs. Settings were chosen on the last 10,000 training images (``--held-out``, seed 9); the table
-is measured once, at the last epoch, on the test images, which nothing else looks at. The quick version trains a few
-steps and shows that all of it runs.
+is measured once, at the last epoch, on the test images, which are not used otherwise. The quick version trains for a
+few steps and only checks that everything runs.
 
-A first table, in ``data_free.json``, had a generator of dense layers and ``Disagreement("l1")`` alone, and twice the
-steps for LeNet-5: 92.3% for the MLP and 68.4% for the half of LeNet-5. The generator decides. On the held-out images,
-with a teacher of 96.0%, the half of LeNet-5 reached 61.2% by 120 steps of that generator and 81.7% by as many of two
-convolutions between up-samplings, at the same cost; 400 steps of the latter gave 93.5%, and 94.3% with a balance of
-classes. The MLP, with the balance in both and a teacher of 96.6%, had 76.0% and 94.2% after 200 steps.
+The first table, in ``data_free.json``, had a generator of dense layers with ``Disagreement("l1")`` only, and twice the
+steps for LeNet-5: 92.3% for the MLP and 68.4% for LeNet-5 at half width. The generator matters most. On the held-out
+images, with a teacher of 96.0%, LeNet-5 at half width reached 61.2% after 120 steps of that generator and 81.7% after
+as many of one with two convolutions between up-samplings, at the same cost; 400 steps of the latter gave 93.5%, and
+94.3% with balanced classes. The MLP, with balanced classes in both cases and a teacher of 96.6%, had 76.0% and 94.2%
+after 200 steps.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CLAIM = (
     "Without data, a student reaches 95% on MNIST (MLP 784-1200-1200-10 to 784-800-800-10) and 35 points more than on "
     "noise; LeNet-5 to its half reaches 93%."
 )
-#: Data set, whether the networks convolve, steps.
+#: Data set, whether the networks are convolutional, steps.
 TASKS = {
     "mnist_mlp": ("mnist", False, 800),
     "mnist_lenet": ("mnist", True, 800),
@@ -38,7 +39,7 @@ TASKS = {
     "fashion_lenet": ("fashion_mnist", True, 800),
 }
 BATCH, STUDENT_STEPS, EPOCHS, RATE = 64, 5, 4, 1e-3
-#: By name, what else was tried on the held-out images.
+#: By name, objectives that were tried on the held-out images.
 OBJECTIVES = {
     "l1": lambda: regimes.Disagreement("l1"),
     "l1 + balance": lambda: regimes.Disagreement("l1") + regimes.ClassInversion(0.0, 5.0),
@@ -48,7 +49,7 @@ OBJECTIVES = {
 
 
 def network(convolves: bool, scale: float, seed: int) -> keras.Model:
-    """Return LeNet-5 or a multilayer perceptron, of some share of the usual width."""
+    """Return LeNet-5 or a multilayer perceptron, at a fraction of the usual width."""
     keras.utils.set_random_seed(seed)
     layers = keras.layers
     if not convolves:
@@ -64,7 +65,7 @@ def network(convolves: bool, scale: float, seed: int) -> keras.Model:
 
 
 def accuracy(model: keras.Model, examples: tuple[np.ndarray, np.ndarray]) -> float:
-    """Return the share of right answers in percent."""
+    """Return the accuracy in percent."""
     outputs = model.predict(examples[0], batch_size=500, verbose=0)
     return 100 * float(np.mean(outputs.argmax(-1) == examples[1]))
 
@@ -85,7 +86,7 @@ def splits(name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def optimizer(rate: float, updates: int) -> keras.optimizers.Optimizer:
-    """Return Adam whose rate falls to zero by a cosine."""
+    """Return Adam with a cosine decay of the learning rate to zero."""
     return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, updates))
 
 
@@ -106,7 +107,7 @@ def generator_for(teacher: keras.Model, kind: str) -> keras.Model:
 
 
 def of_noise(teacher: keras.Model, student: keras.Model, updates: int, seed: int) -> None:
-    """Teach a student the teacher's logits of Gaussian noise."""
+    """Train a student on the teacher's logits for Gaussian noise."""
     student.compile(optimizer(RATE, updates), keras.losses.MeanAbsoluteError())
     rng = np.random.default_rng(seed)
     for _ in range(updates):
@@ -115,7 +116,7 @@ def of_noise(teacher: keras.Model, student: keras.Model, updates: int, seed: int
 
 
 def run(task: str, seed: int, options: Any) -> dict[str, float]:
-    """Train teacher and students of one seed, and measure them."""
+    """Train teacher and students of one seed, and evaluate them."""
     start = time.process_time()
     name, convolves, steps = TASKS[task]
     steps = int(steps * options.share) if options.full else EPOCHS
@@ -147,7 +148,7 @@ def run(task: str, seed: int, options: Any) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run the tasks that are asked for; the report is written when each of them is known."""
+    """Run the requested tasks; the report is written after all of them."""
     options = _harness.arguments(
         __doc__ or "",
         task={"choices": [*TASKS, "all"], "default": "all", "help": "one task only, in a report of its own"},

@@ -1,8 +1,8 @@
-"""A detector of blood cells in two sizes: AP50 of the student alone and distilled (``examples/blood_cells.py``).
+"""A detector of blood cells: AP50 of the student alone and distilled (``examples/blood_cells.py``).
 
 BCCD at 120 x 160 pixels, 205 training and 72 test images. The teacher is trained once; students alone and distilled
-have the same weights at the start, data and epochs. The weights of the terms were set once, before any test figure.
-Runs are kept, so that an interrupted one goes on: ``python -m benchmarks.detection --full --seeds 3``.
+have the same initial weights, data and epochs. The weights of the terms were set once, before any test result. Runs are
+kept, so that an interrupted benchmark resumes: ``python -m benchmarks.detection --full --seeds 3``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TEACHER, STUDENT = 32, 6  # channels of the first layer
 
 
 def main() -> None:
-    """Train, measure and judge."""
+    """Train and evaluate."""
     options = _harness.arguments(__doc__, seeds={"type": int, "default": 2}, epochs={"type": int, "default": 40})
     report = _harness.Report("detection", CLAIM, options)
     bccd = data.load("bccd")

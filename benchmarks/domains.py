@@ -1,8 +1,9 @@
-"""MNIST teaches USPS: a student for digits of another post office, of which no labels are known.
+"""From MNIST to USPS: a student for digits of another domain without labels.
 
-The teacher is a CNN trained on MNIST. Every student has its labels for MNIST and its answers for both. "plain" is that;
-the others add one term or filter. USPS digits are enlarged to 28 x 28 as they are, so that the strokes are thicker and
-the digit fills the frame. Weights of the terms were chosen on USPS' validation images, which the results do not show.
+The teacher is a CNN trained on MNIST. Every student learns from the labels of MNIST and the teacher's predictions for
+both domains ("plain"); the other methods add one term or filter. USPS digits are enlarged to 28 x 28 without a margin,
+so that the strokes are thicker and the digit fills the frame. Weights of the terms were chosen on USPS' validation
+images, which are not part of the results.
 """
 
 from __future__ import annotations
@@ -48,18 +49,18 @@ def network(width: int, seed: int) -> keras.Model:
 
 
 def enlarged(examples: data.Examples) -> data.Examples:
-    """Bring USPS to MNIST's size."""
+    """Resize USPS to MNIST's size."""
     return data.Examples(tf.image.resize(examples.inputs, (28, 28)).numpy(), examples.labels)
 
 
 def accuracy(model: keras.Model, examples: data.Examples) -> float:
-    """Percent of right answers."""
+    """Accuracy in percent."""
     logits = model.predict({"image": examples.inputs}, batch_size=1000, verbose=0)
     return 100.0 * float(np.mean(logits.argmax(1) == examples.labels))
 
 
 def main() -> None:
-    """Train, measure and judge."""
+    """Train and evaluate."""
     options = _harness.arguments(
         __doc__,
         seeds={"type": int, "default": 2},

@@ -1,11 +1,12 @@
-"""Students that explain, measured: soft trees, readable surrogates, targets from order, agreement of explanations.
+"""Interpretable students: soft trees, surrogates, targets from the order of classes, agreement of explanations.
 
-``--full`` takes MNIST (trees of depth 8) and Fashion-MNIST, 25 CPU minutes; the quick version takes scikit-learn's
-digits (trees of depth 4) and two minutes. The census is the same in both. ``--parts`` takes some of the three.
+``--full`` uses MNIST (trees of depth 8) and Fashion-MNIST and takes 25 CPU minutes; the quick version uses
+scikit-learn's digits (trees of depth 4) and takes two minutes. The census is the same in both. ``--parts`` selects some
+of the three parts.
 
-Each cell (one training with one seed) is kept in ``<out>/explain_cells.json`` as soon as it is done: a run that was
-stopped goes on where it was. Settings were chosen on the last 5,000 training images of MNIST (four pilots of one seed;
-mixture loss, batches of 64 and a cosine decay from 3e-3 were best) and are not looked for again here.
+Each cell (one training with one seed) is kept in ``<out>/explain_cells.json`` as soon as it is done: an interrupted run
+resumes from there. Settings were chosen on the last 5,000 training images of MNIST (four pilots of one seed; mixture
+loss, batches of 64 and a cosine decay from 3e-3 were best).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ CENSUS = _harness.ROOT.parent / "shared" / "data" / "adult_census"
 
 
 def cross_entropy() -> keras.losses.Loss:
-    """Of integer labels, from logits."""
+    """Cross-entropy of integer labels, from logits."""
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -66,7 +67,7 @@ def fit(model: keras.Model, x: Any, y: Any, epochs: int, *, rate: float, batch: 
     steps = max(1, len(x) // batch) * epochs
     optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, steps))
     many = len(x) > 5000
-    # A small data set is done before it is compiled, and XLA's convolutions are slow on a CPU.
+    # Small data sets train faster than they compile, and XLA's convolutions are slow on a CPU.
     compiled = many and isinstance(model, students.SoftDecisionTree)
     model.compile(optimizer, loss or cross_entropy(), steps_per_execution=20 if many else 5, jit_compile=compiled)
     model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)
@@ -85,7 +86,7 @@ class Cells:
         self.known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
 
     def __call__(self, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Return a result, measured where it is not known yet."""
+        """Return a result, measured if it is not known yet."""
         if name not in self.known:
             self.known[name] = measure()
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ class Cells:
 
 
 def trees(report: _harness.Report, cells: Cells, seeds: int, full: bool) -> None:
-    """MNIST, depth 8: labels against a teacher's answers, with all labels and with a thousand."""
+    """MNIST, depth 8: labels compared with a teacher's predictions, with all labels and with a thousand."""
     source = data.load("mnist" if full else "digits")
     x, y, test = source.train.inputs, source.train.labels, source.test
     depth, few, many, batch, rate = (8, 1000, 20000, 64, 3e-3) if full else (4, 100, 1000, 16, 1e-2)
@@ -152,7 +153,7 @@ def trees(report: _harness.Report, cells: Cells, seeds: int, full: bool) -> None
 
 
 def census() -> tuple[np.ndarray, np.ndarray]:
-    """Training rows: numbers as they are, categories by the order of their names."""
+    """Training rows: numbers unchanged, categories as the index of their sorted names."""
     text = lzma.decompress((CENSUS / "adult.data.xz").read_bytes()).decode()
     rows = np.array([[c.strip() for c in line.split(",")] for line in text.splitlines() if line.count(",") == 14])
     columns = []
@@ -165,7 +166,7 @@ def census() -> tuple[np.ndarray, np.ndarray]:
 
 
 def surrogates(report: _harness.Report, cells: Cells, seeds: int, full: bool) -> None:
-    """Adult census: a tree of 32 leaves against the best of such trees."""
+    """Adult census: a tree of 32 leaves compared with the best such tree."""
     del full  # small enough for the quick version
     x, y = census()
 
@@ -180,7 +181,7 @@ def surrogates(report: _harness.Report, cells: Cells, seeds: int, full: bool) ->
         more = explain.surrogate(teacher, rows, "tree", size=32, samples=20000, seed=seed)
         held = made._parts["held_out"]
         answers = held[1].argmax(-1)
-        # The same tree from labels, and one of many leaves: what can be had at this size and at any.
+        # The same tree on labels, and one with many leaves: the limits at this size and at any size.
         order = np.random.default_rng(seed).permutation(len(rows))[len(answers) :]
         from sklearn.tree import DecisionTreeClassifier
 
@@ -219,7 +220,7 @@ def _train(made: explain.Surrogate) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reasons(report: _harness.Report, cells: Cells, seeds: int, full: bool) -> None:
-    """Fashion-MNIST: do students from labels, from answers, and taught where to look explain themselves alike?"""
+    """Fashion-MNIST: explanations of students from labels, distilled, and with matched attributions."""
     source = data.load("fashion_mnist" if full else "digits")
     x, y, test = source.train.inputs[:10000], source.train.labels[:10000], source.test
     few, epochs, batch = (2000, 12, 64) if full else (200, 30, 16)
@@ -285,7 +286,7 @@ def reasons(report: _harness.Report, cells: Cells, seeds: int, full: bool) -> No
 
 
 def main() -> None:
-    """Measure everything that is not known yet, and judge."""
+    """Measure everything that is not known yet, and evaluate."""
     parts = {"trees": trees, "surrogates": surrogates, "reasons": reasons}
     options = _harness.arguments(
         __doc__,

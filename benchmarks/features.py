@@ -1,12 +1,11 @@
-"""What learning from inside the teacher costs: a named layer against the built-in, relation losses against their floor.
+"""Cost of feature distillation: a named layer against the built-in, relational losses against their bare formulas.
 
 Step time: a term on one named layer, alone and beside the logits, in ``keras_distill`` and in ``keras.distillation``
-(whose logits term gets ``KLDivergence()``: its default is broken): one teacher, copies of one student, in turns.
+(whose logits term gets ``KLDivergence()``: its default is broken): one teacher, copies of one student, in alternation.
 
-Losses at batch 256: each against its formula written bare, in matrix form: the fewest TensorFlow operations, the
-gradient by automatic differentiation, no masks, no guards for coincident or dead examples, no care for rounding. For
-the angles it holds all batch**3 triples in memory; the form of public codes, from (batch, batch, width) differences, is
-shown beside it.
+Losses at batch 256: each is compared with its bare formula in matrix form: the fewest TensorFlow operations, automatic
+differentiation, no masks, no handling of coincident or zero examples or of rounding. For the angles this keeps all
+batch**3 triples in memory; the form of public codes, from (batch, batch, width) differences, is shown as well.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ MODELS: dict[str, tuple[Callable[[], keras.Model], Callable[[], keras.Model]]] =
 
 
 def named_layer(report: _harness.Report, rounds: int, steps_per_execution: tuple[int, ...]) -> None:
-    """Measure the step with a term on the layer ``features`` and judge the worst setting."""
+    """Measure the step with a term on the layer ``features`` and evaluate the worst setting."""
     worst = []
     for (model, makers), steps in itertools.product(MODELS.items(), steps_per_execution):
         for beside in (False, True):
@@ -143,7 +142,7 @@ def angle(teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
 
 
 def angle_of_differences(teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
-    """RKD-A as public codes have it."""
+    """RKD-A as in public codes."""
 
     def cosines(x: tf.Tensor) -> tf.Tensor:
         edges = tf.math.l2_normalize(x[None] - x[:, None], axis=-1)
@@ -184,7 +183,7 @@ def step(function: Pair, jit_compile: bool) -> Callable[[tf.Tensor, tf.Tensor], 
 
 
 def relations(report: _harness.Report, rounds: int, jit_compile: bool) -> None:
-    """Measure value and gradient of every relation loss and judge each."""
+    """Measure value and gradient of every relational loss."""
     rng = np.random.default_rng(0)
     teacher, student = (tf.constant(rng.normal(size=(BATCH, WIDTH)).astype("float32")) for _ in range(2))
     compiler = "xla" if jit_compile else "graph"
@@ -194,7 +193,7 @@ def relations(report: _harness.Report, rounds: int, jit_compile: bool) -> None:
             forms.pop("differences", None)
         steps = {key: step(form, jit_compile) for key, form in forms.items()}
         wanted = steps["bare"](teacher, student)
-        for got in (each(teacher, student) for each in steps.values()):  # the same loss, before it is timed
+        for got in (each(teacher, student) for each in steps.values()):  # the losses agree, before they are timed
             np.testing.assert_allclose(got[0], wanted[0], rtol=2e-3)
             np.testing.assert_allclose(got[1], wanted[1], atol=1e-4 * np.abs(wanted[1]).max())
         count = 2 if name == "relational_angle" else 20

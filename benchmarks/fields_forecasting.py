@@ -1,13 +1,13 @@
-"""Does an ensemble's uncertainty about numbers survive in one student, and do its intervals hold what they promise?
+"""Does one student keep an ensemble's predictive distribution, and do its intervals have the stated coverage?
 
 Regression: hourly bicycle hires (log scale) from season, hour, day and weather; an ensemble of five networks with a
 mean and a variance each, trained on 2,000 rows; a student of one member's size learns the ensemble's mean and total
 variance (``GaussianKL``) on those rows and on synthetic ones. "alone" is one member. Split conformal intervals are
 fitted on 1,000 further rows. Series: the logarithm of the daily trading volume at the New York stock exchange, five
-days ahead from the last ten; an ensemble of five, one student of its mixture's quantiles, conformalized on the
-thousand days before the test: once and for all, from the last 500 known labels, and adaptively (rate 0.01, its
-default). The members' epochs are chosen on the 1,000 rows, everything else was fixed beforehand. The quick version
-takes one seed and few epochs.
+days ahead from the last ten; an ensemble of five, one student of its mixture's quantiles, conformalized on the thousand
+days before the test: with fixed margins, with the last 500 known labels, and adaptively (rate 0.01, the default). The
+members' epochs are chosen on the 1,000 rows, everything else was fixed in advance. The quick version takes one seed and
+few epochs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def table(name: str) -> dict[str, np.ndarray]:
-    """Read a table; numbers where all entries are numbers."""
+    """Read a table; columns of numbers are converted."""
     beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or beside) / "finance_tabular"
     with lzma.open(folder / f"{name}.csv.xz", "rt") as file:
@@ -53,7 +53,7 @@ def network(shape: tuple[int, ...], outputs: int, units: int = 64) -> keras.Mode
 
 
 def fitted(x: Any, y: Any, outputs: int, loss: Any, epochs: int, seed: int) -> keras.Model:
-    """Train with a cosine schedule."""
+    """Train with a cosine decay."""
     keras.utils.set_random_seed(seed)
     model = network(x.shape[1:], outputs)
     rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * -(-len(x) // 64))
@@ -98,7 +98,7 @@ def regression(seed: int, epochs: int, synthetic: int) -> dict[str, float]:
     encoder = data.TableEncoder(parts[0], categorical=categorical)
     made = encoder(data.synthetic_rows(parts[0], synthetic, strength=0.2, seed=seed))
     x, x_calibrate, x_test = (encoder(part) for part in parts)
-    # One member at several lengths of training, judged on held-out rows: more overfits, and flatters the ensemble.
+    # One member at several numbers of epochs, on held-out rows: too many overfit, which favours the ensemble.
     lengths = {each: nll(y[calibrate], fitted(x, y[train], 2, Likelihood(), each, 7).predict(x_calibrate, verbose=0))
                for each in (5, 10, 20)}  # fmt: skip
     members = [fitted(x, y[train], 2, Likelihood(), min(lengths, key=lengths.__getitem__), 100 * seed + m)
@@ -128,7 +128,7 @@ def regression(seed: int, epochs: int, synthetic: int) -> dict[str, float]:
 
 
 def forecasting(seed: int, epochs: int) -> dict[str, float]:
-    """Trading volume: five days ahead, a fan of quantiles; coverage before and after the conformal margin."""
+    """Trading volume: quantiles five days ahead; coverage before and after conformal calibration."""
     columns = table("islp_NYSE")
     series = np.stack([columns[name] for name in ("log_volume", "DJ_return", "log_volatility")], 1)
     series = (series - series[:4000].mean(0)) / series[:4000].std(0)
@@ -149,7 +149,7 @@ def forecasting(seed: int, epochs: int) -> dict[str, float]:
     conformal = calibration.SplitConformal(0.9, "quantiles").fit(fan(x[calibrate]), y[calibrate])
     low, high = conformal.intervals(fan(x[test]))
     moving = {}
-    for name, rate in (("window", 1e-9), ("adaptive", 0.01)):  # labels arrive late: a forecast of day 5 waits for it
+    for name, rate in (("window", 1e-9), ("adaptive", 0.01)):  # labels arrive with a delay of up to five days
         follower = calibration.AdaptiveConformal(0.9, "quantiles", rate=rate, window=500)
         ends = follower.fit(fan(x[calibrate]), y[calibrate]).follow(fan(x[test]), y[test], range(5))
         moving[f"coverage_{name}"] = metrics.interval_coverage(y[test], *ends).coverage
@@ -168,7 +168,7 @@ def forecasting(seed: int, epochs: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run the seeds and judge the means."""
+    """Run the seeds and evaluate the means."""
     options = _harness.arguments(__doc__ or "")
     report = _harness.Report("fields_forecasting", CLAIM, options)
     seeds, epochs, synthetic = (3, 15, 8000) if options.full else (1, 3, 1000)

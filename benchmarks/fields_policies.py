@@ -1,11 +1,11 @@
 """Do small policies keep a teacher's return? A double DQN distilled into a tenth and a fiftieth of its parameters.
 
-The teacher is the DQN of ``examples/policies.py``, its best weights by twenty episodes kept aside. Students learn its
-values at the same states, with KL, NLL or squared error; at a fiftieth of the parameters from the teacher's states or
-from their own (DAgger); one body with a head for each environment learns from all teachers, and a soft tree of depth 3
-is a policy that can be read. Returns are means over 100 seeded episodes that no training saw, the same for every
-policy. The temperature of KL is a tenth of the mean gap between the teacher's best and worst action. The quick version
-trains little: it shows that all of it runs.
+The teacher is the DQN of ``examples/policies.py``; its best weights are selected on twenty separate episodes. Students
+learn its values at the same states, with KL, NLL or squared error; at a fiftieth of the parameters from the teacher's
+states or from their own (DAgger); one body with a head for each environment learns from all teachers, and a soft tree
+of depth 3 is an interpretable policy. Returns are means over 100 seeded episodes not used in training, the same for
+every policy. The temperature of KL is a tenth of the mean gap between the teacher's best and worst action. The quick
+version trains briefly and only checks that everything runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CLAIM = "A tenth of the parameters keep 95 % of the return; KL >= NLL >= MSE; DA
 
 
 def student_of(teacher: keras.Model, share: float) -> keras.Model:
-    """Two hidden layers whose width gives at most this share of the teacher's parameters."""
+    """Two hidden layers, with the largest width within this fraction of the teacher's parameters."""
     inputs, outputs = teacher.input_shape[1], teacher.output_shape[1]
     width = max(w for w in range(2, 129) if w * (inputs + w + outputs + 2) + outputs <= share * teacher.count_params())
     layers = [keras.layers.Dense(width, "relu"), keras.layers.Dense(width, "relu"), keras.layers.Dense(outputs)]
@@ -41,7 +41,7 @@ def student_of(teacher: keras.Model, share: float) -> keras.Model:
 
 
 def tree_of(teacher: keras.Model) -> keras.Model:
-    """A soft tree of depth 3: seven weighted sums of the state decide."""
+    """A soft tree of depth 3, with seven linear decisions."""
     tree = students.SoftDecisionTree(3, teacher.output_shape[1], loss="mixture")
     return keras.Sequential([keras.Input(teacher.input_shape[1:]), tree])
 
@@ -76,7 +76,7 @@ def one_body(found: dict[str, tuple[keras.Model, float]], seed: int, rounds: int
 
 
 def share_of(value: float, best: float) -> float:
-    """Return a return over the teacher's; those of Acrobot are negative, and -100 is 5 % worse than -95."""
+    """Divide a return by the teacher's; Acrobot's are negative, so -100 is 5 % worse than -95."""
     return value / best if best > 0 else best / value
 
 
@@ -95,7 +95,7 @@ def compare(name: str, options: Any, report: _harness.Report, run: _resume.Runs)
     sharpness = 0.1 * float(np.ptp(buffer.values, axis=1).mean())
     best = run(f"{name} teacher", lambda: regimes.policy_return(teacher, name, seed=10_000)[:3])
     kl = losses.PolicyTargets(sharpness)
-    more = 2 * rounds  # the smallest students learn slowly
+    more = 2 * rounds  # the smallest students need more rounds
     plans = {
         "KL, a tenth": (0.1, kl, "teacher", rounds),
         "NLL, a tenth": (0.1, losses.PolicyTargets(target="nll"), "teacher", rounds),

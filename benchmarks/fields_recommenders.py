@@ -1,13 +1,13 @@
 """Does a recommender of a tenth of the embedding size rank as its teacher does? Full ranking, one item left out.
 
-The teacher is EASE, a linear model from all items to all items, in closed form; its strength of regularisation is
-chosen on the validation items. Students see a user's training items, squeeze them through 10 numbers (a tenth of the
-usual 100) and score every item. They learn from the user's own items alone, or also from the teacher's scores: soft
-targets, the teacher's top items (RD), or its relaxed order (RRD). The number of epochs is chosen for each student on
-the validation items; the method and its weight on the validation items of the first seed. Two ideas to come closer to
-the teacher are tried as methods: the teacher also answers for random parts of the histories, and a hidden layer behind
-the embedding, because ten numbers and one matrix cannot hold more than rank 10 (EASE's own scores of rank 10 keep 86 %
-of its NDCG on the validation items of MovieLens). Protocol: the last item of
+The teacher is EASE, a linear model from all items to all items with a closed-form solution; its regularisation is
+chosen on the validation items. Students map a user's training items to a 10-dimensional embedding (a tenth of the usual
+100) and score every item. They learn from the user's own items alone, or also from the teacher's scores: soft targets,
+the teacher's top items (RD), or its relaxed order (RRD). The number of epochs is chosen for each student on the
+validation items; the method and its weight on the validation items of the first seed. Two ideas to come closer to the
+teacher are tried as methods: teacher predictions for random parts of the histories, and a hidden layer after the
+embedding, because a linear map of a 10-dimensional embedding has at most rank 10 (the rank-10 approximation of EASE's
+scores keeps 86 % of its NDCG on the validation items of MovieLens). Protocol: the last item of
 each user is the test and the one before the validation (drawn where there are no times), all items that the user has
 not seen are ranked, NDCG@10 over all users. MovieLens: ratings of 4 and more count, Jester: of
 5 and more (of 10); users with 5 items and more.
@@ -41,7 +41,7 @@ METHODS: dict[str, tuple[Any, tuple[float, ...]]] = {
 
 
 def interactions(name: str) -> data.Interactions:
-    """Read the interactions of a data set and leave one item per user out."""
+    """Read the interactions of a data set and hold out one item per user."""
     beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or beside) / name
     times = None
@@ -75,7 +75,7 @@ def ndcg(split: data.Interactions, scores: np.ndarray, which: str) -> float:
 
 
 def best_teacher(split: data.Interactions) -> tuple[keras.Model, float, float]:
-    """Return EASE as a Keras model whose scores are spread as logits are, and its quality."""
+    """Return EASE as a Keras model whose scores are scaled like logits, and its quality."""
     seen = split.seen().astype("float64")
     weights = max(
         (ease(seen, strength) for strength in (10, 30, 100, 300)), key=lambda w: ndcg(split, seen @ w, "validation")
@@ -83,12 +83,12 @@ def best_teacher(split: data.Interactions) -> tuple[keras.Model, float, float]:
     inputs = keras.Input((split.num_items,))
     layer = keras.layers.Dense(split.num_items, use_bias=False)
     model = keras.Model(inputs, layer(inputs))
-    layer.set_weights([10.0 * weights])  # scores of EASE are near 0..1: ten times that for a softmax
+    layer.set_weights([10.0 * weights])  # scores of EASE are near 0..1; times ten for a softmax
     return model, ndcg(split, seen @ weights, "validation"), ndcg(split, seen @ weights, "test")
 
 
 def student_of(num_items: int, units: int, behind: int) -> keras.Model:
-    """A user's items through a narrow layer, perhaps a hidden one behind it, and a score for every item."""
+    """A narrow layer on a user's items, optionally a hidden layer after it, and a score for every item."""
     inputs = keras.Input((num_items,))
     hidden = keras.layers.Dropout(0.2)(keras.layers.UnitNormalization()(inputs))
     hidden = keras.layers.Dense(units, "tanh", name="embedding")(hidden)
@@ -116,7 +116,7 @@ def trained(
     rng = np.random.default_rng(seed)
     for _ in range(rounds):
         rows, labels, passes = seen, own, epochs
-        if "parts" in (method or ""):  # half of the histories lose a third of their items; as many steps
+        if "parts" in (method or ""):  # half of the histories without a third of their items; equal steps
             some = seen * (rng.random(seen.shape) < 2 / 3)
             rows, labels = np.concatenate([seen, some]).astype("float32"), np.concatenate([own, own])
             passes = -(-epochs // 2)

@@ -1,8 +1,8 @@
 """Exact nearest neighbours among a million items: memory, time, and agreement with a full sort.
 
-A million made embeddings of 32 numbers (128 MB) behind a query tower, exported as a SavedModel and loaded again. 64
-queries in one batch and one query at a time, timed by the processor's clock, which busy neighbours hardly change;
-memory is the growth of the process' peak over loading and answering. The quick version takes 100,000 items.
+A million synthetic embeddings with 32 dimensions (128 MB) and a query tower are exported as a SavedModel and loaded
+again. 64 queries in one batch and single queries are measured in processor time, which other load on the machine hardly
+changes; memory is the growth of the process' peak during loading and retrieval. The quick version uses 100,000 items.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CLAIM = "A million items answer a batch of 64 in half a second of one core with 
 
 
 def main() -> None:
-    """Export, load, answer, compare."""
+    """Export, load, retrieve, compare."""
     options = _harness.arguments(__doc__ or "")
     report = _harness.Report("fields_retrieval", CLAIM, options)
     count = 1_000_000 if options.full else 100_000

@@ -1,11 +1,11 @@
 """Does one student keep an ensemble's probabilities on short labelled series? Three sets of the UCR archive.
 
 The teacher is the mean of five small convolutional networks (two layers over time, batch normalisation, pooling); the
-student is one of them in size. It learns the teacher's answers at temperature 1 to the training series and to twenty
-disturbed copies of each (scaled by 1 +- 0.1, shifted by up to a tenth of the length, noise of 0.1), which need no
-label; the members were trained on such copies with their series' labels. The publisher's split, last epoch, settings
-fixed beforehand; training sets hold 67, 50 and 36 series, so spreads are wide. The quick version takes one set and one
-seed.
+student has the size of one of them. It learns the teacher's predictions at temperature 1 for the training series and
+for twenty augmented copies of each (scaled by 1 +- 0.1, shifted by up to a tenth of the length, noise of 0.1), which
+need no labels; the members were trained on such copies with their series' labels. The publisher's split, last epoch,
+settings fixed in advance; the training sets have 67, 50 and 36 series, so spreads are wide. The quick version takes one
+set and one seed.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def one_seed(name: str, seed: int, copies: int, epochs: int) -> dict[str, float]
 
 
 def main() -> None:
-    """Run the sets and judge the means."""
+    """Run the data sets and evaluate the means."""
     which = {"nargs": "+", "choices": NAMES, "default": None, "help": "which sets"}
     options = _harness.arguments(__doc__ or "", sets=which, seeds={"type": int, "default": None})
     report = _harness.Report("fields_series", CLAIM, options)

@@ -1,16 +1,16 @@
-"""Can one small network stand for a bag of boosted trees? Tables of people and loans, cost of decisions included.
+"""Can one small network replace an ensemble of boosted trees? AUROC, latency and the cost of decisions.
 
 The teacher is the mean log-odds of ten histogram gradient boostings, each on a bootstrap sample. The student is a
 network of two layers; it learns the teacher's log-odds on the training rows and on synthetic ones (marginal resampling
-within range, which the teacher labels). Numbers are standardised and placed in 40 bins
-(``TableEncoder(num_bins=40)``): without bins the student lost 1.2 points on held-out rows, with them and a strength of
-0.15 in place of 0.3 it lost 0.4, and 0.2 with 120,000 synthetic rows in place of 60,000 (adult census, one seed).
-"alone" is the same network on the labels. A fifth of the training rows is held out to choose each network's epoch and
-the threshold of decisions (a missed positive costs 4, a false alarm 1). Latency: 1,000 rows, one thread, each side
-from its own encoded rows. Adult census: the publisher's test rows, 5 seeds. The others: a fifth of the rows drawn by
-the seed, 3 seeds; ``islp_Default`` has 3 % positives, ``nhanes1`` is death within ten years; ``pneumoniamnist`` are
-chest X-rays as a table of 49 means over 4 x 4 pixels, with the publisher's test images. A report of some tables alone
-has their names in its own. The quick version takes one seed and few rows.
+within range, which the teacher labels). Numbers are standardised and put into 40 bins (``TableEncoder(num_bins=40)``):
+without bins the student lost 1.2 points on held-out rows, with bins and a strength of 0.15 instead of 0.3 it lost 0.4,
+and 0.2 with 120,000 instead of 60,000 synthetic rows (adult census, one seed). "alone" is the same network trained on
+labels. A fifth of the training rows is held out to choose each network's epoch and the threshold of decisions (a missed
+positive costs 4, a false alarm 1). Latency: 1,000 rows, one thread, each side from its own encoded rows. Adult census:
+the publisher's test rows, 5 seeds. The others: a fifth of the rows drawn by the seed, 3 seeds; ``islp_Default`` has 3 %
+positives, ``nhanes1`` is death within ten years; ``pneumoniamnist`` are chest X-rays as a table of 49 means over 4 x 4
+pixels, with the publisher's test images. The name of a report on some of the tables contains their names. The quick
+version uses one seed and few rows.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def smaller(name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
     folder = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or beside)
     file = folder / ("nhanes1_survival" if name == "nhanes1" else "finance_tabular") / f"{name}.csv.xz"
     rows = list(csv.DictReader(lzma.open(file, "rt")))
-    if name == "nhanes1":  # years to death; censored ones are negative and count once ten years are over
+    if name == "nhanes1":  # years to death; negative if censored, used if at least ten years
         years = np.array([float(row.pop("time_signed")) for row in rows])
         kept = (years > 0) | (years <= -10)
         rows, labels = [row for row, keep in zip(rows, kept, strict=True) if keep], ((years > 0) & (years <= 10))[kept]
@@ -95,7 +95,7 @@ def take(columns: dict[str, np.ndarray], rows: Any) -> dict[str, np.ndarray]:
 
 
 class Trees:
-    """A bag of boosted trees on ordinal codes."""
+    """An ensemble of boosted trees on ordinal codes."""
 
     def __init__(self, columns: dict[str, np.ndarray], labels: np.ndarray, members: int, seed: int) -> None:
         self.codes = {name: np.unique(column) for name, column in columns.items() if column.dtype.kind == "U"}
@@ -107,7 +107,7 @@ class Trees:
             self.members.append(model.fit(rows[drawn], labels[drawn]))
 
     def encode(self, columns: dict[str, np.ndarray]) -> np.ndarray:
-        """Numbers as they are, categories as the number of their name."""
+        """Numbers unchanged, categories as the index of their name."""
         coded = [
             np.searchsorted(self.codes[name], column).astype("float32") if name in self.codes else column
             for name, column in columns.items()
@@ -120,7 +120,7 @@ class Trees:
 
 
 def student_of(width: int) -> keras.Model:
-    """Two hidden layers and one log-odds."""
+    """Two hidden layers and a log-odds output."""
     layers = [keras.layers.Dense(64, "relu"), keras.layers.Dense(64, "relu"), keras.layers.Dense(1)]
     return keras.Sequential([keras.Input((width,)), *layers])
 
@@ -151,7 +151,7 @@ def seconds(run: Any, rounds: int = 15) -> float:
 
 
 def one_seed(name: str, seed: int, rows: int, synthetic: int, members: int, epochs: int) -> dict[str, float]:
-    """Train the bag, the student alone and the student of the bag; judge them on the test rows."""
+    """Train the trees, the student alone and the distilled student; evaluate them on the test rows."""
     keras.utils.set_random_seed(seed)
     if name == "adult_census":
         columns, labels = read("adult.data.xz")
@@ -199,7 +199,7 @@ def one_seed(name: str, seed: int, rows: int, synthetic: int, members: int, epoc
 
 
 def main() -> None:
-    """Run the seeds and judge the means."""
+    """Run the seeds and evaluate the means."""
     names = ("adult_census", "credit_data", "islp_Default", "nhanes1", "pneumoniamnist")
     which = {"nargs": "+", "choices": names, "default": None, "help": "which tables"}
     options = _harness.arguments(__doc__ or "", data=which)

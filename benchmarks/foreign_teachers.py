@@ -1,9 +1,9 @@
 """Boosted trees teach a small network: LightGBM on the adult census, through ``from_callable`` and ``label``.
 
-The trees' settings are chosen on rows held out from training; so were the network's. The student sees the trees'
-answers for the training rows and for mixtures of them: each mixture takes some columns from another row, which needs no
-label. Both are judged on the publisher's test rows. Latency is measured with one thread: LiteRT against LightGBM's own
-predictor and the scikit-learn front that a user calls.
+The settings of the trees and of the network were chosen on rows held out from training. The student learns the trees'
+predictions for the training rows and for mixtures of them, which take some columns from another row and need no label.
+Both are evaluated on the publisher's test rows. Latency is measured with one thread: LiteRT compared with LightGBM's
+own predictor and its scikit-learn interface.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NUMBERS = (0, 2, 4, 10, 11, 12)
 
 
 def census() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], list[int]]:
-    """Read both files; categories become the numbers of their order in the training rows, unknown ones 0."""
+    """Read both files; categories become indices in the order of the training rows, unknown ones 0."""
     parts = []
     for name in ("adult.data.xz", "adult.test.xz"):
         lines = lzma.decompress((DATA / name).read_bytes()).decode().splitlines()
@@ -53,14 +53,14 @@ def census() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarra
 
 
 def network(x: np.ndarray, sizes: list[int], width: int) -> keras.Model:
-    """Numbers by their ranks in 49 steps and their logarithms, categories one-hot, two hidden layers."""
+    """Numbers as 49 quantile steps and logarithms, categories one-hot, two hidden layers."""
     inputs, parts = keras.Input((14,)), []
     for column, size in enumerate(sizes):
         each = inputs[:, column : column + 1]
         if size:
             parts.append(keras.ops.cast(keras.ops.equal(each, np.arange(size, dtype="float32")), "float32"))
         else:
-            # Between distinct values: most people have no capital gains, and the trees cut finely among the others.
+            # Quantiles of distinct values: most people have no capital gains, and the trees split the others finely.
             steps = np.unique(np.quantile(np.unique(x[:, column]), np.linspace(0.0, 1.0, 50)[:-1]).astype("float32"))
             parts.append(keras.ops.cast(each > steps, "float32"))
             logs = np.log1p(x[:, column])
@@ -72,7 +72,7 @@ def network(x: np.ndarray, sizes: list[int], width: int) -> keras.Model:
 
 
 def mixtures(x: np.ndarray, copies: int, seed: int) -> np.ndarray:
-    """Rows in which each column is that of another row with probability 0.15."""
+    """Rows in which each column is replaced by that of another row with probability 0.15."""
     rng, made = np.random.default_rng(seed), [x]
     for _ in range(copies):
         other = x[rng.permutation(len(x))]
@@ -96,14 +96,14 @@ def distilled(teacher: teachers.Foreign, rows: np.ndarray, student: keras.Model,
 
 
 def main() -> None:
-    """Train, measure and judge."""
+    """Train and evaluate."""
     import lightgbm
     from ai_edge_litert.interpreter import Interpreter
 
     options = _harness.arguments(__doc__, seeds={"type": int, "default": 2}, held_out={"action": "store_true"})
     report = _harness.Report("foreign_teachers", CLAIM, options)
     train, test, sizes = census()
-    if options.held_out:  # to choose settings: the last fifth of the training rows takes the place of the test rows
+    if options.held_out:  # to choose settings, the last fifth of the training rows replaces the test rows
         cut = len(train[0]) * 4 // 5
         train, test = (train[0][:cut], train[1][:cut]), (train[0][cut:], train[1][cut:])
     epochs, copies = (10, 6) if options.full else (2, 1)

@@ -1,7 +1,7 @@
-"""What the guard against numbers that are not finite costs: the same distiller with it and without, in turns.
+"""The cost of the guard against non-finite values: the same distiller with and without it, in alternation.
 
-``compile(stop_on_non_finite=False)`` leaves out the sums over gradients, inputs and losses, and the update that waits
-for them. Run with ``python -m benchmarks.guard --full``; without ``--full`` one small network and few rounds.
+``compile(stop_on_non_finite=False)`` leaves out the sums over gradients, inputs and losses, and the update that depends
+on them. Run with ``python -m benchmarks.guard --full``; without ``--full`` one small network and few rounds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def program(model: str, guarded: bool, steps: int) -> Callable[[], int]:
 
 
 def main() -> None:
-    """Time all, judge all."""
+    """Time all networks and evaluate the targets."""
     options = _harness.arguments(__doc__ or "", rounds={"type": int, "default": 31}, models={"nargs": "*"})
     report = _harness.Report("guard", CLAIM, options)
     for model in options.models or (MODELS if options.full else ("cnn small",)):

@@ -1,4 +1,4 @@
-"""Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 3: what a small net learns from a big one on MNIST.
+"""Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 3: distillation of a large into a small network on MNIST.
 
 Teacher 784-1200-1200-10 with dropout, max-norm weights and images jittered by up to 2 pixels; student 784-800-800-10
 without any regularisation, on the plain images. Published test errors (of 10,000): teacher 67, student alone 146, the
@@ -6,19 +6,20 @@ same student with soft targets at temperature 20 added 74, which is 91% of the g
 
 Experiments: ``main`` (teacher, alone, temperature 20), ``omitted`` (a transfer set without the 3), ``seven_eight``
 (only 7 and 8 in the transfer set), ``few`` (3% of the labelled images), ``temperatures`` (1, 2, 4, 8 as well), and one
-that is not the paper's, ``jittered``: students see jittered images as well, and hear the teacher live on the very same
-ones (a patient and consistent teacher: Beyer et al. 2022, arXiv:2106.05237).
+that is not in the paper, ``jittered``: students also see jittered images, and learn from the live teacher's predictions
+for the same ones (a patient and consistent teacher: Beyer et al. 2022, arXiv:2106.05237).
 One teacher for all seeds, as in the paper; it labels the training images once (``teachers.label``).
-Seeds are those of the students: first weights and order. Experiments other than ``main`` are done with the first seed.
+Seeds determine the students' initial weights and order of examples. Experiments other than ``main`` use the first seed
+only.
 
 The paper gives neither the optimizers, nor the limit of the teacher's weights, nor the weight of the hard labels
 ("regularized solely by adding the additional task"). All were chosen on the split that ``--held-out`` makes: teacher
 (of 40 and 120 epochs; 250 were not tried there) and students see 50,000 training images, and the errors are counted
-among the other 10,000. The scripts of the trials are not kept. What mattered: a limit that binds (incoming norms are
-1.4 to 2.2 without one), and small batches for students.
-The quick version (2 minutes) only shows that everything runs: its teacher is no better yet than the student alone
-(140 and 137 errors), so that there is no gap to judge. The full one takes 41 minutes of two cores, and the teacher 33
-more (beside another process).
+among the other 10,000. The scripts of the trials are not kept. Two settings mattered: a limit that is active (incoming
+norms are 1.4 to 2.2 without one), and small batches for students.
+The quick version (2 minutes) only checks that everything runs: its teacher is not better than the student alone (140
+and 137 errors), so there is no gap to evaluate. The full one takes 41 minutes of two cores, and the teacher 33 more
+(beside another process).
 """
 
 from __future__ import annotations
@@ -57,27 +58,27 @@ PUBLISHED = {
 EXPERIMENTS = ("main", "omitted", "seven_eight", "few", "temperatures", "jittered")
 # Images per step.
 TEACHER_BATCH, STUDENT_BATCH = 500, 50
-# The hard labels' share where there are any. The rest, 0.1, counts the squared temperature times: 40 at 20.
+# The weight of the hard labels, if any. The rest, 0.1, is multiplied by the squared temperature: 40 at 20.
 STUDENT_LOSS_WEIGHT = 0.9
-# Adam's first learning rate.
+# Adam's initial learning rate.
 TEACHER_RATE, STUDENT_RATE = 2e-3, 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Flat images in 0..1, their labels and, once the teacher has labelled them, its stored outputs."""
+    """Flat images in 0..1, their labels and, after labelling, the teacher's stored outputs."""
 
     x: np.ndarray
     y: np.ndarray
     heard: dict[str, np.ndarray] | None = None
 
     def where(self, chosen: np.ndarray) -> Images:
-        """Keep some of them."""
+        """Keep some of the examples."""
         heard = None if self.heard is None else {name: rows[chosen] for name, rows in self.heard.items()}
         return Images(self.x[chosen], self.y[chosen], heard)
 
     def without_teacher(self) -> Images:
-        """Forget what the teacher said."""
+        """Drop the teacher's outputs."""
         return Images(self.x, self.y)
 
 
@@ -85,7 +86,7 @@ def load(held_out: bool = False) -> tuple[Images, Images]:
     """Return all 60,000 training and 10,000 test images.
 
     Args:
-        held_out: whether instead 50,000 training images, and as a test the other 10,000: settings are chosen by these.
+        held_out: whether to return 50,000 training images, and the other 10,000 as a test set for choosing settings.
     """
     mnist = data.load("mnist")
     parts = [mnist.train, mnist.validation]
@@ -98,7 +99,7 @@ def load(held_out: bool = False) -> tuple[Images, Images]:
 
 
 def jitter(x: tf.Tensor, pixels: int, seed: tf.Tensor) -> tf.Tensor:
-    """Shift each image by its own whole number of pixels, up to ``pixels`` each way; zeros come in."""
+    """Shift each image by up to ``pixels`` whole pixels in each direction, padding with zeros."""
     count, size = tf.shape(x)[0], 28
     padded = tf.pad(tf.reshape(x, (-1, size, size)), [[0, 0], [pixels, pixels], [pixels, pixels]])
     shifts = tf.random.stateless_uniform((2, count, 1), seed, 0, 2 * pixels + 1, tf.int32) + tf.range(size)
@@ -107,11 +108,11 @@ def jitter(x: tf.Tensor, pixels: int, seed: tf.Tensor) -> tf.Tensor:
 
 
 def batches(images: Images, size: int, seed: int, pixels: int = 0) -> tf.data.Dataset:
-    """Return one epoch after another, shuffled anew each time, always the same for one seed."""
+    """Return an endless sequence of epochs, each shuffled again, reproducible by the seed."""
     x: Any = tf.constant(images.x)
     if images.heard is not None:
         stored = {name: tf.constant(rows) for name, rows in images.heard.items()}
-        x = {"inputs": x, "stored_teacher": stored}  # as Stored.attach makes it
+        x = {"inputs": x, "stored_teacher": stored}  # as with Stored.attach
     y = tf.constant(images.y)
     order = tf.data.Dataset.range(len(images.y)).shuffle(len(images.y), seed=seed).batch(size)
     if pixels:
@@ -142,11 +143,11 @@ def student_net(units: int = 800) -> keras.Model:
 def train(
     model: keras.Model, images: Images, epochs: int, batch: int, seed: int, first_rate: float, pixels: int = 0
 ) -> None:
-    """Adam, from its first learning rate down to 0 along a cosine."""
+    """Adam with a cosine decay of the learning rate to 0."""
     steps = -(-len(images.y) // batch)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     rate = keras.optimizers.schedules.CosineDecay(first_rate, epochs * steps)
-    # The random numbers of the teacher's dropout are slow under XLA on a CPU.
+    # Random numbers for the teacher's dropout are slow under XLA on a CPU.
     compiled = False if pixels else "auto"
     model.compile(keras.optimizers.Adam(rate), loss, steps_per_execution=min(20, steps), jit_compile=compiled)
     model.fit(batches(images, batch, seed, pixels), epochs=epochs, steps_per_epoch=steps, verbose=0, shuffle=False)
@@ -163,7 +164,7 @@ def errors(model: keras.Model, test: Images) -> int:
 
 
 def taught(options: argparse.Namespace, images: Images) -> tuple[keras.Model, teachers.Stored, Images]:
-    """Train the teacher on jittered images, let it label the plain ones, and return both with what it said."""
+    """Train the teacher on jittered images, label the plain ones, and return the teacher and the labelled images."""
     keras.utils.set_random_seed(0)
     teacher = teacher_net()
     if options.teacher is not None and options.teacher.exists():
@@ -187,7 +188,7 @@ class Study:
         seed: of the students' weights and order.
         teacher: the net.
         stored: its labels.
-        images: training images with what the teacher said.
+        images: training images with the teacher's outputs.
         test: test images.
         options: the command line.
     """
@@ -207,13 +208,13 @@ class Study:
     def student(
         self, images: Images, temperature: float | None, hard: float, epochs: int, pixels: int = 0
     ) -> keras.Model:
-        """Train one student; the same seed gives the same first weights and the same order of images."""
+        """Train one student; the seed determines the initial weights and the order of images."""
         keras.utils.set_random_seed(self.seed + 1000)
         student = student_net()
         if temperature is None:
             train(student, images.without_teacher(), epochs, STUDENT_BATCH, self.seed, STUDENT_RATE, pixels)
         else:
-            # Nobody stored what the teacher says of images that are shifted anew each time.
+            # For randomly shifted images there are no stored teacher outputs.
             teacher: Any = self.teacher if pixels else self.stored
             heard = images.without_teacher() if pixels else images
             term = keras_distill.LogitsDistillation(temperature=temperature)
@@ -222,10 +223,10 @@ class Study:
         return student
 
     def shifted(self, model: keras.Model, classes: list[int]) -> dict[str, Any]:
-        """Add one number to the biases of some classes: none, the best for the test set, the best for training images.
+        """Add a constant to the biases of some classes: none, the best for the test set, the best for training images.
 
-        The paper takes the best for the test set; the training images, most of which the student never saw, give one
-        without a look at the answers.
+        The paper uses the best for the test set; the training images, most of which the student never saw, give one
+        without using test labels.
         """
         mask = np.isin(np.arange(10), classes).astype("float32")
         logits = {name: logits_of(model, images) for name, images in (("train", self.images), ("test", self.test))}
@@ -248,7 +249,7 @@ class Study:
         return found
 
     def run(self, chosen: tuple[str, ...]) -> dict[str, Any]:
-        """Do the chosen experiments."""
+        """Run the chosen experiments."""
         epochs = self.options.student_epochs
         found: dict[str, Any] = {}
         if "main" in chosen:
@@ -277,7 +278,7 @@ class Study:
 
 
 def main() -> None:
-    """Run the seeds, write after each, judge at the end, even if that comes early."""
+    """Run the seeds, write after each, evaluate at the end, even after an interruption."""
     options = _harness.arguments(
         __doc__,
         seeds={"type": int, "help": "how many (default 1, full 5)"},
@@ -302,7 +303,7 @@ def main() -> None:
     best = errors(teacher, test)
     report.add({"teacher": best}, {"seconds": round(time.monotonic() - started, 1)})
     runs: list[dict[str, Any]] = [{"teacher": best} for _ in range(options.seeds)]
-    # The headline first: the other experiments come after it, with the first seed.
+    # The main experiment first, then the others with the first seed.
     parts = [(seed, ("main",)) for seed in range(options.seeds) if "main" in options.experiments]
     parts += [(0, (name,)) for name in options.experiments if name != "main"]
     try:
@@ -313,7 +314,7 @@ def main() -> None:
             runs[seed].update(found)
             report.add({"seed": seed}, {**found, "seconds": round(time.monotonic() - started, 1)})
             report.write()
-    finally:  # an interrupted run is judged by what it has
+    finally:  # an interrupted run is evaluated on its finished parts
         summarize(report, runs)
         report.write()
 

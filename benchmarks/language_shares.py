@@ -1,11 +1,12 @@
-"""Does a share of labels help a small language model that is taught? Shares 0 to 1 at two temperatures.
+"""The weight of labels in distilling a small language model: weights from 0 to 1 at two temperatures.
 
-Six novels, the first nine tenths of each for training, words outside the 1000 most frequent as one. A causal
-transformer is trained from labels; a smaller one learns from both for 400 steps. Told apart are a fault (the gradient
-of a mixture is not the mixture of the gradients), a scale (one part's gradient is far smaller, so that the other
-decides) and the truth (neither, and the teacher is simply worth more than the labels). Each run is kept, so that an
-interrupted benchmark goes on; after ``--minutes`` it begins no further run, and judges the seeds that are complete. Run
-with ``python -m benchmarks.language_shares --full``; without ``--full`` one seed of 20 steps, which judges nothing.
+Six novels, the first nine tenths of each for training; words outside the 1000 most frequent share one id. A causal
+transformer is trained on labels; a smaller one learns from labels and teacher for 400 steps. Three explanations are
+distinguished: an error (the gradient of a mixture is not the mixture of the gradients), a scale (one part's gradient is
+much smaller, so that the other dominates), and neither (the teacher is more informative than the labels). Each run is
+kept, so that an interrupted benchmark resumes; after ``--minutes`` no further run is started, and the complete seeds
+are evaluated. Run with ``python -m benchmarks.language_shares --full``; without ``--full`` one seed of 20 steps,
+without verdicts.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def texts() -> tuple[np.ndarray, np.ndarray]:
-    """Words of the novels as numbers: for training and for testing, 0 for those that are not frequent."""
+    """Word ids of the novels for training and for the test; 0 stands for infrequent words."""
     folder = pathlib.Path(os.environ.get("KERAS_DISTILL_TEXTS", _harness.ROOT.parent / "shared/data/text_english"))
     novels = [
         re.findall(r"[a-z']+|[.,;!?]", lzma.open(path, "rt", encoding="utf-8").read().lower())
@@ -54,7 +55,7 @@ def texts() -> tuple[np.ndarray, np.ndarray]:
 
 
 def windows(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Windows of the text, (n, time), and for each word the one that follows."""
+    """Windows of the text, (n, time), and the next word for each word."""
     count = (len(words) - 1) // TIME
     return words[: count * TIME].reshape(count, TIME), words[1 : count * TIME + 1].reshape(count, TIME)
 
@@ -73,7 +74,7 @@ def network(width: int, layers: int) -> keras.Model:
 
 
 def batches(x: np.ndarray, y: np.ndarray, steps: int, seed: int) -> tf.data.Dataset:
-    """Batches in a random order that the seed fixes."""
+    """Batches in a random order determined by the seed."""
     chosen = np.random.default_rng(seed).integers(0, len(x), (steps, BATCH))
     data = tf.data.Dataset.from_tensor_slices(chosen).map(lambda rows: (tf.gather(x, rows), tf.gather(y, rows)))
     options = tf.data.Options()
@@ -82,7 +83,7 @@ def batches(x: np.ndarray, y: np.ndarray, steps: int, seed: int) -> tf.data.Data
 
 
 def perplexity(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
-    """Of the model's own distribution (temperature 1), per word."""
+    """Perplexity per word, at temperature 1."""
     total, size = 0.0, 128
     call = tf.function(lambda words: model(words, training=False), reduce_retracing=True)
     for start in range(0, len(x), size):
@@ -121,7 +122,7 @@ class Experiment:
         self.teacher.load_weights(kept)
 
     def prepare(self) -> None:
-        """Compile one distiller for all runs: shares, temperatures and weights are assigned."""
+        """Compile one distiller for all runs: loss weights, temperatures and model weights are assigned."""
         self.term = LogitsDistillation(temperature=1.0)
         self.model = Distiller(self.teacher, network(48, 2), self.term)
         rate = keras.optimizers.schedules.CosineDecay(3e-3, self.steps)
@@ -150,9 +151,9 @@ class Experiment:
         return {"perplexity": reached, **found, "seconds": time.monotonic() - started}
 
     def compare(self, share: float) -> dict[str, float]:
-        """The teacher's gradient over that of the labels, and how far a mixture is from the sum of its parts."""
+        """The norm of the teacher's gradient relative to that of the labels, and the error of a mixture's gradient."""
         vectors = []
-        for each in (0.0, 1.0, share):  # the run's own share last: it stays
+        for each in (0.0, 1.0, share):  # the run's own weight last, so that it remains set
             self.model.student_loss_weight = each
             vectors.append(self.gradient().numpy().astype("float64"))
         teacher, labels, mixed = vectors
@@ -163,7 +164,7 @@ class Experiment:
 
 
 def main() -> None:
-    """Run what is missing, judge all."""
+    """Run the missing parts, evaluate all."""
     more = {"seeds": {"type": int, "default": SEEDS}, "minutes": {"type": float, "default": 600.0}}
     options, started = _harness.arguments(__doc__ or "", **more), time.monotonic()
     report = _harness.Report("language_shares", CLAIM, options)

@@ -1,19 +1,20 @@
-"""Time and peak memory of every loss on logits, value and gradient, against its formula written plainly in keras.ops.
+"""Time and peak memory of every loss on logits, value and gradient, against its plain formula in keras.ops.
 
-The plain form is what one writes first: log_softmax of logits / temperature, the formula, automatic differentiation.
-It has no masks, keeps few digits near the match and none at a temperature of 1000. Both run in one process in turns,
-inside ``tf.function`` with XLA and, with ``--full``, without. Memory is that of a process of its own: the peak (VmHWM)
-of the first call above what was resident before it, inputs included there. All runs on one core.
+The plain form is the straightforward one: log_softmax of logits / temperature, the formula, automatic differentiation.
+It has no masks, and loses most digits for nearly equal distributions and all at a temperature of 1000. Both run
+alternately in one process, inside ``tf.function`` with XLA and, with ``--full``, without. Memory is measured in a
+separate process: the peak (VmHWM) of the first call minus the resident size before it, which includes the inputs.
+Everything runs on one core.
 
-Where times are taken, the process keeps the memory that it frees. glibc gives blocks above 32 MiB back to the system
-at once and pays for every page when it takes them again; the tensors of 16 MiB here come together to just below or just
-above that, and the same loss took 1.0 or 2.0 times as long from one run to the next.
+For timing, the process keeps the memory that it frees. glibc returns blocks above 32 MiB to the system immediately and
+pays for every page when it allocates them again; the tensors of 16 MiB here are merged to just below or just above
+that, and the same loss took 1.0 or 2.0 times as long from one run to the next.
 
-(64, 512, 32000) float32 is 4.2 GB a tensor: both are compared at an eighth of it, (8, 512, 32000), and ``--full`` then
-runs each loss of ours at the full size. From 32000 classes on all of them take the rows in blocks, so that they need
-two inputs and a gradient there, and what they need beyond does not grow with the rows.
+(64, 512, 32000) float32 takes 4.2 GB per tensor: both are compared at an eighth of it, (8, 512, 32000), and ``--full``
+then runs each loss of ours at the full size. From 32000 classes on all of them are evaluated in blocks of rows, so that
+they need memory for two inputs and a gradient, and a further amount that does not grow with the rows.
 
-Results are written after each row and judged at the end or at Ctrl-C; ``--resume`` measures the rows that are missing.
+Results are written after each row and evaluated at the end or at Ctrl-C; ``--resume`` measures the missing rows.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any
 from benchmarks import _harness
 
 if __name__ == "__main__" and hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # before TensorFlow makes its threads
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # before TensorFlow creates its threads
     if sys.platform == "linux" and "--body" not in sys.argv:
         libc = ctypes.CDLL(None)
         for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX none, M_TRIM_THRESHOLD never
@@ -52,7 +53,7 @@ CLAIM = (
 TEMPERATURE = 2.0
 Form = Callable[[Any, Any, Any], Any]  # (teacher, student, labels) -> values or scalar
 EIGHTH, WHOLE = (8, 512, 32_000), (64, 512, 32_000)
-PATIENCE_SECONDS = 60  # of one loss at the large size, three rounds at least
+PATIENCE_SECONDS = 60  # for one loss at the large size, at least three rounds
 
 
 def logs(x: Any) -> Any:
@@ -73,13 +74,13 @@ def jensen_shannon(t: Any, s: Any, y: Any) -> Any:
 
 
 def standardized(x: Any) -> Any:
-    """Mean 0, spread 1."""
+    """Mean 0, standard deviation 1."""
     gap = x - ops.mean(x, axis=-1, keepdims=True)
     return gap / (ops.sqrt(ops.sum(gap * gap, axis=-1, keepdims=True) / (x.shape[-1] - 1)) + 1e-7)
 
 
 def without(x: Any, y: Any) -> Any:
-    """All but the target's logit, as public code removes it."""
+    """All logits except the target's, as in public code."""
     return x / TEMPERATURE - 1000.0 * ops.one_hot(y, x.shape[-1])
 
 
@@ -121,7 +122,7 @@ def binary(t: Any, s: Any, y: Any) -> Any:
 
 
 def top_k(t: Any, s: Any, y: Any) -> Any:
-    """The five likeliest kept, the rest spread."""
+    """The top five kept, the rest spread evenly."""
     log_p, classes = ops.log_softmax(t, axis=-1), t.shape[-1]
     kept, _ = ops.top_k(log_p, 5)
     rest = ops.log((1 - ops.sum(ops.exp(kept), axis=-1, keepdims=True)) / (classes - 5))
@@ -199,7 +200,7 @@ def step(name: str, form: str, jit_compile: bool) -> Callable[..., tuple[Any, An
 
 
 def inputs(shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
-    """Teacher's and student's logits, repeated along the first axes so that nothing else stays resident; labels."""
+    """Teacher's and student's logits, repeated along the first axes to keep nothing else resident, and labels."""
     rng = np.random.default_rng(0)
     rows = [tf.constant(2 * rng.normal(size=(1, shape[-2], shape[-1])).astype("float32")) for _ in range(2)]
     teacher, student = (tf.tile(x, (*shape[:-2], 1, 1)) if len(shape) == 3 else x[0] for x in rows)
@@ -207,18 +208,18 @@ def inputs(shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
 
 
 def status(key: str) -> int:
-    """Return a line of this process' status, in bytes; only Linux has it."""
+    """Return an entry of this process' status, in bytes; Linux only."""
     text = pathlib.Path("/proc/self/status").read_text()
     return int(text.partition(f"{key}:")[2].split()[0]) * 1024
 
 
 def measure_memory(name: str, form: str, by: str, shape: tuple[int, ...]) -> None:
-    """Print the peak above what was resident before the call: the body of one process."""
+    """Print the peak above the resident size before the call; runs in a separate process."""
     run, given = step(name, form, by == "xla"), inputs(shape)
-    # The first call: allocators keep what it has freed. A smaller one brings in what compiling and running need.
+    # Allocators keep memory freed by the first call. A smaller call first loads everything needed to compile and run.
     run(*(x[..., :1, :8] if x.dtype.is_floating else x[..., :1] % 8 for x in given))
     before = status("VmRSS")
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     value, gradient = run(*given)
     value.numpy()
     peak, size = status("VmHWM") - before, 4 * int(np.prod(gradient.shape))
@@ -229,19 +230,19 @@ def measure_memory(name: str, form: str, by: str, shape: tuple[int, ...]) -> Non
 
 
 def memory(name: str, form: str, by: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Measure in a process of its own."""
+    """Measure in a separate process."""
     command = [sys.executable, "-m", "benchmarks.losses", "--body", name, form, by, ",".join(map(str, shape))]
     done = subprocess.run(command, cwd=_harness.ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 class Rows:
-    """A report whose rows may be there already, from a run that was interrupted: such a run is judged by what it has.
+    """A report that may already have rows from an interrupted run, which is evaluated on its existing rows.
 
     Args:
         name: of the report.
         options: the parsed command line.
-        target: of a row, in words, what came out, and the most that was hoped for; None where nothing was.
+        target: of a row: its name, the value and the bound; None if the row has no target.
     """
 
     def __init__(
@@ -255,7 +256,7 @@ class Rows:
             self.report.content["results"] = json.loads(self.report.path.read_text())["results"]
 
     def row(self, settings: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return the row with these settings, measured and written if it is not there."""
+        """Return the row with these settings, after measuring and writing it if it is missing."""
         rows = self.report.content["results"]
         found = [row for row in rows if settings.items() <= row.items()]
         if not found:
@@ -274,7 +275,7 @@ class Rows:
 
 
 def times(options: argparse.Namespace, names: list[str]) -> None:
-    """Measure times in turns, and judge."""
+    """Measure times alternately, and evaluate."""
     rounds = options.rounds or (21 if options.full else 7)
     small, large = ((4096, 1000), EIGHTH) if options.full else ((1024, 1000), (1, 128, 32_000))
     runs = [("xla", large), ("xla", small)] + [("graph", small), ("graph", large)] * options.full
@@ -295,7 +296,7 @@ def times(options: argparse.Namespace, names: list[str]) -> None:
 def timed(name: str, given: tuple[Any, ...], by: str, rounds: int) -> dict[str, Any]:
     """Time one loss against its plain form."""
     steps = {form: step(name, form, by == "xla") for form in ("ours", "plain")}
-    wanted, got = steps["plain"](*given), steps["ours"](*given)  # the same loss, before it is timed
+    wanted, got = steps["plain"](*given), steps["ours"](*given)  # the values agree, before timing
     np.testing.assert_allclose(got[0], wanted[0], rtol=1e-3)
     del wanted, got
     large = given[0].shape[-1] >= 32_000
@@ -325,7 +326,7 @@ def timed(name: str, given: tuple[Any, ...], by: str, rounds: int) -> dict[str, 
 
 
 def peaks(options: argparse.Namespace, names: list[str]) -> None:
-    """Measure memory process by process, and judge."""
+    """Measure memory process by process, and evaluate."""
     tried = names if options.full else names[:1]
     large = EIGHTH if options.full else (2, 256, 32_000)
     runs = [("xla", (4096, 1000)), ("graph", large), ("graph", (4096, 1000))] * options.full
@@ -351,7 +352,7 @@ def peaks(options: argparse.Namespace, names: list[str]) -> None:
 
 
 def against_plain(name: str, by: str, shape: tuple[int, ...]) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
-    """Return the settings of one comparison, and what measures it."""
+    """Return the settings of one comparison, and the function that measures it."""
 
     def measure() -> dict[str, Any]:
         found = {form: memory(name, form, by, shape) for form in ("ours", "plain")}
@@ -365,7 +366,7 @@ def against_plain(name: str, by: str, shape: tuple[int, ...]) -> tuple[dict[str,
 
 
 def whole_size(name: str, beyond_mib: float) -> dict[str, Any]:
-    """Run one loss of ours at the full size, if it fits: two inputs, the gradient, what it took beyond, an eighth."""
+    """Run one loss of ours at the full size, if there is memory for two inputs, the gradient and an eighth more."""
     needed = 3 * 4 * int(np.prod(WHOLE)) + beyond_mib * 2**20
     with open("/proc/meminfo") as file:
         free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))

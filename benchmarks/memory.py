@@ -1,7 +1,7 @@
-"""Peak memory of training with the distiller and with ``keras.distillation``, each in a process of its own.
+"""Peak memory of training with the distiller and with ``keras.distillation``, each in a separate process.
 
-The peak is the operating system's (VmHWM), so it counts everything: code, weights, optimizer, activations. What the
-first imports and the models need is measured in the same process before training, and what training adds is shown too.
+The peak is the operating system's (VmHWM), so it counts everything: code, weights, optimizer, activations. The memory
+of imports and models is measured in the same process before training, and the increase during training is shown too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CLAIM = "Training with keras_distill never needs more memory at its peak than tr
 PACKAGES = ("ours", "builtin")
 BOTH = ("logits", "logits and layer")
 TERMS = {"mlp small": BOTH[:1], "mlp large": BOTH, "cnn": BOTH, "cnn small": BOTH[1:]}
-# A peak is a matter of megabytes that threads and allocators happen to hold; less than this is no difference.
+# Peaks vary by some megabytes held by threads and allocators; smaller differences are ignored.
 SAME_FRACTION = 0.01
 
 
@@ -33,10 +33,10 @@ def peak_bytes() -> int:
 
 
 def measure(package: str, model: str, terms: str, batch: int, xla: bool) -> None:
-    """Train for some steps and print the peaks as JSON: the body of one process."""
+    """Train for some steps and print the peaks as JSON; runs in a separate process."""
     from benchmarks import step_time
 
-    # Both packages are loaded whichever is measured: what is compared is training.
+    # Both packages are always loaded, so that only training is compared.
     run = step_time.programs(model, terms, 10, xla, 1, full=False, only=package, batch=batch)[package]
     before = peak_bytes()
     for _ in range(3):
@@ -45,7 +45,7 @@ def measure(package: str, model: str, terms: str, batch: int, xla: bool) -> None
 
 
 def main() -> None:
-    """Measure every setting in turns and judge."""
+    """Measure every setting alternately and evaluate."""
     options = _harness.arguments(
         __doc__,
         repeats={"type": int, "help": "processes per package and setting (default 1, full 7)"},

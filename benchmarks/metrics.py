@@ -1,7 +1,7 @@
-"""An update of the calibration error over 100,000 x 1,000 outputs, against the time it takes to read them once.
+"""An update of the calibration error over 100,000 x 1,000 outputs, compared with the time to read them once.
 
-The bound is the fastest way TensorFlow has to read the same tensor on the same cores: the row-wise maximum. Both run as
-compiled functions on a tensor that is already there, in turns. Memory: the process's resident size over many updates.
+The bound is TensorFlow's fastest way to read the same tensor on the same cores: the row-wise maximum. Both run
+alternately as compiled functions on an existing tensor. Memory is the process's resident size over many updates.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ MIB = 2**20
 
 
 def resident_bytes() -> int:
-    """Memory the process holds now."""
+    """The current resident size of the process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> None:
-    """Measure times in turns, then memory."""
+    """Measure times alternately, then memory."""
     options = _harness.arguments(
         __doc__,
         rows={"type": int, "default": 100_000},

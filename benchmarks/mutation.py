@@ -1,8 +1,9 @@
-"""Do the tests notice? A random sample of small faults put into ``losses`` and ``metrics``, each with its tests run.
+"""Mutation testing: a random sample of small changes to ``losses`` and ``metrics``, each followed by the tests.
 
-A mutant is one changed operator, number, comparison or decorator (cosmic-ray's operators; those in annotations are left
-out, where they change nothing). It is killed if a test fails, else it survives, and is listed with its change in the
-results, to be killed by a test or explained. Tests run on copies of the tree, one for each worker.
+A mutant is one changed operator, number, comparison or decorator (cosmic-ray's operators; annotations are left out,
+because changes there have no effect). It is killed if a test fails. Otherwise it survives and is listed with its change
+in the results, so that a test can be added or the change explained. Tests run on copies of the tree, one for each
+worker.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MEMBERS = (
     "tests/batteries/test_contracts_members.py tests/losses/test_uncertainty.py tests/losses/test_quantiles.py "
     "tests/terms/test_uncertainty.py"
 )
-#: The tests of each wing; of the modules beside the wings, and of ``metrics``, by their own names.
+#: The tests of each subpackage; tests of other modules and of ``metrics`` are found by name.
 TESTS = {
     "_base": LOGITS,
     "_detection": "tests/losses/test_dense.py tests/terms/test_dense.py",
@@ -51,7 +52,7 @@ ROOMS = ("losses", "metrics")
 
 
 def modules() -> list[pathlib.Path]:
-    """Return the modules of both rooms, relative to the root."""
+    """Return the modules of both packages, relative to the root."""
     found = [path for room in ROOMS for path in (_harness.ROOT / "keras_distill" / room).rglob("*.py")]
     return sorted(path.relative_to(_harness.ROOT) for path in found if path.stem != "__init__")
 
@@ -62,12 +63,12 @@ def tests_of(module: pathlib.Path) -> str:
 
 
 def command(tests: str) -> str:
-    """Return what runs them, up to the first that fails."""
+    """Return the command that runs them, up to the first failure."""
     return f"{sys.executable} -m pytest -x -q -p no:cacheprovider --no-header --tb=line {tests}"
 
 
 def begin(folder: str) -> None:
-    """Give this worker a copy of the tree to change, and half of the cores."""
+    """Give this worker its own copy of the tree, and half of the cores."""
     own = pathlib.Path(folder) / str(os.getpid())
     for name in ("keras_distill", "tests"):
         shutil.copytree(_harness.ROOT / name, own / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -78,7 +79,7 @@ def begin(folder: str) -> None:
 
 
 def tried(spec: Any, tests: str, seconds: float) -> tuple[str, str]:
-    """Put one fault in, run the tests, take it out; return the outcome and the change."""
+    """Apply one mutation, run the tests, revert it; return the outcome and the change."""
     from cosmic_ray.mutating import mutate_and_test
 
     result = mutate_and_test([spec], command(tests), seconds)
@@ -87,7 +88,7 @@ def tried(spec: Any, tests: str, seconds: float) -> tuple[str, str]:
 
 
 def untouched(tests: str) -> tuple[bool, float]:
-    """Run the tests without a fault; return whether they pass, and the seconds they take."""
+    """Run the tests without a mutation; return whether they pass, and the seconds they take."""
     from cosmic_ray.testing import TestOutcome, run_tests
 
     began = time.monotonic()
@@ -96,7 +97,7 @@ def untouched(tests: str) -> tuple[bool, float]:
 
 
 def mutants(count: int, seed: int) -> list[Any]:
-    """Draw mutants of all modules at random."""
+    """Sample mutants of all modules at random."""
     from cosmic_ray.commands import init
     from cosmic_ray.work_db import WorkDB, use_db
 
@@ -111,7 +112,7 @@ def mutants(count: int, seed: int) -> list[Any]:
 
 
 def main() -> None:
-    """Try the sample."""
+    """Test the sample."""
     options = _harness.arguments(
         __doc__ or "",
         mutants={"type": int, "help": "default: 4, with --full 150"},

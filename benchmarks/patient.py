@@ -1,17 +1,17 @@
-"""Patient and consistent on CIFAR-10: do live views, seen by both models, beat stored answers and labels?
+"""A patient and consistent teacher on CIFAR-10: live views for both models against stored predictions and labels.
 
-CIFAR-10 here is recompressed as JPEG. A residual network learns from 10,000 labelled pictures; the student is a network
+CIFAR-10 here is recompressed as JPEG. A residual network learns from 10,000 labelled images; the student is a network
 of inverted residuals with at most a tenth of its parameters. Every student takes the same number of steps from the same
 weights for a seed:
 
-- ``labels``: the 10,000 labelled pictures, cropped and flipped.
-- ``fixed``: the teacher answered once, for 40,000 pictures as they are; the student sees them cropped and flipped.
-- ``live``: both models see the same crop and flip of the 40,000 pictures (function matching). Mixtures (``--mixup .5``)
-  were tried on held-out pictures for 2000 steps: 60.4% with them, 62.1% without, so there are none.
-- ``live, labelled``: as ``live``, on the 10,000 labelled pictures alone, one seed.
+- ``labels``: the 10,000 labelled images, cropped and flipped.
+- ``fixed``: the teacher's stored predictions for 40,000 original images; the student sees them cropped and flipped.
+- ``live``: both models see the same crop and flip of the 40,000 images (function matching). Mixup (``--mixup .5``) was
+  tried on held-out images for 2000 steps: 60.4% with it, 62.1% without, so it is not used.
+- ``live, labelled``: as ``live``, on the 10,000 labelled images only, one seed.
 
-No student but the first sees a label. ``--held-out`` measures on 5000 other training pictures, to choose settings. Runs
-are kept, so that an interrupted one goes on (half an hour of one core)::
+Only the first student sees labels. ``--held-out`` evaluates on 5000 other training images, to choose settings. Runs are
+kept, so that an interrupted benchmark resumes (half an hour on one core)::
 
     python -m benchmarks.patient --full --seeds 3 --steps 3000
 """
@@ -60,13 +60,13 @@ def mobile(shape: tuple[int, int, int], seed: int) -> keras.Model:
 
 
 def views(inputs: np.ndarray, targets: np.ndarray, seed: int) -> tf.data.Dataset:
-    """Batches of cropped and flipped pictures with what belongs to each, without end."""
+    """An endless sequence of batches of cropped and flipped images with their labels or predictions."""
     pairs = tf.data.Dataset.from_tensor_slices((inputs, targets)).shuffle(len(inputs), seed=seed).repeat()
     return data.augment(VIEW).live(pairs, seed=seed).batch(BATCH, drop_remainder=True)
 
 
 def train(model: Any, batches: tf.data.Dataset, steps: int, rate: float, loss: Any = None) -> None:
-    """Fit for some steps, Adam's rate falling along a cosine."""
+    """Fit for some steps, with Adam and a cosine decay."""
     options = tf.data.Options()
     options.autotune.enabled = False
     falling = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=rate, warmup_steps=max(1, steps // 20))
@@ -75,7 +75,7 @@ def train(model: Any, batches: tf.data.Dataset, steps: int, rate: float, loss: A
 
 
 def run(way: str, teacher: keras.Model, student: keras.Model, sets: Any, seed: int, steps: int, mixup: float) -> None:
-    """Train a student in one of the ways."""
+    """Train a student with one of the methods."""
     labelled, pictures, answers = sets
     if way == "labels":
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -94,7 +94,7 @@ def run(way: str, teacher: keras.Model, student: keras.Model, sets: Any, seed: i
 
 
 def speed(teacher: keras.Model, student: keras.Model) -> float:
-    """How many times less processor time the student's LiteRT file takes for one picture, on one thread."""
+    """The speed-up of the student's LiteRT file for one image on one thread, in processor time."""
     contents = {}
     for name, model in (("teacher", teacher), ("student", student)):
         with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +106,7 @@ def speed(teacher: keras.Model, student: keras.Model) -> float:
 
 
 def main() -> None:
-    """Train, measure and judge."""
+    """Train and evaluate."""
     options = _harness.arguments(
         __doc__,
         seeds={"type": int, "default": 1},

@@ -1,15 +1,15 @@
 """A student of private votes on MNIST: 100 convolutional teachers of 500 images each, plain GNMax, epsilon at most 8.
 
-The private data are the first 50,000 training images, in 100 disjoint shards. The public ones are the last 10,000
-training images without their labels, which no teacher sees; the teachers answer about the first ones of them until
-epsilon is spent. The student learns these few labels and, as in the paper, the remaining public images without labels:
-it is to give the answer of a moving average of itself, each of them seeing a view of its own (mean teacher). Accuracy
-is measured once, at the last epoch, on the 10,000 test images.
+The private data are the first 50,000 training images, in 100 disjoint shards. The public data are the last 10,000
+training images without their labels, which no teacher sees; the teachers label the first of them until epsilon is
+spent. The student learns from these few labels and, as in the paper, from the remaining public images without labels:
+it is trained to agree with a moving average of itself, which sees another view (mean teacher). Accuracy is measured
+once, at the last epoch, on the 10,000 test images.
 
 Settings were chosen with the first half of those 10,000 as public images, and the second half measured: the votes of 20
-teachers, each counted five times, gave 491 labels of which 95.1% were right, and a student of 91.7% after 300 steps and
-of 95.0% after 1,000. ``--held-out`` does so with all teachers. A former version had teachers that never saw a moved
-image (91.1% right, 94% here) and a student of the answered images alone, which reached 87.8%.
+teachers, each counted five times, gave 491 labels, of which 95.1% were correct, and a student with 91.7% after 300
+steps and 95.0% after 1,000. ``--held-out`` does so with all teachers. An earlier version had teachers without
+augmentation (91.1% correct, 94% here) and a student trained only on the labelled images, which reached 87.8%.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def network(filters: int) -> keras.Model:
 
 
 def moved(seed: int) -> Any:
-    """Return a function that shifts and turns each image a little."""
+    """Return a function that slightly shifts and rotates each image."""
     layers = [
         keras.layers.RandomTranslation(0.1, 0.1, fill_mode="constant", seed=seed),
         keras.layers.RandomRotation(0.03, fill_mode="constant", seed=seed + 1),
@@ -54,12 +54,12 @@ def moved(seed: int) -> Any:
 
 
 def falling(steps: int) -> keras.optimizers.Optimizer:
-    """Return Adam whose rate falls to zero by a cosine."""
+    """Return Adam with a cosine decay of the learning rate to zero."""
     return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps))
 
 
 def endless(arrays: Any, batch: int, seed: int) -> tf.data.Dataset:
-    """Return shuffled batches without an end."""
+    """Return an endless sequence of shuffled batches."""
     count = len(keras.tree.flatten(arrays)[0])
     return _plain(tf.data.Dataset.from_tensor_slices(arrays).shuffle(count, seed=seed).repeat().batch(batch))
 
@@ -71,9 +71,9 @@ def _plain(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def answers_of(shards: list[tuple[np.ndarray, np.ndarray]], public: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Train a teacher on each shard and return what it says of the public images.
+    """Train a teacher on each shard and return its predictions for the public images.
 
-    One model takes all turns, so that its programs are traced once.
+    One model is reused for all of them, so that it is traced once.
     """
     model, view = network(16), moved(seed)
     model.compile(falling(TEACHER_STEPS), LOSS, steps_per_execution=50)
@@ -81,7 +81,7 @@ def answers_of(shards: list[tuple[np.ndarray, np.ndarray]], public: np.ndarray, 
     first = [each.numpy() for each in model.optimizer.variables]
     weights, rng, answers = model.get_weights(), np.random.default_rng(seed), []
     for index, shard in enumerate(shards):
-        # Fresh kernels for each teacher: those of the first one in a random order.
+        # New initial kernels for each teacher: a random permutation of the first one's.
         model.set_weights([rng.permutation(each.ravel()).reshape(each.shape) for each in weights])
         for variable, value in zip(model.optimizer.variables, first, strict=True):
             variable.assign(value)
@@ -92,7 +92,7 @@ def answers_of(shards: list[tuple[np.ndarray, np.ndarray]], public: np.ndarray, 
 
 
 def taught(public: np.ndarray, labels: np.ndarray, seed: int) -> keras.Model:
-    """Return a student of a few labels and of all public images; -1 is no label."""
+    """Return a student trained on a few labels and all public images; -1 marks unlabelled ones."""
     answered, steps = labels >= 0, STUDENT_STEPS
     labelled = endless((public[answered], labels[answered].astype("int32")), 32, seed)
     joined = tf.data.Dataset.zip(labelled, endless(public, 96, seed)).map(
@@ -110,12 +110,12 @@ def taught(public: np.ndarray, labels: np.ndarray, seed: int) -> keras.Model:
 
 
 def accuracy(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of right answers in percent."""
+    """Return the accuracy in percent."""
     return 100 * float(np.mean(model.predict(images, batch_size=500, verbose=0).argmax(-1) == labels))
 
 
 def run(seed: int, held_out: bool) -> dict[str, float]:
-    """Train teachers, let them vote, train the student and measure."""
+    """Train the teachers, label by votes, train the student and evaluate."""
     keras.utils.set_random_seed(seed)
     start, mnist = time.process_time(), data.load("mnist")
     parts = [mnist.train, mnist.validation]

@@ -1,4 +1,4 @@
-"""What a private update costs: a step of ``regimes.DifferentiallyPrivate`` against the plain one, in processor time.
+"""The cost of a private update: a step of ``regimes.DifferentiallyPrivate`` against a plain one, in processor time.
 
 Both take 128 random examples, run as graphs without XLA, and update by Adam. The private one clips each example's
 gradient by ghost norms and adds seeded noise. For comparison: per-example gradients by ``tf.vectorized_map``.
@@ -36,7 +36,7 @@ def network(kind: str) -> keras.Model:
 
 
 def programs(kind: str, steps: int) -> dict[str, Callable[[], int]]:
-    """Return functions that train for some steps and say how many."""
+    """Return functions that train for some steps and return their number."""
     rng = np.random.default_rng(0)
     x, y = tf.constant(rng.normal(size=(BATCH, 28, 28, 1)), "float32"), tf.constant(rng.integers(0, 10, BATCH))
     keep = tf.ones(BATCH)

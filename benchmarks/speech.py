@@ -1,16 +1,15 @@
-"""A small speech recogniser from a large one: CTC on CMU AN4, and spoken digits as keywords.
+"""Distilling a large speech recogniser into a small one: CTC on CMU AN4, and spoken digits as keywords.
 
 AN4 (948 training utterances, 130 of other speakers for the test; 13 MFCC at 100 frames per second, three stacked): a
-bidirectional GRU teaches a student of separable convolutions with less than an eighth of its weights, in every way that
-the package has: soft targets on all frames, without blanks, around spikes, guided CTC, 5-best lists; and a causal
-student that can stream. Word error rates of greedy decoding, by jiwer. The teacher's logits are computed once.
+bidirectional GRU teaches a student of separable convolutions with less than an eighth of its weights, with every method
+of the package: soft targets on all frames, without blanks, around spikes, guided CTC, 5-best lists; and also a causal,
+streaming student. Word error rates of greedy decoding, by jiwer. The teacher's logits are computed once.
 
-Spoken digits (2,700 training and 300 test recordings, 8 kHz): bidirectional GRUs on the log-mel layer of the package
-teach two convolutions of a tenth of their latency.
-
-Settings were not tuned; the students' 30 epochs on AN4 replace 15, which were far too few. ``--held-out`` judges AN4 on
-the last 100 training utterances, for choosing settings without the test set. Runs are kept, so that an interrupted one
-goes on: ``python -m benchmarks.speech --full`` (20 minutes of one core; ``--ways``, ``--seeds``, ``--tasks`` choose).
+Spoken digits (2,700 training and 300 test recordings, 8 kHz): bidirectional GRUs on the package's log-mel layer teach
+two convolutions with a tenth of their latency. Settings were not tuned; the students' 30 epochs on AN4 replaced 15,
+which were far too few. ``--held-out`` evaluates AN4 on the last 100 training utterances, for choosing settings without
+the test set. Runs are kept, so that an interrupted benchmark resumes: ``python -m benchmarks.speech --full`` (20
+minutes of one core; ``--ways``, ``--seeds``, ``--tasks`` choose).
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ CLAIMS = {
 CHARACTERS = " ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
 CLASSES = len(CHARACTERS) + 1
 STACKED, BATCH = 3, 32
-FRAMES, LABELS = 144, 48  # students learn from batches of one shape, without the longest tenth of the utterances
+FRAMES, LABELS = 144, 48  # students use batches of one shape, without the longest tenth of the utterances
 TEACHER_EPOCHS = 16
-SEEDED = ("alone", "all frames", "around spikes")  # ways that are repeated with every seed; the others have one
-JUDGED = "all frames"  # named before any figure of the test set was seen
+SEEDED = ("alone", "all frames", "around spikes")  # methods that are repeated with every seed; the others have one
+JUDGED = "all frames"  # chosen before any test result was known
 WAYS = {
     "alone": None,
     "all frames": losses.FrameSoftTargets(),
@@ -67,7 +66,7 @@ class Utterances:
 
     Args:
         features: one array (frames, 39) per utterance.
-        texts: what was said.
+        texts: the transcripts.
     """
 
     def __init__(self, features: list[np.ndarray], texts: list[str]) -> None:
@@ -169,7 +168,7 @@ def recogniser_teacher() -> keras.Model:
 
 
 def recogniser_student(causal: bool = False) -> keras.Model:
-    """Separable convolutions with residuals; causal ones never look ahead."""
+    """Separable convolutions with residuals; causal ones do not look ahead."""
     inputs = keras.Input((None, 13 * STACKED), name="features")
     masked = layers.Masking()(inputs)
     x = layers.Dense(56)(layers.GaussianNoise(0.4)(masked))
@@ -179,7 +178,7 @@ def recogniser_student(causal: bool = False) -> keras.Model:
         filters = layers.ZeroPadding1D(pad)(filters)
         filters = layers.SeparableConv1D(56, 9, dilation_rate=dilation, activation="relu")(filters)
         x = layers.add([x, layers.Dropout(0.1)(filters)])
-        x = adapters.WithMask()([x, masked])  # convolutions lose it: padding would count as frames, in every loss
+        x = adapters.WithMask()([x, masked])  # convolutions drop it: padding would count as frames, in every loss
     return keras.Model(inputs, layers.Dense(CLASSES)(x))
 
 
@@ -189,13 +188,13 @@ def adam(steps: int, rate: float = 2e-3) -> keras.optimizers.Optimizer:
 
 
 def with_stored_logits(student: keras.Model, logits: keras.KerasTensor) -> tuple[keras.Model, keras.Model]:
-    """Return a teacher that repeats logits which come with the batch, and the student beside it."""
+    """Return a teacher that returns logits from the batch, and the student as a model of the same batch."""
     inputs = {"features": student.input, "teacher_logits": logits}
     return keras.Model(inputs, layers.Activation("linear")(logits)), keras.Model(inputs, student.output)
 
 
 def speech(report: _harness.Report, runs: _resume.Runs, scratch: pathlib.Path, options: argparse.Namespace) -> None:
-    """Teacher, students by every way, the table and the verdicts."""
+    """Teacher, students of every method, the table and the verdicts."""
     full, (train, test) = options.full, an4(options.held_out)
     teacher_epochs, epochs = (TEACHER_EPOCHS, options.epochs) if full else (1, 1)
     steps = -(-len(train.features) // BATCH)
@@ -364,7 +363,7 @@ def keywords(report: _harness.Report, runs: _resume.Runs, scratch: pathlib.Path,
 
 
 def main() -> None:
-    """Run what is missing, judge all."""
+    """Run the missing parts, evaluate all."""
     every = [*WAYS, "causal alone", "causal around spikes"]
     options = _harness.arguments(
         __doc__ or "",

@@ -1,10 +1,11 @@
-"""Step time of the distiller against its floor and against ``keras.distillation``, in one run, in turns.
+"""Step time of the distiller compared with its lower bound and with ``keras.distillation``, in one run.
 
-The floor is what distillation cannot do without: one training step of the student alone, plus one forward pass of the
-teacher. It is measured twice: as these two programs timed apart and added (the issue's definition; the teacher's pass
-gets its batch for nothing), and as one minimal hand-written train step that does both.
+The lower bound is the necessary work: one training step of the student alone, plus one forward pass of the teacher. It
+is measured twice: as these two programs timed separately and added (the teacher's pass gets its batch for free), and as
+one minimal hand-written train step that does both.
 Every program's step is the function that ``Model.fit`` calls for each execution, on the same cached batches.
-The built-in is there twice in the full version: how far two copies of one program differ is what a ratio can tell.
+The full version has the built-in twice: the difference between two copies of one program shows the resolution of a
+ratio.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ MODELS: dict[str, tuple[Callable[[], keras.Model], Callable[[], keras.Model], st
 
 
 class HandWritten(keras.Model):
-    """The least that distils: teacher, student, cross-entropy and KL, gradient, update, one loss metric.
+    """The minimal distillation step: teacher, student, cross-entropy and KL, gradient, update, one loss metric.
 
     Args:
         teacher: frozen.
@@ -80,7 +81,7 @@ class HandWritten(keras.Model):
         return self.student(inputs, training=training)
 
     def train_step(self, data: Any) -> Any:
-        """Do one step."""
+        """Run one step."""
         x, y = data
         taught = tf.nn.softmax(self.teacher(x, training=False) / self.temperature)
         with tf.GradientTape() as tape:
@@ -96,7 +97,7 @@ class HandWritten(keras.Model):
 
 
 def batches(input_shape: tuple[int, ...], batch: int) -> tf.data.Dataset:
-    """Return endless batches, in memory, with nothing left for the input pipeline to do or to tune."""
+    """Return endless batches from memory, without work or tuning for the input pipeline."""
     random = np.random.default_rng(0)
     x = random.normal(size=(16, batch, *input_shape)).astype("float32")
     y = random.integers(0, CLASSES, (16, batch)).astype("int32")
@@ -159,7 +160,7 @@ def programs(
     only: str = "",
     batch: int = BATCH,
 ) -> dict[str, Any]:
-    """Make all programs of one setting, or one: their students are copies of one student, their teacher is one."""
+    """Create all programs of one setting, or one of them; they share the teacher, and their students are copies."""
     make_teacher, make_student, layer = MODELS[model]
     keras.utils.set_random_seed(0)
     teacher, original = make_teacher(), make_student()
@@ -192,7 +193,7 @@ def programs(
 
 
 def compare(samples: _harness.Samples) -> tuple[dict[str, Any], dict[str, _harness.Spread], dict[str, float]]:
-    """Return all figures of one setting, and the ratios that are shown: by wall clock, and by processor time."""
+    """Return all results of one setting, and the ratios to show, in wall-clock and in processor time."""
     below = {"floor": ("student", "teacher"), "builtin": ("builtin",)}
     if "hand" in samples.wall:
         below["hand"] = ("hand",)
@@ -215,7 +216,7 @@ def compare(samples: _harness.Samples) -> tuple[dict[str, Any], dict[str, _harne
 
 
 def main() -> None:
-    """Run every setting and judge the targets."""
+    """Run every setting and evaluate the targets."""
     options = _harness.arguments(
         __doc__,
         rounds={"type": int, "help": "rounds per setting (default 15, full 51)"},

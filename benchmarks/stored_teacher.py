@@ -1,10 +1,10 @@
-"""An epoch with the teacher live, stored, and in Keras' own Distiller; what labelling, storage and memory cost.
+"""An epoch with a live teacher, a stored one, and Keras' own Distiller; the cost of labelling, storage and memory.
 
-Paired: in every round each contestant runs one epoch (of ``Model.fit``, data pipeline included, 10 steps per
-execution), in a random order. The teacher's forward pass takes about 10 times the student's; the measured factor is in
-the results. Two pairs, as what a stored teacher costs is one or two ms per step: a wide student of
-some 45 ms per step, and a narrow one of less than 10. Run with ``python -m benchmarks.stored_teacher --full`` (about 15
-minutes).
+The comparison is paired: in every round each program runs one epoch (of ``Model.fit``, data pipeline included, 10 steps
+per execution), in a random order. The teacher's forward pass takes about 10 times as long as the student's; the
+measured factor is in the results. As a stored teacher costs one or two ms per step, there are two pairs: a wide student
+with about 45 ms per step, and a narrow one with less than 10. Run with ``python -m benchmarks.stored_teacher --full``
+(about 15 minutes).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CLAIM = (
     "the student an epoch is at least 4 times shorter than with keras.distillation; labelling is within 5% of predict."
 )
 BATCH = 128
-# Of all contestants: what is compared is the work in a step, and not the Python between two of them.
+# For all programs, so that the work of a step is compared and not the Python between steps.
 STEPS_PER_EXECUTION = 10
 CLASSES = 10
 
@@ -47,7 +47,7 @@ def convolutions(filters: tuple[int, ...], name: str) -> keras.Model:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """The widths of a teacher and of its student, chosen so that its forward pass takes 10 times as long."""
+    """The widths of a teacher and its student, chosen so that the teacher's forward pass takes 10 times as long."""
 
     name: str
     teacher: tuple[int, ...]
@@ -55,16 +55,16 @@ class Pair:
     examples: int
 
     def models(self) -> tuple[keras.Model, keras.Model]:
-        """Return the two."""
+        """Return teacher and student."""
         return convolutions(self.teacher, "teacher"), convolutions(self.student, "student")
 
 
 WIDE = Pair("wide student", (176, 352, 416), (48, 96, 96), 12_800)
-NARROW = Pair("narrow student", (80, 160, 192), (16, 32, 32), 54_000)  # as many examples as Fashion-MNIST has here
+NARROW = Pair("narrow student", (80, 160, 192), (16, 32, 32), 54_000)  # as many examples as Fashion-MNIST
 
 
 def multiply_adds(model: keras.Model) -> int:
-    """Of one example, in convolutions and dense layers."""
+    """Operations for one example, in convolutions and dense layers."""
     total = 0
     for layer in model.layers:
         if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense)):
@@ -74,7 +74,7 @@ def multiply_adds(model: keras.Model) -> int:
 
 
 def images(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise in the shape of Fashion-MNIST: what is measured does not depend on the pixels."""
+    """Noise with the shape of Fashion-MNIST: the measurements do not depend on the pixels."""
     rng = np.random.default_rng(0)
     return rng.uniform(size=(count, 28, 28, 1)).astype("float32"), rng.integers(0, CLASSES, count)
 
@@ -87,7 +87,7 @@ def passes(model: keras.Model, x: np.ndarray) -> Callable[[], int]:
 
 
 def calm_data(examples: int) -> tf.data.Dataset:
-    """Batches without autotune, whose background thread makes the end of an epoch wait."""
+    """Batches without autotune, whose background thread delays the end of an epoch."""
     calm = tf.data.Options()
     calm.autotune.enabled = False
     return tf.data.Dataset.from_tensor_slices(images(examples)).batch(BATCH).with_options(calm)
@@ -107,7 +107,7 @@ def epoch(model: keras.Model, batches: tf.data.Dataset) -> Callable[[], int]:
 
 
 def ours(teacher: Any, student: keras.Model) -> keras.Model:
-    """A student of its own, taught by our distiller."""
+    """A copy of the student, trained by our distiller."""
     term = keras_distill.LogitsDistillation(temperature=3.0)
     return keras_distill.Distiller(teacher, keras.models.clone_model(student), term)
 
@@ -115,8 +115,8 @@ def ours(teacher: Any, student: keras.Model) -> keras.Model:
 def epochs(report: _harness.Report, pair: Pair, examples: int, rounds: int) -> None:
     """Time an epoch of the student alone, live, stored and built-in.
 
-    To begin an epoch on stored data costs some 0.05 s (functions are compiled, files opened), whatever its length:
-    with few examples that is what is measured.
+    Starting an epoch on stored data costs about 0.05 s (functions are compiled, files opened), whatever its length,
+    which dominates with few examples.
     """
     teacher, student = pair.models()
     data = calm_data(examples)
@@ -174,7 +174,7 @@ def labelling(report: _harness.Report, examples: int, rounds: int) -> None:
 
 
 def fast(report: _harness.Report, examples: int, rounds: int) -> None:
-    """Time a bfloat16 copy and an XLA copy of the teacher against the teacher itself, and say how far they agree."""
+    """Compare a bfloat16 copy and an XLA copy of the teacher with the teacher in time, and report their agreement."""
     x, _ = images(examples)
     data = tf.data.Dataset.from_tensor_slices(x).batch(BATCH).cache()
     teacher = NARROW.models()[0]
@@ -219,7 +219,7 @@ def sizes(report: _harness.Report) -> None:
 
 
 def memory(report: _harness.Report, counts: tuple[int, int]) -> None:
-    """Peak memory of labelling, each size in a process of its own."""
+    """Peak memory of labelling, each size in a separate process."""
     code = (
         "import resource, sys, tempfile, keras, tensorflow as tf; from keras_distill import teachers;"
         "n = int(sys.argv[1]); m = keras.Sequential([keras.Input((1,)), keras.layers.Dense(100)]);"

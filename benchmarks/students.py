@@ -1,23 +1,23 @@
 """Small models from their teachers: built, factorised, quantised, each distilled and not, on real data.
 
-The Fashion-MNIST rows have one teacher, a residual network of 152k parameters trained on 30000 labelled pictures:
+The Fashion-MNIST rows have one teacher, a residual network of 152k parameters trained on 30000 labelled images:
 
-- ``few``: a quarter of its parameters, built from it or made at random, with its answers or with labels alone (2000
-  pictures, 8 epochs); and with its answers to 20000 pictures without labels (2 epochs). The channels are chosen by
-  magnitude, by activation and at random.
-- ``low_rank``: a third of its parameters by low rank, untrained, and after 2 epochs on its answers; and each kernel at
-  a third, written in three ways.
-- ``bits``: weights of 4 and 3 bits, rounded only, and trained for one epoch on its answers to 20000 pictures.
+- ``few``: a quarter of its parameters, built from it or random, with its predictions or with labels alone (2000 images,
+  8 epochs); and with its predictions for 20000 unlabelled images (2 epochs). The channels are chosen by magnitude, by
+  activation and at random.
+- ``low_rank``: a third of its parameters by low rank, untrained, and after 2 epochs on its predictions; and three
+  factorisations of each kernel at a third.
+- ``bits``: weights of 4 and 3 bits, rounded only, and trained for one epoch on its predictions for 20000 images.
 - ``side``: built, low rank and int8 at a quarter of its size, with 2000 and with 20000 labels, with and without its
-  answers, and with its answers to pictures without labels. Each builder has its own number of epochs, since an int8
+  predictions, and with its predictions for unlabelled images. Each builder has its own number of epochs, since an int8
   step costs four of the others'; within a builder all columns but the first have the same.
 - ``cifar10`` and ``sst2``: see ``_students_more.py``.
 
-Adam falls along a cosine. Its first rate, the temperature (4 for ``few``, ``low_rank`` and ``cifar10``, else 2) and
-whether labels count beside answers were chosen on 10000 training pictures of Fashion-MNIST that nothing is trained on
-(``--held-out``, one or two seeds); ``side`` and ``sst2`` are not tuned. The last epoch is reported. Rows are run one by
-one (``--rows few,bits``), and each writes a report of its own, ``students_<row>.json``. A killed run goes on where it
-stopped. Without ``--full`` it judges nothing.
+Adam's learning rate has a cosine decay. Its initial value, the temperature (4 for ``few``, ``low_rank`` and
+``cifar10``, else 2) and the weight of labels next to predictions were chosen on 10000 separate training images of
+Fashion-MNIST (``--held-out``, one or two seeds); ``side`` and ``sst2`` are not tuned. The last epoch is reported. Rows
+are run one by one (``--rows few,bits``), and each writes a separate report, ``students_<row>.json``. A killed run
+resumes where it stopped. Without ``--full`` there are no verdicts.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ FEW, MANY = 2000, 20000
 
 
 class Fashion:
-    """The pictures, the teacher and its answers, made once for all rows.
+    """The images, the teacher and its predictions, created once for all rows.
 
     Args:
-        full: all pictures and epochs.
-        held_out: judge on 10000 training pictures that nothing is trained on, as settings were chosen.
+        full: all images and epochs.
+        held_out: evaluate on 10000 separate training images, to choose settings.
     """
 
     def __init__(self, full: bool, held_out: bool = False) -> None:
@@ -69,12 +69,12 @@ class Fashion:
 
     @functools.cached_property
     def few_answers(self) -> Answers:
-        """The teacher's answers to the labelled pictures."""
+        """The teacher's predictions for the labelled images."""
         return Answers(self.teacher, self.few, folder(self.full) / "few")
 
     @functools.cached_property
     def many_answers(self) -> Answers:
-        """The teacher's answers to all pictures."""
+        """The teacher's predictions for all images."""
         return Answers(self.teacher, self.many, folder(self.full) / "many")
 
     def taught(
@@ -86,22 +86,22 @@ class Fashion:
         temperature: float = 2.0,
         labels: float = 0.0,
     ) -> Training:
-        """A student of the answers, and of labels with the given weight."""
+        """A student trained on predictions, and on labels with the given weight."""
         return Training(model, answers.examples, answers.count, epochs, rate, answers.teacher, labels, temperature)
 
     def alone(self, model: keras.Model, many: bool, epochs: int, rate: float = 1e-3) -> Training:
-        """A student of labels."""
+        """A student trained on labels."""
         examples = self.many if many else self.few
         return Training(model, plain(examples), len(examples), epochs, rate)
 
     def judged(self, model: keras.Model) -> list[float]:
-        """Percent right, and percent of the test pictures with the teacher's class."""
+        """Accuracy on the test images and agreement with the teacher, in percent."""
         found = predict(model, self.test.inputs).argmax(-1)
         return [100 * float((found == wanted).mean()) for wanted in (self.test.labels, self.classes)]
 
 
 class Table:
-    """Runs ways over seeds, and remembers what they gave.
+    """Runs methods over seeds, and keeps their results.
 
     Args:
         runs: of the row.
@@ -115,7 +115,7 @@ class Table:
         self.agreement: dict[str, float] = {}
 
     def way(self, name: str, make: Callable[[], Callable[[int], list[float]]], **settings: object) -> None:
-        """Run one way for all seeds; ``make`` is called only if a run is missing, and gives seed -> figures."""
+        """Run one method for all seeds; ``make``, called only if a run is missing, returns a function of the seed."""
         once = functools.cache(make)
         found = np.array([self.runs(f"{name} {seed}", lambda s=seed: once()(s)) for seed in range(self.seeds)])
         self.mean[name], self.agreement[name] = found.mean(0).tolist()
@@ -226,10 +226,10 @@ def bits(task: Fashion, table: Table) -> None:
 
 
 def side(task: Fashion, table: Table) -> None:
-    """Three builders at a quarter of the size, three supplies of data, with and without the teacher."""
+    """Three builders at a quarter of the size, three amounts of data, with and without the teacher."""
     quarter = students.Budget(parameters=task.size // 4)
     sample = task.few.inputs[:512]
-    makers = {  # the builder, epochs with few and with many pictures, and Adam's rate
+    makers = {  # the builder, epochs with few and with many images, and Adam's learning rate
         "built": (lambda: students.from_teacher(task.teacher, budget=quarter).model, 8, 4, 1e-3),
         "low rank": (lambda: students.factorize(task.teacher, sample, budget=quarter).model, 4, 2, 1e-3),
         "int8": (lambda: students.quantization_aware(task.teacher, 8, 8, data=sample), 3, 1, 2e-4),
@@ -276,7 +276,7 @@ OTHERS = {"cifar10": _students_more.cifar10, "sst2": _students_more.sst2}
 
 
 def main() -> None:
-    """Run the rows that are asked for."""
+    """Run the requested rows."""
     rows = ",".join([*FASHION, *OTHERS])
     options = _harness.arguments(
         __doc__,

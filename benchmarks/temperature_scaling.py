@@ -1,8 +1,8 @@
 """Temperature scaling of small students on real images and text: calibration before and after, on the test set.
 
 Each data set and seed trains a teacher, a student alone and the same student distilled (with this package), on few
-examples for many epochs, as over-confident models are made. The temperature is fitted on validation data, which no
-training sees, and judged on test data, which no fitting sees.
+examples for many epochs, which makes models overconfident. The temperature is fitted on validation data, which are not
+used in training, and evaluated on test data, which are not used for fitting.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def mlp(shape: tuple[int, ...], width: int, classes: int) -> keras.Model:
 
 
 def bags(texts: np.ndarray, vectorise: keras.layers.TextVectorization) -> np.ndarray:
-    """Which words a text has, as 0 and 1."""
+    """The words of a text, as a vector of 0 and 1."""
     return np.concatenate([np.asarray(vectorise(list(part))) for part in np.array_split(texts, 20)]).astype("float32")
 
 
@@ -96,7 +96,7 @@ def measured(model: keras.Model, validation: tuple, test: tuple) -> dict[str, fl
 
 
 def main() -> None:
-    """Train, measure and judge."""
+    """Train and evaluate."""
     options = _harness.arguments(
         __doc__,
         seeds={"type": int, "default": 3},

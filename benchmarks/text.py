@@ -1,10 +1,10 @@
-"""One small student of two tasks, Snips: intents and slots, from a classifier and a CRF tagger.
+"""One small student for two tasks, Snips: intents and slots, distilled from a classifier and a CRF tagger.
 
-Compared are students of one size: of a single task from labels, of both tasks from labels, taught with a fixed share of
-the labels, and taught with teacher annealing (BAM). Accuracy of intents, F1 of whole slots by seqeval. Every cell is
-kept, so that an interrupted run goes on. Run with ``python -m benchmarks.text --full`` (14 minutes of one
-core); without ``--full`` a tenth of the utterances and one epoch, which judges nothing.
-Settings are first guesses: at this size the two tasks share too little for one student to match two.
+Students of the same size are compared: a single task from labels, both tasks from labels, distilled with a fixed weight
+of the labels, and distilled with teacher annealing (BAM). Accuracy of intents, F1 of whole slots by seqeval. Every cell
+is kept, so that an interrupted run resumes. Run with ``python -m benchmarks.text --full`` (14 minutes of one core);
+without ``--full`` a tenth of the utterances and one epoch, without verdicts. Settings were not tuned: at this size the
+two tasks share too little for one student to match two.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TEACHER_WIDTH, WIDTH, EPOCHS = 64, 12, 6
 
 
 def example() -> types.ModuleType:
-    """The example that shows the same: its data and models are measured here."""
+    """The example whose data and models are measured here."""
     path = _harness.ROOT / "examples" / "intents_and_slots.py"
     spec = importlib.util.spec_from_file_location("intents_and_slots", path)
     if spec is None or spec.loader is None:
@@ -42,7 +42,7 @@ def example() -> types.ModuleType:
 
 
 class Experiment:
-    """Snips, its two teachers and what was measured already.
+    """Snips, its two teachers and the existing results.
 
     Args:
         full: all utterances and epochs.
@@ -68,7 +68,7 @@ class Experiment:
         return self.shown.network(len(self.words) + 2, width, **sizes, crf=crf)
 
     def fit(self, model: keras.Model, loss: object, y: object, more: tuple = ()) -> None:
-        """Train in place."""
+        """Train the model in place."""
         epochs = EPOCHS if self.full else 1
         steps = epochs * -(-len(self.train.x) // 64)
         rate = keras.optimizers.schedules.CosineDecay(5e-3, steps)
@@ -105,7 +105,7 @@ class Experiment:
         return keras.Model(inputs, {"intent": classifier(inputs), "slots": teachers.crf_marginals(tagger)(inputs)})
 
     def cell(self, way: str, seed: int, teacher: keras.Model) -> dict[str, float]:
-        """Return a student's scores, training it if that was not done before."""
+        """Return a student's scores, after training it if it has not been trained before."""
         name = f"{way} {seed}"
         if name not in self.cells:
             keras.utils.set_random_seed(seed)
@@ -125,7 +125,7 @@ class Experiment:
 
 
 def main() -> None:
-    """Run what is missing, judge all."""
+    """Run the missing parts, evaluate all."""
     options = _harness.arguments(__doc__ or "", seeds={"type": int, "default": 2})
     report = _harness.Report("text", CLAIM, options)
     experiment = Experiment(options.full)

@@ -1,10 +1,10 @@
-"""What a student loses when its teacher was stored as the top 5 classes instead of all of them.
+"""The loss in accuracy if a teacher's predictions are stored as the top 5 classes instead of all of them.
 
-Fashion-MNIST (10 classes, 6,000 of the training pictures) and CLINC (150 intents): one teacher per data set is stored
+Fashion-MNIST (10 classes, 6,000 of the training images) and CLINC (150 intents): one teacher per data set is stored
 twice, dense float16 and top 5; from each store students of the same seeds are trained, the same weights and the same
-order of examples, at temperature 1, where the top 5 and the sum of the rest are nearly all there is, and at 4.
-The top 5 are used twice: as they come back from the store, the other classes with equal shares of what is left, and
-with the others ignored. Compared is the test accuracy, paired by seed. Run with
+order of examples, at temperature 1, where the top 5 have nearly all of the mass, and at 4. The top 5 are used in two
+ways: as returned by the store, with the remaining mass spread evenly over the other classes, and with the others
+ignored. The test accuracy is compared, paired by seed. Run with
 ``python -m benchmarks.top_k_quality --full`` (about 6 minutes on one core).
 """
 
@@ -24,7 +24,7 @@ from keras import layers
 from keras_distill import Distiller, LogitsDistillation, data, losses, teachers
 
 CLAIM = "Students of a teacher stored as its top 5 classes are within 0.3 points of students of the dense store."
-# How it is stored, and the loss: from a store of the top 5 the others come back with equal shares of what is left.
+# How it is stored, and the loss: a store of the top 5 spreads the remaining mass evenly over the others.
 WAYS: dict[str, tuple[int | None, losses.LogitsLoss]] = {
     "dense": (None, losses.SoftTargets()),
     "top 5": (5, losses.SoftTargets()),
@@ -48,7 +48,7 @@ def pictures(count: int) -> tuple[data.Examples, data.Examples, keras.Model, ker
 
 
 def intents(count: int) -> tuple[data.Examples, data.Examples, keras.Model, keras.Model]:
-    """Load CLINC as padded sequences of word numbers, and build a teacher and a student for it."""
+    """Load CLINC as padded sequences of word ids, and build a teacher and a student for it."""
     loaded = data.load("clinc_oos")
     words = layers.TextVectorization(VOCABULARY, output_sequence_length=WORDS)
     words.adapt(loaded.train.inputs)

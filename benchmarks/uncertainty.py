@@ -1,12 +1,12 @@
-"""Does uncertainty survive distillation? An ensemble into one model, and what the teacher's calibration does to it.
+"""Uncertainty after distillation: an ensemble distilled into one model, and the effect of the teacher's calibration.
 
-Each seed trains an ensemble of small CNNs (the "single" model is one of them, all are measured) and one large, over-
-confident CNN on few labelled images. The students have the single model's architecture and learn from the teacher's
-answers alone, which are computed once (``teachers.label``) on the labelled images and on further ones without labels;
-"+AUX" also on handwritten digits, which are foreign but none of the foreign images of the test. EnD2 spends two fifths
-of its steps on the ensemble's mean, and anneals no temperature. Temperatures for calibration are fitted on validation
-data; everything is judged on test data and on foreign images that no training saw. The quick version halves the images
-and trains little: it shows that all of it runs.
+Each seed trains an ensemble of small CNNs (the "single" model is one of them, all are measured) and one large,
+overconfident CNN on few labelled images. The students have the single model's architecture and learn only from the
+teacher's predictions, which are computed once (``teachers.label``) for the labelled images and for further unlabelled
+ones; "+AUX" also for handwritten digits, which are out of distribution but not among the out-of-distribution test
+images. EnD2 spends two fifths of its steps on the ensemble's mean, and does not anneal the temperature. Temperatures
+for calibration are fitted on validation data; everything is evaluated on test data and on unseen out-of-distribution
+images. The quick version reduces the images' size, trains briefly and only checks that everything runs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def halved(images: np.ndarray) -> np.ndarray:
 
 
 def as_seen(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Bring foreign grey images to the shape that the models take: padded with black, one channel three times."""
+    """Convert out-of-distribution grey images to the models' input shape: padded with black, the channel repeated."""
     border = [
         (0, 0),
         *(((a - b) // 2, a - b - (a - b) // 2) for a, b in zip(shape[:2], images.shape[1:3], strict=True)),
@@ -52,7 +52,7 @@ def as_seen(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def trained(model: keras.Model, dataset: tf.data.Dataset, steps: int, epochs: int, loss: Any) -> keras.Model:
-    """Train with Adam, its rate falling to 0 by a cosine."""
+    """Train with Adam and a cosine decay of the learning rate to 0."""
     rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * steps)
     model.compile(keras.optimizers.Adam(rate), loss=loss, steps_per_execution=8, jit_compile=False)
     model.fit(dataset, epochs=epochs, verbose=0)
@@ -60,14 +60,14 @@ def trained(model: keras.Model, dataset: tf.data.Dataset, steps: int, epochs: in
 
 
 def batches(dataset: tf.data.Dataset, count: int, seed: int) -> tf.data.Dataset:
-    """Shuffle single examples into batches of 128; all of it stays in memory."""
+    """Shuffle single examples into batches of 128; everything stays in memory."""
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.cache().shuffle(count, seed=seed).batch(128, drop_remainder=True).with_options(options)
 
 
 def told(kind: str, outputs: np.ndarray) -> dict[str, np.ndarray]:
-    """Return a model's log-probabilities, total and knowledge uncertainty; NaN where it has no opinion on the last."""
+    """Return a model's log-probabilities, total and knowledge uncertainty; the last is NaN if the model has none."""
     if outputs.ndim == 3:
         parts = metrics.ensemble_uncertainty(outputs.astype("float64"), from_logits=True)
         each = outputs - np.logaddexp.reduce(outputs, axis=-1, keepdims=True)
@@ -83,7 +83,7 @@ def told(kind: str, outputs: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def measured(kind: str, answer: Callable[[np.ndarray], np.ndarray], sets: dict[str, Any], ensemble: Any) -> dict:
-    """Measure on test data and on foreign images; knowledge detects and ranks where a model has it, else the total."""
+    """Evaluate on test and foreign images, by knowledge uncertainty if a model has it, else by the total."""
     images, labels = sets["test"]
     inside = told(kind, answer(images))
     logs = inside["logs"]
@@ -104,7 +104,7 @@ def measured(kind: str, answer: Callable[[np.ndarray], np.ndarray], sets: dict[s
             found[f"auroc_{name}" if score == use else f"auroc_total_{name}"] = value
     if ensemble is not None and use == "knowledge":
         found["spearman"] = metrics.rank_correlation(ensemble["knowledge"], inside["knowledge"])
-    # The same after the model's own temperature, fitted on validation data.
+    # The same after temperature scaling, fitted on validation data.
     validation, truth = sets["validation"]
     scaler = calibration.TemperatureScaler().fit(told(kind, answer(validation))["logs"], truth)
     scaled = np.asarray(scaler.scale(logs))
@@ -114,7 +114,7 @@ def measured(kind: str, answer: Callable[[np.ndarray], np.ndarray], sets: dict[s
 
 
 def one_seed(name: str, seed: int, options: Any) -> dict[str, list[dict]]:
-    """Train everything once; return the figures of each kind of model."""
+    """Train everything once; return the results of each kind of model."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     loaded = data.load(name)
@@ -130,7 +130,7 @@ def one_seed(name: str, seed: int, options: Any) -> dict[str, list[dict]]:
     hard = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     supervised = tf.data.Dataset.from_tensor_slices((images[: options.labelled], labels[: options.labelled]))
     steps = options.labelled // 128
-    # The members train in one graph, on the same batches: they differ in where they start.
+    # The members train in one graph, on the same batches: they differ in their initial weights.
     members = [cnn(shape, 8, classes) for _ in range(options.members)]
     inputs = keras.Input(shape)
     side_by_side = keras.Model(inputs, keras.ops.stack([model(inputs) for model in members], axis=1))
@@ -156,8 +156,8 @@ def one_seed(name: str, seed: int, options: Any) -> dict[str, list[dict]]:
     everything = np.concatenate([images, auxiliary])
     both = teachers.Ensemble(members)
     mean = losses.EnsembleSoftTargets()
-    # Teacher, what is learned from it and in how many steps, from which images. A Dirichlet's likelihood is learned
-    # slowly from nothing, whatever the temperature falls from; a student that has the ensemble's mean learns it fast.
+    # Teacher, losses with numbers of steps, images. A Dirichlet's likelihood is learned slowly from random weights, at
+    # any temperature, but fast by a student that has learned the ensemble's mean.
     first, then = total * 2 // 5, total - total * 2 // 5
     dirichlet = [(mean, first), (losses.DirichletDistillation(), then)]
     settings: dict[str, tuple[Any, Any, np.ndarray]] = {
@@ -174,7 +174,7 @@ def one_seed(name: str, seed: int, options: Any) -> dict[str, list[dict]]:
         student = cnn(shape, 8, classes)
         with tempfile.TemporaryDirectory() as folder:
             stored = teachers.label(teacher, unlabelled.batch(500), folder, dtype="float32", progress=False)
-            # As many steps for each, whatever the number of its images.
+            # The same number of steps for each, whatever the number of its images.
             fed = batches(stored.attach(unlabelled), len(seen), seed).repeat()
             for loss, count in phases:
                 distiller = Distiller(stored, student, LogitsDistillation(1.0, loss), student_loss_weight=0.0)
@@ -200,7 +200,7 @@ def judged(report: _harness.Report, name: str, mean: dict[str, dict[str, float]]
 
 
 def main() -> None:
-    """Train, measure and judge."""
+    """Train and evaluate."""
     options = _harness.arguments(
         __doc__,
         seeds={"type": int, "default": None, "help": "default: 1, with --full 3"},
@@ -238,7 +238,7 @@ def main() -> None:
         for kind, found in rows.items():
             known = [key for key in found[0]]
             mean[kind] = {key: float(np.mean([each[key] for each in found])) for key in known}
-            # Spread over seeds: of the single models, the mean of each seed's members counts once.
+            # Spread over seeds: for single models, the mean over each seed's members is one value.
             groups = np.array_split(np.arange(len(found)), seeds)
             each_seed = {key: [float(np.mean([found[i][key] for i in group])) for group in groups] for key in known}
             spread = {key: float(np.std(each_seed[key], ddof=1)) if seeds > 1 else 0.0 for key in known}
