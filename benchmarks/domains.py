@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from keras_distill import Distiller, LogitsDistillation, data, losses, terms
 
-CLAIM = "Alignment and distillation carry a student to a domain without labels, where distillation alone does not."
+CLAIM = "Domain alignment improves a distilled student on a domain without labels by five points."
 WAYS: dict[str, Any] = {
     "plain": lambda: ([LogitsDistillation(2.0)], [1.0]),
     "confident": lambda: ([LogitsDistillation(2.0, losses.ConfidentTargets(0.95))], [1.0]),

@@ -27,9 +27,9 @@ from keras_distill import Distiller, data, explain, metrics, students, teachers
 from keras_distill.terms import AttributionMatching, LogitsDistillation
 
 CLAIM = (
-    "A soft tree of depth 8 that answers with one path reaches 95.2% on MNIST from labels and more from a teacher; a "
-    "tree of 32 leaves imitates an income classifier as well as such a tree can; distilled students explain themselves "
-    "more like their teacher than students from labels."
+    "A soft tree of depth 8 that predicts from one path reaches 95.2% on MNIST with labels and more with a teacher; a"
+    " tree of 32 leaves has 95% of the fidelity of the best such tree for an income classifier; attributions of "
+    "distilled students agree more with their teacher's than those of students trained on labels."
 )
 CENSUS = _harness.ROOT.parent / "shared" / "data" / "adult_census"
 

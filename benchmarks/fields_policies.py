@@ -29,7 +29,10 @@ TEACHERS = {
     "LunarLander-v3": (150_000, 6.3e-4, 128),
 }
 ROUNDS = {True: (4, 4000), False: (1, 1000)}  # with states gathered in each
-CLAIM = "A tenth of the parameters keep 95 % of the return; KL >= NLL >= MSE; DAgger >= the teacher's states."
+CLAIM = (
+    "A student with a tenth of the parameters keeps 95 % of the return; KL >= NLL >= MSE; DAgger >= the teacher's "
+    "states."
+)
 
 
 def student_of(teacher: keras.Model, share: float) -> keras.Model:

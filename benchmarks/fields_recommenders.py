@@ -29,7 +29,9 @@ import numpy as np
 
 from keras_distill import Distiller, LogitsDistillation, data, losses, metrics
 
-CLAIM = "A student of a tenth of the embedding size gains 5 % NDCG@10 by distillation and keeps 95 % of its teacher's."
+CLAIM = (
+    "A student with a tenth of the embedding size gains 5 % NDCG@10 by distillation and keeps 95 % of its teacher's."
+)
 METHODS: dict[str, tuple[Any, tuple[float, ...]]] = {
     "soft targets": (losses.SoftTargets, (1.0, 4.0)),
     "RD": (lambda: losses.RankedItems(20, position_decay=10.0), (1.0, 4.0)),

@@ -32,7 +32,7 @@ from sklearn.metrics import roc_auc_score
 
 from keras_distill import data, losses, metrics
 
-CLAIM = "A student of boosted trees is within 0.3 points of AUROC of them at a twentieth of their latency."
+CLAIM = "A student of boosted trees loses at most 0.3 points of AUROC and has a twentieth of their latency."
 NAMES = (
     "age workclass fnlwgt education education_num marital occupation relationship race sex gain loss hours country"
 ).split()

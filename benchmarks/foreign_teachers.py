@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from keras_distill import Distiller, LogitsDistillation, export, teachers
 
-CLAIM = "A network of some 20,000 parameters answers as boosted trees do, and is served at a tenth of their latency."
+CLAIM = "A network with about 20,000 parameters agrees with boosted trees, at a tenth of their latency."
 DATA = _harness.ROOT.parent / "shared" / "data" / "adult_census"
 NUMBERS = (0, 2, 4, 10, 11, 12)
 

@@ -32,7 +32,10 @@ from keras import ops
 from keras_distill import Distiller, LogitsDistillation
 from keras_distill.training._batch import Batch
 
-CLAIM = "A gradient of labels and teacher is the mixture of the two, and the teacher's share is worth what it weighs."
+CLAIM = (
+    "The gradient for mixed labels and teacher is the mixture of their gradients, and the teacher helps at both "
+    "temperatures."
+)
 WORDS, TIME, BATCH, STEPS, TEACHER_STEPS = 1000, 32, 16, 400, 1500
 SEEDS = 5
 CELLS = ((1.0, 1.0), *((share, 1.0) for share in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)), (0.0, 3.0), (0.5, 3.0), (0.9, 3.0))

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import _harness
 
-CLAIM = "At least 90 % of a random sample of mutants of losses/ and metrics/ are killed by the tests of their room."
+CLAIM = "At least 90 % of a random sample of mutants of losses/ and metrics/ are killed by the tests of their package."
 FEATURES = (
     "tests/batteries/test_contracts_features.py tests/losses/test_features.py tests/losses/test_attention.py "
     "tests/losses/test_relations.py tests/losses/test_dense.py tests/terms/test_transformers.py"

@@ -33,7 +33,7 @@ from benchmarks._students import accuracy, litert_times, predict, residual
 from keras_distill import Distiller, LogitsDistillation, data, export
 
 L = keras.layers
-CLAIM = "Live views that both models share close 60% of the gap, and beat stored answers, which beat labels."
+CLAIM = "Live views shared by both models close 60% of the gap, and beat stored predictions, which beat labels."
 WAYS = ("labels", "fixed", "live", "live, labelled")
 BATCH = 64
 VIEW = [L.RandomTranslation(0.125, 0.125, fill_mode="constant"), L.RandomFlip("horizontal")]

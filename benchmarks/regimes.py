@@ -33,8 +33,8 @@ from benchmarks import _regime_rows as trained
 from benchmarks import step_time
 from keras_distill import regimes
 
-CLAIM = "Each regime beats the same student trained alone by the margin of its paper's idea."
-COST_CLAIM = "A step of a regime costs its forward and backward passes, and its updates."
+CLAIM = "Each regime beats the same student trained alone by the margin of its paper."
+COST_CLAIM = "A step of a regime costs no more than its forward and backward passes, and its updates."
 Mean = Callable[[str, str], float]
 
 

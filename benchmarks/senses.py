@@ -17,7 +17,7 @@ import numpy as np
 from examples import spoken_and_written as shown
 from keras_distill import Distiller, LogitsDistillation, data, teachers
 
-CLAIM = "A student of another sense, from pairs without labels, keeps 90% of its teacher's accuracy."
+CLAIM = "A student of another modality, from pairs without labels, keeps 90% of its teacher's accuracy."
 
 
 def main() -> None:

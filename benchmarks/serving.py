@@ -193,7 +193,7 @@ def main() -> None:
                 prepare(name, options, folder)
         if options.prepare:
             return
-        claim = "Every float32 export gives the student's answers to 1e-4; int8 costs at most a point of accuracy."
+        claim = "Every float32 export equals the student to 1e-4; int8 loses at most a point of accuracy."
         report = _harness.Report("serving", claim, options)
         for name, folder in folders.items():
             run(report, name, options, folder)

@@ -25,7 +25,10 @@ from keras import layers
 
 from keras_distill import adapters
 
-CLAIM = "A student of spaCy's answers to unlabelled text agrees with it on 95% of tokens, at ten times its speed."
+CLAIM = (
+    "A student trained on spaCy's predictions for unlabelled text agrees with it on 95% of tokens, at ten times its "
+    "speed."
+)
 TOKENS, WORDS, ENDINGS = 40, 12000, 3000
 
 

@@ -37,7 +37,9 @@ from benchmarks._students import Answers, Training, accuracy, folder, plain, pre
 from keras_distill import data, students
 from keras_distill.data import Examples
 
-CLAIM = "A student from its teacher, distilled, is better than a random one or one of labels alone."
+CLAIM = (
+    "A student initialised from its teacher and distilled is better than a random one or one trained on labels alone."
+)
 FEW, MANY = 2000, 20000
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from keras_distill import Distiller, LogitsDistillation, callbacks, losses, metrics, teachers
 
-CLAIM = "One taught student of both tasks is at least as good as single-task students of its size, on both tasks."
+CLAIM = "One distilled student for both tasks is at least as good as single-task students of its size on both."
 WAYS = ("intents alone", "slots alone", "both from labels", "taught", "taught, annealed")
 TEACHER_WIDTH, WIDTH, EPOCHS = 64, 12, 6
 

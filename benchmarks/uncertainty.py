@@ -29,8 +29,8 @@ from benchmarks.temperature_scaling import cnn
 from keras_distill import Distiller, LogitsDistillation, calibration, data, losses, metrics, teachers
 
 CLAIM = (
-    "One student of an ensemble keeps at least 60 % of what the ensemble gains in NLL, and as a Dirichlet also tells "
-    "where the ensemble does not know: by rank, and on foreign images."
+    "One student of an ensemble keeps at least 60 % of what the ensemble gains in NLL, and as a Dirichlet also keeps "
+    "its knowledge uncertainty: its ranking, and the detection of out-of-distribution images."
 )
 FOREIGN = ("kmnist_test", "notmnist_test")
 STUDENTS = ("from over-confident", "from calibrated", "EnD", "EnD2", "EnD2+AUX", "Proxy")
