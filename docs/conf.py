@@ -26,12 +26,12 @@ extensions = [
     "pages",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-# A page that nobody has put into a list yet is no fault, nor is a short type name that two rooms share.
+# A page outside all lists is no error, nor is a short type name shared by two modules.
 suppress_warnings = ["toc.not_included", "ref.python"]
 exclude_patterns = ["_build", "_ext", "outputs"]
 templates_path = ["_templates"]
 default_role = "literal"
-smartquotes = False  # dots and hyphens of shapes and options stay what they are
+smartquotes = False  # keep dots and hyphens of shapes and options
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "tasklist"]
 myst_heading_anchors = 3
@@ -57,7 +57,7 @@ html_title = "keras_distill"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = ["papers.js"]
-# Pages that are their own section need no list beside them.
+# Pages that are a section by themselves need no sidebar list.
 html_sidebars = {name: [] for name in ("choose", "papers", "design")}
 html_copy_source = False
 html_show_sourcelink = False

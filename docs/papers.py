@@ -1,4 +1,4 @@
-"""The table of papers, made from the docstrings: python docs/papers.py prints it."""
+"""The table of papers, generated from the docstrings: python docs/papers.py prints it."""
 
 import importlib
 import inspect
@@ -176,7 +176,7 @@ FORMULAS = {
     "PixelDistillation": "A1",
     "HierarchicalDistillation": "B",
     "LogitsDistillation": "A1",
-    # Not in that reference: the formula stands in the docstring alone.
+    # Not in that reference: only the docstring has the formula.
     "center_boxes": "–",
     "CenterBoxes": "–",
     "center_heatmaps": "–",
@@ -204,14 +204,14 @@ SECTIONS = {
 
 
 def reference(thing):
-    """Return the paper a docstring names, without what differs from it; empty if there is none."""
+    """Return the paper named by a docstring, without the differences; empty if there is none."""
     section = re.search(r"^Reference:\n((?:    .*(?:\n|$)|\n)+)", inspect.getdoc(thing) or "", re.MULTILINE)
     text = " ".join(section.group(1).split()) if section else ""
     return re.split(r"\s*Differs:", text)[0].rstrip(" .;")
 
 
 def nickname(thing):
-    """Return what the paper's method is called for short: the last parentheses of the docstring's first line."""
+    """Return the short name of the paper's method: the last parentheses of the docstring's first line."""
     found = re.findall(r"\(([^()]*)\)", (inspect.getdoc(thing) or "").splitlines()[0])
     return found[-1].replace("``", "`") if found else ""
 
@@ -226,7 +226,7 @@ def entries():
             continue
         module = importlib.import_module(f"keras_distill.{room}")
         public = {name: getattr(module, name) for name in module.__all__}
-        twins = {}  # function -> class that says it is its twin
+        twins = {}  # function -> class that names it as its twin
         for name, thing in public.items():
             first = (inspect.getdoc(thing) or " ").splitlines()[0]
             named = re.search(r"[Tt]win of ``(\w+)``", first)

@@ -10,7 +10,7 @@ EXAMPLES, EPOCHS = 1e9, 10
 STUDENT, TEACHER = 1.8e9, 18e9  # operations of a forward pass: a ResNet-18 at 224 pixels, and ten times as much
 PARAMETERS, BATCH = 11.7e6, 256
 RATE = 144e9  # measured: float32 products of (200, 1200) and (1200, 1200) on one core of the machine below
-ACCELERATOR = 60e12  # assumed: what such networks get out of one present accelerator
+ACCELERATOR = 60e12  # assumed: what such networks achieve on a current accelerator
 
 
 def days(seconds):

@@ -1,4 +1,4 @@
-"""Check a built site: every local link and anchor leads somewhere, every picture has a text: check_site.py FOLDER."""
+"""Check a built site: no broken local links or anchors, every image has alternative text: check_site.py FOLDER."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SKIPPED = ("http:", "https:", "mailto:", "data:", "javascript:")
 
 
 class Page(html.parser.HTMLParser):
-    """What a page defines and what it points at."""
+    """The anchors and links of a page."""
 
     def __init__(self, text: str) -> None:
         """Read a page."""
@@ -33,7 +33,7 @@ class Page(html.parser.HTMLParser):
 
 
 def faults(folder: pathlib.Path) -> list[str]:
-    """Return a sentence for each link that leads nowhere and each picture without a text."""
+    """Return a message for each broken link and each image without alternative text."""
     folder = folder.resolve()
     pages = {
         path: Page(path.read_text(encoding="utf-8")) for path in folder.rglob("*.html") if "_static" not in path.parts

@@ -1,4 +1,4 @@
-"""Our docstrings as reStructuredText: what is text stays text, formulas and doctests stay as they were written."""
+"""Convert our docstrings to reStructuredText: text is escaped, formulas and doctests are kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ANY_SECTION = re.compile(r"^[A-Z][A-Za-z ]+:(?:\s|$)")
 
 
 def plain(text: str) -> str:
-    """Escape what reStructuredText would take for markup, outside of ``literals``."""
+    """Escape characters that reStructuredText would treat as markup, outside of ``literals``."""
 
     def escaped(part: str) -> str:
         part = re.sub(r"([*|\\])", r"\\\1", part)
@@ -31,7 +31,7 @@ def plain(text: str) -> str:
 
 
 def indent(line: str) -> int:
-    """Return how far a line is indented."""
+    """Return the indentation of a line."""
     return len(line) - len(line.lstrip())
 
 
@@ -80,7 +80,7 @@ def _body(lines: list[str]) -> list[str]:
 
 
 def _lists_apart(lines: list[str]) -> list[str]:
-    """Put a blank line before the first item of a list and after the last, as reStructuredText wants them."""
+    """Put a blank line before the first item of a list and after the last, as reStructuredText requires."""
     made: list[str] = []
     for line in lines:
         item = bool(re.match(r"\s*[-] \S", line))

@@ -1,4 +1,4 @@
-"""The pages that nobody writes: reference, gallery and papers, made from the package and the examples at build time."""
+"""The generated pages: reference, gallery and papers, made from the package and the examples at build time."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _page(entry: public.Entry) -> str:
 
 
 def _room_page(room: str, members: list[public.Entry]) -> str:
-    """Return a room's page: what it is for, its names with their first sentences."""
+    """Return a module's page: its purpose, and its names with their first sentences."""
     name = public.short(room)
     about = docstrings.as_rst((inspect.getdoc(importlib.import_module(room)) or "").splitlines())
     lines = [name, "=" * len(name), "", *about, "", ".. list-table::", "    :widths: 35 65", "    :class: names", ""]
@@ -61,7 +61,7 @@ def _room_page(room: str, members: list[public.Entry]) -> str:
 
 
 def reference(target: pathlib.Path) -> list[pathlib.Path]:
-    """Write a page for each public name, one for each room and the index; remove pages of names that are gone."""
+    """Write a page for each public name, one for each module and the index; remove pages of removed names."""
     by_room: dict[str, list[public.Entry]] = {}
     for entry in public.entries():
         by_room.setdefault(entry.room, []).append(entry)

@@ -1,4 +1,4 @@
-"""The public names of the package and the page each one has: read from every room's ``__all__``."""
+"""The public names of the package and their pages, read from every module's ``__all__``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Entry:
 
 
 def rooms() -> list[str]:
-    """Return the package and every room of it that has a list of public names."""
+    """Return the package and every module of it that has a list of public names."""
     found = [PACKAGE]
     for room in sorted(module.name for module in pkgutil.iter_modules(keras_distill.__path__)):
         if not room.startswith("_") and hasattr(importlib.import_module(f"{PACKAGE}.{room}"), "__all__"):
@@ -45,12 +45,12 @@ def rooms() -> list[str]:
 
 
 def short(room: str) -> str:
-    """Return the room's own name: ``losses``; of the package itself, ``keras_distill``."""
+    """Return the module's own name: ``losses``; for the package itself, ``keras_distill``."""
     return room.rpartition(".")[2]
 
 
 def entries() -> list[Entry]:
-    """Return every public object once, at its shortest path; rooms themselves are no entries."""
+    """Return every public object once, at its shortest path; modules themselves are no entries."""
     paths: dict[int, list[tuple[str, str]]] = {}
     things: dict[int, Any] = {}
     for room in rooms():
@@ -59,7 +59,7 @@ def entries() -> list[Entry]:
             thing = getattr(module, name)
             if inspect.ismodule(thing):
                 continue
-            # Equal constants may be one object; a class or a function under two names is one thing with one page.
+            # Equal constants may be one object; a class or a function with two names has one page.
             key = id(thing) if inspect.isclass(thing) or inspect.isroutine(thing) else hash((room, name))
             paths.setdefault(key, []).append((room, name))
             things[key] = thing
@@ -75,7 +75,7 @@ def entries() -> list[Entry]:
 
 
 def links() -> dict[str, tuple[str, str]]:
-    """Return (page, anchor) by what a text may say: the full path, ``losses.Hint``, and ``Hint`` if it is unique."""
+    """Return (page, anchor) by the names in texts: the full path, ``losses.Hint``, and ``Hint`` if it is unique."""
     found: dict[str, tuple[str, str]] = {}
     bare: dict[str, list[Entry]] = {}
     for entry in entries():

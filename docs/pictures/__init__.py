@@ -1,4 +1,4 @@
-"""The pictures of the guides; each module writes its own: ``python -m docs.pictures.measured`` and so on."""
+"""The pictures of the guides; each module writes some: ``python -m docs.pictures.measured`` and so on."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""Diagrams, and curves that the code itself gives: ``python -m docs.pictures.drawn [name ...]``."""
+"""Diagrams, and curves computed by the package: ``python -m docs.pictures.drawn [name ...]``."""
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -34,7 +34,7 @@ def _arrow(axis, start, end, color=OTHER, text="", curve=0.0, ends="-|>"):
 
 
 def regimes():
-    """Six regimes: who hears whom."""
+    """Six regimes: which model learns from which."""
     figure, panels = plt.subplots(2, 3, figsize=(9, 4.4))
     for axis in panels.flat:
         axis.set(xlim=(0, 6), ylim=(0, 4), aspect="equal")
@@ -79,9 +79,9 @@ def regimes():
     _arrow(exits, (4.9, 2.9), (3.1, 2.9), GREEN, curve=0.5)
     _arrow(exits, (4.9, 2.9), (1.2, 2.9), GREEN, curve=0.35)
 
-    _box(mean, 1.3, 2, "mean of\nits past", GREEN, 1.8, 1.1)
+    _box(mean, 1.3, 2, "moving\naverage", GREEN, 1.8, 1.1)
     _box(mean, 4.7, 2, "student", OURS, 1.8)
-    _arrow(mean, (2.2, 2.2), (3.8, 2.2), text="answers")
+    _arrow(mean, (2.2, 2.2), (3.8, 2.2), text="predictions")
     _arrow(mean, (3.8, 1.7), (2.2, 1.7))
     mean.text(3, 1.2, "weights", ha="center", fontsize=8, color="#333333")
     figure.tight_layout()
@@ -98,7 +98,7 @@ def bert_to_small():
         _arrow(axis, (3.1, 1 + 2 * block), (7.9, 1 + 2 * block), text="copied, then trained" if block == 1 else "")
     axis.text(2, 0.2, "teacher", ha="center", fontsize=10)
     axis.text(9, 0.2, "student", ha="center", fontsize=10)
-    axis.text(5.5, 6.75, "soft words + hidden words + direction of the last states", ha="center", fontsize=9)
+    axis.text(5.5, 6.75, "soft targets + masked words + cosine of the last states", ha="center", fontsize=9)
     _arrow(axis, (3.1, 6), (7.9, 5.3), WARM, curve=-0.15)
     return figure
 
@@ -144,18 +144,18 @@ def schedules():
 
 
 def many_tasks():
-    """Teacher annealing: who is heard when."""
+    """Teacher annealing: the weights of teachers and labels."""
     figure, axis = plt.subplots(figsize=(6, 2.6))
     steps = np.linspace(0, 1, 50)
     axis.stackplot(steps, 1 - steps, steps, colors=[OTHER, OURS], labels=["teachers", "labels"])
     axis.text(0.2, 0.35, "teachers", color="white", fontsize=11)
     axis.text(0.7, 0.6, "labels", color="white", fontsize=11)
-    axis.set(xlabel="share of the steps of fit", ylabel="weight", xlim=(0, 1), ylim=(0, 1))
+    axis.set(xlabel="fraction of the training steps", ylabel="weight", xlim=(0, 1), ylim=(0, 1))
     return figure
 
 
 def private():
-    """Epsilon over the number of answers, for three amounts of noise."""
+    """Epsilon against the number of released labels, for three noise levels."""
     import dp_accounting
     from dp_accounting import rdp
 
@@ -167,21 +167,21 @@ def private():
         axis.plot(counts, found, color=color, label=f"answer_noise={noise:g}", lw=2)
     axis.axhline(8, color=OTHER, ls=":")
     axis.text(1, 8.3, "epsilon 8", color="#555555", fontsize=9)
-    axis.set(xlabel="answers told", ylabel="epsilon at delta 1e-5", ylim=(0, 20))
+    axis.set(xlabel="released labels", ylabel="epsilon at delta 1e-5", ylim=(0, 20))
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def text():
-    """What padding does to a mean over positions."""
+    """A mean over positions with and without padding."""
     figure, axis = _canvas(7, 2.2)
     sentence = ["a", "good", "film", "[PAD]", "[PAD]", "[PAD]"]
     for place, word in enumerate(sentence):
         padding = word == "[PAD]"
         _box(axis, 1.3 + 1.8 * place, 2.5, word, OTHER if padding else OURS, 1.6, 0.8, filled=not padding)
         axis.text(1.3 + 1.8 * place, 1.6, "0" if padding else "1", ha="center", fontsize=10)
-    axis.text(5.8, 0.6, "loss = sum over the positions that count / 3, not / 6", ha="center", fontsize=10)
+    axis.text(5.8, 0.6, "loss = sum over unmasked positions / 3, not / 6", ha="center", fontsize=10)
     return figure
 
 

@@ -20,7 +20,7 @@ def example(name):
 
 
 def recommenders():
-    """NDCG over the length of the list."""
+    """NDCG against the length of the list."""
     made = example("recommender")
     split = made["interactions"](1500, 300)
     seen, numbers = split.seen().astype("float32"), np.arange(split.num_users, dtype="int32")
@@ -46,14 +46,14 @@ def recommenders():
             marker="o",
             label=name,
         )
-    axis.set(xscale="log", xlabel="length of the list", ylabel="NDCG", title="Full ranking, one item left out")
+    axis.set(xscale="log", xlabel="length of the list", ylabel="NDCG", title="Full ranking, one item held out")
     axis.set_xticks(lengths, lengths)
     axis.legend()
     save(figure, "recommenders")
 
 
 def policies():
-    """Return over states gathered, from the teacher's states and from the student's own."""
+    """Return against the number of labelled states, for the teacher's states and the student's own."""
 
     def teacher(states):
         push = 3 * states[:, 2] + states[:, 3] + 0.1 * states[:, 0] + 0.2 * states[:, 1]
@@ -77,14 +77,14 @@ def policies():
         axis.fill_between(states, lows, highs, alpha=0.2)
     axis.axhline(500, color="grey", linestyle=":", label="teacher")
     axis.set(
-        xlabel="states heard", ylabel="return per episode", title=f"CartPole-v1, {student.count_params()} parameters"
+        xlabel="labelled states", ylabel="return per episode", title=f"CartPole-v1, {student.count_params()} parameters"
     )
     axis.legend()
     save(figure, "policies")
 
 
 def tables():
-    """Reliability of the student, and cost over the threshold."""
+    """Reliability of the student, and cost against the threshold."""
     made = example("tables")
     (columns, labels), (test, test_labels) = made["make_table"](3000, 0), made["make_table"](8000, 1)
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -118,8 +118,8 @@ def tables():
             grid, [metrics.decision_cost(test_labels, chance, threshold=t, **costs).cost for t in grid], label=name
         )
     right.axvline(1 / 6, color="grey", linestyle=":", label="Bayes' threshold")
-    left.set(xlabel="predicted chance", ylabel="share that defaulted", title="Reliability")
-    right.set(xlabel="threshold", ylabel="mean cost", title="A miss costs 5, a false alarm 1")
+    left.set(xlabel="predicted probability", ylabel="share of defaults", title="Reliability")
+    right.set(xlabel="threshold", ylabel="mean cost", title="A false negative costs 5, a false positive 1")
     right.legend()
     save(figure, "tables")
 
@@ -138,12 +138,12 @@ def forecasting():
     low, high = calibration.SplitConformal(0.9, "quantiles").fit(fan[calibrate], y[calibrate]).intervals(fan[test])
     figure, axis = plt.subplots(figsize=(7, 3.4))
     at = 40
-    axis.plot(np.arange(-47, 1), x[test][at, :, 0], color="black", label="seen")
+    axis.plot(np.arange(-47, 1), x[test][at, :, 0], color="black", label="history")
     ahead = np.arange(1, 7)
     axis.fill_between(ahead, low[at], high[at], alpha=0.2, color="tab:blue", label="90 %, conformal")
     axis.fill_between(ahead, fan[test][at, :, 1], fan[test][at, :, 3], alpha=0.4, color="tab:blue", label="50 %")
     axis.plot(ahead, fan[test][at, :, 2], color="tab:blue", label="median")
-    axis.plot(ahead, y[test][at], "k.", label="what came")
+    axis.plot(ahead, y[test][at], "k.", label="observed")
     axis.set(xlabel="steps", ylabel="value", title="Six steps ahead")
     axis.legend(ncols=2)
     save(figure, "forecasting")

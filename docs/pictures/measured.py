@@ -13,7 +13,7 @@ def results(name):
 
 
 def domains():
-    """Accuracy where labels are and where they are not."""
+    """Accuracy on the domains with and without labels."""
     rows = [row for row in results("domains") if "seeds" in row]
     figure, axis = plt.subplots(figsize=(6, 2.4))
     names = {"plain": "distilled alone", "mmd": "distilled, with MMD"}
@@ -24,7 +24,7 @@ def domains():
 
 
 def features():
-    """What a step with a named layer costs, over the built-in's."""
+    """Time of a step with a named layer, for both packages."""
     rows = [row for row in results("features") if row.get("terms") == "layer" and row["steps_per_execution"] == 1]
     figure, axis = plt.subplots(figsize=(6, 2.2))
     labels = [f"{row['model']}, {who}" for row in rows for who in ("keras.distillation", "keras_distill")]
@@ -34,7 +34,7 @@ def features():
 
 
 def foreign_teachers():
-    """Latency of one row: the trees by two calls, and their student."""
+    """Latency of one row: the trees with two interfaces, and their student."""
     row = next(row for row in results("foreign_teachers") if row.get("seconds for rows") == 1)
     names = ["predict_proba", "Booster.predict", "student"]
     figure, axis = plt.subplots(figsize=(6, 1.9))
@@ -43,7 +43,7 @@ def foreign_teachers():
 
 
 def scale_out():
-    """Step time over what grows."""
+    """Step time against batch size, classes, teachers and terms."""
     figure, axis = plt.subplots(figsize=(6, 3.4))
     for curve, color in (("batch", OURS), ("classes", WARM), ("teachers", GREEN), ("terms", OTHER)):
         rows = [row for row in results("scaling") if row.get("curve") == curve and "milliseconds" in row]
@@ -51,8 +51,8 @@ def scale_out():
         xs = [row[curve] / first[curve] for row in rows]
         axis.plot(xs, [row["milliseconds"] / first["milliseconds"] for row in rows], "o-", color=color, label=curve)
     limit = axis.get_xlim()[1]
-    axis.plot([1, limit], [1, limit], ":", color=OTHER, label="in proportion")
-    axis.set(xscale="log", yscale="log", xlabel="how many times as many", ylabel="step time, the first point = 1")
+    axis.plot([1, limit], [1, limit], ":", color=OTHER, label="proportional")
+    axis.set(xscale="log", yscale="log", xlabel="factor of growth", ylabel="step time, relative to the first point")
     axis.legend(frameon=False)
     return figure
 
@@ -71,9 +71,9 @@ def serve():
 
 
 def several_teachers():
-    """NLL of one model, of ten together and of one student of the ten."""
+    """NLL of one model, of an ensemble of ten and of one student of the ensemble."""
     found = {row["model"]: row for row in results("uncertainty_fashion_mnist") if "mean" in row}
-    names = {"single": "one model", "ensemble": "ensemble of ten", "EnD": "one student of the ten"}
+    names = {"single": "one model", "ensemble": "ensemble of ten", "EnD": "student of the ensemble"}
     figure, axis = plt.subplots(figsize=(6, 1.9))
     values = [found[key]["mean"]["nll"] for key in names]
     for place, (value, color) in enumerate(zip(values, (OTHER, OTHER, OURS), strict=True)):
@@ -88,7 +88,7 @@ def several_teachers():
 
 
 def stored_teacher():
-    """An epoch with no teacher, with stored answers and with a live teacher."""
+    """Duration of an epoch without a teacher, with stored predictions and with a live teacher."""
     rows = {
         row["program"]: row["seconds"]
         for row in results("stored_teacher")
@@ -103,9 +103,9 @@ def stored_teacher():
 
 
 def uncertainty():
-    """How well foreign pictures are told apart, and how long it takes to ask."""
+    """AUROC of detecting out-of-distribution images."""
     found = {row["model"]: row for row in results("uncertainty_fashion_mnist") if "mean" in row}
-    names = {"single": "one model", "EnD": "EnD", "EnD2": "EnD²", "EnD2+AUX": "EnD² + auxiliary pictures"}
+    names = {"single": "one model", "EnD": "EnD", "EnD2": "EnD²", "EnD2+AUX": "EnD² + auxiliary images"}
     names |= {"Proxy": "proxy targets", "ensemble": "ensemble of ten"}
     figure, axis = plt.subplots(figsize=(6, 2.6))
     values = [found[key]["mean"]["auroc_kmnist_test"] for key in names]

@@ -1,4 +1,4 @@
-"""Pictures of what a guide's own code made: ``python -m docs.pictures.runs [name ...]`` (3 minutes)."""
+"""Pictures of the results of the guides' code: ``python -m docs.pictures.runs [name ...]`` (3 minutes)."""
 
 import pathlib
 import re
@@ -66,7 +66,7 @@ def _resized(maps, size):
 
 
 def explanations():
-    """Where three models look: the teacher, its student, and a student of labels."""
+    """Attributions of three models: the teacher, its student, and a student trained on labels."""
     found = guide("explanations")
     network, trained, x_test = found["network"], found["trained"], found["x_test"]
     alone = trained(network(4, 5), 6)
@@ -89,7 +89,7 @@ def explanations():
 
 
 def speech():
-    """A sound, its log-mel picture and what teacher and student say in each frame."""
+    """A log-mel spectrogram, and the outputs of teacher and student for each frame."""
     found = guide("speech")
     sound, models = found["x"][:1], {"teacher": found["teacher"], "student": found["student"]}
     figure, axes = plt.subplots(2, 1, figsize=(6.5, 3.6), sharex=False)
@@ -107,7 +107,7 @@ def speech():
 
 
 def detection():
-    """What a heatmap teaches: every cell, weighted by how far apart the models are."""
+    """The loss of a heatmap: every cell, weighted by the difference between the models."""
     grid = np.stack(np.meshgrid(np.linspace(0, 1, 24), np.linspace(0, 1, 24)), -1)
     bump = sum(np.exp(-((grid - centre) ** 2).sum(-1) / 0.004) for centre in ([0.3, 0.35], [0.72, 0.6], [0.4, 0.8]))
     weak = sum(np.exp(-((grid - centre) ** 2).sum(-1) / 0.01) for centre in ([0.34, 0.38], [0.72, 0.6]))
@@ -124,7 +124,7 @@ def detection():
 
 
 def no_data():
-    """Pictures that a generator makes for the teacher, during the guide's short run."""
+    """Examples from the generator of the guide's short run."""
     found = guide("no_data")
     figure, axes = plt.subplots(2, 8, figsize=(7, 2.1))
     made = regimes.synthesize(found["regime"].generator, 8).reshape(-1, 8, 8)
@@ -139,7 +139,7 @@ def no_data():
 
 
 def audit():
-    """Losses of members and of others, of the guide's teacher and student."""
+    """Losses of members and non-members, for the guide's teacher and student."""
     found = guide("audit")
     figure, axes = plt.subplots(1, 2, figsize=(7, 2.4), sharey=True)
     for axis, name in zip(axes, ("teacher", "student"), strict=True):
@@ -156,7 +156,7 @@ def audit():
 
 
 def robust():
-    """Accuracy and calibration error of the guide's two students on worse and worse images."""
+    """Accuracy and calibration error of the guide's two students under increasing corruption."""
     return report.shift_curves({entry.name: entry.robustness for entry in guide("robust")["both"].entries})
 
 
