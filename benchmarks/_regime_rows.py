@@ -12,12 +12,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from benchmarks._regime_models import deep_network, network, plain
 from keras_distill import Distiller, FeatureDistillation, LogitsDistillation, data, losses, regimes, students, teachers
 from keras_distill.schedules import Linear
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 BATCH = 128
-DENSE = False  # set by the command line
 Scores = dict[str, dict[str, float]]  # model -> {"accuracy": percent, "nll": nats}
 
 
@@ -53,38 +53,6 @@ class Task:
         count = 10_000 if full else 300
         unlabelled = found.train.inputs[10_000 : 10_000 + count // 2]
         return cls(found.train.take(count), unlabelled, test if full else test.take(300), epochs if full else 1)
-
-
-def network(width: int = 16, shape: tuple[int, ...] = (28, 28, 1), branches: int = 1) -> keras.Model:
-    """Three convolutions with BatchNormalization, and a linear head; several branches share the first two blocks.
-
-    With ``DENSE`` the blocks are layers of 256 units, which memorise 10,000 images.
-    """
-
-    def block(h: Any, filters: int, name: str) -> Any:
-        h = keras.layers.Conv2D(filters, 3, 2, "same", use_bias=False)(h)
-        return keras.layers.ReLU(name=name)(keras.layers.BatchNormalization(momentum=0.9)(h))
-
-    def dense(h: Any, filters: int, name: str) -> Any:
-        return keras.layers.Dense(256, "relu", name=name)(h)
-
-    x = keras.Input(shape)
-    made = dense if DENSE else block
-    trunk = made(made(keras.layers.Flatten()(x) if DENSE else x, width, "block0"), 2 * width, "block1")
-    tops = [made(trunk, 4 * width, "block2" if i == 0 else f"block2_{i}") for i in range(branches)]
-    outputs = [keras.layers.Dense(10)(top if DENSE else keras.layers.GlobalAveragePooling2D()(top)) for top in tops]
-    return keras.Model(x, outputs if branches > 1 else outputs[0])
-
-
-def plain(depth: int, width: int = 16) -> keras.Model:
-    """A plain CNN with ``depth`` convolutions for 32 x 32 pixels, with downsampling after each third of them."""
-    x = h = keras.Input((32, 32, 3))
-    for number in range(depth):
-        stage = 3 * number // depth if depth > 2 else number
-        first = number == 0 or stage != (3 * (number - 1) // depth if depth > 2 else number - 1)
-        h = keras.layers.Conv2D(width * 2**stage, 3, 2 if first else 1, "same", use_bias=False)(h)
-        h = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(h))
-    return keras.Model(x, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(h)))
 
 
 def fitted(trainer: Any, task: Task, *, loss: Any = CROSS_ENTROPY, labels: Any = None, rate: float = 3e-3) -> Any:
@@ -190,12 +158,16 @@ def gated(task: Task, kept: Kept, seed: int) -> Scores:
 def exits(task: Task, kept: Kept, seed: int) -> Scores:
     """Two exits with bottlenecks, taught by the deepest (published: temperature 3, alpha .1, beta 1e-6 of the sum).
 
-    Also the same exits trained on the labels only.
+    Also the same exits trained on the labels only, and the network without exits. The network has six convolutions and
+    twice the epochs: in the network of the other rows, the exits are too shallow to gain anything.
     """
-    found = {}
+    keras.utils.set_random_seed(seed)
+    longer = dataclasses.replace(task, epochs=2 * task.epochs)
+    alone = fitted(deep_network(), longer)
+    found = {"exits: the network alone": judged(log_probs(alone, task.test.inputs), task.test)}
     for name, alpha in (("exits taught", 0.1), ("exits untaught", 0.0)):
         keras.utils.set_random_seed(seed)
-        student = students.with_exits(network(), ["block0", "block1"], bottleneck="block2")
+        student = students.with_exits(deep_network(), ["block0", "block1"], bottleneck="block2")
         hints = [
             FeatureDistillation("mse", "block2", f"features_block{i}", adapter=None, name=f"hint_{i}") for i in (0, 1)
         ]
@@ -204,7 +176,7 @@ def exits(task: Task, kept: Kept, seed: int) -> Scores:
         term = LogitsDistillation(3.0, loss=["kl_divergence", "kl_divergence", None])
         weights = weights if alpha else [0.0] * 3
         distiller = Distiller(teachers.DeepestExit(), student, [term, *hints], weights, student_loss_weight=0.9)
-        fitted(distiller, task, loss=[CROSS_ENTROPY] * 3, labels=[task.train.labels] * 3)
+        fitted(distiller, longer, loss=[CROSS_ENTROPY] * 3, labels=[task.train.labels] * 3)
         logs = [log_probs(student, task.test.inputs, output) for output in range(3)]
         for index, one in enumerate(logs):
             found[f"{name}: {('first', 'second', 'deepest')[index]}"] = judged(one, task.test)
@@ -232,15 +204,16 @@ def born_again(task: Task, kept: Kept, seed: int) -> Scores:
 
 def chain(task: Task, kept: Kept, seed: int) -> Scores:
     """Plain CNNs of 10, 4 and 2 layers: teacher, assistant and student; only the student is trained for every seed."""
+    task = dataclasses.replace(task, epochs=-(-3 * task.epochs // 2))
 
     def once(name: str, depth: int, teacher: Any) -> keras.Model:
-        path = kept.folder / f"chain-{len(task.train)}-{name}.weights.h5"
+        path = kept.folder / f"chain-{len(task.train)}-pooled-{name}.weights.h5"
         keras.utils.set_random_seed(0)
         model = plain(depth)
         if path.exists():
             model.load_weights(path)
         else:
-            fitted(model if teacher is None else Distiller(teacher, model, LogitsDistillation(4.0)), task)
+            fitted(model if teacher is None else Distiller(teacher, model, LogitsDistillation(4.0)), task, rate=2e-3)
             model.save_weights(path)
         return model
 
@@ -251,7 +224,7 @@ def chain(task: Task, kept: Kept, seed: int) -> Scores:
     for way, guide in ways.items():
         keras.utils.set_random_seed(seed)
         student = plain(2)
-        fitted(student if guide is None else Distiller(guide, student, LogitsDistillation(4.0)), task)
+        fitted(student if guide is None else Distiller(guide, student, LogitsDistillation(4.0)), task, rate=2e-3)
         found[f"chain: student {way}"] = judged(log_probs(student, x), test)
     both = {"chain: teacher": large, "chain: assistant": middle}
     return {**found, **{name: judged(log_probs(model, x), test) for name, model in both.items()}}
