@@ -119,10 +119,10 @@ def resumed(together):
     return [json.loads((together / f"worker{i}-crashes.json").read_text()) for i in range(2)]
 
 
-def test_a_kill_before_any_file_operation_is_resumed_bit_for_bit_by_both_workers(resumed):
+def test_a_kill_in_each_state_of_the_directory_is_resumed_bit_for_bit_by_both_workers(resumed):
     runs = [each[:-1] for each in resumed]
     assert [name for name, *_ in runs[0]] == [name for name, *_ in runs[1]]
-    assert len(runs[0]) > 20
+    assert len(runs[0]) >= 9  # the first of them uninterrupted
     expected = runs[0][0][1:]
     assert len(expected[1]["loss"]) == 2
     for (name, *one), (_, *two) in zip(*runs, strict=True):
