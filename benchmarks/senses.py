@@ -1,9 +1,10 @@
 """From written to spoken digits: the share of the teacher's accuracy that a student of recordings keeps without labels.
 
-Models and pairs are those of ``examples/spoken_and_written.py``: a teacher trained on 20,000 images (MNIST), a student
-trained on 2,700 recordings, each paired with an image of its digit, and the same student trained on labels. They are
-evaluated on 300 other recordings. The students' learning rate has a cosine decay: with a constant one they kept 87.1%.
-Run with ``python -m benchmarks.senses --full --seeds 3``.
+Models and pairs are those of ``examples/spoken_and_written.py``: a teacher of 20,000 images (MNIST), a student of
+2,700 recordings, each paired with an image of its digit, and the same student trained on labels. Tested on 300 other
+recordings. Each recording is also used twice shifted by up to 0.15 s, with an image of its own, at temperature 1, which
+was best on 400 held-out training recordings (91.5% against 88.9% without shifts and at temperature 2). The students'
+learning rate follows a cosine. Run with ``python -m benchmarks.senses --full --seeds 3``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,18 @@ from keras_distill import Distiller, LogitsDistillation, data, teachers
 CLAIM = "A student of another modality, from pairs without labels, keeps 90% of its teacher's accuracy."
 
 
+def shifted(waves: np.ndarray, copies: int) -> np.ndarray:
+    """The recordings, and copies of them shifted by up to 0.15 s, with silence where nothing was recorded."""
+    random, limit = np.random.default_rng(0), int(0.15 * shown.RATE)
+    made = [waves]
+    for _ in range(copies):
+        moved = np.zeros_like(waves)
+        for wave, target, by in zip(waves, moved, random.integers(-limit, limit + 1, len(waves)), strict=True):
+            target[max(by, 0) : len(wave) + min(by, 0)] = wave[max(-by, 0) : len(wave) - max(by, 0)]
+        made.append(moved)
+    return np.concatenate(made)
+
+
 def main() -> None:
     """Train and evaluate."""
     options = _harness.arguments(__doc__, seeds={"type": int, "default": 1})
@@ -27,10 +40,11 @@ def main() -> None:
     runs = _resume.Runs(options.out / f"senses_{'full' if options.full else 'quick'}.runs.json")
     (waves, digits), (test_waves, test_digits) = shown.recordings(not options.full)
     written = data.load("mnist" if options.full else "digits")
-    sound, test_sound = shown.spectrograms(waves), shown.spectrograms(test_waves)
+    copies, epochs = (2, 8) if options.full else (1, 1)
+    digits = np.tile(digits, copies + 1)
+    sound, test_sound = shown.spectrograms(shifted(waves, copies)), shown.spectrograms(test_waves)
     picture = shown.paired(written.train.inputs, written.train.labels, digits, 0)
     test_picture = shown.paired(written.test.inputs, written.test.labels, test_digits, 1)
-    epochs = 15 if options.full else 2
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def pictures_learned(model: keras.Model) -> None:
@@ -55,7 +69,7 @@ def main() -> None:
             model.fit(sound, digits, **settings)
             return accuracy(model, test_sound)
         paired_teacher = teachers.Preprocessed(teacher, lambda x: x["picture"], lambda x: x["sound"])
-        distiller = Distiller(paired_teacher, model, LogitsDistillation(2.0), student_loss_weight=0.0)
+        distiller = Distiller(paired_teacher, model, LogitsDistillation(1.0), student_loss_weight=0.0)
         distiller.compile(keras.optimizers.Adam(falling), jit_compile=False)
         distiller.fit({"picture": picture, "sound": sound}, **settings)
         return accuracy(model, test_sound)
