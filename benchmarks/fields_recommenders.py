@@ -142,7 +142,7 @@ def compare(name: str, options: Any, report: _harness.Report, run: _resume.Runs)
     plans = [(method, weight) for method, (_, weights) in METHODS.items() for weight in weights]
     first = {plan: result(plan, 0)[0] for plan in plans}
     chosen = max(plans, key=first.__getitem__)
-    seeds = range(3) if options.full else range(1)
+    seeds = range(5) if options.full else range(1)
     same = ("alone, hidden layer" if "hidden layer" in chosen[0] else None, 0.0)  # the same student without a teacher
     alone, distilled = ([result(plan, seed)[1] for seed in seeds] for plan in (same, chosen))
     means = float(np.mean(alone)), float(np.mean(distilled))
