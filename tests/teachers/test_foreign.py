@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import time
+import warnings
 
 import keras
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from keras_distill import Distiller, LogitsDistillation, teachers
+from keras_distill.teachers.foreign import _teacher
 from tests.models import batch, mlp, softmax
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"
@@ -92,6 +95,20 @@ def test_xla_is_refused_with_the_advice_to_label_first():
     with pytest.raises(tf.errors.OpError) as found:
         tf.function(lambda x: teacher(x), jit_compile=True)(np.zeros((2, 6), "float32"))
     assert "outside XLA" in str(teacher.translate(found.value))
+
+
+def test_a_function_that_may_wait_for_the_only_thread_of_tensorflow_is_warned_of(monkeypatch):
+    monkeypatch.setattr(_teacher, "_PATIENCE", 0.05)
+    teacher = teachers.from_callable(lambda x: (time.sleep(0.2), x[:, :2])[1])
+    x = np.arange(8.0, dtype="float32").reshape(2, 4)
+    call = tf.function(lambda x: teacher(x))
+    monkeypatch.setattr(_teacher, "_inter_op_threads", lambda: 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(call(x), x[:, :2])
+    monkeypatch.setattr(_teacher, "_inter_op_threads", lambda: 1)
+    with pytest.warns(UserWarning, match="set_inter_op_parallelism_threads"):
+        np.testing.assert_array_equal(call(x), x[:, :2])
 
 
 def test_undone_activations_give_the_logarithms_and_log_odds():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from keras_distill.teachers.foreign._files import checked, digest, digest_of_fun
 
 _TINY = float(np.finfo("float32").tiny)
 _SENTENCE = re.compile(r"(?:^|ValueError: )(from_\w+: expected .*?)(?:\n|$)")
+_PATIENCE = 20.0  # seconds
 _LABEL_FIRST = "Run teachers.label(teacher, dataset, path) once and train on its store, or compile(jit_compile=False)"
 
 
@@ -222,7 +225,7 @@ class Foreign(Teacher):
         ports = self.engine.outputs or self._probe(feeds)
 
         def call(*arrays: np.ndarray) -> list[np.ndarray]:
-            found = self._in_parts(keras.tree.pack_sequence_as(feeds, list(arrays)))
+            found = self._watched(keras.tree.pack_sequence_as(feeds, list(arrays)))
             return [np.asarray(found[port.name], port.dtype) for port in ports]
 
         rows = leaves[0].shape[0]
@@ -248,6 +251,21 @@ class Foreign(Teacher):
                 _engines.Port(name, (None, *array.shape[1:]), array.dtype.name) for name, array in found.items()
             ]
         return self._open["probed"]
+
+    def _watched(self, feeds: Any) -> dict[str, np.ndarray]:
+        """Run the engine; warn if a function may wait for the only thread of TensorFlow, which this call occupies."""
+        if not isinstance(self.engine, _engines.Function) or _inter_op_threads() > 1:
+            return self._in_parts(feeds)
+        with ThreadPoolExecutor(1) as thread:
+            running = thread.submit(self._in_parts, feeds)
+            if not wait([running], timeout=_PATIENCE).done:
+                warnings.warn(
+                    f"{self.owner}: no answer after {_PATIENCE:g} s, and TensorFlow has a single inter-op thread. "
+                    "A function that itself runs TensorFlow waits forever for that thread: decorate it with "
+                    "tf.function, or call tf.config.threading.set_inter_op_parallelism_threads(2) first.",
+                    stacklevel=2,
+                )
+            return running.result()
 
     def _in_parts(self, feeds: Any) -> dict[str, np.ndarray]:
         """Run the engine on a whole batch in parts of its batch size, several concurrently."""
@@ -305,3 +323,10 @@ class Foreign(Teacher):
         for key in ("function", "preprocess"):
             config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects) if config[key] else None
         return cls(**config)
+
+
+def _inter_op_threads() -> int:
+    """Return how many operations TensorFlow runs at once: as configured, or one for each core."""
+    configured = tf.config.threading.get_inter_op_parallelism_threads() or os.environ.get("TF_NUM_INTEROP_THREADS")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return int(configured or cores or 1)
