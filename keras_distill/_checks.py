@@ -197,6 +197,13 @@ def tensor(owner: str, value: Any, convert: Callable[[Any], Any]) -> Any:
     return found.read_value() if callable(getattr(found, "read_value", None)) else found
 
 
+def with_axes(owner: str, value: Any, expected: str) -> Any:
+    """Return a tensor that has at least one axis, or raise the error that says what was expected."""
+    if not tuple(value.shape):
+        raise error(owner, expected, "a single number")
+    return value
+
+
 def array(owner: str, value: Any, dtype: str = "float64") -> np.ndarray:
     """Return numbers as a NumPy array, or raise the error that says which numbers were expected.
 

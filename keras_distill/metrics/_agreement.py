@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -214,6 +215,10 @@ class AgreementOnErrors(_AgreementMetric):
         one_batch(type(self).__name__, labels, student)
         if len(labels.shape) == len(ops.shape(y_pred)) and labels.shape[-1] == student.shape[-1]:
             labels = ops.argmax(labels, axis=-1)
+        known = tuple(labels.shape), tuple(student.shape)[:1]
+        if None not in (*known[0], *known[1]) and math.prod(known[0]) != known[1][0]:
+            expected = "one class id, or a one-hot row, for each example"
+            raise error(type(self).__name__, f"labels: {expected}", f"labels {known[0]} for outputs {student.shape}")
         (most, decided), (ours_most, ours) = first_largest(teacher), first_largest(student)
         wrong = ops.not_equal(decided, ops.reshape(ops.cast(labels, "int32"), (-1,)))
         known = _unless_nan(wrong, most, ours_most)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import choice, error, integer, number
+from keras_distill._checks import choice, error, integer, number, tensor, with_axes
 from keras_distill._typing import Tensor
 from keras_distill.metrics._adaptive import equal_mass_sums
 from keras_distill.metrics._bins import CONVENTIONS, NORMS, bin_index, bin_sums, error_of_sums
@@ -181,7 +181,8 @@ def classwise_calibration_error(
         Differs: ties are split by position, and group sizes differ by at most one.
     """
     owner = "classwise_calibration_error"
-    classes = int(np.shape(y_pred)[-1])
+    y_pred = with_axes(owner, tensor(owner, y_pred, ops.convert_to_tensor), "y_pred of shape (n, classes)")
+    classes = int(y_pred.shape[-1])
     if not adaptive:
         metric = ClasswiseCalibrationError(
             classes, num_bins, norm, from_logits, task, threshold, convention, dtype="float64"

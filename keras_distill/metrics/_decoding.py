@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import error, integer, tensor
+from keras_distill._checks import array, error, integer, tensor
 from keras_distill._typing import Tensor
 from keras_distill.metrics._examples import keras_mask
 
@@ -102,7 +102,7 @@ def ctc_beam_decode(
     """
     owner = "ctc_beam_decode"
     mask = keras_mask(logits) if mask is None else mask
-    values = np.asarray(ops.convert_to_numpy(logits), "float64")
+    values = array(owner, logits)
     if values.ndim != 3:
         raise error(owner, "logits of shape (batch, frames, classes)", str(values.shape))
     width = integer(owner, "beam_width", beam_width, low=1)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_distill._checks import choice, integer
+from keras_distill._checks import choice, integer, tensor, with_axes
 from keras_distill._typing import Tensor
 from keras_distill.metrics._bins import CONVENTIONS, bin_index
 from keras_distill.metrics._classwise import class_entries
@@ -153,7 +153,9 @@ def brier_decomposition(
         >>> print([round(part, 3) for part in parts])  # 0.1 = 0.1 - 0.5 + 0.5 + 0
         [0.1, 0.1, 0.5, 0.5, 0.0]
     """
-    classes = ops.convert_to_tensor(y_pred).shape[-1]
+    owner, expected = "brier_decomposition", "y_pred of shape (n, classes)"
+    y_pred = with_axes(owner, tensor(owner, y_pred, ops.convert_to_tensor), expected)
+    classes = y_pred.shape[-1]
     metric = BrierComponent(classes, "brier", num_bins, from_logits, convention, dtype="float64")
     metric.update_state(y_true, y_pred, sample_weight)
     return BrierDecomposition(*(float(part) for part in metric.parts()))

@@ -119,6 +119,8 @@ def quantile_score(labels: Tensor, quantiles: Any, levels: Sequence[float]) -> n
     """
     owner = "quantile_score"
     labels, quantiles, level = (array(owner, each) for each in (labels, quantiles, levels))
+    if level.ndim != 1:
+        raise error(owner, "levels, a list of numbers", levels)
     if quantiles.shape != (*labels.shape, len(level)):
         raise error(owner, f"quantiles of shape {(*labels.shape, len(level))}", quantiles.shape)
     if (level <= 0).any() or (level >= 1).any():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import array, choice, error
+from keras_distill._checks import array, choice, error, with_axes
 from keras_distill._typing import Tensor
 from keras_distill.metrics._examples import Examples, as_float
 from keras_distill.metrics._streaming import StreamingMetric, float64
@@ -123,7 +123,7 @@ def uncertainty_score(y_pred: Tensor, *, kind: str = "max_probability", from_log
         Differs: "max_probability" as log odds.
     """
     check_score("uncertainty_score", kind, from_logits)
-    outputs = as_float(y_pred)
+    outputs = with_axes("uncertainty_score", as_float(y_pred), "y_pred of shape (..., classes)")
     classes = outputs.shape[-1]
     rows = ops.reshape(outputs, (-1, classes))
     return ops.reshape(_score_rows(rows, kind, from_logits), ops.shape(outputs)[:-1])

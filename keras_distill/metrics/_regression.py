@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_distill._checks import error
+from keras_distill._checks import error, with_axes
 from keras_distill.metrics._examples import as_float
 
 
@@ -89,9 +89,10 @@ def normal_inverse_gamma_uncertainty(outputs: Any) -> VarianceParts:
     Reference:
         Amini et al., "Deep Evidential Regression", NeurIPS 2020, arXiv:1910.02600, eq. 5. Differs: nothing.
     """
-    outputs = as_float(outputs)
+    owner = "normal_inverse_gamma_uncertainty"
+    outputs = with_axes(owner, as_float(outputs), "outputs of shape (..., 4 * outputs)")
     if outputs.shape[-1] % 4:
-        raise error("normal_inverse_gamma_uncertainty", "4 numbers per output", f"{outputs.shape[-1]}")
+        raise error(owner, "4 numbers per output", f"{outputs.shape[-1]}")
     mean, log_v, log_a, log_b = ops.split(outputs, 4, axis=-1)
     data, knowledge = ops.exp(log_b - log_a), ops.exp(log_b - log_a - log_v)
     return VarianceParts(mean, data + knowledge, data, knowledge)

@@ -47,6 +47,9 @@ def span_f1(references: Any, predictions: Any, *, tag_names: Sequence[str] | Non
     return float(_seqeval(owner).f1_score(references, predictions, zero_division=0))
 
 
+_ROWS = (list, tuple, np.ndarray)
+
+
 class SpanConfidences(NamedTuple):
     """Confidence and correctness of every predicted span.
 
@@ -139,6 +142,10 @@ def _tags(
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Return references and predictions as lists of lists of names, without masked positions."""
     if tag_names is None:
+        for side in (references, predictions):
+            if not isinstance(side, (list, tuple, np.ndarray)) or not all(isinstance(row, _ROWS) for row in side):
+                advice = "Give tag_names=[...] for integer tags"
+                raise error(owner, "lists of lists of tag names", type(side).__name__, advice)
         lists = [[list(map(str, row)) for row in side] for side in (references, predictions)]
         if [len(row) for row in lists[0]] != [len(row) for row in lists[1]]:
             got = "lists of different lengths"

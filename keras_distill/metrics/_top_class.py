@@ -33,11 +33,13 @@ def first_largest(outputs: Any) -> tuple[Tensor, Tensor]:
         (n,) values, NaN for a row with a NaN, and (n,) int32 indices. XLA's maximum skips NaN: if XLA compiles the
         caller, only a row of nothing but NaN is guaranteed not to be finite.
     """
+    import tensorflow as tf  # Keras' maximum refuses a batch without examples
+
     classes = outputs.shape[-1]
     size = next((k for k in BLOCKS if classes % k == 0 and classes >= 2 * k), 0)
     if classes < 100 or not size:
-        return ops.max(outputs, axis=-1), _argmax(outputs)
-    blocks = ops.max(ops.reshape(outputs, (-1, classes // size, size)), axis=-1)
+        return tf.reduce_max(outputs, axis=-1), _argmax(outputs)
+    blocks = tf.reduce_max(ops.reshape(outputs, (-1, classes // size, size)), axis=-1)
     if classes >= COMPILED_FROM_CLASSES and not eager():
         return compiled(functools.partial(_search, first=_first_equal))(outputs, blocks)
     return _search(outputs, blocks, _argmax)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_distill._checks import choice, error, number
+from keras_distill._checks import choice, error, number, with_axes
 from keras_distill._typing import Tensor
 from keras_distill.losses._numerics.special import digamma, log_gamma
 from keras_distill.metrics._examples import as_float, read_weights
@@ -128,7 +128,8 @@ def dirichlet_uncertainty(concentrations: Any) -> Uncertainty:
         Ryabinin, Malinin, Gales, "Scaling Ensemble Distribution Distillation", 2021, arXiv:2105.06987, appendix A.
         Differs: nothing.
     """
-    concentrations = as_float(concentrations)
+    expected = "concentrations of shape (..., classes)"
+    concentrations = with_axes("dirichlet_uncertainty", as_float(concentrations), expected)
     alpha = float64(concentrations)
     precision = ops.sum(alpha, axis=-1)
     total_alpha = precision[..., None]
@@ -160,7 +161,7 @@ def dirichlet_entropy(concentrations: Any) -> Tensor:
         >>> print(f"{float(dirichlet_entropy(np.array([1.0, 1.0, 1.0]))):.4f}")  # uniform: -log Gamma(3) = -log 2
         -0.6931
     """
-    concentrations = as_float(concentrations)
+    concentrations = with_axes("dirichlet_entropy", as_float(concentrations), "concentrations of shape (..., classes)")
     alpha = float64(concentrations)
     precision = ops.sum(alpha, axis=-1, keepdims=True)
     volume = ops.sum(log_gamma(alpha), axis=-1) - log_gamma(precision)[..., 0]

@@ -186,7 +186,11 @@ def margin_relu(*, teacher_features: Tensor, student_features: Tensor, margin: A
     """
     owner = "margin_relu"
     teacher, student = maps.matching(owner, teacher_features, student_features)
-    target = ops.maximum(teacher, arguments.float32(margin))
+    margin = arguments.float32(margin)
+    pairs = list(zip(reversed(tuple(margin.shape)), reversed(tuple(teacher.shape)), strict=False))
+    if len(margin.shape) > len(teacher.shape) or any(one not in (1, size) for one, size in pairs if size is not None):
+        raise _checks.error(owner, "margin: a number or one per channel", tuple(margin.shape))
+    target = ops.maximum(teacher, margin)
     free = ops.logical_and(teacher <= 0.0, student <= target)
     gap = ops.where(free, 0.0, student - target)
     _, gap, _ = maps.masked(owner, teacher, gap, mask)

@@ -35,8 +35,9 @@ def confident(*, teacher_logits: Tensor, min_confidence: float = 0.9) -> Tensor:
     """
     least = _checks.number("confident", "min_confidence", min_confidence, low=0.0, high=1.0)
     teacher = ops.stop_gradient(arguments.float32(teacher_logits))
+    _checks.with_axes("confident", teacher, "teacher_logits of shape (..., classes)")
     # Not `>=`: a NaN must pass the filter, so that it is noticed.
-    return ops.logical_not(ops.max(ops.softmax(teacher, axis=-1), axis=-1) < least)
+    return ops.logical_not(ops.max(ops.softmax(teacher, axis=-1), axis=-1, initial=0.0) < least)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

@@ -230,7 +230,7 @@ def class_correlation(
     intra_weight = _checks.number(owner, "intra_weight", intra_weight, low=0.0)
     teacher, student, t, mask = inputs(owner, teacher_logits, student_logits, temperature, mask)
     if not isinstance(t, float) and len(t.shape) > 0:
-        raise _checks.error(owner, "one temperature for the batch", f"shape {tuple(temperature.shape)}")
+        raise _checks.error(owner, "one temperature for the batch", f"shape {tuple(t.shape)}")
     rows = row_blocks.rows_per_block(student)
     if rows is not None:
         return t**2 * _in_blocks(student, t, mask, teacher, (inter_weight, intra_weight), rows)

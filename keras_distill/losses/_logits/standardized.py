@@ -38,7 +38,7 @@ def standardize_logits(logits: Tensor) -> Tensor:
         Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, arXiv:2403.01427, algorithm 1.
         Differs: nothing.
     """
-    logits = arguments.float32(logits)
+    logits = _checks.with_axes("standardize_logits", arguments.float32(logits), "logits of shape (..., classes)")
     if logits.shape[-1] is not None and logits.shape[-1] < 2:
         raise _checks.error("standardize_logits", "at least 2 classes", f"{logits.shape[-1]}")
 
@@ -101,7 +101,9 @@ def select_classes(logits: Tensor, class_map: Sequence[int]) -> Tensor:
         array([[3., 1.]], dtype=float32)
     """
     owner = "select_classes"
-    logits = arguments.float32(logits)
+    logits = _checks.with_axes(owner, arguments.float32(logits), "logits of shape (..., classes)")
+    if not hasattr(class_map, "__iter__"):
+        raise _checks.error(owner, "class_map, a list of class indices", class_map)
     picked = [_checks.integer(owner, "each of class_map", index, low=0) for index in class_map]
     if not picked or max(picked) >= logits.shape[-1]:
         raise _checks.error(owner, f"class_map within the {logits.shape[-1]} classes", picked)

@@ -60,7 +60,8 @@ def gaussian_moments(members: Tensor) -> Tensor:
         Lakshminarayanan, Pritzel, Blundell, "Simple and Scalable Predictive Uncertainty Estimation using Deep
         Ensembles", NeurIPS 2017, arXiv:1612.01474, section 2.4. Differs: nothing.
     """
-    members = arguments.float32(members)
+    expected = "members of shape (batch, members, ..., 2 * outputs)"
+    members = _checks.with_axes("gaussian_moments", arguments.float32(members), expected)
     if members.shape[-1] % 2:
         raise _checks.error("gaussian_moments", "means, then as many log-variances", f"{members.shape[-1]} outputs")
     half = members.shape[-1] // 2

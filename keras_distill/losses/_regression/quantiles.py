@@ -58,6 +58,8 @@ def quantile_targets(
     owner = "quantile_targets"
     levels = check_levels(owner, levels)
     labels, student = ops.stop_gradient(arguments.float32(labels)), arguments.float32(student_quantiles)
+    _checks.with_axes(owner, student, "student_quantiles of shape (..., levels)")
+    _checks.with_axes(owner, labels, "labels of shape (...)")
     if student.shape[-1] != len(levels):
         raise _checks.error(owner, f"{len(levels)} quantiles on the last axis, one per level", student.shape[-1])
     if len(labels.shape) == len(student.shape) - 1:

@@ -61,7 +61,7 @@ def _ctc(owner: str, labels: Tensor, logits: Tensor, mask: Tensor, blank: int) -
 
 def checked(owner: str, labels: Tensor, logits: Tensor, mask: Tensor, blank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return int32 labels, float32 logits and the mask, or raise if they do not fit together."""
-    logits, labels = arguments.float32(logits), ops.convert_to_tensor(labels)
+    logits, labels = arguments.float32(logits), _checks.tensor(owner, labels, ops.convert_to_tensor)
     shapes = f"{tuple(labels.shape)} and {tuple(logits.shape)}"
     if len(logits.shape) != 3:
         raise _checks.error(owner, "logits of shape (batch, frames, classes)", str(tuple(logits.shape)))

@@ -51,7 +51,8 @@ def n_best_ctc(*, hypotheses: Tensor, weights: Tensor, logits: Tensor, mask: Ten
 
 
 def _n_best_ctc(owner: str, hypotheses: Tensor, weights: Tensor, logits: Tensor, mask: Tensor, blank: int) -> Tensor:
-    hypotheses, weights = ops.convert_to_tensor(hypotheses), arguments.float32(weights)
+    hypotheses = _checks.tensor(owner, hypotheses, ops.convert_to_tensor)
+    weights = arguments.float32(weights)
     logits = arguments.float32(logits)
     fits = len(hypotheses.shape) == 3 and tuple(hypotheses.shape[:2]) == tuple(weights.shape)
     if not fits:
