@@ -3,8 +3,8 @@
 Models and pairs are those of ``examples/spoken_and_written.py``: a teacher of 20,000 images (MNIST), a student of
 2,700 recordings, each paired with an image of its digit, and the same student trained on labels. Tested on 300 other
 recordings. Each recording is also used twice shifted by up to 0.15 s, with an image of its own, at temperature 1, which
-was best on 400 held-out training recordings (91.5% against 88.9% without shifts and at temperature 2). The students'
-learning rate follows a cosine. Run with ``python -m benchmarks.senses --full --seeds 3``.
+was chosen on 400 held-out training recordings. The students' learning rate follows a cosine. Run with
+``python -m benchmarks.senses --full --seeds 3``.
 """
 
 from __future__ import annotations

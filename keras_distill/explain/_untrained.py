@@ -32,10 +32,9 @@ def untrained(model: keras.Model, x: Any, seed: int = 0) -> keras.Model:
         True
     """
     before = random.getstate(), np.random.get_state()
-    random.seed(
-        seed + 1_000_003
-    )  # Keras draws the seeds of initialisers from here; not the seed of the user's training
-    np.random.seed(seed + 1_000_003)
+    own = seed + 1_000_003  # differs from the seed with which the user trained the model
+    random.seed(own)  # Keras draws the seeds of initialisers from here
+    np.random.seed(own)
     try:
         fresh = type(model).from_config(_without_seeds(model.get_config()))
         fresh(np.asarray(x)[:1])

@@ -12,6 +12,8 @@ from keras_distill._checks import array, error, integer, optional
 from keras_distill._typing import Tensor
 from keras_distill.metrics._bins import bin_index, bin_sums, error_of_sums
 
+_ROWS = (list, tuple, np.ndarray)
+
 
 def _seqeval(owner: str) -> Tensor:
     with optional(owner, "seqeval", "sequences"):
@@ -45,9 +47,6 @@ def span_f1(references: Any, predictions: Any, *, tag_names: Sequence[str] | Non
     owner = "span_f1"
     references, predictions = _tags(owner, references, predictions, tag_names, mask)
     return float(_seqeval(owner).f1_score(references, predictions, zero_division=0))
-
-
-_ROWS = (list, tuple, np.ndarray)
 
 
 class SpanConfidences(NamedTuple):

@@ -281,8 +281,8 @@ def _check_labels(distiller: Any, targets: Any, owner: str) -> None:
         return
     shape, kind = tuple(outputs[0].shape), _loss_kind(distiller.loss)
     if isinstance(targets, (np.ndarray, tf.Tensor)):
-        heard = [getattr(term, "loss", None) for term in distiller.distillation_losses]
-        for loss in keras.tree.flatten([distiller.loss, *heard]):
+        of_terms = [getattr(term, "loss", None) for term in distiller.distillation_losses]
+        for loss in keras.tree.flatten([distiller.loss, *of_terms]):
             if isinstance(loss, LogitsLoss):
                 loss.check_labels(np.asarray(targets), shape)
     got, rank, classes = tuple(targets.shape), len(targets.shape), shape[-1]

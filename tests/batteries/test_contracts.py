@@ -58,9 +58,6 @@ def test_logits_of_1e4_are_exact_in_value_and_gradient(row, temperature):
     assert_close(values(row, teacher, student, temperature, labels), expected, 2e-6)
     np.testing.assert_allclose(total, np.sum(expected), rtol=1e-6)
     step = 1e-2 if isinstance(row.loss, losses.StandardizedSoftTargets) else 2e-3
-    if isinstance(row.loss, losses.ClassCorrelation):
-        assert np.isfinite(got).all()  # a class with probability 0 has no correlation and no gradient
-        return
     expected = oracle_gradient(row, teacher, student, temperature, labels, step)
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max() + 1e-9)
 
@@ -264,7 +261,8 @@ def test_nan_logits_give_nan(row):
             continue  # only the labels are used
         assert np.isnan(got if row.loss.needs_batch else got[1])
         if not row.loss.needs_batch:
-            assert np.isfinite(np.delete(got, 1)).all()
+            clean = values(row, teacher, student, 2.0, labels)
+            np.testing.assert_allclose(np.delete(got, 1), np.delete(clean, 1), rtol=1e-6)
 
 
 @every

@@ -141,9 +141,11 @@ def test_the_recorded_run_is_of_the_data_this_version_loads():
 def test_every_local_file_and_module_it_names_exists():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
-    rooms = README.split("## What each room contains")[1].split("## Licence")[0]
-    for room in re.findall(r"^\| `([^|]*?)` \|", rooms, re.MULTILINE):
-        for name in room.split("`, `"):
+    table = README.split("## What each module contains")[1].split("## Licence")[0]
+    rows = re.findall(r"^\| `([^|]*?)` \|", table, re.MULTILINE)
+    assert len(rows) > 5
+    for row in rows:
+        for name in row.split("`, `"):
             assert hasattr(keras_distill, name) or importlib.util.find_spec(f"keras_distill.{name}"), name
 
 

@@ -27,7 +27,8 @@ def from_callable(
 
     A live teacher calls the function from the graph with NumPy arrays in each training step, which XLA cannot compile
     (``compile(jit_compile="auto")`` takes care of this). It is better to store the answers once:
-    ``teachers.label(teacher, dataset, path)``. A ``tf.function`` stays inside the graph.
+    ``teachers.label(teacher, dataset, path)``. A ``tf.function`` stays inside the graph. A plain function that itself
+    runs TensorFlow needs a second inter-op thread, which one core does not give by itself; a warning says so.
 
     Args:
         function: maps a batch of inputs, (batch, ...) arrays in the dataset's own structure, to an array (batch, ...),
