@@ -58,18 +58,20 @@ def centernet():
     graph, names = tfjs2tf.concrete(str(folder() / "model_centernet_coco" / "centernet.json"))
     names = [name.split("/")[-1] for name in names]
 
+    @tf.function  # a plain function that runs TensorFlow would wait forever where TensorFlow has one thread
     def outputs_of(x):
         """Take the most confident of each 2 x 2 cells: its classes, and its box in the student's format."""
-        found = dict(zip(names, (each.numpy()[0] for each in graph(tf.convert_to_tensor(x))), strict=True))
-        blocks = {key: _blocks(found[key]) for key in ("keypoints", "wh")}
-        best = blocks["keypoints"].max(-1).argmax(-1)[..., None, None]
-        heat, sides = (np.take_along_axis(blocks[key], best, 2)[:, :, 0] for key in ("keypoints", "wh"))
-        rows, columns = np.mgrid[:CELLS, :CELLS]
-        place = {"x": 2 * columns + best[..., 0, 0] % 2, "y": 2 * rows + best[..., 0, 0] // 2}
-        left, top, right, bottom = np.moveaxis(np.maximum(sides, 0.0), -1, 0)  # pixels from the cell's corner
-        centre = (4 * place["x"] + (right - left) / 2) / 8 - columns, (4 * place["y"] + (bottom - top) / 2) / 8 - rows
-        size = np.log(np.maximum((left + right) / 8, 1e-2)), np.log(np.maximum((top + bottom) / 8, 1e-2))
-        return {"heat": heat[None], "size": np.stack([*size, *centre], axis=-1)[None].astype("float32")}
+        found = dict(zip(names, (each[0] for each in graph(x)), strict=True))
+        heat, sides = _blocks(found["keypoints"]), _blocks(found["wh"])
+        best = tf.argmax(tf.reduce_max(heat, axis=-1), axis=-1, output_type=tf.int32)
+        heat, sides = (tf.gather(each, best, axis=2, batch_dims=2) for each in (heat, sides))
+        columns, rows = tf.meshgrid(tf.range(CELLS), tf.range(CELLS))
+        x, y = (tf.cast(each, tf.float32) for each in (2 * columns + best % 2, 2 * rows + best // 2))
+        left, top, right, bottom = tf.unstack(tf.maximum(sides, 0.0), axis=-1)  # pixels from the cell's corner
+        centre = (4 * x + (right - left) / 2) / 8, (4 * y + (bottom - top) / 2) / 8
+        offset = (place - tf.cast(start, tf.float32) for place, start in zip(centre, (columns, rows), strict=True))
+        size = tf.math.log(tf.maximum((left + right) / 8, 1e-2)), tf.math.log(tf.maximum((top + bottom) / 8, 1e-2))
+        return {"heat": heat[None], "size": tf.stack([*size, *offset], axis=-1)[None]}
 
     return teachers.from_callable(
         outputs_of,
@@ -82,7 +84,8 @@ def centernet():
 
 def _blocks(x):
     """Return (64, 64, 4, channels): the four cells of each block."""
-    return x.reshape(CELLS, 2, CELLS, 2, -1).swapaxes(1, 2).reshape(CELLS, CELLS, 4, -1)
+    blocks = tf.transpose(tf.reshape(x, (CELLS, 2, CELLS, 2, -1)), (0, 2, 1, 3, 4))
+    return tf.reshape(blocks, (CELLS, CELLS, 4, -1))
 
 
 def detections(outputs, most=60):

@@ -76,6 +76,12 @@ def smaller(
     return new, kept, used
 
 
+def unnumbered(backbone: Any, new: Any) -> list[tuple[Any, Any]]:
+    """Return the layers outside the blocks, as embeddings, each with its counterpart in the smaller backbone."""
+    own = {layer.name: layer for layer in new.layers}
+    return [(each, own[each.name]) for each in backbone.layers if each.name in own and not _BLOCK.match(each.name)]
+
+
 def _give(old: Any, new: Any, before: int, after: int, rank: Any) -> np.ndarray | None:
     """Copy the weights of a block; if the feed-forward width differs, only those of the best channels."""
     pairs = list(zip(old.weights, new.weights, strict=True))

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_distill._checks import choice, error, nearest, number
 from keras_distill.students import _graph
-from keras_distill.students._backbones import is_backbone, smaller
+from keras_distill.students._backbones import is_backbone, smaller, unnumbered
 from keras_distill.students._built import Budget, Built
 from keras_distill.students._channels import Channels
 from keras_distill.students._cost import cost
@@ -135,6 +135,9 @@ class _Maker:
                     new, more, names = smaller(operation, self.depth, width, rank)
                     kept.update(more)
                     used.update(names)
+                    for old, own in unnumbered(operation, new):
+                        builder.once(old, lambda own=own: own)
+                        builder.pair(old, own)
                     return new
 
                 return _graph.call(builder.once(operation, reduce), args, kwargs)

@@ -156,9 +156,16 @@ class Builder:
         if id(new) not in self._given:
             self._given.add(id(new))
             give_weights(new, weights)
+            self.pair(layer, new)
             if self._thaw:
                 new.trainable = True
         return results
+
+    def pair(self, layer: Any, new: Any) -> None:
+        """Note which parts of a composite layer, as its embedding, correspond to those of its counterpart."""
+        for part, own in zip(*(each._flatten_layers(include_self=False) for each in (layer, new)), strict=False):
+            if type(part) is type(own):
+                self._made.setdefault(id(part), own)
 
     def _model(self, model: Any, prefix: str, shapes: Sequence[Any] | None) -> keras.Model:
         graph = graph_of(model)
@@ -193,8 +200,20 @@ class Builder:
             return call(new, args, kwargs)
         if not isinstance(operation, keras.layers.Layer):
             return call(operation, args, kwargs)
-        new = self.once(operation, lambda: like(operation))
+        new = self.once(operation, lambda: self._with_shared_parts(operation))
         return self.apply(operation, new, operation.get_weights(), args, kwargs)
+
+    def _with_shared_parts(self, layer: Any) -> Any:
+        """Return a layer like this one that shares the parts, as a tied embedding, that this one shares with others."""
+        new = like(layer)
+        for name, part in vars(layer).items():
+            if isinstance(part, keras.layers.Layer) and id(part) in self._made and getattr(new, name, None) is not None:
+                own, shared, parts = getattr(new, name), self._made[id(part)], new._layers
+                position = next(index for index, each in enumerate(parts) if each is own)
+                setattr(new, name, shared)
+                new._tracker.untrack(own)
+                parts.insert(position, parts.pop())  # weights are assigned in this order
+        return new
 
 
 def _is_chain(model: Any) -> bool:

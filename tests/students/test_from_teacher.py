@@ -372,3 +372,29 @@ def test_other_backbones_are_the_teacher_at_full_width_and_smaller_at_half(famil
     half = students.from_teacher(teacher, depth=0.5, width=0.5, data=x)
     assert half.kept[f"{teacher.name}/blocks"].tolist() == [0, 2]
     assert half.cost.parameters < 0.5 * teacher.count_params()
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "GPT2"])
+def test_an_embedding_tied_to_the_output_stays_tied(family):
+    models = pytest.importorskip("keras_hub").models
+
+    def made(blocks):
+        backbone = getattr(models, f"{family}Backbone")(
+            vocabulary_size=30, num_layers=blocks, num_heads=2, hidden_dim=8, intermediate_dim=12, max_sequence_length=6
+        )
+        return getattr(models, f"{family}{'CausalLM' if family == 'GPT2' else 'MaskedLM'}")(backbone)
+
+    teacher, half = shake(made(4)), made(2)
+    x = {name: value for name, value in bert_inputs().items() if name in teacher.input}
+    if family != "GPT2":
+        x["mask_positions"] = np.array([[1, 2], [0, 3]])
+    student = students.from_teacher(teacher, depth=0.5, data=x).model
+    assert student.count_params() == half.count_params()  # an untied one has 240 more
+    whole = students.from_teacher(teacher, depth=1.0, data=x).model
+    np.testing.assert_array_equal(np.asarray(whole(x)), np.asarray(teacher(x)))
+    embedding = next(weight for weight in student.weights if tuple(weight.shape) == (30, 8))
+    before = np.asarray(student(x))
+    embedding.assign(embedding * 2.0)
+    half.set_weights(student.get_weights())  # keras-hub's own tied model is the oracle
+    np.testing.assert_allclose(np.asarray(student(x)), np.asarray(half(x)), rtol=1e-6, atol=1e-6)
+    assert np.abs(np.asarray(student(x)) - before).max() > 1e-3
