@@ -19,7 +19,7 @@ from keras_distill import data, regimes, students
 TOKENS = 32
 
 
-def backbone(words: int, blocks: int, width: int) -> keras.Model:
+def backbone(words: int, blocks: int, width: int, dropout: float = 0.1) -> keras.Model:
     """BERT from a configuration; ``keras_hub.models.BertBackbone.from_preset`` gives published weights instead."""
     return keras_hub.models.BertBackbone(
         vocabulary_size=words,
@@ -28,6 +28,7 @@ def backbone(words: int, blocks: int, width: int) -> keras.Model:
         hidden_dim=width,
         intermediate_dim=2 * width,
         max_sequence_length=TOKENS,
+        dropout=dropout,
         name="backbone",
     )
 
