@@ -221,7 +221,7 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
             student_outputs, labels = without_void(type(self).__name__, student_outputs, labels, self.ignore_label)
         elif self.ignore_label is not None and batch is not None and batch.ignored and not self.student_taps:
             student_outputs, labels = without_unlabelled(student_outputs, labels, batch.ignored)
-            unknown = unknown and any(mask_of(tensor) is None for tensor in keras.tree.flatten(student_outputs))
+        unknown = unknown and any(mask_of(tensor) is None for tensor in keras.tree.flatten(student_outputs))
         if unknown and sample_weight is None and self.mask_input == "auto" and not self._warned_of_padding:
             self._warned_of_padding = True
             warn_of_padding(type(self).__name__, self.name)

@@ -269,3 +269,31 @@ def test_a_pretrained_detector_teaches_through_the_store(tmp_path, monkeypatch):
     np.testing.assert_allclose(got["size"][1], direct["wh"][0], atol=1e-4)
     np.testing.assert_allclose(tf.sigmoid(got["heat"][1]), np.clip(direct["keypoints"][0], 1e-38, 1), atol=1e-5)
     assert got["heat"].shape == (2, 128, 128, 80)
+
+
+@pytest.mark.parametrize("kind", ["function", "saved_model"])
+def test_tensorflow_of_a_fixed_batch_size_is_called_with_it(kind, tmp_path):
+    kernel = tf.constant(np.random.default_rng(0).normal(size=(3, 2)), tf.float32)
+
+    @tf.function(input_signature=[tf.TensorSpec((2, 3), tf.float32)])
+    def two(x):
+        return {"logits": tf.linalg.matmul(x, kernel)}
+
+    if kind == "function":
+        teacher = teachers.from_callable(two, batch_size=2)
+    else:
+        module = tf.Module()
+        module.two = two
+        tf.saved_model.save(module, str(tmp_path / "fixed"), signatures=two)
+        teacher = teachers.from_saved_model(tmp_path / "fixed")
+    x = np.random.default_rng(1).normal(size=(5, 3)).astype("float32")
+    for rows in (5, 4, 2, 1, 0):
+        np.testing.assert_allclose(np.asarray(teacher(x[:rows])), x[:rows] @ kernel.numpy(), rtol=1e-5)
+    student = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    distiller = Distiller(teacher, student, LogitsDistillation(1.0), student_loss_weight=0.0)
+    values = []
+    for jit in (False, True):
+        distiller.compile(keras.optimizers.SGD(0.0), jit_compile=jit)
+        values.append(distiller.evaluate(x, batch_size=3, verbose=0, return_dict=True)["distillation_loss"])
+    theirs, ours = tf.nn.log_softmax(x @ kernel), tf.nn.log_softmax(student(x))
+    assert values == pytest.approx([float(np.mean(np.sum(np.exp(theirs) * (theirs - ours), -1)))] * 2, rel=1e-5)

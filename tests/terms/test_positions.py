@@ -65,6 +65,14 @@ def test_feature_losses_use_the_mask_of_the_inputs():
         assert value(made, inputs) == pytest.approx(np.mean(((theirs - ours) ** 2)[MASK]), rel=1e-5)
 
 
+def test_nothing_is_warned_of_where_ignored_labels_choose_the_positions():
+    made = distiller(LogitsDistillation(2.0, ignore_label=-1), mask="there")
+    inputs = {"tokens": TOKENS, "there": MASK.astype("int32")}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*counts every position")
+        assert value(made, inputs, LABELS) == pytest.approx(oracle(made, inputs, LABELS >= 0), rel=1e-5)
+
+
 def test_unmasked_padding_is_warned_of_once():
     made = distiller(LogitsDistillation(2.0), mask="there")
     inputs = {"tokens": TOKENS, "there": MASK.astype("int32")}

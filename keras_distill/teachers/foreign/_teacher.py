@@ -152,7 +152,7 @@ class Foreign(Teacher):
         x = teacher_x if given["preprocess"] is None else given["preprocess"](teacher_x)
         feeds = self._feeds(x)
         if self.engine.in_graph:
-            found = self.engine.run(feeds)
+            found = self._in_graph_parts(feeds)
             if self.engine.outputs is None:
                 self._open["probed"] = [_engines.Port(name, tuple(t.shape), "") for name, t in found.items()]
         else:
@@ -278,6 +278,37 @@ class Foreign(Teacher):
         else:
             found = list(self._pool.map(lambda start: self._part(feeds, start, size, fixed), starts))
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+    def _in_graph_parts(self, feeds: Any) -> dict[str, Any]:
+        """Run an engine of TensorFlow operations in parts of its batch size; the last part is padded with zeros."""
+        size = self.engine.batch or self._given["batch_size"]
+        first_feed = keras.tree.flatten(feeds)[0]
+        known = first_feed.shape[0]
+        if size is None or known == size:
+            return self.engine.run(feeds)
+        rows = tf.shape(first_feed)[0]
+        count = tf.maximum(-(-rows // size), 1)
+
+        def in_parts(x: Any) -> Any:
+            x = tf.pad(x, [[0, count * size - rows], *[[0, 0]] * (len(x.shape) - 1)])
+            return tf.ensure_shape(
+                tf.reshape(x, tf.concat([[count, size], tf.shape(x)[1:]], 0)), (None, size, *x.shape[1:])
+            )
+
+        parts = keras.tree.map_structure(in_parts, feeds)
+        if "specs" not in self._open:  # one call on the first part tells what the others return
+            first = self.engine.run(keras.tree.map_structure(lambda part: part[0], parts))
+            self._open["specs"] = {name: tf.TensorSpec(each.shape, each.dtype) for name, each in first.items()}
+        for name, spec in self._open["specs"].items():
+            if spec.shape[:1].as_list() not in ([None], [size]):
+                got = f"shape {tuple(spec.shape)}"
+                raise error(self.owner, f"one row per example ({size}) in output {name!r}", got)
+        answers = tf.map_fn(self.engine.run, parts, fn_output_signature=self._open["specs"])
+        found = {}
+        for name, each in answers.items():
+            joined = tf.reshape(each, tf.concat([[count * size], tf.shape(each)[2:]], 0))[:rows]
+            found[name] = tf.ensure_shape(joined, (known, *each.shape[2:]))
+        return found
 
     def _part(self, feeds: Any, start: int, size: int, fixed: int | None) -> dict[str, np.ndarray]:
         part = keras.tree.map_structure(lambda array: array[start : start + size], feeds)
