@@ -33,6 +33,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+DATA = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or ROOT.parent / "shared" / "data")
 
 # TensorFlow reads these on its first import, so every benchmark imports this module before it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import lzma
-import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,9 +40,8 @@ WAYS = ("whole", "no soft targets", "no directions", "no labels", "random start"
 
 def passages(count: int) -> list[str]:
     """Unlabelled passages of IMDB reviews with the model's input length."""
-    folder = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or _harness.ROOT.parent / "shared" / "data")
     found: list[str] = []
-    with lzma.open(folder / "imdb_reviews" / "train.jsonl.xz", "rt") as file:
+    with lzma.open(_harness.DATA / "imdb_reviews" / "train.jsonl.xz", "rt") as file:
         for line in file:
             words = json.loads(line)["text"].replace("<br />", " ").split()
             found += [" ".join(words[i : i + TOKENS]) for i in range(0, len(words) - TOKENS, TOKENS)]

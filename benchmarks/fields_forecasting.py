@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import csv
 import lzma
-import os
-import pathlib
 from typing import Any
 
 from benchmarks import _harness, _resume
@@ -32,9 +30,7 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 def table(name: str) -> dict[str, np.ndarray]:
     """Read a table; columns of numbers are converted."""
-    beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or beside) / "finance_tabular"
-    with lzma.open(folder / f"{name}.csv.xz", "rt") as file:
+    with lzma.open(_harness.DATA / "finance_tabular" / f"{name}.csv.xz", "rt") as file:
         rows = list(csv.DictReader(file))
     columns = {}
     for key in rows[0]:

@@ -17,8 +17,6 @@ The quick version takes one data set, one seed and few epochs: it shows that all
 from __future__ import annotations
 
 import lzma
-import os
-import pathlib
 from typing import Any
 
 from benchmarks import _harness, _resume
@@ -44,8 +42,7 @@ METHODS: dict[str, tuple[Any, tuple[float, ...]]] = {
 
 def interactions(name: str) -> data.Interactions:
     """Read the interactions of a data set and hold out one item per user."""
-    beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or beside) / name
+    folder = _harness.DATA / name
     times = None
     if name == "movielens100k":
         lines = lzma.open(folder / "ml-100k.inter.tsv.xz", "rt").read().splitlines()[1:]

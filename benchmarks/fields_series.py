@@ -11,8 +11,6 @@ wide. The quick version takes one set and one seed.
 
 from __future__ import annotations
 
-import os
-import pathlib
 import zipfile
 from typing import Any
 
@@ -35,10 +33,8 @@ NAMES = tuple(SETTINGS)
 
 def series(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Training and test series (rows, steps, 1), standardised one by one, with their class ids."""
-    beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or beside) / "time_series_ucr"
     found: list[Any] = []
-    with zipfile.ZipFile(folder / "ucr_uea.zip") as archive:
+    with zipfile.ZipFile(_harness.DATA / "time_series_ucr" / "ucr_uea.zip") as archive:
         for part in ("TRAIN", "TEST"):
             text = archive.read(f"{name}/{name}_{part}.ts").decode()
             rows = [line.rsplit(":", 1) for line in text.split("@data")[1].split()]

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import csv
 import lzma
-import os
-import pathlib
 import time
 from typing import Any
 
@@ -41,9 +39,7 @@ COSTS = {"false_positive": 1.0, "false_negative": 4.0}
 
 def read(filename: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return columns and labels; "?" is a missing category."""
-    beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or beside) / "adult_census"
-    lines = lzma.open(folder / filename, "rt").read().splitlines()
+    lines = lzma.open(_harness.DATA / "adult_census" / filename, "rt").read().splitlines()
     rows = [[cell.strip() for cell in line.rstrip(".").split(",")] for line in lines if line.count(",") == 14]
     labels = np.array([row[14].startswith(">50K") for row in rows]).astype(int)
     columns: dict[str, np.ndarray] = {}
@@ -56,9 +52,7 @@ def read(filename: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 def smaller(name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Columns and labels of a table of a few thousand rows."""
-    beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or beside)
-    file = folder / ("nhanes1_survival" if name == "nhanes1" else "finance_tabular") / f"{name}.csv.xz"
+    file = _harness.DATA / ("nhanes1_survival" if name == "nhanes1" else "finance_tabular") / f"{name}.csv.xz"
     rows = list(csv.DictReader(lzma.open(file, "rt")))
     if name == "nhanes1":  # years to death; negative if censored, used if at least ten years
         years = np.array([float(row.pop("time_signed")) for row in rows])

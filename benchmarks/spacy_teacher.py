@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import lzma
-import os
 import pathlib
 
 from benchmarks import _harness, _resume
@@ -34,8 +33,7 @@ TOKENS, WORDS, ENDINGS = 40, 12000, 3000
 
 def sentences(part: str, most: int | None) -> list[dict]:
     """Tokens and UPOS tags of one part of the treebank."""
-    folder = pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or _harness.ROOT.parent / "shared" / "data")
-    with lzma.open(folder / "ud_english_ewt" / f"{part}.jsonl.xz", "rt", encoding="utf-8") as lines:
+    with lzma.open(_harness.DATA / "ud_english_ewt" / f"{part}.jsonl.xz", "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines][:most]
 
 

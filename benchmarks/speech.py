@@ -7,8 +7,9 @@ streaming student. All students hear each utterance at five speeds, and the teac
 error rates of greedy decoding, by jiwer.
 
 Spoken digits (2,700 training and 300 test recordings, 8 kHz): bidirectional GRUs on the package's log-mel layer teach
-two convolutions with a tenth of their latency. ``--held-out`` evaluates AN4 on the last 100 training utterances; speeds,
-noise and weights were chosen there. Runs are kept, so that an interrupted benchmark resumes: ``python -m
+two convolutions with a tenth of their latency; all students also hear three copies of each recording, shifted in time.
+``--held-out`` evaluates AN4 on the last 100 training utterances; speeds, noise and weights were chosen there, and the
+settings for digits on 400 training recordings. Runs are kept, so that an interrupted benchmark resumes: ``python -m
 benchmarks.speech --full`` (an hour of one core; ``--ways``, ``--seeds``, ``--tasks`` choose).
 """
 
@@ -31,6 +32,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from benchmarks.senses import shifted
 from keras_distill import Distiller, LogitsDistillation, adapters, data, losses, metrics, teachers
 
 CLAIMS = {
@@ -43,6 +45,7 @@ STACKED, BATCH = 3, 32
 FRAMES, LABELS = 144, 48  # students use batches of one shape, without the longest tenth of the utterances
 TEACHER_EPOCHS = 16
 SPEEDS = (1.0, 0.85, 0.93, 1.07, 1.15)
+COPIES = 3  # of a spoken digit
 SEEDED = ("alone", "all frames", "around spikes")  # methods that are repeated with every seed; the others have one
 JUDGED = "all frames"  # chosen before any test result was known
 WAYS = {
@@ -53,13 +56,6 @@ WAYS = {
     "guided": losses.GuidedCtc(),
     "5-best": None,
 }
-
-
-def folder() -> pathlib.Path:
-    """Where the data sets are."""
-    import os
-
-    return pathlib.Path(os.environ.get("KERAS_DISTILL_DATA") or _harness.ROOT.parent / "shared" / "data")
 
 
 class Utterances:
@@ -103,10 +99,8 @@ class Utterances:
                 x = padded([self.features[i] for i in chosen], 0.0, "float32", shape)
                 y = padded([labels[i] for i in chosen], -1, "float32" if np.ndim(labels[0]) == 2 else "int32", longest)
                 if extra is not None:
-                    x = {
-                        "features": x,
-                        "teacher_logits": padded([extra[i] for i in chosen], 0.0, "float32", (FRAMES, CLASSES)),
-                    }
+                    logits = padded([extra[i] for i in chosen], 0.0, "float32", (FRAMES, CLASSES))
+                    x = {"features": x, "teacher_logits": logits}
                 yield x, y
 
         spec: object = tf.TensorSpec((size, frames, 13 * STACKED), tf.float32)
@@ -152,7 +146,7 @@ class Utterances:
 
 def an4(held_out: bool) -> tuple[Utterances, Utterances]:
     """Training and test part; with ``held_out`` the test part is the last 100 training utterances."""
-    with np.load(folder() / "an4_mfcc" / "an4_mfcc13.npz") as stored:
+    with np.load(_harness.DATA / "an4_mfcc" / "an4_mfcc13.npz") as stored:
         arrays = {name: stored[name] for name in stored.files}
     mean, deviation = (getattr(arrays["train_feat"].astype("float64"), f)(0) for f in ("mean", "std"))
 
@@ -273,9 +267,8 @@ def speech(report: _harness.Report, runs: _resume.Runs, scratch: pathlib.Path, o
         report.add({"way": way}, {"wer": statistics.mean(rates[way]), "seeds": rates[way]})
     for way in (way for way in ("alone", "around spikes") if f"causal {way}" in options.ways):
         for seed in range(1):
-            cell = runs(
-                f"causal {way} {seed}, {epochs} epochs", lambda way=way, seed=seed: student(way, seed, causal=True)
-            )
+            name = f"causal {way} {seed}, {epochs} epochs"
+            cell = runs(name, lambda way=way, seed=seed: student(way, seed, causal=True))
             rates.setdefault(f"causal, {way}", []).append(cell["wer"])
         report.add({"way": f"causal, {way}"}, {"wer": statistics.mean(rates[f"causal, {way}"])})
     alone, taught = statistics.mean(rates["alone"]), statistics.mean(rates[JUDGED])
@@ -289,7 +282,7 @@ def speech(report: _harness.Report, runs: _resume.Runs, scratch: pathlib.Path, o
 def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Waveforms of one second and labels; recordings 0 to 4 of each speaker and digit are the test set."""
     sounds, labels, test = [], [], []
-    with zipfile.ZipFile(folder() / "spoken_digit" / "recordings.zip") as archive:
+    with zipfile.ZipFile(_harness.DATA / "spoken_digit" / "recordings.zip") as archive:
         for name in sorted(each for each in archive.namelist() if each.endswith(".wav")):
             with wave.open(io.BytesIO(archive.read(name))) as file:
                 sounds.append(np.frombuffer(file.readframes(file.getnframes()), "<i2")[:8000])
@@ -318,8 +311,8 @@ def keyword_model(teaches: bool) -> keras.Model:
 def keywords(report: _harness.Report, runs: _resume.Runs, scratch: pathlib.Path, full: bool) -> None:
     """Teacher and students on spoken digits: accuracy and latency of one waveform."""
     x, y, test_x, test_y = digits()
-    if not full:
-        x, y = x[:200], y[:200]
+    x, y = (x, y) if full else (x[:200], y[:200])
+    many_x, many_y = shifted(x, COPIES), np.tile(y, COPIES + 1)
     supervised = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     teacher, stored = keyword_model(teaches=True), scratch / "digits_teacher.npz"
 
@@ -339,20 +332,21 @@ def keywords(report: _harness.Report, runs: _resume.Runs, scratch: pathlib.Path,
         heard = train_teacher()
     with np.load(stored) as arrays:
         teacher.set_weights([arrays[name] for name in arrays.files])
-    said = teacher.predict(x, batch_size=100, verbose=0)
+    said = teacher.predict(many_x, batch_size=100, verbose=0)
 
     def student(taught: bool, seed: int) -> dict:
         keras.utils.set_random_seed(seed)
         model = keyword_model(teaches=False)
-        epochs = 12 if full else 1
+        epochs = 10 if full else 1
+        optimizer = adam(epochs * len(many_x) // 50, 4e-3)
         if taught:
             parrot, fed = with_stored_logits(model, keras.Input((10,), name="teacher_logits"))
             distiller = Distiller(parrot, fed, LogitsDistillation(temperature=3.0), student_loss_weight=0.3)
-            distiller.compile(adam(epochs * len(x) // 50, 4e-3), supervised, jit_compile=False)
-            distiller.fit({"features": x, "teacher_logits": said}, y, batch_size=50, epochs=epochs, verbose=0)
+            distiller.compile(optimizer, supervised, jit_compile=False)
+            distiller.fit({"features": many_x, "teacher_logits": said}, many_y, batch_size=50, epochs=epochs, verbose=0)
         else:
-            model.compile(adam(epochs * len(x) // 50, 4e-3), supervised, jit_compile=False)
-            model.fit(x, y, batch_size=50, epochs=epochs, verbose=0)
+            model.compile(optimizer, supervised, jit_compile=False)
+            model.fit(many_x, many_y, batch_size=50, epochs=epochs, verbose=0)
         return {"accuracy": accuracy(model), "parameters": model.count_params()}
 
     found = {
