@@ -5,8 +5,8 @@ pairs (InfoNCE). The small image tower learns the teacher's image embeddings, wi
 teacher's caption tower; alone, it learns from the pairs together with its own caption tower. The reported recall@k is
 how often the right caption is among the first k of all held-out captions.
 
-Run: ``python examples/tuxpaint_retrieval.py`` (tuxpaint_captions under ``$KERAS_DISTILL_DATA``; estimated: 15
-core-minutes; ``--smoke``, on drawn shapes: half a minute).
+Run: ``python examples/tuxpaint_retrieval.py`` (tuxpaint_captions under ``$KERAS_DISTILL_DATA``; three core-minutes;
+``--smoke``, on drawn shapes: half a minute).
 """
 
 import argparse
