@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_distill._checks import error, number
+from keras_distill.teachers._copied import copied
 
 
 def average_weights(
@@ -51,9 +52,7 @@ def average_weights(
     if len(shares) != len(models) or not shares.sum():
         raise error(owner, f"{len(models)} weights that are not all 0", list(shares))
     shares = shares / shares.sum()
-    made = keras.models.clone_model(models[0])
-    if not made.built:
-        made.build(models[0].input_shape)
+    made = copied(owner, models[0])
     mixed = []
     for parts in zip(*(model.get_weights() for model in models), strict=True):
         if np.issubdtype(parts[0].dtype, np.integer) or parts[0].dtype == bool:

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_distill._checks import error, integer, number
 from keras_distill.teachers._base import Single
+from keras_distill.teachers._copied import copied
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -26,7 +27,7 @@ class Snapshot(Single):
     n-th update is min(decay, 1 - 1 / (n + 1)), the plain average so far.
 
     Args:
-        model: the model to copy; it must be built and clonable by ``keras.models.clone_model``.
+        model: the model to copy; it must be built and clonable by ``keras.models.clone_model``, or of keras-hub.
         decay: 0 <= decay <= 1, no unit. 0.999 averages over about the last 1000 updates.
         every_steps: number of training steps between two updates.
         warmup_steps: >= 0, training steps in which the decay rises, so that the first weights are forgotten sooner.
@@ -53,11 +54,7 @@ class Snapshot(Single):
         self_decay = number("Snapshot", "decay", decay, low=0.0, high=1.0)
         if not isinstance(model, keras.Model) or not model.built:
             raise error("Snapshot", "a built keras.Model", model, "Call the model once on a batch first")
-        copy = keras.models.clone_model(model)
-        if not copy.built:
-            copy.build(model.input_shape)
-        copy.set_weights(model.get_weights())
-        super().__init__(copy, **kwargs)
+        super().__init__(copied("Snapshot", model), **kwargs)
         self.decay = self_decay
         self.every_steps = integer("Snapshot", "every_steps", every_steps, low=1)
         self.warmup_steps = integer("Snapshot", "warmup_steps", warmup_steps, low=0)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_distill import Distiller, LogitsDistillation, regimes
+from keras_distill import Distiller, LogitsDistillation, regimes, teachers
 from tests.models import batch, batches, copy_of, kd, mlp, softmax
 
 X, Y = batch(60)
@@ -190,3 +190,27 @@ def test_cross_validation_is_paired_over_equal_folds():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("task", ["BertMaskedLM", "GPT2CausalLM"])
+def test_copies_of_language_models_keep_their_embedding_tied(task):
+    models = pytest.importorskip("keras_hub").models
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 8, "max_sequence_length": 4}
+    family = task.removesuffix("MaskedLM").removesuffix("CausalLM")
+    one, two = (getattr(models, task)(getattr(models, f"{family}Backbone")(30, **sizes)) for _ in range(2))
+    x = {name: np.ones((2, 4), "int32") for name in one.input}
+    snapshot, mean = teachers.Snapshot(one, decay=0.5), regimes.average_weights([one, two])
+    assert len(snapshot.weights) == len(mean.weights) == len(one.weights)  # an untied one has a table more
+    np.testing.assert_array_equal(np.asarray(snapshot(x)), np.asarray(one(x)))
+    snapshot.update(two)
+    two.set_weights([(a + b) / 2 for a, b in zip(one.get_weights(), two.get_weights(), strict=True)])
+    for made in (snapshot, mean):
+        np.testing.assert_allclose(np.asarray(made(x)), np.asarray(two(x)), rtol=1e-6, atol=1e-6)
+
+
+def test_a_layer_held_by_another_cannot_be_copied_and_is_named():
+    hub, tokens, places = pytest.importorskip("keras_hub").layers, keras.Input((4,)), keras.Input((2,), dtype="int32")
+    table = hub.ReversibleEmbedding(9, 3)
+    tied = keras.Model([tokens, places], hub.MaskedLMHead(token_embedding=table, name="head")(table(tokens), places))
+    with pytest.raises(ValueError, match=r"Snapshot: expected a model that keras.models.clone_model can copy, got"):
+        teachers.Snapshot(tied)
