@@ -33,7 +33,7 @@ class Setup:
         num_pictures: total number of training pictures; the distilled student sees all with the teacher's answers.
         epochs: epochs of every training, of ``num_pictures`` pictures each.
         batch_size: number of pictures per step.
-        hidden_units: hidden units of the student.
+        hidden_units: hidden units of the student; None for small convolutions, as photographs need them.
         temperature: temperature of the distillation.
     """
 
@@ -41,12 +41,14 @@ class Setup:
     num_pictures: int
     epochs: int
     batch_size: int
-    hidden_units: int
+    hidden_units: int | None
     temperature: float = 2.0
 
 
 _SETUPS = {"digits": Setup(100, 1000, epochs=40, batch_size=50, hidden_units=16)}
 _OTHERS = Setup(1000, 10000, epochs=15, batch_size=100, hidden_units=32)
+_COLOURED = Setup(5000, 20000, epochs=10, batch_size=100, hidden_units=None)
+_FILTERS = (12, 24, 32)  # of the student of coloured pictures
 
 
 def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download: bool) -> Any:
@@ -66,9 +68,8 @@ def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download:
     Raises:
         ValueError: if an argument does not fit, the data are missing, or ``out`` cannot be written; before training.
     """
-    setup = _SETUPS.get(dataset, _OTHERS)
     if epochs is not None:
-        setup = dataclasses.replace(setup, epochs=integer(_OWNER, "epochs", epochs, low=1))
+        integer(_OWNER, "epochs", epochs, low=1)
     integer(_OWNER, "seeds", num_seeds, low=1)
     console = Console(highlight=False)
     with output_folder(_OWNER, out) as (folder, aside):
@@ -90,6 +91,8 @@ def run(*, dataset: str, out: str, epochs: int | None, num_seeds: int, download:
             for name in ("student.keras", "report.json", "report.html"):
                 move(aside, folder, name)
             return entries
+        setup = _SETUPS.get(dataset, _COLOURED if examples.test.inputs.shape[-1] == 3 else _OTHERS)
+        setup = setup if epochs is None else dataclasses.replace(setup, epochs=epochs)
         models, histories, distillers = _train(console, examples, setup, num_seeds)
         with console.status("Measuring"):
             result = report.evaluate(
@@ -192,7 +195,7 @@ def _train(
 
 
 def build_teacher(shape: tuple[int, ...], num_classes: int) -> keras.Model:
-    """Return a convolutional network of about 70,000 parameters on 8x8 pictures.
+    """Return a convolutional network of about 70,000 parameters on 8x8 pictures, and on coloured ones of 32x32.
 
     Args:
         shape: (height, width, channels) of a picture.
@@ -209,25 +212,32 @@ def build_teacher(shape: tuple[int, ...], num_classes: int) -> keras.Model:
             layers.BatchNormalization(momentum=0.9),
             layers.ReLU(),
         ]
-        if filters == 64:
+        if filters == 64 or shape[-1] == 3:
             blocks.append(layers.MaxPooling2D())
     head = [layers.Flatten(), layers.Dropout(0.4), layers.Dense(num_classes)]
     return keras.Sequential([keras.Input(shape, name="image"), *blocks, *head], name="teacher")
 
 
-def build_student(shape: tuple[int, ...], num_classes: int, hidden_units: int) -> keras.Model:
-    """Return a network with one small hidden layer.
+def build_student(shape: tuple[int, ...], num_classes: int, hidden_units: int | None) -> keras.Model:
+    """Return a network with one small hidden layer, or with three small convolutions.
 
     Args:
         shape: (height, width, channels) of a picture.
         num_classes: number of classes.
-        hidden_units: width of the hidden layer.
+        hidden_units: width of the hidden layer; None for convolutions.
 
     Returns:
         The model, giving logits.
     """
     layers = keras.layers
-    hidden = [layers.Flatten(), layers.Dense(hidden_units, activation="relu")]
+    hidden: list[keras.layers.Layer] = []
+    if hidden_units is None:
+        for filters in _FILTERS:
+            hidden.append(layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False))
+            hidden += [layers.BatchNormalization(momentum=0.9), layers.ReLU()]
+        hidden.append(layers.GlobalAveragePooling2D())
+    else:
+        hidden = [layers.Flatten(), layers.Dense(hidden_units, activation="relu")]
     return keras.Sequential([keras.Input(shape, name="image"), *hidden, layers.Dense(num_classes)], name="student")
 
 
@@ -260,6 +270,8 @@ def _notes(examples: data.Data, setup: Setup, num_seeds: int) -> list[str]:
 
 
 def _settings(examples: data.Data, setup: Setup, num_seeds: int) -> dict[str, Any]:
+    convolutions = {"filters of the student": ", ".join(map(str, _FILTERS))}
+    units = {"hidden units of the student": setup.hidden_units}
     return {
         "data": f"{examples.source}; fingerprint {examples.fingerprint[:16]}",
         "splits": ", ".join(f"{name} {len(part):,}" for name, part in examples.splits.items()),
@@ -267,7 +279,7 @@ def _settings(examples: data.Data, setup: Setup, num_seeds: int) -> dict[str, An
         "pictures": min(setup.num_pictures, len(examples.train)),
         "epochs": setup.epochs,
         "batch size": setup.batch_size,
-        "hidden units of the student": setup.hidden_units,
+        **(convolutions if setup.hidden_units is None else units),
         "temperature": setup.temperature,
         "seeds": num_seeds,
         "loss of the distilled student": "LogitsDistillation alone (student_loss_weight=0)",

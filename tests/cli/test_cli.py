@@ -16,6 +16,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from keras_distill import data, report
 from keras_distill.cli import main
+from keras_distill.cli._demonstration import build_student, build_teacher
 
 ROOT = pathlib.Path(__file__).parents[2]
 WRITTEN = ["report.html", "report.json", "serving", "student.keras"]
@@ -137,6 +138,13 @@ def test_a_mistyped_command_exits_with_2_and_the_usage(words, capsys):
         main(words)
     assert end.value.code == 2
     assert "usage: keras-distill" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("shape", "units"), [((8, 8, 1), 16), ((28, 28, 1), 32), ((32, 32, 3), None)])
+def test_the_demos_student_is_small(shape, units):
+    student, teacher = build_student(shape, 10, units), build_teacher(shape, 10)
+    assert student.output_shape == teacher.output_shape == (None, 10)
+    assert student.count_params() < teacher.count_params() / 3  # on photographs it had more
 
 
 def test_the_demos_student_passes_the_check_that_serves_it(short, capsys):
