@@ -176,7 +176,8 @@ def main() -> None:
         made = regimes.bert_to_bilstm(expert, vocabulary_size=words, num_classes=2, embedding_width=32, width=16)
         if not taught:
             return accuracy(fitted(made.student, SUPERVISED, [(x, y)] * (6 if full else 1), 2e-3))
-        transfer = {name: np.concatenate([x[name], shorter[name]]) for name in x}
+        worded = shorter["padding_mask"].any(axis=1)  # a passage of nothing but dashes has no mean over its words
+        transfer = {name: np.concatenate([x[name], shorter[name][worded]]) for name in x}
         fitted(made, None, [(transfer, None)] * (3 if full else 1), 2e-3)
         return accuracy(made.student)
 
