@@ -69,7 +69,8 @@ def page() -> None:
         if picture is not None:
             lines += ["", f"![{_plots.PLOTS[kept['name']].__doc__}](benchmarks/{picture.name})"]
         machine, versions = kept["machine"], kept["versions"]
-        where = f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average'][0]:g} at the start"
+        cores = f"{machine['cores']} core{'s' * (machine['cores'] > 1)}"
+        where = f"{machine['cpu']}, {cores}, load {machine['load_average'][0]:g} at the start"
         packages = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "keras_distill")
         lines += ["", f"`{kept['command']}`, {kept['date'][:10]}, {where}; {packages}; "]
         lines[-1] += f"commit {versions['keras_distill']}."

@@ -25,7 +25,6 @@ from benchmarks import _harness
 # isort: split
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import layers
 
 from keras_distill import Distiller, LogitsDistillation, callbacks, losses, metrics, teachers
@@ -46,6 +45,11 @@ def example() -> types.ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def y_rows(labels: Any) -> np.ndarray:
+    """The labels of one task, whose number is that of the examples."""
+    return labels if isinstance(labels, np.ndarray) else next(iter(labels.values()))
 
 
 class Experiment:
@@ -84,14 +88,10 @@ class Experiment:
 
     def fit(self, model: object, loss: object, x: object, y: object, epochs: int, more: tuple = ()) -> None:
         """Train the model in place, for as many steps as `epochs` of the utterances without copies have."""
-        steps = (epochs if self.full else 1) * -(-len(self.train.x) // 64)
-        rate = keras.optimizers.schedules.CosineDecay(5e-3, steps)
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        rows = tf.data.Dataset.from_tensor_slices((x, y)).cache().shuffle(len(self.train.x) * (COPIES + 1)).repeat()
+        rounds = max(1, (epochs if self.full else 1) * len(self.train.x) // len(y_rows(y)))
+        rate = keras.optimizers.schedules.CosineDecay(5e-3, rounds * -(-len(y_rows(y)) // 64))
         model.compile(keras.optimizers.Adam(rate), loss, jit_compile=False)  # type: ignore[attr-defined]
-        batches = rows.batch(64).prefetch(2).take(steps).with_options(options)
-        model.fit(batches, epochs=1, verbose=0, callbacks=list(more))  # type: ignore[attr-defined]
+        model.fit(x, y, batch_size=64, epochs=rounds, verbose=0, callbacks=list(more))  # type: ignore[attr-defined]
 
     def scores(self, model: keras.Model) -> dict[str, float]:
         """In percent."""

@@ -297,3 +297,19 @@ def test_tensorflow_of_a_fixed_batch_size_is_called_with_it(kind, tmp_path):
         values.append(distiller.evaluate(x, batch_size=3, verbose=0, return_dict=True)["distillation_loss"])
     theirs, ours = tf.nn.log_softmax(x @ kernel), tf.nn.log_softmax(student(x))
     assert values == pytest.approx([float(np.mean(np.sum(np.exp(theirs) * (theirs - ours), -1)))] * 2, rel=1e-5)
+
+
+def test_a_tap_of_an_output_whose_activation_is_undone_is_the_output(tmp_path):
+    """A heatmap of probabilities taught a detector nothing: the term of its tap expects logits."""
+    teacher = teachers.from_callable(
+        lambda x: {"heat": 1 / (1 + np.exp(-x)), "size": 2 * x}, activation={"heat": "sigmoid"}, num_threads=1
+    )
+    x = np.linspace(-4, 4, 12, dtype="float32").reshape(4, 3)
+    _, live = teacher.listen(tf.constant(x), ["heat", "size"])
+    dataset = tf.data.Dataset.from_tensor_slices(x).batch(2)
+    stored = teachers.label(teacher, dataset, tmp_path, dtype="float32", features=["heat", "size"], progress=False)
+    for index, rows in enumerate(stored.attach(dataset)):
+        _, read = stored.listen(stored.split(rows)[1], ["heat", "size"])
+        for name, factor in (("heat", 1), ("size", 2)):
+            np.testing.assert_allclose(live[name], factor * x, rtol=1e-5)
+            np.testing.assert_allclose(read[name], factor * x[2 * index : 2 * index + 2], rtol=1e-5)

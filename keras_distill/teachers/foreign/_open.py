@@ -40,6 +40,7 @@ def from_callable(
             "output_1", ...
         activation: the model's last activation, to be undone: "softmax" (outputs are probabilities; their logarithms
             are used), "sigmoid" (log-odds are used), or None for logits and other numbers; or a dict by output name.
+            It is undone for taps of that output as well.
         batch_size: the largest number of rows per call; None for the whole batch, divided among the threads. A
             ``tf.function`` is called with exactly this number, the last rows being zeros that are dropped.
         num_threads: number of concurrent calls, for thread-safe functions.

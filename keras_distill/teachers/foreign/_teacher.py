@@ -146,7 +146,7 @@ class Foreign(Teacher):
     def listen(
         self, teacher_x: Any, taps: Sequence[str] = (), *, differentiable: bool = False
     ) -> tuple[Any, dict[str, Any]]:
-        """Run the model once; taps are names of its outputs. See ``Teacher.listen``."""
+        """Run the model once; taps are names of its outputs, with ``activation`` undone. See ``Teacher.listen``."""
         refuse_gradient(self, differentiable)
         given = self._given
         x = teacher_x if given["preprocess"] is None else given["preprocess"](teacher_x)
@@ -161,7 +161,7 @@ class Foreign(Teacher):
             self._known(name)
         picked = {name: silent(self._logits(name, found[name])) for name in self._wanted(list(found))}
         wanted = given["outputs"]
-        tapped = {name: silent(tf.cast(found[name], tf.float32)) for name in taps}
+        tapped = {name: silent(self._logits(name, found[name])) for name in taps}
         if isinstance(wanted, dict):
             return {ours: picked[theirs] for ours, theirs in wanted.items()}, tapped
         return (next(iter(picked.values())) if isinstance(wanted, str) or len(picked) == 1 else picked), tapped
