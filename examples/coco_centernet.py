@@ -22,7 +22,7 @@ import zipfile
 import keras
 import numpy as np
 import tensorflow as tf
-from blood_cells import detector
+from keras import layers
 
 from keras_distill import Distiller, FeatureDistillation, data, losses, report, teachers
 
@@ -92,6 +92,26 @@ def _blocks(x):
     return tf.reshape(blocks, (CELLS, CELLS, 4, -1))
 
 
+def pyramid(classes, width, seed):
+    """Separable convolutions down to a 32nd of the resolution and up again, with two heads at a quarter."""
+    keras.utils.set_random_seed(seed)
+
+    def block(h, filters, stride=1):
+        h = layers.SeparableConv2D(filters, 3, stride, "same", use_bias=False)(h)
+        return layers.ReLU()(layers.BatchNormalization(momentum=0.9)(h))
+
+    image = keras.Input((SIZE, SIZE, 3), name="image")
+    h, levels = block(image, width, 2), []
+    for times in (2, 3, 4, 4):
+        h = block(block(h, times * width, 2), times * width)
+        levels.append(h)
+    for level in levels[-2::-1]:
+        up = layers.UpSampling2D(2, interpolation="bilinear")(block(h, level.shape[-1]))
+        h = block(layers.Concatenate()([up, level]), level.shape[-1])
+    heat = layers.Conv2D(classes, 1, name="heat", bias_initializer=keras.initializers.Constant(-3.0))(h)
+    return keras.Model(image, {"heat": heat, "size": layers.Conv2D(4, 1, name="size")(h)})
+
+
 def detections(outputs, most=60):
     """Return (most, 6) for each image: relative corners, class id, score."""
     score = 1 / (1 + np.exp(-np.asarray(outputs["heat"], "float32")))
@@ -109,15 +129,15 @@ def main():
     """Label, distil, evaluate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=80)
     parser.add_argument("--classes", type=int, nargs="+", default=[0], metavar="ID", help="0: person")
     options = parser.parse_args()
     if not all((folder() / name).exists() for name in ("model_centernet_coco", "coco128x2_320")):
         print("This example needs model_centernet_coco and coco128x2_320 under $KERAS_DISTILL_DATA.")
         return
-    most, epochs, width = (4, 1, 4) if options.smoke else (128, options.epochs, 16)
+    most, epochs, width = (4, 1, 4) if options.smoke else (128, options.epochs, 24)
     (x, x_boxes), (test_x, boxes) = (pictures(part, most, options.classes) for part in ("train2017", "val2017"))
-    teacher, student = centernet(options.classes), detector((SIZE, SIZE, 3), len(options.classes), width, 0)
+    teacher, student = centernet(options.classes), pyramid(len(options.classes), width, 0)
     unlabelled = tf.data.Dataset.from_tensor_slices(x).batch(4)
     views = data.augment([keras.layers.RandomFlip("horizontal"), keras.layers.RandomTranslation(0.1, 0.1)])
     with tempfile.TemporaryDirectory() as place:
