@@ -5,8 +5,8 @@ of the labels, and distilled with teacher annealing (BAM). Distilled students al
 which words of slots are exchanged for others of the same slot; the teachers label them. All students take the same
 number of steps. Accuracy of intents, F1 of whole slots by seqeval. Epochs, copies and weights were chosen on 2,000
 training utterances kept aside (``--held-out``). Every cell is kept, so that an interrupted run resumes. Run with
-``python -m benchmarks.text --full --seeds 3`` (an hour of one core); without ``--full`` a tenth of the utterances and one epoch, without
-verdicts.
+``python -m benchmarks.text --full --seeds 3`` (an hour of one core); without ``--full`` a tenth of the utterances and
+one epoch, without verdicts.
 """
 
 from __future__ import annotations
